@@ -1,0 +1,99 @@
+"""The seam that everything else stands on: inputs in, unit vectors out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Literal, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from abc_rag.errors import InputError
+from abc_rag.types import Fingerprint, Image, ImageSource, Input, InstructedImage, Text
+
+__all__ = ["BatchSize", "Embedder", "Vectors"]
+
+Vectors = npt.NDArray[np.float32]
+BatchSize = Union[int, Literal["auto"]]
+
+
+class Embedder(ABC):
+    """Turns typed inputs into unit vectors of one space.
+
+    A subclass implements `dim`, `fingerprint` and `_embed`; this class checks inputs and results.
+    Implementations are safe to call from many threads at once.
+    """
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Length of a vector."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> Fingerprint:
+        """Which model, revision and resolution make these vectors."""
+
+    @abstractmethod
+    def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
+        """Embed checked inputs; return float32 of shape ``(len(inputs), dim)``, unit rows, in order."""
+
+    def embed(self, inputs: Iterable[Input], *, batch_size: BatchSize = "auto", progress: bool = False) -> Vectors:
+        """Embed any mix of texts, pictures and pictures with instructions.
+
+        Args:
+            inputs: `Text`, `Image` and `InstructedImage` values, in any mix.
+            batch_size: Most items computed at once; ``"auto"`` bounds the tokens in flight instead.
+                The result does not depend on it.
+            progress: Show a progress bar with rate and time left on standard error.
+
+        Returns:
+            float32 array of shape ``(n, dim)``; row ``i`` is the unit vector of input ``i``.
+
+        Raises:
+            InputError: An input is not one of the three types, or cannot be used; the message says which.
+            ImageError: A picture cannot be opened or exceeds a limit.
+        """
+        items = list(inputs)
+        for position, item in enumerate(items):
+            if not isinstance(item, (Text, Image, InstructedImage)):
+                raise InputError(
+                    f"input {position} is a {type(item).__name__}; wrap it as abc_rag.Text(text), "
+                    "abc_rag.Image(source) or abc_rag.InstructedImage(source, instruction)"
+                )
+        if batch_size != "auto" and (
+            isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+        ):
+            raise InputError(f"batch_size must be 'auto' or a positive int, not {batch_size!r}")
+        if not items:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        return self._embed(items, batch_size=batch_size, progress=progress)
+
+    def embed_texts(
+        self, texts: Iterable[str], *, batch_size: BatchSize = "auto", progress: bool = False
+    ) -> Vectors:
+        """Embed passages; shape ``(n, dim)``. See `embed`."""
+        _refuse_single(texts, str, "texts")
+        return self.embed([Text(t) for t in texts], batch_size=batch_size, progress=progress)
+
+    def embed_images(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        instruction: str | None = None,
+        batch_size: BatchSize = "auto",
+        progress: bool = False,
+    ) -> Vectors:
+        """Embed pictures, all under one instruction where one is given; shape ``(n, dim)``. See `embed`."""
+        _refuse_single(images, (str, bytes), "images")
+        inputs: list[Input] = [
+            Image(source) if instruction is None else InstructedImage(source, instruction) for source in images
+        ]
+        return self.embed(inputs, batch_size=batch_size, progress=progress)
+
+
+def _refuse_single(values: object, single: type | tuple[type, ...], name: str) -> None:
+    # A str is an iterable of its letters and bytes of ints: both would be embedded one by one.
+    if isinstance(values, single):
+        raise InputError(f"{name} must be a list; got a single {type(values).__name__}: pass [{name[:-1]}]")

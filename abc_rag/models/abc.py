@@ -1,0 +1,359 @@
+"""ABC (arXiv 2503.00329): a Qwen2-VL backbone, bidirectional, with two LoRA adapters and an MLP head.
+
+One space holds texts, pictures, and pictures seen under an instruction. The pretrain adapter is merged for
+good; the instruct adapter runs only for an input that has a picture *and* an instruction.
+
+What the published code does without saying so, and the published weights therefore expect:
+
+* plain positions 0, 1, 2, ... for all tokens, image tokens included (3-D positions occur only in a fresh
+  model's very first call);
+* the hidden states of token id 0 (``!``) are left out of the sum but counted in the mean;
+* a picture is resized twice, and small ones are enlarged to ``min_tokens``.
+
+One deviation, on purpose: padding never enters the mean, so a vector does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoTokenizer
+
+from abc_rag.errors import CheckpointError, InputError
+from abc_rag.images import ImageLimits, open_image
+from abc_rag.models._checkpoint import assign_tensors, iter_tensors, read_json, weight_files
+from abc_rag.models._qwen2_vl import (
+    Qwen2VLBackbone,
+    backbone_name,
+    fit_size,
+    load_backbone,
+    patchify,
+    resize_as_pillow_12,
+)
+from abc_rag.models.family import Family, Prepared
+from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text
+
+__all__ = ["ABCFamily", "ABCNetwork", "ABCPrompts", "ABCSettings", "MLPHead", "load_network"]
+
+_HEAD_HIDDEN = 4096
+# The first of the two resizes: qwen-vl-utils' own limits, in image tokens.
+_FIRST_MIN_TOKENS, _FIRST_MAX_TOKENS = 4, 16384
+
+
+@dataclass(frozen=True)
+class ABCSettings:
+    """What a checkpoint may say about itself in ``abc.json`` beside its three folders; all of it optional.
+
+    Attributes:
+        name: The model's name, for the fingerprint.
+        min_tokens: Fewest image tokens, unless the caller says otherwise (paper: 256).
+        max_tokens: Most image tokens, unless the caller says otherwise (published code: 1024).
+        head_hidden: Width inside the MLP head (published code: 4096, whatever the backbone).
+    """
+
+    name: str = ""
+    min_tokens: int = 256
+    max_tokens: int = 1024
+    head_hidden: int = _HEAD_HIDDEN
+
+    @classmethod
+    def read(cls, folder: Path) -> ABCSettings:
+        """Read ``folder/abc.json``; the published defaults where there is none."""
+        file = folder / "abc.json"
+        if not file.is_file():
+            return cls(name=folder.name)
+        raw = read_json(file)
+        known = {k: raw[k] for k in ("name", "min_tokens", "max_tokens", "head_hidden") if k in raw}
+        try:
+            return cls(**{"name": folder.name, **known})
+        except TypeError as error:  # pragma: no cover - keys are filtered above
+            raise CheckpointError(f"{file}: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        """Write ``folder/abc.json``."""
+        text = json.dumps(self.__dict__, indent=2) + "\n"
+        (folder / "abc.json").write_text(text, encoding="utf-8")
+
+
+class MLPHead(nn.Module):
+    """``x + W2 . SELU(W1 x + b1) + b2`` on the pooled state (paper, section 3.1)."""
+
+    def __init__(self, dim: int, hidden: int = _HEAD_HIDDEN) -> None:
+        super().__init__()
+        self.linear_layer1 = nn.Linear(dim, hidden)
+        self.linear_layer2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(n, dim)`` to ``(n, dim)``."""
+        y: torch.Tensor = x + self.linear_layer2(nn.functional.selu(self.linear_layer1(x)))
+        return y
+
+
+class Temperature(nn.Module):
+    """The learnable temperature, under the name that the published adapters store it by."""
+
+    def __init__(self, value: float = 0.07) -> None:
+        super().__init__()
+        self.temp = nn.Parameter(torch.tensor(value))
+
+
+class ABCNetwork(nn.Module):
+    """Backbone, head and temperature; the one forward that training and inference share."""
+
+    def __init__(self, backbone: Qwen2VLBackbone, *, head_hidden: int = _HEAD_HIDDEN) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = MLPHead(backbone.hidden_size, head_hidden)
+        self.temperature = Temperature()
+        self._instruct_layers: list[BaseTunerLayer] = []
+        self._instruct_on = False
+
+    def register_instruct_layers(self) -> None:
+        """Remember the layers of the instruct adapter, which must have been injected, and switch it off."""
+        self._instruct_layers = [m for m in self.backbone.modules() if isinstance(m, BaseTunerLayer)]
+        self._instruct_on = True
+        self.set_instruct(False)
+
+    def set_instruct(self, on: bool) -> None:
+        """Switch the instruct adapter on or off for all that follows."""
+        if on and not self._instruct_layers:
+            raise CheckpointError("this network has no instruct adapter")
+        if on != self._instruct_on:
+            for layer in self._instruct_layers:
+                layer.enable_adapters(on)
+            self._instruct_on = on
+
+    def pool(self, states: torch.Tensor, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Mean over real tokens in float32; id 0 is counted but not summed, as published."""
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+        summed = (steps[None, :] < lengths[:, None]) & (input_ids != 0)
+        # where, not a product: what a padding row holds is undefined, and 0 * NaN would spread it.
+        kept = torch.where(summed.unsqueeze(-1), states.float(), 0.0)
+        return kept.sum(dim=1) / lengths.unsqueeze(-1)
+
+    def forward(
+        self, input_ids: torch.Tensor, *, lengths: torch.Tensor, features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Unit vectors ``(batch, dim)`` in float32 of right-padded sequences; see `Qwen2VLBackbone.hidden_states`."""
+        states = self.backbone.hidden_states(input_ids, lengths=lengths, features=features)
+        pooled = self.pool(states, input_ids, lengths)
+        return nn.functional.normalize(self.head(pooled), dim=-1)
+
+
+class ABCPrompts:
+    """Inputs to token ids, through the checkpoint's own chat template.
+
+    The template is rendered once around a marker. What a user wrote is then tokenised as plain
+    text: ``<|im_end|>`` typed into a passage stays seven harmless tokens and cannot end the turn.
+    """
+
+    _MARK = "\x00"
+
+    def __init__(self, tokenizer: Any, *, image_token_id: int) -> None:  # noqa: ANN401  (transformers' own type varies)
+        self._image_token_id = image_token_id
+        self._special: Tokenizer = tokenizer.backend_tokenizer
+        # A second copy, so that no thread ever sees the other setting.
+        self._plain = Tokenizer.from_str(self._special.to_str())
+        self._plain.encode_special_tokens = True
+        self._special_names = [t.content for t in self._special.get_added_tokens_decoder().values()]
+        self._text = self._split(tokenizer, [{"type": "text", "text": self._MARK}])
+        self._image = self._split(tokenizer, [{"type": "image"}, {"type": "text", "text": self._MARK}])
+
+    def _split(self, tokenizer: Any, content: list[dict[str, str]]) -> tuple[list[int], str, str, list[int]]:  # noqa: ANN401
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        before, mark, after = rendered.partition(self._MARK)
+        if not mark or self._MARK in after:
+            raise CheckpointError("the chat template does not keep the user's text as it is")
+        # Special tokens cut a text before anything else happens, so only the stretch between the last one
+        # before the text and the first one after it has to be tokenised together with the text.
+        start = max((before.rfind(t) + len(t) for t in self._special_names if t in before), default=0)
+        end = min((after.find(t) for t in self._special_names if t in after), default=len(after))
+        return self._ids(before[:start]), before[start:], after[:end], self._ids(after[end:])
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._special.encode(text, add_special_tokens=False).ids)
+
+    def __call__(self, text: str, *, image_tokens: int | None = None) -> npt.NDArray[np.int64]:
+        """Token ids of one prompt; with ``image_tokens``, of one with a picture of that many tokens."""
+        head, before, after, tail = self._text if image_tokens is None else self._image
+        body = self._plain.encode(before + text + after, add_special_tokens=False).ids
+        ids = np.array([*head, *body, *tail], dtype=np.int64)
+        if image_tokens is None:
+            return ids
+        (at,) = np.flatnonzero(ids == self._image_token_id)[:1]
+        return np.concatenate([ids[:at], np.full(image_tokens, self._image_token_id), ids[at + 1 :]])
+
+
+class ABCFamily(Family):
+    """ABC behind the engine's seam."""
+
+    def __init__(
+        self,
+        network: ABCNetwork,
+        prompts: ABCPrompts,
+        *,
+        fingerprint: Fingerprint,
+        image_limits: ImageLimits,
+    ) -> None:
+        self.network = network
+        self._prompts = prompts
+        self._fingerprint = fingerprint
+        self._image_limits = image_limits
+        self._max_length = int(network.backbone.config.text_config.max_position_embeddings)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.network.backbone.hidden_size
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Model, revision and resolution."""
+        return self._fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.backbone.device
+
+    def prepare(self, item: Input) -> Prepared:
+        """Prompt, tokenise and preprocess; see `Family.prepare`."""
+        if isinstance(item, Text):
+            prepared = Prepared("text", self._prompts(item.text))
+        else:
+            instruction = f"Instruction: {item.instruction}" if isinstance(item, InstructedImage) else ""
+            patches = self.prepare_image(item)
+            merge = self.network.backbone.merge
+            ids = self._prompts(instruction, image_tokens=patches.rows * patches.columns // merge**2)
+            prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, patches)
+        if prepared.tokens > self._max_length:
+            raise InputError(
+                f"an input of {prepared.tokens} tokens is longer than the model's {self._max_length}; "
+                f"split the text: {getattr(item, 'text', getattr(item, 'instruction', ''))[:60]!r} ..."
+            )
+        return prepared
+
+    def prepare_image(self, item: Image | InstructedImage) -> Any:  # noqa: ANN401
+        """Open, resize twice as published, and cut into patches."""
+        image = open_image(item.source, limits=self._image_limits).image
+        backbone = self.network.backbone
+        factor = backbone.patch * backbone.merge
+        limits = (
+            (_FIRST_MIN_TOKENS, _FIRST_MAX_TOKENS),
+            (self._fingerprint.min_tokens, self._fingerprint.max_tokens),
+        )
+        for fewest, most in limits:
+            height, width = fit_size(
+                image.height,
+                image.width,
+                factor=factor,
+                min_pixels=fewest * factor**2,
+                max_pixels=most * factor**2,
+            )
+            image = resize_as_pillow_12(image, height, width)
+        return patchify(image, patch=backbone.patch, merge=backbone.merge)
+
+    def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
+        """Embed a batch of one kind; see `Family.forward`."""
+        device = self.device
+        lengths = torch.tensor([p.tokens for p in batch], device=device)
+        ids = np.zeros((len(batch), max(p.tokens for p in batch)), dtype=np.int64)
+        for row, prepared in zip(ids, batch, strict=True):
+            row[: prepared.tokens] = prepared.input_ids
+        pictures = [p.patches for p in batch if p.patches is not None]
+        with torch.inference_mode():
+            self.network.set_instruct(batch[0].kind == "image+instruction")
+            features = self.network.backbone.image_features(pictures) if pictures else None
+            return self.network(torch.from_numpy(ids).to(device), lengths=lengths, features=features)
+
+
+# --- Weights --------------------------------------------------------------------------------------
+
+
+def _lora_config(folder: Path) -> LoraConfig:
+    raw = read_json(folder / "adapter_config.json")
+    if raw.get("peft_type") != "LORA":
+        raise CheckpointError(f"{folder}: peft_type is {raw.get('peft_type')!r}; expected 'LORA'")
+    known = {k: v for k, v in raw.items() if k in LoraConfig.__dataclass_fields__}
+    # The head and the temperature are read by name below; the published auto_mapping names research code.
+    known.update(modules_to_save=None, auto_mapping=None, task_type=None, inference_mode=True)
+    known.pop("megatron_config", None)
+    return LoraConfig(**known)
+
+
+def _load_adapter(network: ABCNetwork, folder: Path, adapter: str, others: dict[str, nn.Parameter]) -> None:
+    """Fill the injected LoRA tensors of ``adapter``, and ``others``, from a folder; all of them, and nothing else."""
+    infix = f".{adapter}."
+    wanted: dict[str, torch.Tensor] = {
+        name.replace(infix, "."): parameter
+        for name, parameter in network.backbone.named_parameters()
+        if infix in name
+    }
+    wanted.update(others)
+
+    def rename(name: str) -> str | None:
+        return backbone_name(name.removeprefix("base_model.model."))
+
+    def put(name: str, tensor: torch.Tensor) -> None:
+        with torch.no_grad():
+            wanted[name].copy_(tensor)
+
+    assign_tensors(wanted, iter_tensors(weight_files(folder, "adapter_model")), rename, where=str(folder), put=put)
+
+
+def load_network(
+    base: Path,
+    pretrain: Path,
+    instruct: Path,
+    *,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    head_hidden: int = _HEAD_HIDDEN,
+) -> ABCNetwork:
+    """Read the three parts of an ABC checkpoint into one network, ready to embed.
+
+    Raises:
+        CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
+    """
+    backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
+    network = ABCNetwork(backbone, head_hidden=head_hidden).to(device)
+    lora = LoraModel(backbone, _lora_config(pretrain), "pretrain")
+    _load_adapter(
+        network,
+        pretrain,
+        "pretrain",
+        {f"mlp_head.{n}": p for n, p in network.head.named_parameters()} | {"temperature.temp": network.temperature.temp},
+    )
+    lora.merge_and_unload()
+    inject_adapter_in_model(_lora_config(instruct), backbone, "instruct")
+    _load_adapter(network, instruct, "instruct", {})
+    backbone.to(device=device, dtype=dtype)
+    network.register_instruct_layers()
+    return network.eval().requires_grad_(False)
+
+
+def load_prompts(base: Path) -> ABCPrompts:
+    """The tokenizer and the chat template of a Qwen2-VL folder."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{base}: no usable tokenizer ({error})") from error
+    if tokenizer.chat_template is None:
+        file = base / "chat_template.json"
+        tokenizer.chat_template = read_json(file).get("chat_template")
+    return ABCPrompts(tokenizer, image_token_id=int(read_json(base / "config.json")["image_token_id"]))

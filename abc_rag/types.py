@@ -1,0 +1,156 @@
+"""What goes in and what comes out: typed inputs, stored records, hits.
+
+Nothing here is guessed. A plain ``str`` given as a picture's source is always a path; a URL is a
+`URL`, a data URI is a `DataURI`. A text is always a `Text`, however much it looks like a link.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Union
+
+from abc_rag.errors import InputError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+__all__ = [
+    "URL",
+    "DataURI",
+    "Fingerprint",
+    "Hit",
+    "Image",
+    "ImageSource",
+    "Input",
+    "InstructedImage",
+    "MetadataValue",
+    "Modality",
+    "Record",
+    "Text",
+]
+
+Modality = Literal["text", "image"]
+MetadataValue = Union[str, int, float, bool]
+
+
+@dataclass(frozen=True)
+class URL:
+    """A picture on the web. Fetched only where the caller allows it (`abc_rag.images.ImageLimits`)."""
+
+    url: str
+
+
+@dataclass(frozen=True)
+class DataURI:
+    """A picture inside a ``data:image/...;base64,...`` string."""
+
+    uri: str = field(repr=False)
+
+
+ImageSource = Union[str, "os.PathLike[str]", URL, DataURI, bytes, "PIL.Image.Image"]
+"""Where a picture comes from: a path (``str`` or path object), `URL`, `DataURI`, ``bytes``, or a PIL image."""
+
+
+def _require_text(value: object, what: str) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{what} must be a str, not {type(value).__name__}")
+
+
+def _require_source(value: object, what: str) -> None:
+    if isinstance(value, (str, os.PathLike, URL, DataURI, bytes)):
+        return
+    # A PIL image is recognised without importing Pillow: whoever made one has imported it already.
+    if any(c.__module__ == "PIL.Image" and c.__name__ == "Image" for c in type(value).__mro__):
+        return
+    raise InputError(
+        f"{what} must be a path, abc_rag.URL, abc_rag.DataURI, bytes or a PIL image, not {type(value).__name__}"
+    )
+
+
+@dataclass(frozen=True)
+class Text:
+    """A passage, a caption, or a question without a picture."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        _require_text(self.text, "Text.text")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture by itself."""
+
+    source: ImageSource
+
+    def __post_init__(self) -> None:
+        _require_source(self.source, "Image.source")
+
+
+@dataclass(frozen=True)
+class InstructedImage:
+    """A picture and what to look at in it. An empty instruction is still an instruction."""
+
+    source: ImageSource
+    instruction: str
+
+    def __post_init__(self) -> None:
+        _require_source(self.source, "InstructedImage.source")
+        _require_text(self.instruction, "InstructedImage.instruction")
+
+
+Input = Union[Text, Image, InstructedImage]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Which model made a vector. Vectors are comparable only when all of this is equal.
+
+    Attributes:
+        model: The model's name, or the folder's name for a local checkpoint.
+        revision: What identifies the weights: hub commits, or a hash of the local files.
+        min_tokens: Fewest image tokens a picture is resized to.
+        max_tokens: Most image tokens a picture is resized to.
+    """
+
+    model: str
+    revision: str
+    min_tokens: int
+    max_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.revision} ({self.min_tokens}..{self.max_tokens} image tokens)"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stored item: a picture or a passage.
+
+    Attributes:
+        id: Content hash, or the caller's own id.
+        modality: ``"image"`` or ``"text"``.
+        text: The passage, or a picture's caption (may be empty).
+        source: Where it came from: a path, a URL, or empty.
+        metadata: The caller's own values.
+    """
+
+    id: str
+    modality: Modality
+    text: str = ""
+    source: str = ""
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A `Record` found by a search.
+
+    Attributes:
+        record: What was found.
+        score: In [0, 1], higher is nearer: ``(1 + cosine) / 2``.
+    """
+
+    record: Record
+    score: float
