@@ -224,8 +224,12 @@ class Qwen2VLBackbone(nn.Module):
         """
         embeds = self.language_model.embed_tokens(input_ids)
         if features is not None:
-            at_image = (input_ids == self.image_token_id).unsqueeze(-1).expand_as(embeds)
-            embeds = embeds.masked_scatter(at_image, features.to(embeds.dtype))
+            at_image = input_ids.flatten() == self.image_token_id
+            rows = torch.arange(len(at_image), device=input_ids.device)
+            rows[at_image] = len(at_image) + torch.arange(len(features), device=input_ids.device)
+            # One gather: its backward is far cheaper than that of a masked copy.
+            both = torch.cat([embeds.flatten(0, 1), features.to(embeds.dtype)])
+            embeds = both[rows].view(embeds.shape)
         length = input_ids.shape[1]
         steps = torch.arange(length, device=input_ids.device)
         if position_ids is None:

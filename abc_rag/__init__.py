@@ -1,0 +1,72 @@
+"""abc-rag: ask questions of pictures, from LangChain, LlamaIndex or plain Python.
+
+Importing this package loads neither torch nor chromadb nor any framework: each comes with its first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from abc_rag.embedder import Embedder
+    from abc_rag.errors import ABCRagError
+    from abc_rag.images import ImageLimits
+    from abc_rag.models.load import ABCCheckpoint, load_embedder
+    from abc_rag.store import ChromaStore
+    from abc_rag.types import URL, DataURI, Fingerprint, Hit, Image, ImageSource, Input, InstructedImage, Record, Text
+
+__all__ = [
+    "URL",
+    "ABCCheckpoint",
+    "ABCRagError",
+    "ChromaStore",
+    "DataURI",
+    "Embedder",
+    "Fingerprint",
+    "Hit",
+    "Image",
+    "ImageLimits",
+    "ImageSource",
+    "Input",
+    "InstructedImage",
+    "Record",
+    "Text",
+    "__version__",
+    "load_embedder",
+]
+
+try:
+    __version__ = version("abc-rag")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "URL": "types",
+    "ABCCheckpoint": "models.load",
+    "ABCRagError": "errors",
+    "ChromaStore": "store",
+    "DataURI": "types",
+    "Embedder": "embedder",
+    "Fingerprint": "types",
+    "Hit": "types",
+    "Image": "types",
+    "ImageLimits": "images",
+    "ImageSource": "types",
+    "Input": "types",
+    "InstructedImage": "types",
+    "Record": "types",
+    "Text": "types",
+    "load_embedder": "models.load",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOME:
+        raise AttributeError(f"module 'abc_rag' has no attribute {name!r}")
+    return getattr(import_module(f"abc_rag.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

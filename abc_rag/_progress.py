@@ -1,0 +1,64 @@
+"""A progress bar with rate and time left, on standard error, or nothing at all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+__all__ = ["Progress", "progress_bar"]
+
+
+class Progress(Protocol):
+    """What a caller may do with a bar."""
+
+    def advance(self, count: int = 1) -> None:
+        """Count some items as done."""
+
+
+class _Silent:
+    def advance(self, count: int = 1) -> None:
+        """Nobody watches."""
+
+
+@contextmanager
+def progress_bar(label: str, *, total: int | None, enabled: bool) -> Iterator[Progress]:
+    """Show a bar while the block runs.
+
+    Args:
+        label: What is being done.
+        total: How many items there are; ``None`` if that is not known.
+        enabled: Show nothing if false, or if standard error is not a terminal.
+    """
+    if not enabled or not sys.stderr.isatty():
+        yield _Silent()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text as RichText
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> RichText:
+            return RichText(f"{task.speed or 0:.1f}/s")
+
+    bar = RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(label, total=total)
+
+        class Shown:
+            def advance(self, count: int = 1) -> None:
+                bar.advance(task, count)
+
+        yield Shown()

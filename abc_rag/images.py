@@ -1,0 +1,528 @@
+"""Opening pictures that nobody vetted.
+
+`open_image` takes a picture from a path, a URL, a data URI, bytes or a PIL image, and returns it
+decoded, upright and in RGB, or raises an `abc_rag.errors.ImageError` that says why not. What a
+picture may cost is set by `ImageLimits`; sizes are read from the header before any pixel is decoded.
+
+How pixels become RGB:
+
+*   As in the published ABC pipeline, by ``image.convert("RGB")``: transparency is dropped, not
+    blended with a background, and an animation or a document is its first frame or page.
+*   Unlike it, camera photos come out upright: cameras store them as the sensor lay, with a note in
+    the EXIF data of how to turn them, and the published pipeline ignores that note. ``exif=False``
+    is exactly the published behaviour. Pictures without the note (PNG files, nearly all benchmark
+    pictures) are the same either way. Pillow itself turns TIFF files, so both ways turn those.
+*   Unlike it, 16-bit grayscale is scaled to 8 bits (its high byte is kept, which is what Pillow does
+    to 16-bit colour), where ``convert`` alone would turn all but the darkest pixels white. 32-bit
+    integer and floating-point pictures are clipped to 0..255, as ``convert`` does.
+
+Pillow's own limit, ``PIL.Image.MAX_IMAGE_PIXELS``, stands beside ``max_pixels``: a picture of more
+than twice that many pixels is refused as well, and the error says which limit it was. Nothing here
+changes Pillow's settings, and ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` does not let truncated
+pictures through.
+
+Everything here may be called from several threads at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import math
+import os
+import re
+import stat
+import struct
+import threading
+import urllib.parse
+from dataclasses import dataclass
+from typing import NoReturn
+
+import PIL.Image
+from PIL import BmpImagePlugin, GifImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL.WebPImagePlugin import WebPImageFile
+
+from abc_rag._fetch import fetch
+from abc_rag.errors import ImageError, ImageFetchError, ImageFormatError, ImageLimitError, InputError
+from abc_rag.types import URL, DataURI, ImageSource
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ImageLimits",
+    "OpenedImage",
+    "content_hash",
+    "describe_source",
+    "open_image",
+    "read_bytes",
+]
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Does nothing: a malformed EXIF block must not matter before it is asked for."""
+
+
+# The classes are named, not looked up by PIL.Image.open, so that no other plug-in ever sees the bytes.
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG": _Jpeg,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImageFile,
+}
+_SIGNATURES = (
+    *((signature, "TIFF") for signature in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    *((b"GIF87a", "GIF"), (b"GIF89a", "GIF"), (b"BM", "BMP")),
+    *((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG")),
+)
+_MIME = {kind: f"image/{kind.lower()}" for kind in _READERS}
+_CHUNK = 1 << 20  # bytes read at a time
+_MOST_JPEG_SCANS = 500  # an encoder makes about ten; each costs a pass over all pixels, however small it is
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_RAISE_PILLOWS_LIMIT = (
+    "raise PIL.Image.MAX_IMAGE_PIXELS or set it to None, so that ImageLimits.max_pixels alone decides"
+)
+_DATA_URI = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+);base64", re.ASCII | re.IGNORECASE)
+# Pillow is not safe when two threads load one lazily opened image.
+_LOADING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may cost. Each limit's name is in the error raised where it is exceeded.
+
+    Attributes:
+        max_bytes: Most bytes of the encoded picture.
+        max_pixels: Most pixels, width times height, by the header and before decoding.
+        max_aspect_ratio: Most times that the longer side may be the shorter one. Qwen2-VL's own limit is 200.
+        max_frames: Most frames or pages of a GIF, PNG, WebP or TIFF file. Only the first is decoded; they
+            are counted without decoding, and no further than this.
+        formats: Which of BMP, GIF, JPEG, PNG, TIFF and WEBP are read.
+        allow_urls: Whether a `URL` is fetched; only ever from public addresses.
+        url_timeout_s: Seconds that fetching may take, redirects included; at most 3600.
+        max_redirects: Most redirects followed.
+
+    Raises:
+        InputError: A limit makes no sense.
+    """
+
+    max_bytes: int = 50 * 2**20
+    max_pixels: int = 100_000_000
+    max_aspect_ratio: float = 200.0
+    max_frames: int = 1000
+    formats: frozenset[str] = frozenset(_READERS)
+    allow_urls: bool = False
+    url_timeout_s: float = 10.0
+    max_redirects: int = 3
+
+    def __post_init__(self) -> None:
+        """Checks every limit."""
+        for name, least in (("max_bytes", 1), ("max_pixels", 1), ("max_frames", 1), ("max_redirects", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise InputError(f"ImageLimits.{name} must be an int of at least {least}, not {value!r}")
+        for name, low, high in (("max_aspect_ratio", 1.0, math.inf), ("url_timeout_s", 0.001, 3600.0)):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not low <= value <= high:
+                raise InputError(f"ImageLimits.{name} must be a number in [{low:g}, {high:g}], not {value!r}")
+        if type(self.allow_urls) is not bool:
+            raise InputError(f"ImageLimits.allow_urls must be True or False, not {self.allow_urls!r}")
+        if not isinstance(self.formats, frozenset) or not self.formats or not self.formats <= _READERS.keys():
+            raise InputError(f"ImageLimits.formats must be a frozenset out of {sorted(_READERS)}, not {self.formats!r}")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedImage:
+    """A picture, decoded.
+
+    Attributes:
+        image: The pixels, mode ``"RGB"``, without metadata. The caller's to keep or to change.
+        sha256: Hex hash of the encoded bytes; for a PIL image of its mode, size, palette, EXIF
+            orientation and pixels. Does not depend on ``exif``.
+        source: What to call it: its path, its URL, ``"bytes (123 KB)"``, ``"data URI"`` or ``"PIL image"``.
+        mime_type: What the bytes are, whatever their name or sender says; None for a PIL image made in memory.
+    """
+
+    image: PIL.Image.Image
+    sha256: str
+    source: str
+    mime_type: str | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, after turning it upright."""
+        return self.image.size
+
+
+def open_image(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, exif: bool = True) -> OpenedImage:
+    """Opens a picture: decoded in full, upright, in RGB.
+
+    Args:
+        source: A path (``str`` or path object), `URL`, `DataURI`, ``bytes``, or a PIL image, which is
+            not changed (only loaded, where it was opened lazily) and gives the frame it stands at.
+        limits: What it may cost.
+        exif: Whether to turn it as its EXIF orientation says. False is the published behaviour.
+
+    Returns:
+        The picture, its hash and its name.
+
+    Raises:
+        ImageLimitError: It exceeds a limit.
+        ImageFormatError: It is corrupt, truncated, empty, or of a format that is not read.
+        ImageFetchError: It could not be read or fetched, or fetching is not allowed.
+        InputError: ``source`` is none of the above.
+    """
+    name = describe_source(source)
+    if isinstance(source, PIL.Image.Image):
+        with _LOADING:
+            copy, orientation, digest = _copy_pil(source, name, limits)
+        mime = _MIME.get(getattr(source, "format", None) or "")
+        return OpenedImage(_to_rgb(copy, orientation if exif else 1, name), digest, name, mime)
+    data = read_bytes(source, limits=limits)
+    kind = _identify(data, name, limits)
+    decoded = _decode(data, kind, name, limits)
+    image = _to_rgb(decoded, _orientation(decoded) if exif else 1, name)
+    return OpenedImage(image, hashlib.sha256(data).hexdigest(), name, _MIME[kind])
+
+
+def content_hash(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> str:
+    """The hash that `open_image` gives, without decoding: same bytes, same hash, whatever they are called.
+
+    Args:
+        source: As for `open_image`.
+        limits: As for `open_image`; those that need the header of encoded bytes are not checked.
+
+    Returns:
+        SHA-256 in hex digits.
+
+    Raises:
+        ImageError: As `open_image` does.
+        InputError: As `open_image` does.
+    """
+    if isinstance(source, PIL.Image.Image):
+        with _LOADING:
+            return _copy_pil(source, describe_source(source), limits)[2]
+    return hashlib.sha256(read_bytes(source, limits=limits)).hexdigest()
+
+
+def describe_source(source: ImageSource) -> str:
+    """A picture's name for messages: one line, at most 300 characters, without passwords.
+
+    Args:
+        source: As for `open_image`.
+
+    Returns:
+        Its path, its URL, ``"bytes (123 KB)"``, ``"data URI"`` or ``"PIL image"``.
+
+    Raises:
+        InputError: ``source`` is none of these.
+    """
+    if isinstance(source, PIL.Image.Image):
+        return "PIL image"
+    if isinstance(source, bytes):
+        size = len(source)
+        return f"bytes ({size} B)" if size < 1000 else f"bytes ({size / 1000:,.0f} KB)"
+    if isinstance(source, DataURI):
+        return "data URI"
+    if isinstance(source, URL):
+        name = re.sub(r"//[^/?#]*@", "//...@", str(source.url))
+    elif isinstance(source, (str, os.PathLike)):
+        name = os.fsdecode(source)
+    else:
+        what = "a path, abc_rag.URL, abc_rag.DataURI, bytes or a PIL image"
+        raise InputError(f"a picture's source must be {what}, not {type(source).__name__}")
+    name = name if name.isprintable() else repr(name)[1:-1]
+    return name if len(name) <= 300 else f"{name[:200]}...{name[-80:]}"
+
+
+def read_bytes(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """The encoded bytes of a picture, from wherever they are.
+
+    Args:
+        source: As for `open_image`, but no PIL image, which has no encoded bytes.
+        limits: Of these, ``max_bytes`` and what concerns URLs.
+
+    Returns:
+        1 to ``max_bytes`` bytes.
+
+    Raises:
+        ImageLimitError: There are more than ``max_bytes``.
+        ImageFormatError: There are none, or the data URI is malformed.
+        ImageFetchError: They could not be read or fetched, or fetching is not allowed.
+        InputError: ``source`` is none of the above.
+    """
+    name = describe_source(source)
+    if isinstance(source, bytes):
+        data = source
+    elif isinstance(source, DataURI):
+        data = _read_data_uri(source, name, limits)
+    elif isinstance(source, URL):
+        data = _read_url(source, name, limits)
+    elif isinstance(source, (str, os.PathLike)):
+        data = _read_file(os.fsdecode(source), name, limits)
+    else:
+        raise InputError(f"{name} has no encoded bytes; save it, or use open_image")
+    if len(data) > limits.max_bytes:
+        _refuse(name, f"{len(data):,} bytes", "max_bytes", limits)
+    if not data:
+        raise ImageFormatError(name, "is empty (0 bytes); pass a picture's encoded bytes")
+    return data
+
+
+def _refuse(name: str, measured: str, limit: str, limits: ImageLimits) -> NoReturn:
+    exceeded = f"{measured} exceed ImageLimits.{limit}={getattr(limits, limit):,}"
+    raise ImageLimitError(name, f"{exceeded}; to allow it, pass limits=ImageLimits({limit}=...)")
+
+
+def _read_file(path: str, name: str, limits: ImageLimits) -> bytes:
+    flags = os.O_RDONLY
+    for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, flag, 0)  # not every platform has each
+    try:
+        # Looked at before opening, for opening a device can have effects; and after, for it may have changed.
+        _require_file(os.stat(path), name, limits)
+        with open(os.open(path, flags), "rb") as file:
+            _require_file(os.fstat(file.fileno()), name, limits)
+            data = bytearray()
+            while chunk := file.read(min(_CHUNK, limits.max_bytes + 1 - len(data))):
+                data += chunk
+            return bytes(data)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        remedy = "check the path"
+        if path[:5].lower() == "data:":
+            remedy = "a str is always a path; wrap a data URI as abc_rag.DataURI(...)"
+        elif re.match("https?://", path, re.IGNORECASE):
+            remedy = "a str is always a path; wrap a URL as abc_rag.URL(...)"
+        elif isinstance(error, PermissionError):
+            remedy = "make it readable for this user"
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageFetchError(name, f"cannot be read ({reason}); {remedy}") from error
+
+
+def _require_file(status: os.stat_result, name: str, limits: ImageLimits) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageFetchError(name, "is a directory; pass the path of one picture in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageFetchError(name, "is not a regular file but a device, a pipe or a socket; pass a file or bytes")
+    if status.st_size > limits.max_bytes:
+        _refuse(name, f"{status.st_size:,} bytes", "max_bytes", limits)
+
+
+def _read_url(source: URL, name: str, limits: ImageLimits) -> bytes:
+    if not isinstance(source.url, str):
+        raise InputError(f"URL.url must be a str, not {type(source.url).__name__}")
+    if not limits.allow_urls:
+        remedy = "pass limits=ImageLimits(allow_urls=True) to allow it, or download it yourself and pass its path"
+        raise ImageFetchError(name, f"fetching pictures from URLs is off; {remedy}")
+    return fetch(
+        source.url,
+        source=name,
+        max_bytes=limits.max_bytes,
+        timeout_s=limits.url_timeout_s,
+        max_redirects=limits.max_redirects,
+    )
+
+
+def _read_data_uri(source: DataURI, name: str, limits: ImageLimits) -> bytes:
+    if not isinstance(source.uri, str):
+        raise InputError(f"DataURI.uri must be a str, not {type(source.uri).__name__}")
+    header, comma, payload = source.uri.partition(",")
+    match = _DATA_URI.fullmatch(header.strip()) if comma else None
+    if match is None:
+        raise ImageFormatError(name, "is not of the form data:image/...;base64,...; encode it as that, or pass bytes")
+    if not match["mime"].lower().startswith("image/"):
+        raise ImageFormatError(name, f"holds {match['mime'][:60]}, not a picture; pass a data:image/... URI")
+    if "%" in payload:
+        payload = urllib.parse.unquote(payload, errors="replace")
+    payload = "".join(payload.split())
+    size = len(payload.rstrip("=")) * 3 // 4
+    if size > limits.max_bytes:
+        _refuse(name, f"{size:,} bytes", "max_bytes", limits)
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageFormatError(name, f"is not valid base64 ({error}); encode the bytes again") from error
+
+
+def _identify(data: bytes, name: str, limits: ImageLimits) -> str:
+    kind = next((kind for signature, kind in _SIGNATURES if data.startswith(signature)), None)
+    if kind is None and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        kind = "WEBP"
+    if kind is None:
+        hint = "it begins like a web page, SVG or XML; " if data.lstrip()[:1] == b"<" else ""
+        hint = "it begins like HEIC, AVIF or a film; " if data[4:8] == b"ftyp" else hint
+        formats = ", ".join(sorted(limits.formats))
+        raise ImageFormatError(name, f"is not of a format that is read ({formats}); {hint}convert it to PNG or JPEG")
+    if kind not in limits.formats:
+        remedy = f"add it to ImageLimits.formats={sorted(limits.formats)} to allow it"
+        raise ImageFormatError(name, f"is a {kind} picture, which the limits do not allow; {remedy}")
+    return kind
+
+
+def _decode(data: bytes, kind: str, name: str, limits: ImageLimits) -> ImageFile.ImageFile:
+    try:
+        # WebP decoders allocate their canvas when made, so its size is read before one is.
+        if kind == "WEBP":
+            _check_size(_webp_size(data), name, limits)
+        if kind == "JPEG" and data.count(b"\xff\xda") > _MOST_JPEG_SCANS:
+            raise ImageFormatError(name, f"has over {_MOST_JPEG_SCANS} scans, as no encoder makes; save it anew")
+        frames = 1
+        if kind in _FRAME_COUNTERS:
+            frames = _FRAME_COUNTERS[kind](data, limits.max_frames + 1)
+        stream = _Stream(data)
+        image = _READERS[kind](stream)
+        _check_size(image.size, name, limits)
+        if kind in ("PNG", "WEBP"):
+            frames = getattr(image, "n_frames", 1)
+        if frames > limits.max_frames:
+            _refuse(name, f"at least {frames:,} frames", "max_frames", limits)
+        if kind == "PNG":
+            # Pillow checks no checksum of pixel data while decoding, and bears a missing end.
+            PngImagePlugin.PngImageFile(io.BytesIO(data)).verify()
+        stream.ends_in_error = ImageFile.LOAD_TRUNCATED_IMAGES
+        image.load()
+    except Exception as error:
+        _raise_for(error, name, f"cannot be decoded as {kind}")
+    return image
+
+
+def _raise_for(error: Exception, name: str, what: str) -> NoReturn:
+    """Decoders raise whatever they like: OSError, SyntaxError, struct.error, OverflowError, MemoryError..."""
+    if isinstance(error, ImageError):
+        raise error
+    if isinstance(error, (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning)):
+        raise ImageLimitError(name, f"{str(error).rstrip('.')}; {_RAISE_PILLOWS_LIMIT}") from error
+    reason = f"{what} ({type(error).__name__}: {str(error)[:200]})"
+    raise ImageFormatError(name, f"{reason}; it is corrupt or truncated: fetch or save it anew") from error
+
+
+def _check_size(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
+    width, height = size
+    if min(size) < 1:
+        raise ImageFormatError(name, f"is {width} x {height}, without pixels; pass a picture that has some")
+    pixels = width * height
+    if pixels > limits.max_pixels:
+        _refuse(name, f"{width} x {height} = {pixels:,} pixels", "max_pixels", limits)
+    ratio = max(size) / min(size)
+    if ratio > limits.max_aspect_ratio:
+        _refuse(name, f"{width} x {height}, an aspect ratio of {ratio:,.1f},", "max_aspect_ratio", limits)
+    pillows = PIL.Image.MAX_IMAGE_PIXELS
+    if pillows is not None and pixels > 2 * pillows:
+        measured = f"{width} x {height} = {pixels:,} pixels exceed Pillow's own limit of {2 * pillows:,}, although not"
+        raise ImageLimitError(name, f"{measured} ImageLimits.max_pixels={limits.max_pixels:,}; {_RAISE_PILLOWS_LIMIT}")
+
+
+def _copy_pil(source: PIL.Image.Image, name: str, limits: ImageLimits) -> tuple[PIL.Image.Image, int, str]:
+    """A copy to work on, its EXIF orientation, and its hash."""
+    _check_size(source.size, name, limits)
+    try:
+        copy = source.copy()
+        orientation = _orientation(source)
+        digest = hashlib.sha256(f"{copy.mode} {copy.width} {copy.height} {orientation}\n".encode())
+        if copy.mode in ("P", "PA"):
+            digest.update(bytes(copy.getpalette("RGB") or ()))
+        digest.update(copy.tobytes())
+    except Exception as error:
+        _raise_for(error, name, "cannot be loaded")
+    return copy, orientation, digest.hexdigest()
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        return orientation if orientation in _TURNS else 1
+    except Exception:  # a malformed note must not lose the picture
+        return 1
+
+
+def _to_rgb(image: PIL.Image.Image, orientation: int, name: str) -> PIL.Image.Image:
+    try:
+        # Pillow warns where it drops transparency from a palette, even when asked to.
+        image.info.pop("transparency", None)
+        if image.mode.startswith("I;16"):
+            image = image.convert("I").point(lambda value: value * (1 / 256))
+        rgb = image.convert("RGB")
+        if orientation in _TURNS:
+            rgb = rgb.transpose(_TURNS[orientation])
+    except Exception as error:
+        _raise_for(error, name, f"of mode {image.mode} cannot be converted to RGB")
+    # An orientation left in the metadata would turn the picture again, further on.
+    rgb.info = {}
+    return rgb
+
+
+class _Stream(io.BytesIO):
+    """Bytes whose end can be made an error, for PIL.ImageFile.LOAD_TRUNCATED_IMAGES makes Pillow ignore it."""
+
+    ends_in_error = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if self.ends_in_error and not data and size != 0:
+            raise OSError("image file is truncated")
+        return data
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+        return width + 1, height + 1
+    if chunk == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _count_gif_frames(data: bytes, stop: int) -> int:
+    frames, inside = 0, False
+    at = 13 + _gif_palette_bytes(data[10])
+    for _ in range(10_000 + len(data) // 16):  # encoders fill blocks to 255 bytes
+        if frames == stop or at >= len(data) or (data[at] == 0x3B and not inside):
+            return frames
+        if inside:
+            inside, at = data[at] > 0, at + 1 + data[at]
+        elif data[at] == 0x21:
+            inside, at = True, at + 2
+        elif data[at] == 0x2C:
+            frames, inside, at = frames + 1, True, at + 11 + _gif_palette_bytes(data[at + 9])
+        else:
+            at += 1
+    raise ValueError("more data blocks than any encoder makes")
+
+
+def _gif_palette_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _count_tiff_pages(data: bytes, stop: int) -> int:
+    order = "<" if data[:1] == b"I" else ">"
+    number, entry, offset, at = ("Q", 20, "Q", 8) if 43 in data[2:4] else ("H", 12, "I", 4)
+    seen: set[int] = set()  # the chain of pages may bite its own tail
+    at = struct.unpack_from(order + offset, data, at)[0]
+    while at and at not in seen and len(seen) < stop:
+        seen.add(at)
+        entries = struct.unpack_from(order + number, data, at)[0]
+        at = struct.unpack_from(order + offset, data, at + struct.calcsize(number) + entries * entry)[0]
+    return len(seen)
+
+
+_FRAME_COUNTERS = {"GIF": _count_gif_frames, "TIFF": _count_tiff_pages}

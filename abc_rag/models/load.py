@@ -1,0 +1,279 @@
+"""``load_embedder``: a name, a folder or three parts in, an embedder out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Union
+
+from abc_rag.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from abc_rag.embedder import Embedder
+    from abc_rag.images import ImageLimits
+    from abc_rag.models.family import Family
+
+__all__ = ["ABCCheckpoint", "Attention", "DType", "load_embedder"]
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+ModelName = Union[str, "os.PathLike[str]", "ABCCheckpoint"]
+
+# What a Qwen2-VL-7B without its output layer weighs in bfloat16, for the warning before a download.
+_PUBLISHED_GB = 15.6
+
+
+@dataclass(frozen=True)
+class ABCCheckpoint:
+    """The three parts of an ABC model, each a local folder (a path object) or a hub id (a ``str``).
+
+    A ``str`` is a folder if it starts with ``/``, ``./`` , ``../`` or ``~``, and a hub id otherwise, whatever exists on the disk.
+
+    Attributes:
+        base: Qwen2-VL.
+        pretrain: LoRA adapter with the MLP head and the temperature.
+        instruct: LoRA adapter for pictures with an instruction.
+        base_revision: Hub commit, tag or branch of ``base``.
+        pretrain_revision: The same for ``pretrain``.
+        instruct_revision: The same for ``instruct``.
+    """
+
+    base: str | os.PathLike[str]
+    pretrain: str | os.PathLike[str]
+    instruct: str | os.PathLike[str]
+    base_revision: str | None = None
+    pretrain_revision: str | None = None
+    instruct_revision: str | None = None
+
+
+PUBLISHED = ABCCheckpoint(
+    base="Qwen/Qwen2-VL-7B-Instruct",
+    pretrain="TIGER-Lab/ABC-Qwen2VL-Pretrain",
+    instruct="TIGER-Lab/ABC-Qwen2VL-Instruct",
+)
+
+
+def load_embedder(
+    model: ModelName | None = None,
+    *,
+    device: str = "auto",
+    dtype: DType = "auto",
+    min_tokens: int | None = None,
+    max_tokens: int | None = None,
+    attention: Attention = "auto",
+    image_limits: ImageLimits | None = None,
+) -> Embedder:
+    """An embedder for a model. The weights are loaded on first use.
+
+    Args:
+        model: ``"abc-mini"`` (the small checkpoint in this package); ``"abc"`` (the published 7B model, fetched from
+            the hub on first use); a folder with ``base/``, ``pretrain/`` and ``instruct/``; or an `ABCCheckpoint`.
+            If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
+        device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), or any torch device.
+        dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere.
+        min_tokens: Fewest image tokens (of 28x28 pixels) that a picture is resized to. If not given: what the
+            checkpoint was made for, which is 256 for ABC and 9 for abc-mini.
+        max_tokens: Most image tokens; 1024 for ABC, 9 for abc-mini. More tokens show more detail and cost more time.
+        attention: ``"auto"`` is torch's own kernels (``"sdpa"``); or ``"eager"``, or ``"flash_attention_2"`` where
+            that package is installed.
+        image_limits: Which pictures are accepted, and whether URLs are fetched.
+
+    Returns:
+        An `Embedder`.
+
+    Raises:
+        InputError: An argument is unusable, or there is no such folder.
+        CheckpointError: On first use: files are missing or do not fit.
+    """
+    if model is None:
+        model = os.environ.get("ABC_RAG_MODEL") or "abc"
+    for name, value, allowed in (
+        ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
+        ("attention", attention, ("auto", "sdpa", "eager", "flash_attention_2")),
+    ):
+        if value not in allowed:
+            raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    for name, tokens in (("min_tokens", min_tokens), ("max_tokens", max_tokens)):
+        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
+            raise InputError(f"{name} must be a positive number of image tokens, not {tokens!r}")
+    if min_tokens is not None and max_tokens is not None and min_tokens > max_tokens:
+        raise InputError(f"min_tokens ({min_tokens}) is larger than max_tokens ({max_tokens})")
+    load = _source(model)
+
+    def build() -> Family:
+        return _build(load(device), device, dtype, min_tokens, max_tokens, attention, image_limits)
+
+    from abc_rag.engine.local import LocalEmbedder
+
+    return LocalEmbedder(build)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Local folders, and what identifies them."""
+
+    base: Path
+    pretrain: Path
+    instruct: Path
+    settings_in: Path | None
+    name: str
+    revision: str | None = None
+
+
+def _source(model: ModelName) -> Callable[[str], _Parts]:
+    """How to get at the files of ``model``; checked now, fetched when called."""
+    if isinstance(model, ABCCheckpoint):
+        return lambda device: _resolve(model, "+".join(str(p) for p in (model.base, model.pretrain, model.instruct)))
+    if model == "abc":
+        return _published
+    if model == "abc-mini":
+        return lambda _: _folder_parts(_bundled("abc-mini"))
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise InputError(
+            f"model {str(model)!r} is neither 'abc', 'abc-mini' nor a folder; for other hub ids pass "
+            "abc_rag.ABCCheckpoint(base=..., pretrain=..., instruct=...)"
+        )
+    for part in ("base", "pretrain", "instruct"):
+        if not (folder / part).is_dir():
+            raise InputError(f"{folder} holds no {part}/; an ABC checkpoint has base/, pretrain/ and instruct/")
+    return lambda _: _folder_parts(folder)
+
+
+def _folder_parts(folder: Path) -> _Parts:
+    return _Parts(folder / "base", folder / "pretrain", folder / "instruct", folder, folder.resolve().name)
+
+
+def _bundled(name: str) -> Path:
+    # A wheel is always unpacked on disk; as_file is the documented way to say so.
+    with as_file(files("abc_rag.bundled").joinpath(name)) as folder:
+        if not (folder / "base").is_dir():
+            raise CheckpointError(f"{name} is missing from this installation; reinstall abc-rag")
+        return Path(folder)
+
+
+def _published(device: str) -> _Parts:
+    import torch
+
+    if device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        warnings.warn(
+            f"model 'abc' without a GPU: about {_PUBLISHED_GB} GB to download, twice that in memory in float32 "
+            f"({_PUBLISHED_GB} GB with dtype='bfloat16'), and many seconds for each picture. "
+            "Use model='abc-mini' to develop without a GPU, or name another device.",
+            stacklevel=2,
+        )
+    return _resolve(PUBLISHED, "abc")
+
+
+def _is_folder(part: str | os.PathLike[str]) -> bool:
+    return not isinstance(part, str) or part.startswith(("/", "./", "../", "~"))
+
+
+def _resolve(checkpoint: ABCCheckpoint, name: str) -> _Parts:
+    folders, revisions = [], []
+    for part, revision in (
+        (checkpoint.base, checkpoint.base_revision),
+        (checkpoint.pretrain, checkpoint.pretrain_revision),
+        (checkpoint.instruct, checkpoint.instruct_revision),
+    ):
+        if _is_folder(part):
+            if revision is not None:
+                raise InputError(f"{part} is a folder and has no revision {revision!r}")
+            folder = Path(part).expanduser()
+            if not folder.is_dir():
+                raise CheckpointError(f"{part}: no such folder")
+            folders.append(folder)
+            revisions.append(None)
+        else:
+            folders.append(_fetch(str(part), revision))
+            revisions.append(folders[-1].name[:12])  # a snapshot's folder is named by its commit
+    known = [r for r in revisions if r is not None]
+    return _Parts(folders[0], folders[1], folders[2], None, name, "+".join(known) if len(known) == 3 else None)
+
+
+def _fetch(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"],
+            )
+        )
+    except HFValidationError as error:
+        raise InputError(f"{repository!r} is not a hub id; write a folder as a pathlib.Path") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{repository} could not be fetched from the hub ({type(error).__name__}); check the network and the name, "
+            "or use model='abc-mini', which needs neither"
+        ) from error
+
+
+def _device(device: str) -> torch.device:
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return found
+
+
+def _build(
+    parts: _Parts,
+    device: str,
+    dtype: DType,
+    min_tokens: int | None,
+    max_tokens: int | None,
+    attention: Attention,
+    image_limits: ImageLimits | None,
+) -> Family:
+    import torch
+
+    from abc_rag.images import ImageLimits
+    from abc_rag.models._checkpoint import folder_revision
+    from abc_rag.models.abc import ABCFamily, ABCSettings, load_network, load_prompts
+    from abc_rag.types import Fingerprint
+
+    found = _device(device)
+    precision = getattr(torch, dtype if dtype != "auto" else "bfloat16" if found.type == "cuda" else "float32")
+    settings = ABCSettings.read(parts.settings_in) if parts.settings_in else ABCSettings(name=parts.name)
+    limits = replace(
+        settings,
+        min_tokens=settings.min_tokens if min_tokens is None else min_tokens,
+        max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
+    )
+    # One limit given by the caller must not contradict the other one's default.
+    if limits.min_tokens > limits.max_tokens:
+        most = limits.max_tokens if max_tokens is not None else limits.min_tokens
+        limits = replace(limits, min_tokens=min(limits.min_tokens, most), max_tokens=most)
+    network = load_network(
+        parts.base,
+        parts.pretrain,
+        parts.instruct,
+        attention="sdpa" if attention == "auto" else attention,
+        dtype=precision,
+        device=str(found),
+        head_hidden=settings.head_hidden,
+    )
+    revision = parts.revision or folder_revision(parts.base, parts.pretrain, parts.instruct)
+    return ABCFamily(
+        network,
+        load_prompts(parts.base),
+        fingerprint=Fingerprint(settings.name or parts.name, revision, limits.min_tokens, limits.max_tokens),
+        image_limits=image_limits or ImageLimits(),
+    )

@@ -1,0 +1,19 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from abc_rag import Image, InstructedImage, Text
+
+FIXTURE = Path(__file__).parent / "fixtures" / "abc"
+TOLERANCE = 1e-5
+
+
+def as_input(case: dict[str, Any]) -> Text | Image | InstructedImage:
+    """The typed input of one record of cases.json."""
+    if case["kind"] == "text":
+        return Text(case["text"])
+    source = str(FIXTURE / case["image"])
+    return Image(source) if case["kind"] == "image" else InstructedImage(source, case["text"])
