@@ -20,6 +20,7 @@ The locks are the operating system's: they vanish with the process that held the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import socket
@@ -50,14 +51,13 @@ _registry: dict[str, _Directory[Any]] = {}
 _registry_lock = threading.Lock()
 _used = False
 _forked = False
-_abandoned: list[object] = []
 
 
 def _after_fork_in_child() -> None:
-    # The parent's clients have lost their threads here and its locks are not ours. Both are left alone
-    # but kept alive: a finaliser that ran in this process could unlock the parent's files.
+    # The parent's clients have lost their threads here, and its locks are not ours. Both must outlive even
+    # this process's exit: Chroma's finaliser would wait for those threads, a lock's would unlock the parent.
     global _registry, _registry_lock, _forked
-    _abandoned.append(_registry)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_registry))
     _registry = {}
     _registry_lock = threading.Lock()
     _forked = _used
@@ -219,7 +219,7 @@ class _Directory(Generic[C]):
     def read(self, lease: Lease[C], key: str, use: Callable[[C], T]) -> T:
         while True:
             with self._gate.shared():
-                self._refuse_closed(lease)
+                self._refuse_gone(lease)
                 client = self._current()
                 if client is not None and key in self._loaded:
                     return use(client)
@@ -234,7 +234,7 @@ class _Directory(Generic[C]):
         while True:
             self._become_writer(lease)
             with self._gate.shared():
-                self._refuse_closed(lease)
+                self._refuse_gone(lease)
                 client = self._current()
                 # Another thread's close() may have given the lock back since.
                 if client is not None and lease in self._writers:
@@ -247,15 +247,19 @@ class _Directory(Generic[C]):
             if self._current() is None:
                 self._reopen()
 
-    def _refuse_closed(self, lease: Lease[C]) -> None:
+    def _refuse_gone(self, lease: Lease[C]) -> None:
         if lease not in self.leases:
             raise StoreError(f"{self.path}: this store has been closed; open a new one")
+        if not os.path.isdir(self.path):  # the locks and Chroma would make it anew, and empty
+            raise StoreError(
+                f"{self.path}: the directory of this store has been deleted; open a new store at that path"
+            )
 
     # -- the writer ------------------------------------------------------------------------------
 
     def _become_writer(self, lease: Lease[C]) -> None:
         with self._writer_mutex:
-            self._refuse_closed(lease)
+            self._refuse_gone(lease)
             if self._writer_lock.is_locked and self._writer_inode != _inode(self._file(_WRITER_LOCK)):
                 # The directory was deleted and made anew: what is held guards a file that is gone.
                 self._writer_lock.release(force=True)

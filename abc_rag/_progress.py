@@ -35,9 +35,16 @@ def progress_bar(label: str, *, total: int | None, enabled: bool) -> Iterator[Pr
         yield _Silent()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
-    from rich.progress import ProgressColumn, Task
     from rich.text import Text as RichText
 
     class Rate(ProgressColumn):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Literal, Union
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from abc_rag.types import Fingerprint, Image, ImageSource, Input, InstructedImag
 __all__ = ["BatchSize", "Embedder", "Vectors"]
 
 Vectors = npt.NDArray[np.float32]
-BatchSize = Union[int, Literal["auto"]]
+BatchSize = int | Literal["auto"]
 
 
 class Embedder(ABC):
@@ -62,17 +62,13 @@ class Embedder(ABC):
                     f"input {position} is a {type(item).__name__}; wrap it as abc_rag.Text(text), "
                     "abc_rag.Image(source) or abc_rag.InstructedImage(source, instruction)"
                 )
-        if batch_size != "auto" and (
-            isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
-        ):
+        if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
             raise InputError(f"batch_size must be 'auto' or a positive int, not {batch_size!r}")
         if not items:
             return np.zeros((0, self.dim), dtype=np.float32)
         return self._embed(items, batch_size=batch_size, progress=progress)
 
-    def embed_texts(
-        self, texts: Iterable[str], *, batch_size: BatchSize = "auto", progress: bool = False
-    ) -> Vectors:
+    def embed_texts(self, texts: Iterable[str], *, batch_size: BatchSize = "auto", progress: bool = False) -> Vectors:
         """Embed passages; shape ``(n, dim)``. See `embed`."""
         _refuse_single(texts, str, "texts")
         return self.embed([Text(t) for t in texts], batch_size=batch_size, progress=progress)

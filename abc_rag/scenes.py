@@ -27,11 +27,13 @@ __all__ = [
     "BACKGROUNDS",
     "CATEGORIES",
     "KINDS",
+    "Description",
     "Placed",
     "Question",
     "Scene",
     "caption_edits",
     "captions",
+    "describe",
     "held_out_scenes",
     "is_held_out",
     "phrases",
@@ -189,9 +191,10 @@ def random_scene(rng: random.Random, *, objects: int, held_out: bool = False) ->
     """
     tint = (rng.randint(-14, 14), rng.randint(-14, 14), rng.randint(-14, 14))
     background = rng.choice(list(BACKGROUNDS))
-    sides: tuple[Side, ...]
+    sides: Sequence[Side]
     if objects == 1:
-        kinds, sides = [rng.choice(KINDS)], ("middle",)
+        kinds = [rng.choice(KINDS)]
+        sides = ("middle",)
     else:
         kinds = rng.sample(KINDS, 2)
         while is_held_out(*kinds) != held_out:
@@ -199,6 +202,7 @@ def random_scene(rng: random.Random, *, objects: int, held_out: bool = False) ->
         sides = ("left", "right") if rng.random() < 0.5 else ("top", "bottom")
     spread = 0.14 if objects == 1 else 0.03
     placed = []
+    side: Side
     for kind, side in zip(kinds, sides, strict=True):
         along, across = rng.uniform(-spread, spread), rng.uniform(-0.14, 0.14)
         shift = (across, along) if side in ("top", "bottom") else (along, across)
@@ -381,3 +385,59 @@ def caption_edits(scene: Scene, rng: random.Random) -> Iterator[Scene]:
     edits.append(Scene(scene.objects, rng.choice([b for b in BACKGROUNDS if b != scene.background])))
     rng.shuffle(edits)
     yield from edits
+
+
+@dataclass(frozen=True)
+class Description:
+    """A text that says part of what a scene shows, and what a scene must have for it to be true.
+
+    Attributes:
+        text: The words.
+        objects: (kind, size or ``None``, side or ``None``) of each object that is mentioned.
+        background: Colour, if it is mentioned.
+    """
+
+    text: str
+    objects: tuple[tuple[str, SizeName | None, Side | None], ...]
+    background: str | None = None
+
+    def fits(self, scene: Scene) -> bool:
+        """Whether the text is true of a scene."""
+        return self.background in (None, scene.background) and all(
+            any(
+                placed.kind == kind and size in (None, placed.size) and side in (None, placed.side)
+                for placed in scene.objects
+            )
+            for kind, size, side in self.objects
+        )
+
+
+_SEARCH: Sequence[str] = (
+    "which picture shows {}?", "show me {}", "find {}", "a picture of {}", "an image with {}", "the picture with {}",
+    "look for {}", "pictures of {}", "where can I see {}?", "is there a picture of {}?",
+)  # fmt: skip
+_TOGETHER: Sequence[str] = ("{a} and {b}", "{a} next to {b}", "{a} with {b}", "{b} and {a}", "{b} together with {a}")
+
+
+def describe(scene: Scene, rng: random.Random) -> Description:
+    """Say part of what a scene shows, as people do when they search: a kind, a pair, a kind and a colour."""
+    objects: list[tuple[str, SizeName | None, Side | None]] = []
+    named = []
+    for placed in rng.sample(scene.objects, rng.randint(1, len(scene.objects))):
+        size = placed.size if rng.random() < 0.3 else None
+        objects.append((placed.kind, size, None))
+        named.append(f"a {size} {placed.kind}" if size else phrase(placed.kind))
+    if len(named) == 2:
+        content = rng.choice(_TOGETHER).format(a=named[0], b=named[1])
+    else:
+        content = named[0]
+        (placed,) = (o for o in scene.objects if o.kind == objects[0][0])
+        if placed.side in _ON and rng.random() < 0.4:
+            objects = [(placed.kind, objects[0][1], placed.side)]
+            content = f"{content} {rng.choice(_ON[placed.side])}"
+    background = scene.background if rng.random() < 0.3 else None
+    if background is not None:
+        content = rng.choice(_WITH_BACKGROUND[:4]).format(content, background_phrase(background))
+    if rng.random() < 0.4:
+        content = rng.choice(_SEARCH).format(content)
+    return Description(content, tuple(objects), background)

@@ -28,6 +28,7 @@ from abc_rag.types import Fingerprint, Hit, MetadataValue, Modality, Record
 
 if TYPE_CHECKING:
     from chromadb.api.client import Client
+    from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
 
 __all__ = ["ChromaStore", "image_id", "text_id"]
@@ -44,6 +45,8 @@ _REQUEST_BYTES = 30_000_000
 # Ids go to SQLite as variables, of which one statement takes 32,766.
 _PAGE = 1000
 _QUERIES = 256
+# With Chroma's 16 neighbours, records beside a few dozen equal vectors cannot be found.
+_INDEX: CreateHNSWConfiguration = {"space": "cosine", "max_neighbors": 64, "ef_search": 200}
 _MOST_TIES = 1000
 
 
@@ -346,33 +349,45 @@ class ChromaStore:
                 f"{self._place}: the vector has {rows.shape[1]} dimensions, but those in collection "
                 f"{self._name!r} have {dim}; search with the model that made them"
             )
+        found = dict(self._indexed(rows, k, condition, collection))
+        if dim is not None:
+            self._backend.mark_loaded(self._name)
+        missing = [i for i in range(len(rows)) if i not in found]
+        if missing:
+            found.update(zip(missing, _exact(rows[missing], k, condition, collection), strict=True))
+        return [found[i] for i in range(len(rows))]
+
+    def _indexed(
+        self, rows: Vectors, k: int, condition: dict[str, Any] | None, collection: Collection
+    ) -> Iterator[tuple[int, list[Hit]]]:
+        """Ask the index; yield row numbers with hits, except where the index finds fewer than there are."""
         # One more than asked shows whether the last place is tied.
         wanted, most = k + 1, k + _MOST_TIES
         if wanted > _PAGE:
             wanted = most = max(1, min(wanted, collection.count()))
-        hits: dict[int, list[Hit]] = {}
-        while len(hits) < len(rows):
-            open_rows = [i for i in range(len(rows)) if i not in hits]
+        complete: dict[int, bool] = {}
+        numbers = list(range(len(rows)))
+        while numbers:
             answer = collection.query(
-                query_embeddings=rows[open_rows],
+                query_embeddings=rows[numbers],
                 n_results=wanted,
                 where=condition,
                 include=["metadatas", "documents", "uris", "distances"],
             )
-            for position, i in enumerate(open_rows):
+            tied = []
+            for position, i in enumerate(numbers):
                 far = (answer["distances"] or [])[position]
-                if len(far) >= wanted and wanted < most and far[k - 1] == far[-1]:
+                if len(far) < wanted:
+                    if len(far) not in complete:
+                        complete[len(far)] = not _more_than(len(far), condition, collection)
+                    if not complete[len(far)]:
+                        continue
+                elif wanted < most and far[k - 1] == far[-1]:
+                    tied.append(i)
                     continue
                 columns = [(answer[column] or [])[position] for column in ("metadatas", "documents", "uris")]
-                ranked = sorted(
-                    zip(far, _records(answer["ids"][position], *columns), strict=True),
-                    key=lambda pair: (pair[0], pair[1].id),
-                )
-                hits[i] = [Hit(record, min(1.0, max(0.0, 1.0 - distance / 2.0))) for distance, record in ranked[:k]]
-            wanted = min(2 * wanted, most)
-        if dim is not None:
-            self._backend.mark_loaded(self._name)
-        return [hits[i] for i in range(len(rows))]
+                yield i, _hits(zip(far, _records(answer["ids"][position], *columns), strict=True), k)
+            numbers, wanted = tied, min(2 * wanted, most)
 
     # -- the collection ------------------------------------------------------------------------
 
@@ -442,7 +457,7 @@ class ChromaStore:
         mark = None if self._wanted is None else {_FINGERPRINT: self._wanted}
         if collection is None:
             client.get_or_create_collection(
-                self._name, embedding_function=None, metadata=mark, configuration={"hnsw": {"space": "cosine"}}
+                self._name, embedding_function=None, metadata=mark, configuration={"hnsw": _INDEX}
             )
         elif mark is not None and _mark(collection) is None:
             # The space cannot be changed, and Chroma takes naming it for an attempt.
@@ -486,6 +501,38 @@ class ChromaStore:
 def _got(collection: Collection, **arguments: Any) -> dict[str, Any] | None:  # noqa: ANN401
     page: dict[str, Any] = dict(collection.get(**arguments))
     return page if page["ids"] else None
+
+
+def _more_than(n: int, condition: dict[str, Any] | None, collection: Collection) -> bool:
+    if condition is None:
+        return collection.count() > n
+    return len(collection.get(where=condition, limit=n + 1, include=[])["ids"]) > n
+
+
+def _exact(rows: Vectors, k: int, condition: dict[str, Any] | None, collection: Collection) -> list[list[Hit]]:
+    """Compare with every vector: beside many equal vectors, or behind a narrow filter, the index is blind."""
+    ids: list[str] = []
+    parts: list[Vectors] = [np.zeros((0, rows.shape[1]), dtype=np.float32)]
+    while page := _got(collection, where=condition, limit=_PAGE, offset=len(ids), include=["embeddings"]):
+        ids += page["ids"]
+        parts.append(np.asarray(page["embeddings"], dtype=np.float32))
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    # In float64 and rounded, so that equal vectors have equal distances however the product is blocked.
+    distances = np.round(1.0 - rows.astype(np.float64) @ np.concatenate(parts)[order].T.astype(np.float64), 9)
+    ranked = [[(float(row[j]), ids[order[j]]) for j in np.argsort(row, kind="stable")[:k]] for row in distances]
+    wanted = list({id_ for pairs in ranked for _, id_ in pairs})
+    records: dict[str, Record] = {}
+    for start in range(0, len(wanted), _PAGE):
+        page = _got(collection, ids=wanted[start : start + _PAGE], include=["metadatas", "documents", "uris"])
+        if page:
+            found = _records(page["ids"], page["metadatas"], page["documents"], page["uris"])
+            records.update((record.id, record) for record in found)
+    return [_hits(((far, records[id_]) for far, id_ in pairs if id_ in records), k) for pairs in ranked]
+
+
+def _hits(pairs: Iterable[tuple[float, Record]], k: int) -> list[Hit]:
+    ranked = sorted(pairs, key=lambda pair: (pair[0], pair[1].id))[:k]
+    return [Hit(record, min(1.0, max(0.0, 1.0 - float(distance) / 2.0))) for distance, record in ranked]
 
 
 def _mark(collection: Collection) -> str | None:
@@ -619,8 +666,8 @@ def _open_embedded(path: str) -> Client:
 
 def _close(client: Client) -> None:
     # Chroma stops but never closes its HTTP sessions, which would leave sockets behind.
-    for server in (client._server, client._admin_client._server):
-        session = getattr(server, "_session", None)
+    for owner in (client, client._admin_client):
+        session = getattr(getattr(owner, "_server", None), "_session", None)
         if session is not None:
             session.close()
     client.close()

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Modality = Literal["text", "image"]
-MetadataValue = Union[str, int, float, bool]
+MetadataValue = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class InstructedImage:
         _require_text(self.instruction, "InstructedImage.instruction")
 
 
-Input = Union[Text, Image, InstructedImage]
+Input = Text | Image | InstructedImage
 
 
 @dataclass(frozen=True)

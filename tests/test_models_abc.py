@@ -33,7 +33,9 @@ def family_of(embedder: Embedder) -> ABCFamily:
 def worst(embedder: Embedder, cases: list[dict[str, Any]], goldens: dict[str, torch.Tensor]) -> dict[str, float]:
     """Largest coordinate difference of each case, embedded by itself."""
     return {
-        case["id"]: float(np.abs(embedder.embed([as_input(case)])[0] - goldens[f"{case['id']}.embedding"].numpy()).max())
+        case["id"]: float(
+            np.abs(embedder.embed([as_input(case)])[0] - goldens[f"{case['id']}.embedding"].numpy()).max()
+        )
         for case in cases
     }
 
@@ -107,7 +109,10 @@ def test_eight_threads_give_the_numbers_of_one(tiny: Embedder, cases: Any, golde
     def one(seed: int) -> float:
         order = random.Random(seed).sample(cases, 12)
         vectors = tiny.embed([as_input(c) for c in order], batch_size=3)
-        return max(float(np.abs(v - goldens[f"{c['id']}.embedding"].numpy()).max()) for v, c in zip(vectors, order))
+        return max(
+            float(np.abs(v - goldens[f"{c['id']}.embedding"].numpy()).max())
+            for v, c in zip(vectors, order, strict=True)
+        )
 
     with ThreadPoolExecutor(8) as pool:
         assert max(pool.map(one, range(8))) < TOLERANCE
@@ -152,9 +157,7 @@ def _three_d_positions(network: ABCNetwork, input_ids: torch.Tensor) -> torch.Te
         [torch.zeros(count), torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)]
     ).long()
     after = torch.arange(length - first - count) + first + side
-    return torch.cat(
-        [torch.arange(first).expand(3, -1), grid + first, after.expand(3, -1)], dim=1
-    ).unsqueeze(1)
+    return torch.cat([torch.arange(first).expand(3, -1), grid + first, after.expand(3, -1)], dim=1).unsqueeze(1)
 
 
 SQUARE = ("img_shapes_56x56", "i_224", "i_20_left")
@@ -316,7 +319,9 @@ def test_special_tokens_in_a_text_are_only_text(tiny: Embedder) -> None:
 def test_kinds_can_be_mixed_and_the_empty_list_is_empty(tiny: Embedder) -> None:
     assert tiny.embed([]).shape == (0, tiny.dim)
     picture = PIL.Image.new("RGB", (60, 60), "red")
-    alone, instructed, empty = tiny.embed([Image(picture), InstructedImage(picture, "colour?"), InstructedImage(picture, "")])
+    alone, instructed, empty = tiny.embed(
+        [Image(picture), InstructedImage(picture, "colour?"), InstructedImage(picture, "")]
+    )
     assert np.abs(alone - instructed).max() > 1e-2
     assert np.abs(alone - empty).max() > 1e-2  # an empty instruction is still an instruction
     assert np.allclose(tiny.embed_images([picture], instruction="colour?")[0], instructed, atol=TOLERANCE)
@@ -348,7 +353,7 @@ def test_too_long_a_text_is_refused(tiny: Embedder) -> None:
 
 
 def test_a_missing_picture_is_named(tiny: Embedder) -> None:
-    with pytest.raises(InputError, match="nowhere.png"):
+    with pytest.raises(InputError, match=r"nowhere\.png"):
         tiny.embed([Image("nowhere.png")])
 
 
@@ -406,7 +411,9 @@ def test_the_newer_tensor_names_load_too(tmp_path: Path, cases: Any, goldens: An
     folder = _copy(tmp_path)
     file = folder / "base" / "model.safetensors"
     renamed = {
-        n.replace("visual.", "model.visual.", 1) if n.startswith("visual.") else n.replace("model.", "model.language_model.", 1): t
+        n.replace("visual.", "model.visual.", 1)
+        if n.startswith("visual.")
+        else n.replace("model.", "model.language_model.", 1): t
         for n, t in load_file(file).items()
     }
     save_file(renamed, file)
@@ -445,7 +452,7 @@ def test_half_precision_stays_near(dtype: str, cases: Any, goldens: Any) -> None
     embedder = load_embedder(FIXTURE, device="cpu", dtype=dtype)
     chosen = [c for c in cases if c["id"] in ("t_question", "t_bang2", *SQUARE)]
     vectors = embedder.embed([as_input(c) for c in chosen])
-    for vector, case in zip(vectors, chosen):
+    for vector, case in zip(vectors, chosen, strict=True):
         golden = goldens[f"{case['id']}.embedding"].numpy()
         assert float(vector @ golden) > 0.9995
         assert np.abs(vector - golden).max() < 1e-2

@@ -1,0 +1,1 @@
+"""Files that ship with the package: the small checkpoint, its sprites, the demo."""

@@ -100,9 +100,7 @@ def _batches(prepared: Sequence[Prepared], batch_size: BatchSize) -> Iterator[li
     for position in order:
         if batch:
             first = prepared[batch[0]]
-            full = (
-                (len(batch) + 1) * first.tokens > _AUTO_TOKENS if batch_size == "auto" else len(batch) >= batch_size
-            )
+            full = (len(batch) + 1) * first.tokens > _AUTO_TOKENS if batch_size == "auto" else len(batch) >= batch_size
             if full or first.kind != prepared[position].kind:
                 yield batch
                 batch = []

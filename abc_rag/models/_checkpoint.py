@@ -62,7 +62,7 @@ def iter_tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118  (not a dict)
+                for name in handle.keys():
                     yield name, handle.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: not readable as safetensors ({error}); fetch it again") from error

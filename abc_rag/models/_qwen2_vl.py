@@ -161,13 +161,15 @@ class Qwen2VLBackbone(nn.Module):
 
     def __init__(self, config: Qwen2VLConfig, *, attention: str = "sdpa") -> None:
         super().__init__()
-        vision = config.vision_config
+        # transformers types the two parts as optional; a Qwen2-VL configuration always has both.
+        vision: Any = config.vision_config
+        self.text_config: Any = config.text_config
         self.config = config
         self.attention = attention
         self.image_token_id: int = config.image_token_id
         self.patch: int = vision.patch_size
         self.merge: int = vision.spatial_merge_size
-        if "sliding_attention" in config.text_config.layer_types:
+        if "sliding_attention" in self.text_config.layer_types:
             raise CheckpointError("sliding-window attention is not supported; set use_sliding_window to false")
         config._attn_implementation = attention
         model = Qwen2VLModel(config)
@@ -178,17 +180,19 @@ class Qwen2VLBackbone(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Width of the language model."""
-        return int(self.config.text_config.hidden_size)
+        return int(self.text_config.hidden_size)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.language_model.embed_tokens.weight.device
+        device: torch.device = self.language_model.embed_tokens.weight.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
-        return self.language_model.embed_tokens.weight.dtype
+        dtype: torch.dtype = self.language_model.embed_tokens.weight.dtype
+        return dtype
 
     def image_features(self, patches: Sequence[Patches]) -> torch.Tensor:
         """Vision features of some pictures, one after the other: ``(sum of tokens, hidden)``.

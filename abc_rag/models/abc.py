@@ -35,6 +35,7 @@ from abc_rag.errors import CheckpointError, InputError
 from abc_rag.images import ImageLimits, open_image
 from abc_rag.models._checkpoint import assign_tensors, iter_tensors, read_json, weight_files
 from abc_rag.models._qwen2_vl import (
+    Patches,
     Qwen2VLBackbone,
     backbone_name,
     fit_size,
@@ -213,7 +214,7 @@ class ABCFamily(Family):
         self._prompts = prompts
         self._fingerprint = fingerprint
         self._image_limits = image_limits
-        self._max_length = int(network.backbone.config.text_config.max_position_embeddings)
+        self._max_length = int(network.backbone.text_config.max_position_embeddings)
 
     @property
     def dim(self) -> int:
@@ -247,7 +248,7 @@ class ABCFamily(Family):
             )
         return prepared
 
-    def prepare_image(self, item: Image | InstructedImage) -> Any:  # noqa: ANN401
+    def prepare_image(self, item: Image | InstructedImage) -> Patches:
         """Open, resize twice as published, and cut into patches."""
         image = open_image(item.source, limits=self._image_limits).image
         backbone = self.network.backbone
@@ -278,7 +279,8 @@ class ABCFamily(Family):
         with torch.inference_mode():
             self.network.set_instruct(batch[0].kind == "image+instruction")
             features = self.network.backbone.image_features(pictures) if pictures else None
-            return self.network(torch.from_numpy(ids).to(device), lengths=lengths, features=features)
+            rows: torch.Tensor = self.network(torch.from_numpy(ids).to(device), lengths=lengths, features=features)
+            return rows
 
 
 # --- Weights --------------------------------------------------------------------------------------
@@ -299,9 +301,7 @@ def _load_adapter(network: ABCNetwork, folder: Path, adapter: str, others: dict[
     """Fill the injected LoRA tensors of ``adapter``, and ``others``, from a folder; all of them, and nothing else."""
     infix = f".{adapter}."
     wanted: dict[str, torch.Tensor] = {
-        name.replace(infix, "."): parameter
-        for name, parameter in network.backbone.named_parameters()
-        if infix in name
+        name.replace(infix, "."): parameter for name, parameter in network.backbone.named_parameters() if infix in name
     }
     wanted.update(others)
 
@@ -337,7 +337,8 @@ def load_network(
         network,
         pretrain,
         "pretrain",
-        {f"mlp_head.{n}": p for n, p in network.head.named_parameters()} | {"temperature.temp": network.temperature.temp},
+        {f"mlp_head.{n}": p for n, p in network.head.named_parameters()}
+        | {"temperature.temp": network.temperature.temp},
     )
     lora.merge_and_unload()
     inject_adapter_in_model(_lora_config(instruct), backbone, "instruct")

@@ -33,7 +33,7 @@ _PUBLISHED_GB = 15.6
 class ABCCheckpoint:
     """The three parts of an ABC model, each a local folder (a path object) or a hub id (a ``str``).
 
-    A ``str`` is a folder if it starts with ``/``, ``./`` , ``../`` or ``~``, and a hub id otherwise, whatever exists on the disk.
+    A ``str`` is a hub id, whatever exists on the disk, unless it starts with ``/``, ``./``, ``../`` or ``~``.
 
     Attributes:
         base: Qwen2-VL.
@@ -176,7 +176,8 @@ def _is_folder(part: str | os.PathLike[str]) -> bool:
 
 
 def _resolve(checkpoint: ABCCheckpoint, name: str) -> _Parts:
-    folders, revisions = [], []
+    folders: list[Path] = []
+    revisions: list[str | None] = []
     for part, revision in (
         (checkpoint.base, checkpoint.base_revision),
         (checkpoint.pretrain, checkpoint.pretrain_revision),

@@ -1,0 +1,1 @@
+"""Training: abc-mini from nothing, by ABC's recipe at small scale."""

@@ -21,7 +21,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# Qwen2-VL's turn without the system prompt and the role names: 30 tokens fewer for a model of a few million parameters.
+# Qwen2-VL's turn without system prompt and role names, which would be half of what this model reads.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>"
     "{% if message['content'] is string %}{{ message['content'] }}"

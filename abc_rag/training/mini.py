@@ -45,7 +45,19 @@ from abc_rag.models._qwen2_vl import (
     resize_as_pillow_12,
 )
 from abc_rag.models.abc import ABCNetwork, ABCPrompts, ABCSettings, load_prompts
-from abc_rag.scenes import BACKGROUNDS, KINDS, Scene, caption_edits, captions, phrases, questions, random_scene, render
+from abc_rag.scenes import (
+    BACKGROUNDS,
+    KINDS,
+    Description,
+    Scene,
+    caption_edits,
+    captions,
+    describe,
+    phrases,
+    questions,
+    random_scene,
+    render,
+)
 from abc_rag.training._words import CHAT_TEMPLATE, SPECIAL_TOKENS, mention, mention_background, train_tokenizer
 
 __all__ = ["MiniConfig", "train_mini"]
@@ -94,12 +106,14 @@ class Batch:
         asked: One (picture's position, instruction, candidate's position) per question.
         candidates: A text for every phrase of the world.
         captions: One caption a picture, then ``negatives`` hard negatives of each picture in turn.
+        excluded: bool ``(pictures, captions)``: captions that are true of a picture without being its own.
     """
 
     pictures: list[Patches]
     asked: list[tuple[int, str, int]]
     candidates: list[str]
     captions: list[str]
+    excluded: torch.Tensor | None = None
 
 
 _PHRASES = phrases()
@@ -120,7 +134,7 @@ def make_batch(rng: random.Random, config: MiniConfig, *, singles: float, negati
         while len(found) < config.questions:
             found += questions(scene, rng)
         # The background is one aspect of many: asked of every picture, it would crowd out the objects.
-        found = rng.sample(found[1:], config.questions - 1) + [rng.choice(found)]
+        found = [*rng.sample(found[1:], config.questions - 1), rng.choice(found)]
         asked += [(position, q.instruction, _POSITION[q.answer]) for q in found]
     candidates = [mention(k, rng) for k in KINDS] + [mention_background(c, rng) for c in BACKGROUNDS]
     texts = [captions(s, rng) for s in scenes]
@@ -130,7 +144,45 @@ def make_batch(rng: random.Random, config: MiniConfig, *, singles: float, negati
     return Batch([scene_patches(s) for s in scenes], asked, candidates, texts)
 
 
-def batches(config: MiniConfig, *, steps: int, seed: int, singles: Callable[[int], float], negatives: int) -> Iterator[Batch]:
+def make_caption_batch(rng: random.Random, config: MiniConfig, *, singles: float, negatives: int) -> Batch:
+    """Pictures with captions, and the captions of scenes that differ in one respect.
+
+    Nearly half of the captions say everything, a third say part, and the rest are passages about one of the objects:
+    pictures are found by all three. What is true of another picture of the batch is excluded there.
+    """
+    scenes = [random_scene(rng, objects=1 if rng.random() < singles else 2) for _ in range(config.pictures)]
+    own, hard = [], []
+    for scene in scenes:
+        say = rng.choices((_fully, describe, _about_one), weights=(45, 35, 20))[0]
+        own.append(say(scene, rng))
+        found = [say(edited, rng) for edited in caption_edits(scene, rng)]
+        # An edit may have left alone all that the text mentions: then it is no negative.
+        hard += [d for d in found if not d.fits(scene)][:negatives]
+    descriptions = own + hard
+    excluded = torch.tensor([[d.fits(s) for d in descriptions] for s in scenes])
+    excluded.fill_diagonal_(False)
+    return Batch([scene_patches(s) for s in scenes], [], [], [d.text for d in descriptions], excluded)
+
+
+def _fully(scene: Scene, rng: random.Random) -> Description:
+    objects = tuple((o.kind, o.size, o.side) for o in scene.objects)
+    return Description(captions(scene, rng), objects, scene.background)
+
+
+def _about_one(scene: Scene, rng: random.Random) -> Description:
+    kind = rng.choice(scene.objects).kind
+    return Description(mention(kind, rng), ((kind, None, None),))
+
+
+def batches(
+    config: MiniConfig,
+    *,
+    steps: int,
+    seed: int,
+    singles: Callable[[int], float],
+    negatives: int,
+    make: Callable[..., Batch] = make_batch,
+) -> Iterator[Batch]:
     """Batches made one ahead in a thread, the same ones for the same seed."""
     rng = random.Random(seed)
     ready: queue.Queue[Batch] = queue.Queue(maxsize=4)
@@ -138,7 +190,7 @@ def batches(config: MiniConfig, *, steps: int, seed: int, singles: Callable[[int
 
     def produce() -> None:
         for step in range(steps):
-            batch = make_batch(rng, config, singles=singles(step), negatives=negatives)
+            batch = make(rng, config, singles=singles(step), negatives=negatives)
             while not stop.is_set():
                 try:
                     ready.put(batch, timeout=0.5)
@@ -196,7 +248,9 @@ class _Embed:
 
     def instructed(self, features: torch.Tensor, asked: Sequence[tuple[int, str, int]]) -> torch.Tensor:
         """Unit vectors of (picture, instruction) pairs, all from one vision pass."""
-        ids, lengths = self._padded([self.prompts(f"Instruction: {q}", image_tokens=_IMAGE_TOKENS) for _, q, _ in asked])
+        ids, lengths = self._padded(
+            [self.prompts(f"Instruction: {q}", image_tokens=_IMAGE_TOKENS) for _, q, _ in asked]
+        )
         of_pair = features[torch.tensor([p for p, _, _ in asked])]
         return self.network(ids, lengths=lengths, features=of_pair.flatten(0, 1))  # type: ignore[no-any-return]
 
@@ -208,6 +262,7 @@ def contrastive_loss(
     temperature: torch.Tensor,
     *,
     smoothing: float = 0.1,
+    excluded: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """InfoNCE with label smoothing (paper, equation 1), and the share of queries whose own candidate is nearest.
 
@@ -217,10 +272,18 @@ def contrastive_loss(
         targets: int64 ``(q,)``: each query's candidate.
         temperature: Scalar that the cosines are divided by.
         smoothing: Share of the probability spread over all candidates.
+        excluded: bool ``(q, c)``: candidates that are true of a query without being its own, which are left out.
     """
     with torch.autocast(queries.device.type, enabled=False):
         scores = queries.float() @ candidates.float().T / temperature
-    loss = nn.functional.cross_entropy(scores, targets, label_smoothing=smoothing)
+    if excluded is not None:
+        scores = scores.masked_fill(excluded, float("-inf"))
+    log_probabilities = scores.log_softmax(dim=1)
+    own = log_probabilities.gather(1, targets[:, None]).squeeze(1)
+    kept = torch.isfinite(log_probabilities)
+    # masked_fill, not a product: 0 * inf would be NaN.
+    spread = log_probabilities.masked_fill(~kept, 0.0).sum(dim=1) / kept.sum(dim=1)
+    loss = -((1 - smoothing) * own + smoothing * spread).mean()
     return loss, (scores.argmax(dim=1) == targets).float().mean()
 
 
@@ -361,7 +424,7 @@ def _train_base(config: MiniConfig, out: Path, log: _Log) -> None:
     tokenizer = train_tokenizer(vocab_size=config.vocab_size, seed=config.seed)
     base = out / "base"
     base.mkdir(parents=True, exist_ok=True)
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -463,12 +526,21 @@ def _train_pretrain(config: MiniConfig, out: Path, log: _Log) -> ABCNetwork:
     def loss_of(batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         images = embed.images(embed.vision(batch.pictures))
         loss, found = contrastive_loss(
-            images, embed.texts(batch.captions), torch.arange(len(images)), network.temperature.temp.clamp(min=0.01)
+            images,
+            embed.texts(batch.captions),
+            torch.arange(len(images)),
+            network.temperature.temp.clamp(min=0.01),
+            excluded=batch.excluded,
         )
         return loss, {"caption": found.item(), "temperature": network.temperature.temp.item()}
 
     data = batches(
-        config, steps=config.pretrain_steps, seed=config.seed + 11, singles=lambda _: 0.15, negatives=3 * config.negatives
+        config,
+        steps=config.pretrain_steps,
+        seed=config.seed + 11,
+        singles=lambda _: 0.15,
+        negatives=3,
+        make=make_caption_batch,
     )
     _run("pretrain", network, data, loss_of, steps=config.pretrain_steps, lr=config.lora_lr, log=log, bf16=config.bf16)
     _save_adapter(out / "pretrain", network, "pretrain", lora, with_head=True)

@@ -1,0 +1,48 @@
+# Python 3.10 or later; PYTHON=python3.12 picks another. VENV is where everything is installed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := -c constraints.txt
+
+.PHONY: demo test check wheel train-mini figures clean
+
+demo: $(VENV)/.installed
+	$(BIN)/abc-rag demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# Hours on two cores, and the same weights from the same seed on the same machine. Writes to runs/, not into the package.
+train-mini: $(VENV)/.installed
+	$(BIN)/abc-rag train mini runs/abc-mini
+	$(BIN)/abc-rag evaluate mini --model runs/abc-mini
+
+figures: $(VENV)/.installed
+	$(BIN)/abc-rag evaluate mini
+
+# torch comes first and by itself: resolved together with the rest, some indexes would give a newer build with CUDA.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("abc-rag needs Python 3.10 or later, this is " + sys.version.split()[0] + "; set PYTHON=...") if sys.version_info < (3, 10) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) torch
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,146 @@
+"""How well abc-mini knows its small world: 1,000 held-out scenes of two objects in pairs that it never saw."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from abc_rag.embedder import Embedder, Vectors
+from abc_rag.errors import InputError
+from abc_rag.scenes import Question, Scene, captions, held_out_scenes, phrase, phrases, questions, render
+from abc_rag.types import Image, Input, InstructedImage, Text
+
+__all__ = ["MiniReport", "evaluate_mini"]
+
+_SEED = 20_261
+_OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+
+
+@dataclass(frozen=True)
+class MiniReport:
+    """What `evaluate_mini` found. All values but the counts are shares in [0, 1].
+
+    Attributes:
+        scenes: Held-out scenes.
+        questions: (picture, instruction) pairs asked.
+        candidates: Phrases that each is compared with.
+        accuracy: Picture + instruction -> phrase, over all questions.
+        accuracy_unseen_wording: The same, asked in wordings that training never used.
+        both_sides: Pictures of which both sides (left and right, or top and bottom) are answered rightly.
+        by_aspect: Accuracy for each aspect.
+        without_instruction: Accuracy on the same questions when only the picture is embedded.
+        order_with_instruction: How often, of the picture's two objects, the one on the asked side scores higher.
+        order_without_instruction: The same when only the picture is embedded; chance is 0.5.
+        caption_to_picture: R@1 of the right picture among all, by its caption.
+        picture_to_caption: R@1 of the right caption among all, by its picture.
+        model: The embedder's fingerprint.
+    """
+
+    scenes: int
+    questions: int
+    candidates: int
+    accuracy: float
+    accuracy_unseen_wording: float
+    both_sides: float
+    by_aspect: dict[str, float]
+    without_instruction: float
+    order_with_instruction: float
+    order_without_instruction: float
+    caption_to_picture: float
+    picture_to_caption: float
+    model: str = field(default="")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def evaluate_mini(embedder: Embedder, *, scenes: int = 1000, progress: bool = False) -> MiniReport:
+    """Ask every aspect of held-out scenes and compare with every phrase of the world.
+
+    Args:
+        embedder: Usually ``load_embedder("abc-mini")``.
+        scenes: How many; the first of the same 1,000 if fewer.
+        progress: Show progress bars.
+
+    Raises:
+        InputError: ``scenes`` is not between 2 and 1,000.
+    """
+    if not 2 <= scenes <= 1000:
+        raise InputError(f"scenes must be between 2 and 1000, not {scenes}")
+    drawn = held_out_scenes(1000, seed=_SEED)[:scenes]
+    pictures = [render(scene) for scene in drawn]
+    answers = phrases()
+    position = {p: i for i, p in enumerate(answers)}
+    candidates = embedder.embed_texts(answers)
+    rng = random.Random(_SEED)
+
+    asked = [(i, q) for i, scene in enumerate(drawn) for q in questions(scene, rng)]
+    unseen = [(i, q) for i, scene in enumerate(drawn) for q in questions(scene, rng, held_out=True)]
+
+    def ask(pairs: Sequence[tuple[int, Question]]) -> tuple[Vectors, Vectors]:
+        inputs: list[Input] = [InstructedImage(pictures[i], q.instruction) for i, q in pairs]
+        scores = embedder.embed(inputs, progress=progress) @ candidates.T
+        right = scores.argmax(axis=1) == [position[q.answer] for _, q in pairs]
+        return scores, right.astype(np.float32)
+
+    scores, right = ask(asked)
+    _, right_unseen = ask(unseen)
+    alone = embedder.embed([Image(p) for p in pictures], progress=progress)
+    alone_scores = (alone @ candidates.T)[[i for i, _ in asked]]
+    alone_right = alone_scores.argmax(axis=1) == [position[q.answer] for _, q in asked]
+    texts = embedder.embed([Text(captions(scene, rng)) for scene in drawn], progress=progress)
+    similarity = texts @ alone.T
+    own = np.arange(scenes)
+    return MiniReport(
+        scenes=scenes,
+        questions=len(asked),
+        candidates=len(answers),
+        accuracy=float(right.mean()),
+        accuracy_unseen_wording=float(right_unseen.mean()),
+        both_sides=_both_sides(asked, right),
+        by_aspect=_by_aspect(asked, right),
+        without_instruction=float(alone_right.mean()),
+        order_with_instruction=_order(drawn, asked, scores, position),
+        order_without_instruction=_order(drawn, asked, alone_scores, position),
+        caption_to_picture=float((similarity.argmax(axis=1) == own).mean()),
+        picture_to_caption=float((similarity.argmax(axis=0) == own).mean()),
+        model=str(embedder.fingerprint),
+    )
+
+
+def _by_aspect(asked: Sequence[tuple[int, Question]], right: Vectors) -> dict[str, float]:
+    found: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for (_, question), one in zip(asked, right, strict=True):
+        found[question.aspect] += int(one)
+        total[question.aspect] += 1
+    return {aspect: found[aspect] / total[aspect] for aspect in sorted(total)}
+
+
+def _both_sides(asked: Sequence[tuple[int, Question]], right: Vectors) -> float:
+    sides: dict[int, list[float]] = {}
+    for (scene, question), one in zip(asked, right, strict=True):
+        if question.aspect in _OPPOSITE:
+            sides.setdefault(scene, []).append(float(one))
+    return float(np.mean([min(both) for both in sides.values()]))
+
+
+def _order(
+    scenes: Sequence[Scene],
+    asked: Sequence[tuple[int, Question]],
+    scores: Vectors,
+    position: dict[str, int],
+) -> float:
+    """Of the picture's two objects, how often the one on the asked side scores higher than the other."""
+    found = []
+    for (scene, question), row in zip(asked, scores, strict=True):
+        if question.aspect in _OPPOSITE:
+            (other,) = (p for o in scenes[scene].objects if (p := phrase(o.kind)) != question.answer)
+            found.append(row[position[question.answer]] > row[position[other]])
+    return float(np.mean(found))
