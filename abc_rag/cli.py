@@ -6,6 +6,7 @@ Exit status: 0 done; 1 failed; 2 the command line or an input is wrong; 3 done, 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -64,12 +65,27 @@ MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Most 
 _DEFAULT_STORE = Path("abc-rag-store")
 
 
+def _console(*, soft_wrap: bool = False) -> Console:
+    # Without emoji, as a file's name or a passage may well hold ":key:".
+    return Console(highlight=False, emoji=False, soft_wrap=soft_wrap)
+
+
 def _say(message: str = "") -> None:
-    Console(highlight=False, soft_wrap=True).print(escape(message))
+    _console(soft_wrap=True).print(escape(message))
 
 
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def _print_json(value: object, *, indent: int | None = 2) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a terminal that is not UTF-8, or a file's name that is not
+        text = json.dumps(value, indent=indent)
+    typer.echo(text)
+
+
+def _expanded(path: Path) -> Path:
+    # Shells expand neither --store=~/pictures nor a "~" in a variable. No error for a user that does not exist.
+    return Path(os.path.expanduser(path))
 
 
 def _embedder(model: str | None, device: str, min_tokens: int | None, max_tokens: int | None) -> Embedder:
@@ -83,13 +99,21 @@ def _store(path: Path, url: str | None, collection: str, fingerprint: Fingerprin
 
     if url is not None:
         return ChromaStore(url=url, collection=collection, fingerprint=fingerprint)
-    return ChromaStore(path=path, collection=collection, fingerprint=fingerprint)
+    return ChromaStore(path=_expanded(path), collection=collection, fingerprint=fingerprint)
 
 
-def _require_store(path: Path, url: str | None) -> None:
-    # Opening would make an empty folder, and an empty answer looks like a question that found nothing.
-    if url is None and not path.is_dir():
+def _is_store(path: Path) -> bool:
+    # Opening would make one, even in a folder of pictures.
+    return os.path.isfile(_expanded(path) / "chroma.sqlite3")
+
+
+def _require_filled(path: Path, url: str | None, collection: str) -> None:
+    """Refuse a store without content, as an empty answer looks like a question that found nothing."""
+    if url is None and not _is_store(path):
         raise InputError(f"{path}: no store here; make one with: abc-rag index FOLDER --store {path}")
+    with _store(path, url, collection, None) as opened:
+        if opened.count() == 0:
+            raise InputError(f"collection {collection!r} in {url or path} is empty; fill it with: abc-rag index FOLDER")
 
 
 @app.command()
@@ -109,7 +133,7 @@ def index(
 
     embedder = _embedder(model, device, min_tokens, max_tokens)
     for path in paths:
-        if not path.expanduser().exists():
+        if not os.path.exists(_expanded(path)):
             raise InputError(f"{path}: no such file or folder")
     with _store(store, url, collection, embedder.fingerprint) as opened:
         report = index_paths(paths, embedder, opened, progress=not as_json)
@@ -132,7 +156,7 @@ def index(
 def ask(
     question: Annotated[str, typer.Argument(help="A question or a description.")],
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the question is about.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Most hits.")] = 4,
+    k: Annotated[int, typer.Option("-k", min=1, help="Most hits.")] = 4,
     only: Annotated[str | None, typer.Option("--only", help="image or text: search only these.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with the pictures here.")] = None,
     model: ModelOption = None,
@@ -148,16 +172,17 @@ def ask(
     from abc_rag.report import Shown, render_html, write_html
     from abc_rag.retriever import Retriever
 
+    # What can be wrong without the model is looked at before it is loaded, or even fetched.
     if only not in (None, "image", "text"):
         raise InputError(f"--only takes image or text, not {only!r}")
-    _require_store(store, url)
+    if not question.strip():
+        raise InputError("the question is empty; ask something")
+    if image is not None and not os.path.exists(_expanded(image)):
+        raise InputError(f"{image}: no such picture")
+    _require_filled(store, url, collection)
     embedder = _embedder(model, device, min_tokens, max_tokens)
     with _store(store, url, collection, embedder.fingerprint) as opened:
-        if opened.count() == 0:
-            raise InputError(
-                f"collection {collection!r} in {url or store} is empty; fill it with: abc-rag index FOLDER"
-            )
-        source = str(image) if image is not None else None
+        source = str(_expanded(image)) if image is not None else None
         answer = Retriever(embedder, opened).search(question, image=source, k=k, modality=only)  # type: ignore[arg-type]
     page = None
     if html is not None:
@@ -191,7 +216,7 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
 
 
 def _show(answer: Answer, picture: str | None) -> None:
-    console = Console(highlight=False)
+    console = _console()
     console.print()
     console.print(
         f"[bold]{escape(answer.question or '')}[/bold]" + (f"   [dim]about {escape(picture)}[/dim]" if picture else "")
@@ -227,24 +252,29 @@ def embed(
 
     from abc_rag.types import Image, Input, InstructedImage, Text
 
-    pictures = [str(p) for p in image or []]
+    pictures = [str(_expanded(p)) for p in image or []]
     if instruction is not None and not pictures:
         raise InputError("--instruction needs at least one --image")
     inputs: list[Input] = [Text(t) for t in text or []]
     inputs += [Image(p) if instruction is None else InstructedImage(p, instruction) for p in pictures]
     if not inputs:
         raise InputError("nothing to embed: give texts, or --image FILE")
+    for one in [*(text or []), instruction or ""]:
+        try:
+            one.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{one!r} is not valid Unicode ({error.reason}); is the terminal set to UTF-8?") from error
     vectors = _embedder(model, device, min_tokens, max_tokens).embed(inputs, progress=True)
     if out is not None:
         try:
-            with out.open("wb") as handle:
+            with _expanded(out).open("wb") as handle:
                 np.save(handle, vectors, allow_pickle=False)
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror})") from error
         _say(f"{vectors.shape[0]} vectors of {vectors.shape[1]} in {out}")
         return
     for name, vector in zip([*(text or []), *pictures], vectors, strict=True):
-        typer.echo(json.dumps({"input": name, "vector": [round(float(x), 7) for x in vector]}, ensure_ascii=False))
+        _print_json({"input": name, "vector": [round(float(x), 7) for x in vector]}, indent=None)
 
 
 @app.command()
@@ -274,7 +304,7 @@ def info(
     if name != "abc":
         embedder = _embedder(name, device, None, None)
         facts |= {"fingerprint": str(embedder.fingerprint), "dim": embedder.dim}
-    if url is not None or store.is_dir():
+    if url is not None or _is_store(store):
         with _store(store, url, collection, None) as opened:
             facts["store"] = {
                 "where": url or str(store),
@@ -286,17 +316,19 @@ def info(
         _print_json(facts)
         return
     table = Table(show_header=False, show_edge=False, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for key, value in facts.items():
         rows = {f"{key} {inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
         for label, shown in rows.items():
             table.add_row(label, escape("none" if shown is None else str(shown)))
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 @app.command()
 def demo(
     html: Annotated[Path | None, typer.Option("--html", help="Where the page goes; default: a temporary file.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Most hits.")] = 4,
+    k: Annotated[int, typer.Option("-k", min=1, help="Most hits.")] = 4,
     model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -355,7 +387,7 @@ def evaluate_mini_command(
     ]
     for label, share in rows:
         table.add_row(escape(label), f"{100 * share:.1f}")
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 @train.command("mini")
@@ -387,8 +419,11 @@ def _top(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on standard error, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold bytes that cannot be printed.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(args=arguments, standalone_mode=True)
+        _run(arguments)
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -402,6 +437,20 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader (head, less) has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # The system's refusals that no message above foresaw: a full disk, a name too long, no permission.
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _run(arguments: list[str] | None) -> None:
+    try:
+        app(args=arguments, standalone_mode=True)
+    except SystemExit as end:
+        # Typer turns an interrupt into this exit, and says nothing.
+        if end.code == 130:
+            raise KeyboardInterrupt from None
+        raise
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -9,13 +10,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from abc_rag.errors import InputError
-from abc_rag.types import Fingerprint, Image, ImageSource, Input, InstructedImage, Text
+from abc_rag.errors import ABCRagError, InputError
+from abc_rag.types import URL, DataURI, Fingerprint, Image, ImageSource, Input, InstructedImage, Text
 
 __all__ = ["BatchSize", "Embedder", "Vectors"]
 
 Vectors = npt.NDArray[np.float32]
 BatchSize = int | Literal["auto"]
+
+_UNIT_TOLERANCE = 1e-2
 
 
 class Embedder(ABC):
@@ -55,6 +58,7 @@ class Embedder(ABC):
             InputError: An input is not one of the three types, or cannot be used; the message says which.
             ImageError: A picture cannot be opened or exceeds a limit.
         """
+        _refuse_single(inputs, (str, bytes, Text, Image, InstructedImage), "inputs")
         items = list(inputs)
         for position, item in enumerate(items):
             if not isinstance(item, (Text, Image, InstructedImage)):
@@ -66,7 +70,24 @@ class Embedder(ABC):
             raise InputError(f"batch_size must be 'auto' or a positive int, not {batch_size!r}")
         if not items:
             return np.zeros((0, self.dim), dtype=np.float32)
-        return self._embed(items, batch_size=batch_size, progress=progress)
+        vectors = self._embed(items, batch_size=batch_size, progress=progress)
+        self._check(vectors, len(items))
+        return vectors
+
+    def _check(self, vectors: Vectors, count: int) -> None:
+        """Refuse what would spoil a store: rows too few, of another length, or of no unit length (NaN included)."""
+        wanted = (count, self.dim)
+        if vectors.shape != wanted or vectors.dtype != np.float32:
+            raise ABCRagError(
+                f"{type(self).__name__} returned {vectors.dtype} of shape {vectors.shape}; expected float32 of {wanted}"
+            )
+        lengths = np.linalg.norm(vectors, axis=1)
+        wrong = np.flatnonzero(~(np.abs(lengths - 1) < _UNIT_TOLERANCE))
+        if len(wrong):
+            raise ABCRagError(
+                f"{type(self).__name__} returned a vector of length {lengths[wrong[0]]:.4g} for input {wrong[0]}; "
+                "expected unit vectors"
+            )
 
     def embed_texts(self, texts: Iterable[str], *, batch_size: BatchSize = "auto", progress: bool = False) -> Vectors:
         """Embed passages; shape ``(n, dim)``. See `embed`."""
@@ -82,7 +103,7 @@ class Embedder(ABC):
         progress: bool = False,
     ) -> Vectors:
         """Embed pictures, all under one instruction where one is given; shape ``(n, dim)``. See `embed`."""
-        _refuse_single(images, (str, bytes), "images")
+        _refuse_single(images, (str, bytes, os.PathLike, URL, DataURI), "images")
         inputs: list[Input] = [
             Image(source) if instruction is None else InstructedImage(source, instruction) for source in images
         ]
@@ -91,5 +112,5 @@ class Embedder(ABC):
 
 def _refuse_single(values: object, single: type | tuple[type, ...], name: str) -> None:
     # A str is an iterable of its letters and bytes of ints: both would be embedded one by one.
-    if isinstance(values, single):
+    if isinstance(values, single) or not isinstance(values, Iterable):
         raise InputError(f"{name} must be a list; got a single {type(values).__name__}: pass [{name[:-1]}]")

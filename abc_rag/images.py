@@ -26,17 +26,11 @@ Everything here may be called from several threads at once.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import io
-import math
 import os
 import re
-import stat
-import struct
 import threading
-import urllib.parse
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -44,8 +38,10 @@ import PIL.Image
 from PIL import BmpImagePlugin, GifImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from PIL.WebPImagePlugin import WebPImageFile
 
-from abc_rag._fetch import fetch
-from abc_rag.errors import ImageError, ImageFetchError, ImageFormatError, ImageLimitError, InputError
+from abc_rag._image_bytes import _read_data_uri, _read_file, _read_url
+from abc_rag._image_headers import _FRAME_COUNTERS, _webp_size
+from abc_rag._image_limits import DEFAULT_LIMITS, ImageLimits, _refuse
+from abc_rag.errors import ImageError, ImageFormatError, ImageLimitError, InputError
 from abc_rag.types import URL, DataURI, ImageSource
 
 __all__ = [
@@ -79,7 +75,6 @@ _SIGNATURES = (
     *((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG")),
 )
 _MIME = {kind: f"image/{kind.lower()}" for kind in _READERS}
-_CHUNK = 1 << 20  # bytes read at a time
 _MOST_JPEG_SCANS = 500  # an encoder makes about ten; each costs a pass over all pixels, however small it is
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {
@@ -94,56 +89,8 @@ _TURNS = {
 _RAISE_PILLOWS_LIMIT = (
     "raise PIL.Image.MAX_IMAGE_PIXELS or set it to None, so that ImageLimits.max_pixels alone decides"
 )
-_DATA_URI = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+);base64", re.ASCII | re.IGNORECASE)
 # Pillow is not safe when two threads load one lazily opened image.
 _LOADING = threading.Lock()
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """What a picture may cost. Each limit's name is in the error raised where it is exceeded.
-
-    Attributes:
-        max_bytes: Most bytes of the encoded picture.
-        max_pixels: Most pixels, width times height, by the header and before decoding.
-        max_aspect_ratio: Most times that the longer side may be the shorter one. Qwen2-VL's own limit is 200.
-        max_frames: Most frames or pages of a GIF, PNG, WebP or TIFF file. Only the first is decoded; they
-            are counted without decoding, and no further than this.
-        formats: Which of BMP, GIF, JPEG, PNG, TIFF and WEBP are read.
-        allow_urls: Whether a `URL` is fetched; only ever from public addresses.
-        url_timeout_s: Seconds that fetching may take, redirects included; at most 3600.
-        max_redirects: Most redirects followed.
-
-    Raises:
-        InputError: A limit makes no sense.
-    """
-
-    max_bytes: int = 50 * 2**20
-    max_pixels: int = 100_000_000
-    max_aspect_ratio: float = 200.0
-    max_frames: int = 1000
-    formats: frozenset[str] = frozenset(_READERS)
-    allow_urls: bool = False
-    url_timeout_s: float = 10.0
-    max_redirects: int = 3
-
-    def __post_init__(self) -> None:
-        """Checks every limit."""
-        for name, least in (("max_bytes", 1), ("max_pixels", 1), ("max_frames", 1), ("max_redirects", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise InputError(f"ImageLimits.{name} must be an int of at least {least}, not {value!r}")
-        for name, low, high in (("max_aspect_ratio", 1.0, math.inf), ("url_timeout_s", 0.001, 3600.0)):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not low <= value <= high:
-                raise InputError(f"ImageLimits.{name} must be a number in [{low:g}, {high:g}], not {value!r}")
-        if type(self.allow_urls) is not bool:
-            raise InputError(f"ImageLimits.allow_urls must be True or False, not {self.allow_urls!r}")
-        if not isinstance(self.formats, frozenset) or not self.formats or not self.formats <= _READERS.keys():
-            raise InputError(f"ImageLimits.formats must be a frozenset out of {sorted(_READERS)}, not {self.formats!r}")
-
-
-DEFAULT_LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,83 +231,6 @@ def read_bytes(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> 
     return data
 
 
-def _refuse(name: str, measured: str, limit: str, limits: ImageLimits) -> NoReturn:
-    exceeded = f"{measured} exceed ImageLimits.{limit}={getattr(limits, limit):,}"
-    raise ImageLimitError(name, f"{exceeded}; to allow it, pass limits=ImageLimits({limit}=...)")
-
-
-def _read_file(path: str, name: str, limits: ImageLimits) -> bytes:
-    flags = os.O_RDONLY
-    for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):
-        flags |= getattr(os, flag, 0)  # not every platform has each
-    try:
-        # Looked at before opening, for opening a device can have effects; and after, for it may have changed.
-        _require_file(os.stat(path), name, limits)
-        with open(os.open(path, flags), "rb") as file:
-            _require_file(os.fstat(file.fileno()), name, limits)
-            data = bytearray()
-            while chunk := file.read(min(_CHUNK, limits.max_bytes + 1 - len(data))):
-                data += chunk
-            return bytes(data)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        remedy = "check the path"
-        if path[:5].lower() == "data:":
-            remedy = "a str is always a path; wrap a data URI as abc_rag.DataURI(...)"
-        elif re.match("https?://", path, re.IGNORECASE):
-            remedy = "a str is always a path; wrap a URL as abc_rag.URL(...)"
-        elif isinstance(error, PermissionError):
-            remedy = "make it readable for this user"
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ImageFetchError(name, f"cannot be read ({reason}); {remedy}") from error
-
-
-def _require_file(status: os.stat_result, name: str, limits: ImageLimits) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageFetchError(name, "is a directory; pass the path of one picture in it")
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageFetchError(name, "is not a regular file but a device, a pipe or a socket; pass a file or bytes")
-    if status.st_size > limits.max_bytes:
-        _refuse(name, f"{status.st_size:,} bytes", "max_bytes", limits)
-
-
-def _read_url(source: URL, name: str, limits: ImageLimits) -> bytes:
-    if not isinstance(source.url, str):
-        raise InputError(f"URL.url must be a str, not {type(source.url).__name__}")
-    if not limits.allow_urls:
-        remedy = "pass limits=ImageLimits(allow_urls=True) to allow it, or download it yourself and pass its path"
-        raise ImageFetchError(name, f"fetching pictures from URLs is off; {remedy}")
-    return fetch(
-        source.url,
-        source=name,
-        max_bytes=limits.max_bytes,
-        timeout_s=limits.url_timeout_s,
-        max_redirects=limits.max_redirects,
-    )
-
-
-def _read_data_uri(source: DataURI, name: str, limits: ImageLimits) -> bytes:
-    if not isinstance(source.uri, str):
-        raise InputError(f"DataURI.uri must be a str, not {type(source.uri).__name__}")
-    header, comma, payload = source.uri.partition(",")
-    match = _DATA_URI.fullmatch(header.strip()) if comma else None
-    if match is None:
-        raise ImageFormatError(name, "is not of the form data:image/...;base64,...; encode it as that, or pass bytes")
-    if not match["mime"].lower().startswith("image/"):
-        raise ImageFormatError(name, f"holds {match['mime'][:60]}, not a picture; pass a data:image/... URI")
-    if "%" in payload:
-        payload = urllib.parse.unquote(payload, errors="replace")
-    payload = "".join(payload.split())
-    size = len(payload.rstrip("=")) * 3 // 4
-    if size > limits.max_bytes:
-        _refuse(name, f"{size:,} bytes", "max_bytes", limits)
-    try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageFormatError(name, f"is not valid base64 ({error}); encode the bytes again") from error
-
-
 def _identify(data: bytes, name: str, limits: ImageLimits) -> str:
     kind = next((kind for signature, kind in _SIGNATURES if data.startswith(signature)), None)
     if kind is None and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -478,51 +348,3 @@ class _Stream(io.BytesIO):
         if self.ends_in_error and not data and size != 0:
             raise OSError("image file is truncated")
         return data
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    chunk = data[12:16]
-    if chunk == b"VP8X":
-        width, height = (int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
-        return width + 1, height + 1
-    if chunk == b"VP8L":
-        bits = struct.unpack_from("<I", data, 21)[0]
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _count_gif_frames(data: bytes, stop: int) -> int:
-    frames, inside = 0, False
-    at = 13 + _gif_palette_bytes(data[10])
-    for _ in range(10_000 + len(data) // 16):  # encoders fill blocks to 255 bytes
-        if frames == stop or at >= len(data) or (data[at] == 0x3B and not inside):
-            return frames
-        if inside:
-            inside, at = data[at] > 0, at + 1 + data[at]
-        elif data[at] == 0x21:
-            inside, at = True, at + 2
-        elif data[at] == 0x2C:
-            frames, inside, at = frames + 1, True, at + 11 + _gif_palette_bytes(data[at + 9])
-        else:
-            at += 1
-    raise ValueError("more data blocks than any encoder makes")
-
-
-def _gif_palette_bytes(flags: int) -> int:
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-def _count_tiff_pages(data: bytes, stop: int) -> int:
-    order = "<" if data[:1] == b"I" else ">"
-    number, entry, offset, at = ("Q", 20, "Q", 8) if 43 in data[2:4] else ("H", 12, "I", 4)
-    seen: set[int] = set()  # the chain of pages may bite its own tail
-    at = struct.unpack_from(order + offset, data, at)[0]
-    while at and at not in seen and len(seen) < stop:
-        seen.add(at)
-        entries = struct.unpack_from(order + number, data, at)[0]
-        at = struct.unpack_from(order + offset, data, at + struct.calcsize(number) + entries * entry)[0]
-    return len(seen)
-
-
-_FRAME_COUNTERS = {"GIF": _count_gif_frames, "TIFF": _count_tiff_pages}

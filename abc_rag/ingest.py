@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from abc_rag._progress import progress_bar
@@ -12,13 +14,18 @@ from abc_rag.embedder import Embedder, Vectors
 from abc_rag.errors import InputError
 from abc_rag.images import DEFAULT_LIMITS, ImageLimits, OpenedImage, content_hash, open_image
 from abc_rag.store import ChromaStore, image_id, text_id
-from abc_rag.types import Image, Input, Record, Text
+from abc_rag.types import Image, Input, Modality, Record, Text
 
 __all__ = ["IMAGE_SUFFIXES", "TEXT_SUFFIXES", "IndexReport", "index_paths", "passages_of"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 TEXT_SUFFIXES = frozenset({".md", ".txt"})
+# Files looked at together.
 _CHUNK = 64
+# What is embedded and stored together: an interrupted run loses no more, and pictures are held decoded meanwhile.
+_MOST_ITEMS = 256
+_MOST_PIXELS = 64_000_000
+_PAGE = 256
 _MAX_TEXT_BYTES = 20 * 2**20
 
 
@@ -39,11 +46,37 @@ class IndexReport:
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Item:
+    """A picture or a passage, and the files that hold it."""
+
     record: Record
-    path: Path
-    text: str | None
+    paths: list[Path]
+
+
+@dataclass
+class _Run:
+    """What a run needs to know from its first file to its last.
+
+    Attributes:
+        sources: Id -> where the store says that it came from, at the start.
+        known: File -> ids that were made from it before.
+        seen: Id -> the first file in which it was found now; only what is stored.
+        stale: Ids that are no longer in the file they came from -> that file.
+    """
+
+    embedder: Embedder
+    store: ChromaStore
+    limits: ImageLimits
+    report: IndexReport
+    sources: dict[str, str] = field(default_factory=dict)
+    known: dict[str, set[str]] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
+    stale: dict[str, str] = field(default_factory=dict)
+
+    def fail(self, path: Path, error: InputError) -> None:
+        reason = str(error).removeprefix("input 0: ").removeprefix(f"{path}: ")
+        self.report.failed.append((str(path), reason))
 
 
 def index_paths(
@@ -57,8 +90,9 @@ def index_paths(
     """Embed and store the pictures and passages of files and folders.
 
     Pictures are known by their content, passages (paragraphs of ``.txt`` and ``.md`` files) by theirs, so a second
-    run embeds nothing again and a run that was cut short goes on where it stopped. A file whose
-    content has changed since takes the place of what was stored from it before.
+    run embeds nothing again and a run that was cut short goes on where it stopped. What several files hold is
+    stored once, under one of them. A file whose content has changed since takes the place of what was stored
+    from it before, except what another file of this run holds.
 
     Args:
         paths: Files, and folders that are searched with their sub-folders (hidden ones left out).
@@ -73,91 +107,101 @@ def index_paths(
     Raises:
         InputError: A path does not exist.
     """
-    files = _files(paths)
-    report = IndexReport()
-    known = _ids_by_source(store)
+    run = _Run(embedder, store, limits, IndexReport())
+    files = _files(paths, run.report)
+    _look_up(run)
     with progress_bar("indexing", total=len(files), enabled=progress) as bar:
-        for chunk in _chunks(files, _CHUNK):
-            _index_chunk(chunk, embedder, store, limits, known, report)
+        for start in range(0, len(files), _CHUNK):
+            chunk = files[start : start + _CHUNK]
+            _index_chunk(chunk, run)
             bar.advance(len(chunk))
-    return report
+    # Only now that all new content is safe, and that it is known which file holds what: a run that dies before
+    # leaves too much, never too little, and the next one tidies up.
+    _move(run)
+    failed = {path for path, _ in run.report.failed}
+    run.report.removed = store.delete(
+        [old for old, path in run.stale.items() if old not in run.seen and path not in failed]
+    )
+    return run.report
 
 
-def _files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Every file to index, once each, in a fixed order."""
+def _files(paths: Iterable[str | os.PathLike[str]], report: IndexReport) -> list[Path]:
+    """Every file to index, once each, in a fixed order; folders that cannot be listed are reported."""
+    if isinstance(paths, (str, os.PathLike)):
+        raise InputError(f"paths must be a list; got a single {type(paths).__name__}: pass [path]")
+
+    def unlistable(error: OSError) -> None:
+        report.failed.append((str(error.filename), f"cannot be listed ({error.strerror})"))
+
     found: dict[Path, None] = {}
     for given in paths:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            for folder, folders, names in os.walk(path):
+        path = os.path.expanduser(given)
+        if os.path.isdir(path):
+            for folder, folders, names in os.walk(os.path.realpath(path), onerror=unlistable):
                 folders[:] = sorted(f for f in folders if not f.startswith("."))
                 for name in sorted(names):
-                    file = Path(folder, name)
-                    if not name.startswith(".") and file.suffix.lower() in IMAGE_SUFFIXES | TEXT_SUFFIXES:
-                        found[file.resolve()] = None
-        elif path.exists():
-            found[path.resolve()] = None
+                    if not name.startswith(".") and _modality(name) is not None:
+                        found[Path(folder, name)] = None
+        elif os.path.exists(path):
+            # The folder without links, so that one file has one name; but its own name, which says what it is.
+            found[Path(os.path.realpath(os.path.dirname(path)), os.path.basename(path))] = None
         else:
-            raise InputError(f"{path}: no such file or folder")
+            raise InputError(f"{given}: no such file or folder")
     return list(found)
 
 
-def _ids_by_source(store: ChromaStore) -> dict[str, set[str]]:
-    known: dict[str, set[str]] = {}
-    for record in store.records():
-        if record.source:
-            known.setdefault(record.source, set()).add(record.id)
-    return known
+def _modality(path: str | os.PathLike[str]) -> Modality | None:
+    suffix = os.path.splitext(path)[1].lower()
+    return "image" if suffix in IMAGE_SUFFIXES else "text" if suffix in TEXT_SUFFIXES else None
 
 
-def _chunks(files: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
-    for start in range(0, len(files), size):
-        yield files[start : start + size]
+def _look_up(run: _Run) -> None:
+    for record in run.store.records():
+        run.sources[record.id] = record.source
+        # Records that a caller made, with ids of their own or about a file of another kind, are left alone.
+        made_here = (
+            record.id == text_id(record.text)
+            if record.modality == "text"
+            else re.fullmatch("image-[0-9a-f]{32}", record.id) is not None
+        )
+        if made_here and _modality(record.source) == record.modality:
+            run.known.setdefault(record.source, set()).add(record.id)
 
 
-def _index_chunk(
-    files: Sequence[Path],
-    embedder: Embedder,
-    store: ChromaStore,
-    limits: ImageLimits,
-    known: dict[str, set[str]],
-    report: IndexReport,
-) -> None:
+def _index_chunk(files: Sequence[Path], run: _Run) -> None:
     items: dict[str, _Item] = {}
-    stale: dict[str, str] = {}
     for path in files:
         try:
-            found = _items_of(path, limits)
+            found = _records_of(path, run.limits)
         except InputError as error:
-            report.failed.append((str(path), _reason(error, path)))
+            run.fail(path, error)
             continue
-        for item in found:
-            items.setdefault(item.record.id, item)
-        now = {item.record.id for item in found}
-        stale.update((old, str(path)) for old in known.get(str(path), set()) - now)
-    stored = store.has(items)
-    report.unchanged += len(stored)
-    _move(items, stored, store)
-    new = [item for name, item in items.items() if name not in stored]
-    records, vectors = _embed_each(new, embedder, limits, report)
-    if records:
-        store.add(records, vectors)
-        report.added += len(records)
-    # Only after the new content is safe: a run that dies in between leaves both, never neither.
-    failed = {path for path, _ in report.failed}
-    report.removed += store.delete([old for old, path in stale.items() if old not in items and path not in failed])
+        for record in found:
+            if record.id not in run.seen:
+                items.setdefault(record.id, _Item(record, [])).paths.append(path)
+        gone = run.known.get(str(path), set()) - {record.id for record in found}
+        run.stale.update((old, str(path)) for old in gone)
+    stored = run.store.has(items)
+    run.report.unchanged += len(stored)
+    run.seen.update((known, items[known].record.source) for known in items if known in stored)
+    for group in _groups((item for item in items.values() if item.record.id not in stored), run):
+        records, vectors = _embed_each(group, run)
+        if records:
+            run.store.add(records, vectors)
+            run.report.added += len(records)
+            run.seen.update((record.id, record.source) for record in records)
 
 
-def _items_of(path: Path, limits: ImageLimits) -> list[_Item]:
-    suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        name = image_id(content_hash(path, limits=limits))
-        return [_Item(Record(name, "image", source=str(path)), path, None)]
-    if suffix in TEXT_SUFFIXES:
-        return [
-            _Item(Record(text_id(text), "text", text=text, source=str(path)), path, text)
-            for text in dict.fromkeys(passages_of(path))
-        ]
+def _records_of(path: Path, limits: ImageLimits) -> list[Record]:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: its name is not valid Unicode; rename it") from error
+    kind = _modality(path)
+    if kind == "image":
+        return [Record(image_id(content_hash(path, limits=limits)), "image", source=str(path))]
+    if kind == "text":
+        return [Record(text_id(text), "text", text=text, source=str(path)) for text in dict.fromkeys(passages_of(path))]
     known = ", ".join(sorted(IMAGE_SUFFIXES | TEXT_SUFFIXES))
     raise InputError(f"{path}: files of this kind are not indexed; these are: {known}")
 
@@ -169,7 +213,10 @@ def passages_of(path: Path) -> list[str]:
         InputError: It cannot be read, is larger than 20 MiB, or is not UTF-8.
     """
     try:
-        if path.stat().st_size > _MAX_TEXT_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for its writer
+            raise InputError(f"{path}: not a regular file but a device, a pipe or a socket")
+        if status.st_size > _MAX_TEXT_BYTES:
             raise InputError(f"{path}: larger than {_MAX_TEXT_BYTES // 2**20} MiB; split it")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -190,53 +237,68 @@ def _paragraphs(text: str) -> Iterator[list[str]]:
             lines = []
 
 
-def _move(items: dict[str, _Item], stored: set[str], store: ChromaStore) -> None:
-    """Give a stored picture or passage whose file is gone the path at which it was now found."""
-    moved = [
-        record
-        for record in store.get(sorted(stored))
-        if record.source and record.source != items[record.id].record.source and not Path(record.source).exists()
-    ]
-    if not moved:
-        return
-    vectors = store.vectors([record.id for record in moved])
-    renewed = [
-        Record(r.id, r.modality, text=r.text, source=items[r.id].record.source, metadata=r.metadata) for r in moved
-    ]
-    store.add(renewed, [vectors[record.id] for record in moved])
-
-
-def _embed_each(
-    items: Sequence[_Item], embedder: Embedder, limits: ImageLimits, report: IndexReport
-) -> tuple[list[Record], list[Vectors]]:
-    """Embed together; where that fails, one by one, so that a bad item costs nothing but itself."""
-    usable: list[tuple[_Item, Input]] = []
+def _groups(items: Iterable[_Item], run: _Run) -> Iterator[list[tuple[_Item, Input]]]:
+    """What is embedded together; pictures are opened as late as that."""
+    group: list[tuple[_Item, Input]] = []
+    pixels = 0
     for item in items:
-        try:
-            usable.append((item, Text(item.text) if item.text is not None else Image(_opened(item, limits).image)))
-        except InputError as error:
-            report.failed.append((str(item.path), _reason(error, item.path)))
-    if not usable:
-        return [], []
-    try:
-        return [item.record for item, _ in usable], list(embedder.embed([one for _, one in usable]))
-    except InputError:
-        records, vectors = [], []
-        for item, one in usable:
+        one: Input = Text(item.record.text)
+        size = 0
+        if item.record.modality == "image":
             try:
-                vectors.append(embedder.embed([one])[0])
-                records.append(item.record)
+                opened = _opened(item, run.limits)
             except InputError as error:
-                report.failed.append((str(item.path), _reason(error, item.path)))
-        return records, vectors
+                _fail(item, error, run)
+                continue
+            one, size = Image(opened.image), opened.size[0] * opened.size[1]
+        if group and (len(group) >= _MOST_ITEMS or pixels + size > _MOST_PIXELS):
+            yield group
+            group, pixels = [], 0
+        group.append((item, one))
+        pixels += size
+    if group:
+        yield group
 
 
 def _opened(item: _Item, limits: ImageLimits) -> OpenedImage:
-    opened = open_image(item.path, limits=limits)
+    path = item.paths[0]
+    opened = open_image(path, limits=limits)
     if image_id(opened.sha256) != item.record.id:
-        raise InputError(f"{item.path}: changed while it was read; index it again")
+        raise InputError(f"{path}: changed while it was read; index it again")
     return opened
 
 
-def _reason(error: InputError, path: Path) -> str:
-    return str(error).removeprefix(f"{path}: ")
+def _embed_each(group: Sequence[tuple[_Item, Input]], run: _Run) -> tuple[list[Record], list[Vectors]]:
+    """Embed together; where that fails, one by one, so that a bad item costs nothing but itself."""
+    try:
+        return [item.record for item, _ in group], list(run.embedder.embed([one for _, one in group]))
+    except InputError:
+        records, vectors = [], []
+        for item, one in group:
+            try:
+                vectors.append(run.embedder.embed([one])[0])
+                records.append(item.record)
+            except InputError as error:
+                _fail(item, error, run)
+        return records, vectors
+
+
+def _fail(item: _Item, error: InputError, run: _Run) -> None:
+    for path in item.paths:
+        run.fail(path, error)
+
+
+def _move(run: _Run) -> None:
+    """Stored content whose file is gone, or holds something else now, gets the path at which it was found."""
+    moved = [
+        found
+        for found, path in run.seen.items()
+        if (source := run.sources.get(found, path)) != path
+        # What is no absolute path is the caller's own word, such as a URL.
+        and (found in run.stale or (os.path.isabs(source) and not os.path.exists(source)))
+    ]
+    for start in range(0, len(moved), _PAGE):
+        page = moved[start : start + _PAGE]
+        vectors = run.store.vectors(page)
+        records = run.store.get(page)
+        run.store.add([replace(r, source=run.seen[r.id]) for r in records], [vectors[r.id] for r in records])

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import PIL.Image
 from abc_rag.errors import ImageError, InputError
 from abc_rag.images import ImageLimits, describe_source, open_image
 from abc_rag.retriever import Answer
-from abc_rag.types import Hit, ImageSource
+from abc_rag.types import URL, Hit, ImageSource
 
 __all__ = ["Shown", "render_html", "write_html"]
 
@@ -52,6 +53,8 @@ class Shown:
 
 def _thumbnail(source: ImageSource) -> str:
     """A small copy inside the page, so that it can be moved and mailed; or a note that the picture is gone."""
+    if isinstance(source, URL) or (isinstance(source, str) and re.match("https?://", source, re.IGNORECASE)):
+        return '<p class="soft">(no preview: the picture is on the web)</p>'
     try:
         # Local files only: looking at a result must not fetch anything.
         picture = open_image(source, limits=ImageLimits(allow_urls=False)).image
@@ -107,10 +110,12 @@ def write_html(path: str | os.PathLike[str], page: str) -> Path:
     Raises:
         InputError: It cannot be written there.
     """
-    target = Path(path).expanduser()
+    target = Path(os.path.expanduser(path))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another path") from error
-    return target.resolve()
+        # A file's name may hold bytes that are no Unicode; one odd name must not cost the page.
+        target.write_text(page, encoding="utf-8", errors="replace")
+        return target.resolve()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{target}: cannot be written ({reason}); choose another path") from error

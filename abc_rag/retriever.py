@@ -62,8 +62,8 @@ class Retriever:
         Raises:
             InputError: Neither a question nor a picture is given, or the question is blank.
         """
-        if question is not None and not question.strip():
-            raise InputError("the question is empty; ask something, or pass only image=...")
+        if question is not None:
+            _check_question(question)
         query: Input
         if image is not None and question is not None:
             query = InstructedImage(image, question)
@@ -76,3 +76,14 @@ class Retriever:
         vector = self.embedder.embed([query])[0]
         hits = self.store.search(vector, k=k, where=where, modality=modality)
         return Answer(question, question if isinstance(query, InstructedImage) else None, hits)
+
+
+def _check_question(question: object) -> None:
+    if not isinstance(question, str):
+        raise InputError(f"the question must be a str, not {type(question).__name__}")
+    if not question.strip():
+        raise InputError("the question is empty; ask something, or pass only image=...")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the question {question!r} is not valid Unicode ({error.reason}); clean it first") from error

@@ -22,8 +22,9 @@ import pytest
 from chromadb.config import Settings
 
 import abc_rag
+from abc_rag._chroma_records import _batches
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError, StoreLockedError
-from abc_rag.store import ChromaStore, _batches, image_id, text_id
+from abc_rag.store import ChromaStore, image_id, text_id
 from abc_rag.types import Fingerprint, Record
 
 ROOT = str(Path(next(iter(abc_rag.__path__))).parent)

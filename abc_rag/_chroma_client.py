@@ -1,0 +1,126 @@
+"""Clients of an embedded Chroma and of a Chroma server, and what their errors become."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import urllib.parse
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from abc_rag.errors import ABCRagError, InputError, MissingExtraError, StoreError
+
+if TYPE_CHECKING:
+    from chromadb.api.client import Client
+
+T = TypeVar("T")
+
+# What Chroma, SQLite and the system say, and what to do about it. The first that fits counts.
+_REMEDIES = (
+    ("connect|refused|timed out|timeout|unreachable|disconnected|name or service|nodename",
+     "start a Chroma server ('chroma run --path DIRECTORY --port PORT') or correct the url"),
+    ("too large|length limit|payload", "a single record is too big for the server: shorten its text"),
+    ("forbidden|unauthor|authent", "pass the server's token in headers"),
+    ("no space left|disk is full|disk full", "free some space on the disk"),
+    ("readonly|read-only|permission denied|unable to open", "make the directory writable, or use another path"),
+    ("file exists|not a directory|no such file", "path must name a directory: use another one"),
+    ("not a database|malformed|migration|no such table|no such column|unsupported",
+     "the files are damaged or of another chromadb version: restore a copy, or use another path and index again"),
+    ("different settings", "close your own chromadb client of this directory first"),
+    ("locked", "another program is using the directory: close it"),
+)  # fmt: skip
+
+
+def _open_embedded(path: str) -> Client:
+    import chromadb
+    from chromadb.config import Settings
+
+    return cast("Client", chromadb.PersistentClient(path, settings=Settings(anonymized_telemetry=False)))
+
+
+def _close(client: Client) -> None:
+    # Chroma stops but never closes its HTTP sessions, which would leave sockets behind.
+    for owner in (client, client._admin_client):
+        session = getattr(getattr(owner, "_server", None), "_session", None)
+        if session is not None:
+            session.close()
+    client.close()
+
+
+class _Server:
+    """A Chroma server: it keeps order among its clients by itself."""
+
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise InputError(f"url {url!r}: {error}") from error
+        if parts.username or parts.password:
+            raise InputError(f"url of {parts.hostname}: give credentials as headers, not in the url")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+            raise InputError(f"url {url!r}: expected http://host:port or https://host")
+        self._ssl = parts.scheme == "https"
+        self._host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        self._port = port or (443 if self._ssl else 8000)
+        self._url, self._headers = url, headers
+        self._open: tuple[int, Client] | None = None
+        self._closed = False
+
+    def _client(self) -> Client:
+        if self._closed:
+            raise StoreError(f"{self._url}: this store has been closed; open a new one")
+        # A forked child must not talk through its parent's connections.
+        if self._open is None or self._open[0] != os.getpid():
+            import chromadb
+            from chromadb.config import Settings
+
+            client = chromadb.HttpClient(
+                self._host, self._port, self._ssl, self._headers or None, Settings(anonymized_telemetry=False)
+            )
+            self._open = os.getpid(), cast("Client", client)
+        return self._open[1]
+
+    def read(self, key: str, use: Callable[[Client], T]) -> T:
+        return use(self._client())
+
+    def write(self, use: Callable[[Client], T]) -> T:
+        return use(self._client())
+
+    def mark_loaded(self, key: str) -> None:
+        """Nothing: the server loads its own indexes."""
+
+    def close(self) -> None:
+        opened, self._open, self._closed = self._open, None, True
+        if opened is not None and opened[0] == os.getpid():
+            _close(opened[1])
+
+
+@contextlib.contextmanager
+def _translated(place: str, where: object = None) -> Iterator[None]:
+    """The one way out for errors of Chroma, its transport and the file system."""
+    try:
+        yield
+    except ABCRagError:
+        raise
+    except BaseException as error:
+        # A panic in Chroma's native code is no Exception.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise _translate(error, place, where) from error
+        raise
+
+
+def _translate(error: BaseException, place: str, where: object) -> ABCRagError:
+    if isinstance(error, ImportError):
+        return MissingExtraError(f"chromadb cannot be imported ({error}); pip install chromadb")
+    from chromadb.errors import InvalidArgumentError, InvalidDimensionException
+
+    text = " ".join(str(error).split()) or type(error).__name__
+    refused = isinstance(error, (InvalidArgumentError, InvalidDimensionException))
+    if where is not None and (refused or isinstance(error, (ValueError, TypeError))):
+        return InputError(f"the filter {where!r} cannot be used: {text}")
+    if refused:
+        return InputError(f"{place}: {text}; correct the input, or use another collection")
+    found = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, text, re.IGNORECASE))
+    return StoreError(f"{place}: {text}; {next(found, 'try again, or use another path or collection')}")
