@@ -419,9 +419,10 @@ def _top(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on standard error, never a traceback."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may hold bytes that cannot be printed.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file's name may hold what cannot be printed.
+            stream.reconfigure(errors="backslashreplace")
     try:
         _run(arguments)
     except InputError as error:

@@ -86,6 +86,9 @@ BACKGROUNDS: Mapping[str, tuple[int, int, int]] = {
 Side = Literal["left", "right", "top", "bottom", "middle"]
 SizeName = Literal["big", "small"]
 _EXTENT: Mapping[str, float] = {"big": 0.48, "small": 0.3}
+_ALONE: tuple[Side, ...] = ("middle",)
+_BESIDE: tuple[Side, ...] = ("left", "right")
+_ABOVE_EACH_OTHER: tuple[Side, ...] = ("top", "bottom")
 _CENTRE: Mapping[str, tuple[float, float]] = {
     "left": (0.26, 0.5),
     "right": (0.74, 0.5),
@@ -191,18 +194,16 @@ def random_scene(rng: random.Random, *, objects: int, held_out: bool = False) ->
     """
     tint = (rng.randint(-14, 14), rng.randint(-14, 14), rng.randint(-14, 14))
     background = rng.choice(list(BACKGROUNDS))
-    sides: Sequence[Side]
     if objects == 1:
         kinds = [rng.choice(KINDS)]
-        sides = ("middle",)
+        sides = _ALONE
     else:
         kinds = rng.sample(KINDS, 2)
         while is_held_out(*kinds) != held_out:
             kinds = rng.sample(KINDS, 2)
-        sides = ("left", "right") if rng.random() < 0.5 else ("top", "bottom")
+        sides = _BESIDE if rng.random() < 0.5 else _ABOVE_EACH_OTHER
     spread = 0.14 if objects == 1 else 0.03
     placed = []
-    side: Side
     for kind, side in zip(kinds, sides, strict=True):
         along, across = rng.uniform(-spread, spread), rng.uniform(-0.14, 0.14)
         shift = (across, along) if side in ("top", "bottom") else (along, across)

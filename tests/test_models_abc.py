@@ -352,6 +352,11 @@ def test_too_long_a_text_is_refused(tiny: Embedder) -> None:
         tiny.embed([Text("fine"), Text("word " * 40_000)])
 
 
+def test_half_a_character_is_refused(tiny: Embedder) -> None:
+    with pytest.raises(InputError, match="input 1: .*lone surrogate"):
+        tiny.embed([Text("fine"), Text("\ud800")])
+
+
 def test_a_missing_picture_is_named(tiny: Embedder) -> None:
     with pytest.raises(InputError, match=r"nowhere\.png"):
         tiny.embed([Image("nowhere.png")])
@@ -456,3 +461,30 @@ def test_half_precision_stays_near(dtype: str, cases: Any, goldens: Any) -> None
         golden = goldens[f"{case['id']}.embedding"].numpy()
         assert float(vector @ golden) > 0.9995
         assert np.abs(vector - golden).max() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('{"min_tokens": "9"}', "min_tokens must be a positive number"),
+        ('{"head_hidden": 0}', "head_hidden must be a positive number"),
+        ('{"tokens": 9}', "tokens is not a setting"),
+        ("[]", "expected a JSON object"),
+        ("{", "not readable as JSON"),
+    ],
+)
+def test_malformed_settings_are_named(settings: str, message: str, tmp_path: Path) -> None:
+    folder = _copy(tmp_path)
+    (folder / "abc.json").write_text(settings)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_embedder(folder, device="cpu").embed([Text("a")])
+    assert "abc.json" in str(caught.value)
+
+
+def test_a_checkpoints_own_limits_are_its_defaults(tmp_path: Path) -> None:
+    folder = _copy(tmp_path)
+    (folder / "abc.json").write_text('{"name": "small", "min_tokens": 4, "max_tokens": 16}')
+    assert str(load_embedder(folder, device="cpu").fingerprint).startswith("small@")
+    for given, expected in (((None, None), (4, 16)), ((32, None), (32, 32)), ((None, 2), (2, 2)), ((8, 9), (8, 9))):
+        embedder = load_embedder(folder, device="cpu", min_tokens=given[0], max_tokens=given[1])
+        assert (embedder.fingerprint.min_tokens, embedder.fingerprint.max_tokens) == expected

@@ -19,8 +19,8 @@ __all__ = ["LocalEmbedder"]
 
 # Items prepared ahead of the network: bounds memory, and is enough to sort into even batches.
 _WINDOW = 256
-# Tokens of one batch when batch_size is "auto". On two CPU cores 2,000 to 8,000 ran alike; on a GPU more than
-# a few thousand tokens in flight gain nothing.
+# Tokens of one batch when batch_size is "auto": a few hundred keep a GPU busy with the 7B model, and this many leave
+# room beside its weights; on a CPU it keeps a batch's memory to some hundred megabytes.
 _AUTO_TOKENS = 4096
 
 

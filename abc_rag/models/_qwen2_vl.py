@@ -162,8 +162,9 @@ class Qwen2VLBackbone(nn.Module):
     def __init__(self, config: Qwen2VLConfig, *, attention: str = "sdpa") -> None:
         super().__init__()
         # transformers types the two parts as optional; a Qwen2-VL configuration always has both.
-        vision: Any = config.vision_config
-        self.text_config: Any = config.text_config
+        parts: Any = config
+        vision = parts.vision_config
+        self.text_config = parts.text_config
         self.config = config
         self.attention = attention
         self.image_token_id: int = config.image_token_id

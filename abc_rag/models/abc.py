@@ -76,11 +76,15 @@ class ABCSettings:
         if not file.is_file():
             return cls(name=folder.name)
         raw = read_json(file)
-        known = {k: raw[k] for k in ("name", "min_tokens", "max_tokens", "head_hidden") if k in raw}
-        try:
-            return cls(**{"name": folder.name, **known})
-        except TypeError as error:  # pragma: no cover - keys are filtered above
-            raise CheckpointError(f"{file}: {error}") from error
+        unknown = sorted(set(raw) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise CheckpointError(f"{file}: {', '.join(unknown)} is not a setting of this version of abc-rag")
+        settings = cls(**{"name": folder.name, **raw})
+        for name in ("min_tokens", "max_tokens", "head_hidden"):
+            value = getattr(settings, name)
+            if type(value) is not int or value < 1:
+                raise CheckpointError(f"{file}: {name} must be a positive number, not {value!r}")
+        return settings
 
     def write(self, folder: Path) -> None:
         """Write ``folder/abc.json``."""
@@ -191,7 +195,13 @@ class ABCPrompts:
     def __call__(self, text: str, *, image_tokens: int | None = None) -> npt.NDArray[np.int64]:
         """Token ids of one prompt; with ``image_tokens``, of one with a picture of that many tokens."""
         head, before, after, tail = self._text if image_tokens is None else self._image
-        body = self._plain.encode(before + text + after, add_special_tokens=False).ids
+        try:
+            body = self._plain.encode(before + text + after, add_special_tokens=False).ids
+        except TypeError as error:
+            raise InputError(
+                f"a text holds half a character (a lone surrogate), which no tokenizer reads: {text[:60]!r}; "
+                "decode it again with errors='replace'"
+            ) from error
         ids = np.array([*head, *body, *tail], dtype=np.int64)
         if image_tokens is None:
             return ids

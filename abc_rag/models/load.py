@@ -134,10 +134,14 @@ def _source(model: ModelName) -> Callable[[str], _Parts]:
         return _published
     if model == "abc-mini":
         return lambda _: _folder_parts(_bundled("abc-mini"))
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
+    try:
+        folder = Path(model).expanduser()
+        found = folder.is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a null byte
+        found = False
+    if not found:
         raise InputError(
-            f"model {str(model)!r} is neither 'abc', 'abc-mini' nor a folder; for other hub ids pass "
+            f"model {str(model)[:200]!r} is neither 'abc', 'abc-mini' nor a folder; for other hub ids pass "
             "abc_rag.ABCCheckpoint(base=..., pretrain=..., instruct=...)"
         )
     for part in ("base", "pretrain", "instruct"):

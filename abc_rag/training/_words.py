@@ -31,21 +31,22 @@ CHAT_TEMPLATE = (
 )
 
 _FILLER = (
-    "about after again all almost also always among another any around because become before best between both bring "
-    "build built buy call came can care carry change clean close common could country day deep design did different "
-    "does done down early easy every example eyes face famous far fast few first five follow for found four from full "
-    "garden gave general get give good great grow guide hand hard have head help high history hold home hot house how "
-    "hundred idea important into its just keep kitchen know large last late learn leaves left less let life light like "
-    "line little live long look made main make many may mean metal might milk minutes more morning most mountain move "
-    "much music must name near need never new next night no north not now number of off often old on once one only open "
-    "or order other our out over own page paper part people place plan play point popular power pull quick quiet rain "
-    "read ready really rest right river road room round run safe said same school sea second see seen set several shop "
-    "short should show simple since sleep slow small some soon sound south space stand start stay still stone story "
-    "street strong such summer sun sweet table take tall teach tell than that the their them then there these they "
-    "thick thin thing think this those though thousand three through time to today together too took town travel turn "
-    "two under until up upon use used usually very walk wall want warm was water way week well were what wheel when "
-    "where which while white who why wide wild will wind winter with without wood word work world would year years yet "
-    "young your is are be by as at it in an a and but if so we he she was has had do"
+    "about after again all almost also always among another any around because become before best between both "
+    "bring build built buy call came can care carry change clean close common could country day deep design did "
+    "different does done down early easy every example eyes face famous far fast few first five follow for found "
+    "four from full garden gave general get give good great grow guide hand hard have head help high history hold "
+    "home hot house how hundred idea important into its just keep kitchen know large last late learn leaves left "
+    "less let life light like line little live long look made main make many may mean metal might milk minutes "
+    "more morning most mountain move much music must name near need never new next night no north not now number "
+    "of off often old on once one only open or order other our out over own page paper part people place plan "
+    "play point popular power pull quick quiet rain read ready really rest right river road room round run safe "
+    "said same school sea second see seen set several shop short should show simple since sleep slow small some "
+    "soon sound south space stand start stay still stone story street strong such summer sun sweet table take "
+    "tall teach tell than that the their them then there these they thick thin thing think this those though "
+    "thousand three through time to today together too took town travel turn two under until up upon use used "
+    "usually very walk wall want warm was water way week well were what wheel when where which while white who "
+    "why wide wild will wind winter with without wood word work world would year years yet young your is are be "
+    "by as at it in an a and but if so we he she was has had do"
 ).split()
 
 _SENTENCES = (

@@ -485,6 +485,7 @@ def _save(path: Path, state: dict[str, torch.Tensor]) -> None:
     temporary = path.with_suffix(".part")
     # Half precision keeps the checkpoint small; what is evaluated and shipped is what was saved.
     save_file({k: v.half() for k, v in state.items()}, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)  # safetensors writes for the owner alone
     temporary.replace(path)
 
 
