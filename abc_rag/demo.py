@@ -30,8 +30,8 @@ class DemoQuestion:
 
 
 DEMO_QUESTIONS = (
-    DemoQuestion("a big crown on the left of a big pineapple", modality="image"),
-    DemoQuestion("a helicopter", modality="image"),
+    DemoQuestion("a small crown on the left of a big pineapple", modality="image"),
+    DemoQuestion("show me a helicopter", modality="image"),
     DemoQuestion("what is on the left?", "burger-rabbit.jpg", "text"),
     DemoQuestion("what is on the right?", "burger-rabbit.jpg", "text"),
     DemoQuestion("which animal is in the picture?", "pig-car.jpg", "text"),

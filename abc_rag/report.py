@@ -71,7 +71,8 @@ def _hit(rank: int, hit: Hit, best: float) -> str:
     record = hit.record
     shown = _thumbnail(record.source) if record.modality == "image" and record.source else ""
     text = f"<p>{html.escape(record.text)}</p>" if record.text else ""
-    width = round(100 * hit.score / best) if best else 0
+    # The bar shows the cosine, whose differences the score halves.
+    width = round(100 * max(0.0, 2 * hit.score - 1) / max(1e-9, 2 * best - 1))
     return (
         f'<li>{shown}{text}<div class="bar" style="width:{width}%"></div>'
         f'<span class="soft">{rank}. score {hit.score:.3f} &middot; {record.modality} &middot; '

@@ -386,8 +386,8 @@ def test_an_unknown_model(command: list[str], photos: Path, run: Run) -> None:
 
 def test_a_model_name_too_long_for_a_path(photos: Path, run: Run) -> None:
     done = run("embed", "x", "--model", "n" * 300)
-    assert (done.code, done.out) == (1, "")
-    assert "File name too long" in done.err
+    assert (done.code, done.out) == (2, "")
+    assert "is neither" in done.err
 
 
 def test_a_picture_that_is_none(mini: Embedder, photos: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

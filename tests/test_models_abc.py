@@ -353,7 +353,7 @@ def test_too_long_a_text_is_refused(tiny: Embedder) -> None:
 
 
 def test_half_a_character_is_refused(tiny: Embedder) -> None:
-    with pytest.raises(InputError, match="input 1: .*lone surrogate"):
+    with pytest.raises(InputError, match=r"input 1: .*lone surrogate"):
         tiny.embed([Text("fine"), Text("\ud800")])
 
 

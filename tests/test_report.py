@@ -150,12 +150,12 @@ def test_a_picture_on_the_web_is_not_fetched(source: str) -> None:
 
 
 def test_ranks_scores_and_bars() -> None:
-    hits = [hit(text="a", score=0.8), hit(text="b", score=0.4), hit(text="c", score=0.0)]
+    hits = [hit(text="a", score=0.9), hit(text="b", score=0.7), hit(text="c", score=0.4)]
     page = Page(render_html([shown(*hits), shown(), shown(hit(score=0.0))], title="t"))
-    for said in ("1. score 0.800", "2. score 0.400", "3. score 0.000", "nothing found"):
+    for said in ("1. score 0.900", "2. score 0.700", "3. score 0.400", "nothing found"):
         assert said in page.text
     bars = [a["style"] for a in page.all("div") if a.get("class") == "bar"]
-    assert bars == ["width:100%", "width:50%", "width:0%", "width:0%"]
+    assert bars == ["width:100%", "width:50%", "width:0%", "width:0%"]  # cosines of 0.8, 0.4, -0.2; and -1
 
 
 def test_what_was_asked_is_said() -> None:

@@ -325,17 +325,16 @@ def _load_adapter(network: ABCNetwork, folder: Path, adapter: str, others: dict[
     assign_tensors(wanted, iter_tensors(weight_files(folder, "adapter_model")), rename, where=str(folder), put=put)
 
 
-def load_network(
+def load_merged(
     base: Path,
     pretrain: Path,
-    instruct: Path,
     *,
     attention: str = "sdpa",
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     head_hidden: int = _HEAD_HIDDEN,
 ) -> ABCNetwork:
-    """Read the three parts of an ABC checkpoint into one network, ready to embed.
+    """Base and pretrain adapter as one network: what the instruct adapter is put on.
 
     Raises:
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
@@ -351,9 +350,24 @@ def load_network(
         | {"temperature.temp": network.temperature.temp},
     )
     lora.merge_and_unload()
-    inject_adapter_in_model(_lora_config(instruct), backbone, "instruct")
+    return network.eval().requires_grad_(False)
+
+
+def load_network(
+    base: Path,
+    pretrain: Path,
+    instruct: Path,
+    *,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    head_hidden: int = _HEAD_HIDDEN,
+) -> ABCNetwork:
+    """Read the three parts of an ABC checkpoint into one network, ready to embed; see `load_merged`."""
+    network = load_merged(base, pretrain, attention=attention, dtype=dtype, device=device, head_hidden=head_hidden)
+    inject_adapter_in_model(_lora_config(instruct), network.backbone, "instruct")
     _load_adapter(network, instruct, "instruct", {})
-    backbone.to(device=device, dtype=dtype)
+    network.backbone.to(device=device, dtype=dtype)
     network.register_instruct_layers()
     return network.eval().requires_grad_(False)
 

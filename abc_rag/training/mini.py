@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
+from abc_rag.errors import CheckpointError
 from abc_rag.models._qwen2_vl import (
     Patches,
     Qwen2VLBackbone,
@@ -44,7 +44,7 @@ from abc_rag.models._qwen2_vl import (
     patchify,
     resize_as_pillow_12,
 )
-from abc_rag.models.abc import ABCNetwork, ABCPrompts, ABCSettings, load_prompts
+from abc_rag.models.abc import ABCNetwork, ABCPrompts, ABCSettings, load_merged, load_prompts
 from abc_rag.scenes import (
     BACKGROUNDS,
     KINDS,
@@ -294,7 +294,7 @@ class _Log:
     """Metrics as JSON lines, and a line to the reader now and then."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._path = folder / "metrics.jsonl"
         self._say = say
         self._start = time.monotonic()
         self._mean: dict[str, float] = {}
@@ -305,8 +305,8 @@ class _Log:
         if step % 25 == 0 or step == steps - 1:
             seconds = round(time.monotonic() - self._start, 1)
             row = {"stage": stage, "step": step, "seconds": seconds, **{k: round(v, 5) for k, v in values.items()}}
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            with self._path.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
         if step % 100 == 0 or step == steps - 1:
             shown = "  ".join(f"{k} {v:.3f}" for k, v in self._mean.items())
             self._say(f"{stage} {step + 1}/{steps}  {time.monotonic() - self._start:.0f} s  {shown}")
@@ -323,7 +323,11 @@ def _optimisers(network: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     inner = [p for n, p in named if p.ndim == 2 and "embed_tokens" not in n]
     rest = [p for n, p in named if p.ndim != 2 or "embed_tokens" in n]
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.98))]
+    if not named:
+        raise CheckpointError("nothing is marked to be trained; is an adapter switched off?")
+    optimisers: list[torch.optim.Optimizer] = []
+    if rest:
+        optimisers.append(torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.98)))
     if inner:
         optimisers.append(torch.optim.Muon(inner, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
     return optimisers
@@ -514,11 +518,11 @@ def _save_adapter(folder: Path, network: ABCNetwork, name: str, config: LoraConf
     saved.save_pretrained(str(folder))
 
 
-def _train_pretrain(config: MiniConfig, out: Path, log: _Log) -> ABCNetwork:
+def _train_pretrain(config: MiniConfig, out: Path, log: _Log) -> None:
     torch.manual_seed(config.seed + 10)
     backbone = load_backbone(out / "base", attention=_ATTENTION).requires_grad_(False)
     lora = _lora(config, _TEXT_TARGETS + _VISION_TARGETS)
-    wrapped = LoraModel(backbone, lora, "pretrain")
+    inject_adapter_in_model(lora, backbone, "pretrain")
     network = ABCNetwork(backbone, head_hidden=config.head_hidden)
     _neutral_head(network)
     nn.init.constant_(network.temperature.temp, 0.07)
@@ -545,15 +549,15 @@ def _train_pretrain(config: MiniConfig, out: Path, log: _Log) -> ABCNetwork:
     )
     _run("pretrain", network, data, loss_of, steps=config.pretrain_steps, lr=config.lora_lr, log=log, bf16=config.bf16)
     _save_adapter(out / "pretrain", network, "pretrain", lora, with_head=True)
-    wrapped.merge_and_unload()
-    return network.requires_grad_(False)
 
 
-def _train_instruct(config: MiniConfig, out: Path, network: ABCNetwork, log: _Log) -> None:
+def _train_instruct(config: MiniConfig, out: Path, log: _Log) -> None:
     torch.manual_seed(config.seed + 20)
+    network = load_merged(out / "base", out / "pretrain", attention=_ATTENTION, head_hidden=config.head_hidden)
     lora = _lora(config, _TEXT_TARGETS)
     inject_adapter_in_model(lora, network.backbone, "instruct")
     network.register_instruct_layers()
+    network.set_instruct(True)  # while it is off, peft marks its weights as not to be trained
     embed = _Embed(network, load_prompts(out / "base"))
     temperature = network.temperature.temp.detach().clamp(min=0.01)
 
@@ -586,6 +590,11 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     log = _Log(out, say)
     (out / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
     ABCSettings("abc-mini", _IMAGE_TOKENS, _IMAGE_TOKENS, config.head_hidden).write(out)
-    if not (out / "base" / "model.safetensors").exists():
-        _train_base(config, out, log)
-    _train_instruct(config, out, _train_pretrain(config, out, log), log)
+    for result, stage in (
+        ("base/model", _train_base),
+        ("pretrain/adapter_model", _train_pretrain),
+        ("instruct/adapter_model", _train_instruct),
+    ):
+        if not (out / f"{result}.safetensors").exists():
+            stage(config, out, log)
+    (out / "snapshot.safetensors").unlink(missing_ok=True)
