@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from abc_rag import Image, InstructedImage, Text, load_embedder
 from abc_rag.scenes import phrases, random_scene, render
+from abc_rag.training._mini_data import make_batch, make_caption_batch
 from abc_rag.training._words import SPECIAL_TOKENS, mention, train_tokenizer
-from abc_rag.training.mini import MiniConfig, contrastive_loss, make_batch, make_caption_batch, train_mini
+from abc_rag.training.mini import MiniConfig, contrastive_loss, train_mini
 
 TINY = MiniConfig(
     pictures=6, base_steps=3, pretrain_steps=2, instruct_steps=2, vocab_size=512, head_hidden=64, lora_rank=4
