@@ -135,10 +135,13 @@ class _Log:
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._path = folder / "metrics.jsonl"
         self._say = say
-        self._start = time.monotonic()
+        self._start = self._stage_start = time.monotonic()
         self._mean: dict[str, float] = {}
 
     def __call__(self, stage: str, step: int, steps: int, **values: float) -> None:
+        if step == 0:
+            self._mean.clear()
+            self._stage_start = time.monotonic()
         for name, value in values.items():
             self._mean[name] = 0.95 * self._mean.get(name, value) + 0.05 * value
         if step % 25 == 0 or step == steps - 1:
@@ -148,9 +151,9 @@ class _Log:
                 handle.write(json.dumps(row) + "\n")
         if step % 100 == 0 or step == steps - 1:
             shown = "  ".join(f"{k} {v:.3f}" for k, v in self._mean.items())
-            self._say(f"{stage} {step + 1}/{steps}  {time.monotonic() - self._start:.0f} s  {shown}")
-        if step == steps - 1:
-            self._mean.clear()
+            now = time.monotonic()
+            rest = f", {(now - self._stage_start) / step * (steps - 1 - step):.0f} s left" if step else ""
+            self._say(f"{stage} {step + 1}/{steps}  {now - self._start:.0f} s{rest}  {shown}")
 
 
 def _optimisers(network: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
