@@ -84,20 +84,20 @@ class _Server:
         return self._open[1]
 
     def read(self, key: str, use: Callable[[Client], T]) -> T:
+        return self.write(use)
+
+    def write(self, use: Callable[[Client], T]) -> T:
         from chromadb.errors import InternalError
 
-        # While a server writes a collection's first index files, a search may find them half there (seen with
-        # chromadb 1.5.9 under sixteen threads); a moment later they are whole.
-        for pause in (0.05, 0.1, 0.2, 0.4, 0.8):
+        # While a server writes a collection's first index files, what reads vectors may find them half there (seen
+        # with chromadb 1.5.9 under sixteen threads); a moment later they are whole. An upsert may be repeated.
+        for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6):
             try:
                 return use(self._client())
             except InternalError as error:
                 if "Nothing found on disk" not in str(error):
                     raise
             time.sleep(pause)
-        return use(self._client())
-
-    def write(self, use: Callable[[Client], T]) -> T:
         return use(self._client())
 
     def mark_loaded(self, key: str) -> None:
