@@ -25,7 +25,6 @@ from abc_rag.errors import ABCRagError, InputError
 
 if TYPE_CHECKING:
     from abc_rag.embedder import Embedder
-    from abc_rag.report import Shown
     from abc_rag.retriever import Answer
     from abc_rag.store import ChromaStore
     from abc_rag.types import Fingerprint
@@ -291,7 +290,9 @@ def info(
     import torch
     import transformers
 
-    name = model or os.environ.get("ABC_RAG_MODEL") or "abc"
+    from abc_rag.models.load import default_model
+
+    name = model or default_model()
     facts: dict[str, Any] = {
         "abc-rag": __version__,
         "python": platform.python_version(),
@@ -341,7 +342,8 @@ def demo(
     report, shown = run_demo(embedder, k=k, progress=not as_json)
     if html is None:
         html = Path(tempfile.mkdtemp(prefix="abc-rag-")) / "demo.html"
-    page = write_html(html, render_html(shown, title="abc-rag demo", subtitle=_subtitle(shown, embedder)))
+    subtitle = f"{len(shown)} questions, answered by {embedder.fingerprint}"
+    page = write_html(html, render_html(shown, title="abc-rag demo", subtitle=subtitle))
     if as_json:
         _print_json({"indexed": report.added, "html": str(page), "questions": [_answer_json(s.answer) for s in shown]})
         return
@@ -350,10 +352,6 @@ def demo(
         _show(one.answer, Path(str(one.image)).name if one.image is not None else None)
     _say()
     _say(f"the same with the pictures: {page}")
-
-
-def _subtitle(shown: list[Shown], embedder: Embedder) -> str:
-    return f"{len(shown)} questions, answered by {embedder.fingerprint}"
 
 
 @evaluate.command("mini")

@@ -93,7 +93,7 @@ class ABCSettings:
 
 
 class MLPHead(nn.Module):
-    """``x + W2 . SELU(W1 x + b1) + b2`` on the pooled state (paper, section 3.1)."""
+    """``x + W2 . SELU(W1 x + b1) + b2`` on the pooled state."""
 
     def __init__(self, dim: int, hidden: int = _HEAD_HIDDEN) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class ABCPrompts:
     """Inputs to token ids, through the checkpoint's own chat template.
 
     The template is rendered once around a marker. What a user wrote is then tokenised as plain
-    text: ``<|im_end|>`` typed into a passage stays seven harmless tokens and cannot end the turn.
+    text: ``<|im_end|>`` typed into a passage stays harmless text and cannot end the turn.
     """
 
     _MARK = "\x00"

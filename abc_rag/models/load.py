@@ -59,6 +59,11 @@ PUBLISHED = ABCCheckpoint(
 )
 
 
+def default_model() -> str:
+    """What is loaded when no model is named: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``."""
+    return os.environ.get("ABC_RAG_MODEL") or "abc"
+
+
 def load_embedder(
     model: ModelName | None = None,
     *,
@@ -92,7 +97,7 @@ def load_embedder(
         CheckpointError: On first use: files are missing or do not fit.
     """
     if model is None:
-        model = os.environ.get("ABC_RAG_MODEL") or "abc"
+        model = default_model()
     for name, value, allowed in (
         ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
         ("attention", attention, ("auto", "sdpa", "eager", "flash_attention_2")),

@@ -1,4 +1,4 @@
-"""Train abc-mini from nothing, by ABC's recipe at small scale (paper, section 3).
+"""Train abc-mini from nothing, by ABC's recipe (arXiv 2503.00329) at small scale.
 
 Three stages, one after the other, each saved in the folder that the loader expects:
 
@@ -103,7 +103,7 @@ def contrastive_loss(
     smoothing: float = 0.1,
     excluded: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """InfoNCE with label smoothing (paper, equation 1), and the share of queries whose own candidate is nearest.
+    """ABC's loss: InfoNCE with label smoothing; and the share of queries whose own candidate is nearest.
 
     Args:
         queries: Unit rows ``(q, dim)``.
@@ -191,9 +191,8 @@ def _run(
     lr: float,
     log: _Log,
     bf16: bool,
-    snapshot: Callable[[], None] | None = None,
 ) -> None:
-    """The loop that all three stages share; ``snapshot`` is called every 500 steps."""
+    """The loop that all three stages share."""
     optimisers = _optimisers(network, lr)
     parameters = [p for p in network.parameters() if p.requires_grad]
     for step, batch in enumerate(data):
@@ -207,8 +206,6 @@ def _run(
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         log(stage, step, steps, loss=loss.item(), **values)
-        if snapshot is not None and (step + 1) % 500 == 0:
-            snapshot()
 
 
 def _backbone_config(config: MiniConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:
@@ -315,7 +312,6 @@ def _train_base(config: MiniConfig, out: Path, log: _Log) -> None:
         lr=config.base_lr,
         log=log,
         bf16=config.bf16,
-        snapshot=lambda: _save(out / "snapshot.safetensors", base_state_dict(backbone)),
     )
     _save(base / "model.safetensors", base_state_dict(backbone))
 
@@ -439,4 +435,3 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     ):
         if not (out / f"{result}.safetensors").exists():
             stage(config, out, log)
-    (out / "snapshot.safetensors").unlink(missing_ok=True)
