@@ -116,7 +116,9 @@ class OpenedImage:
         return self.image.size
 
 
-def open_image(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, exif: bool = True) -> OpenedImage:
+def open_image(
+    source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, exif: bool = True, name: str | None = None
+) -> OpenedImage:
     """Opens a picture: decoded in full, upright, in RGB.
 
     Args:
@@ -124,6 +126,7 @@ def open_image(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, exi
             not changed (only loaded, where it was opened lazily) and gives the frame it stands at.
         limits: What it may cost.
         exif: Whether to turn it as its EXIF orientation says. False is the published behaviour.
+        name: What it is called in messages, where the source's own description says less.
 
     Returns:
         The picture, its hash and its name.
@@ -134,7 +137,7 @@ def open_image(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, exi
         ImageFetchError: It could not be read or fetched, or fetching is not allowed.
         InputError: ``source`` is none of the above.
     """
-    name = describe_source(source)
+    name = describe_source(source) if name is None else name
     if isinstance(source, PIL.Image.Image):
         with _LOADING:
             copy, orientation, digest = _copy_pil(source, name, limits)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union
 
 from abc_rag.errors import InputError
@@ -28,10 +29,13 @@ __all__ = [
     "MetadataValue",
     "Modality",
     "Record",
+    "SourceType",
     "Text",
+    "Trace",
 ]
 
 Modality = Literal["text", "image"]
+SourceType = Literal["path", "url"]
 MetadataValue = str | int | float | bool
 
 
@@ -134,6 +138,9 @@ class Record:
         text: The passage, or a picture's caption (may be empty).
         source: Where it came from: a path, a URL, or empty.
         metadata: The caller's own values.
+        source_type: What ``source`` is.
+        sha256: Of a picture: the hash of its content when it was embedded, 64 hexadecimal digits, or empty.
+        mime_type: Of a picture: what its bytes were then, such as ``"image/png"``, or empty.
     """
 
     id: str
@@ -141,6 +148,38 @@ class Record:
     text: str = ""
     source: str = ""
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    source_type: SourceType = "path"
+    sha256: str = ""
+    mime_type: str = ""
+
+    @property
+    def picture(self) -> Path | URL | None:
+        """Where a picture can be opened again; None for a passage and for a picture without a source within reach."""
+        if self.modality != "image" or not self.source:
+            return None
+        if self.source_type == "path":
+            return Path(self.source)
+        return URL(self.source) if self.source_type == "url" else None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How a hit got its score.
+
+    Attributes:
+        instruction: What pictures were looked at for; None where no picture was looked at again.
+        first: Score of the first search, in [0, 1].
+        second: Score of the second look, under the instruction, in [0, 1]; None where there was none.
+        facet: The instruction of the stored facet that was nearest in the first search; None for the
+            picture as a whole, and for passages.
+        note: Why there was no second look where one was due, such as a picture that has since been deleted.
+    """
+
+    instruction: str | None
+    first: float
+    second: float | None = None
+    facet: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,8 +188,33 @@ class Hit:
 
     Attributes:
         record: What was found.
-        score: In [0, 1], higher is nearer: ``(1 + cosine) / 2``.
+        score: In [0, 1], higher is nearer: ``(1 + cosine) / 2`` of the first search; after a second look
+            under an instruction, both scores fused (see `abc_rag.retriever`).
+        facet: The instruction of the stored facet that was nearest; None for the picture as a whole.
+        trace: How the score came about, where it was asked for.
     """
 
     record: Record
     score: float
+    facet: str | None = None
+    trace: Trace | None = None
+
+    @property
+    def id(self) -> str:
+        """The record's id."""
+        return self.record.id
+
+    @property
+    def modality(self) -> Modality:
+        """``"image"`` or ``"text"``."""
+        return self.record.modality
+
+    @property
+    def source(self) -> str:
+        """Where the record came from."""
+        return self.record.source
+
+    @property
+    def text(self) -> str:
+        """The passage, or the picture's caption."""
+        return self.record.text

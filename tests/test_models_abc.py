@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,11 @@ def test_pooled_states_meet_their_goldens(attention: str, cases: Any, goldens: A
         ids, lengths = torch.from_numpy(prepared.input_ids)[None], torch.tensor([prepared.tokens])
         with torch.inference_mode():
             network.set_instruct(case["kind"] == "image+instruction")
-            features = network.backbone.image_features([prepared.patches]) if prepared.patches else None
+            picture = prepared.picture
+            features = None
+            if picture is not None:
+                patches = picture.patches or family.prepare_image(as_input(case).source)  # type: ignore[union-attr]
+                features = network.backbone.image_features([patches])
             states = network.backbone.hidden_states(ids, lengths=lengths, features=features)
             pooled = network.pool(states, ids, lengths)[0]
         assert (pooled - golden).abs().max() < TOLERANCE, case["id"]
@@ -72,7 +77,7 @@ def test_vision_features_meet_their_goldens(tiny: Embedder, cases: Any, goldens:
     family = family_of(tiny)
     for case in cases:
         if case["image"] and f"{case['id']}.visual_mean" in goldens:
-            patches = family.prepare_image(Image(str(FIXTURE / case["image"])))
+            patches = family.prepare_image(str(FIXTURE / case["image"]))
             with torch.inference_mode():
                 mean = family.network.backbone.image_features([patches]).mean(dim=0)
             assert (mean - goldens[f"{case['id']}.visual_mean"]).abs().max() < TOLERANCE, case["id"]
@@ -186,15 +191,15 @@ def test_a_wrong_network_would_be_noticed(
 
 
 class _OneResize(ABCFamily):
-    def prepare_image(self, item: Any) -> Any:
-        image = PIL.Image.open(item.source).convert("RGB")
+    def prepare_image(self, source: Any, *, name: str | None = None) -> Any:
+        image = PIL.Image.open(io.BytesIO(source)).convert("RGB")
         height, width = fit_size(image.height, image.width, factor=28, min_pixels=256 * 784, max_pixels=1024 * 784)
         return patchify(resize_as_pillow_12(image, height, width), patch=14, merge=2)
 
 
 class _Enlarged(ABCFamily):
-    def prepare_image(self, item: Any) -> Any:
-        image = PIL.Image.open(item.source).convert("RGB")
+    def prepare_image(self, source: Any, *, name: str | None = None) -> Any:
+        image = PIL.Image.open(io.BytesIO(source)).convert("RGB")
         height, width = fit_size(image.height, image.width, factor=28, min_pixels=4 * 784, max_pixels=16384 * 784)
         return patchify(resize_as_pillow_12(image, height, width), patch=14, merge=2)
 
@@ -264,7 +269,7 @@ def test_pixel_statistics_are_the_recorded_ones(tiny: Embedder, cases: Any) -> N
         if not case["image"]:
             continue
         recorded = case.get("pixel_values_pillow12", case["pixel_values"])
-        patches = family_of(tiny).prepare_image(Image(str(FIXTURE / case["image"])))
+        patches = family_of(tiny).prepare_image(str(FIXTURE / case["image"]))
         values = normalise(torch.from_numpy(patches.pixels)).double()
         assert [[1, patches.rows, patches.columns]] == case["image_grid_thw"], case["id"]
         assert float(values.mean()) == pytest.approx(recorded["mean"], abs=1e-6), case["id"]
@@ -293,12 +298,12 @@ def test_fit_size_refuses_a_line() -> None:
 
 
 def test_limits_are_the_callers(tiny: Embedder) -> None:
-    picture = Image(str(FIXTURE / "images" / "shapes_224x224.png"))
+    picture = str(FIXTURE / "images" / "shapes_224x224.png")
     small = load_embedder(FIXTURE, device="cpu", min_tokens=16, max_tokens=64)
     assert family_of(small).prepare_image(picture).pixels.shape[0] == 64 * 4
     assert (small.fingerprint.min_tokens, small.fingerprint.max_tokens) == (16, 64)
     assert small.fingerprint != tiny.fingerprint
-    assert np.abs(small.embed([picture]) - tiny.embed([picture])).max() > 1e-3
+    assert np.abs(small.embed_images([picture]) - tiny.embed_images([picture])).max() > 1e-3
 
 
 # --- Inputs ---------------------------------------------------------------------------------------------

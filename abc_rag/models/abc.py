@@ -15,6 +15,7 @@ One deviation, on purpose: padding never enters the mean, so a vector does not d
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraModel
@@ -32,7 +34,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from abc_rag.errors import CheckpointError, InputError
-from abc_rag.images import ImageLimits, open_image
+from abc_rag.images import ImageLimits, content_hash, describe_source, open_image, read_bytes
 from abc_rag.models._checkpoint import assign_tensors, iter_tensors, read_json, weight_files
 from abc_rag.models._qwen2_vl import (
     Patches,
@@ -43,8 +45,9 @@ from abc_rag.models._qwen2_vl import (
     patchify,
     resize_as_pillow_12,
 )
+from abc_rag.models._vision_cache import SeenPicture, VisionCache
 from abc_rag.models.family import Family, Prepared
-from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text
+from abc_rag.types import Fingerprint, Image, ImageSource, Input, InstructedImage, Text
 
 __all__ = ["ABCFamily", "ABCNetwork", "ABCPrompts", "ABCSettings", "MLPHead", "load_network"]
 
@@ -225,6 +228,8 @@ class ABCFamily(Family):
         self._fingerprint = fingerprint
         self._image_limits = image_limits
         self._max_length = int(network.backbone.text_config.max_position_embeddings)
+        # The instruct adapter leaves the vision tower alone, so one pass serves a picture under every instruction.
+        self.vision_cache = VisionCache()
 
     @property
     def dim(self) -> int:
@@ -247,10 +252,9 @@ class ABCFamily(Family):
             prepared = Prepared("text", self._prompts(item.text))
         else:
             instruction = f"Instruction: {item.instruction}" if isinstance(item, InstructedImage) else ""
-            patches = self.prepare_image(item)
-            merge = self.network.backbone.merge
-            ids = self._prompts(instruction, image_tokens=patches.rows * patches.columns // merge**2)
-            prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, patches)
+            picture = self._picture(item.source)
+            ids = self._prompts(instruction, image_tokens=picture.tokens)
+            prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, picture)
         if prepared.tokens > self._max_length:
             raise InputError(
                 f"an input of {prepared.tokens} tokens is longer than the model's {self._max_length}; "
@@ -258,9 +262,23 @@ class ABCFamily(Family):
             )
         return prepared
 
-    def prepare_image(self, item: Image | InstructedImage) -> Patches:
-        """Open, resize twice as published, and cut into patches."""
-        image = open_image(item.source, limits=self._image_limits).image
+    def _picture(self, source: ImageSource) -> SeenPicture:
+        if isinstance(source, PIL.Image.Image):
+            data, key = None, content_hash(source, limits=self._image_limits)
+        else:
+            data = read_bytes(source, limits=self._image_limits)
+            key = hashlib.sha256(data).hexdigest()
+        seen = self.vision_cache.get(key)
+        if seen is None:
+            name = describe_source(source)
+            patches = self.prepare_image(source if data is None else data, name=name)
+            seen = SeenPicture(key, patches.rows * patches.columns // self.network.backbone.merge**2, patches)
+            self.vision_cache.put(seen)
+        return seen
+
+    def prepare_image(self, source: ImageSource, *, name: str | None = None) -> Patches:
+        """Open, resize twice as published, and cut into patches; ``name`` is for messages."""
+        image = open_image(source, limits=self._image_limits, name=name).image
         backbone = self.network.backbone
         factor = backbone.patch * backbone.merge
         limits = (
@@ -285,12 +303,33 @@ class ABCFamily(Family):
         ids = np.zeros((len(batch), max(p.tokens for p in batch)), dtype=np.int64)
         for row, prepared in zip(ids, batch, strict=True):
             row[: prepared.tokens] = prepared.input_ids
-        pictures = [p.patches for p in batch if p.patches is not None]
         with torch.inference_mode():
             self.network.set_instruct(batch[0].kind == "image+instruction")
-            features = self.network.backbone.image_features(pictures) if pictures else None
+            features = self._features([p.picture for p in batch if p.picture is not None])
             rows: torch.Tensor = self.network(torch.from_numpy(ids).to(device), lengths=lengths, features=features)
             return rows
+
+    def _features(self, pictures: Sequence[SeenPicture]) -> torch.Tensor | None:
+        """Vision features of all pictures in turn; only what no earlier pass has seen is computed, and once."""
+        known: dict[str, torch.Tensor] = {}
+        todo: dict[str, SeenPicture] = {}
+        for picture in pictures:
+            # An earlier batch of the same call may have seen it since it was prepared.
+            seen = picture if picture.features is not None else self.vision_cache.get(picture.key)
+            if seen is not None and seen.features is not None:
+                known[picture.key] = seen.features
+            else:
+                todo[picture.key] = picture
+        if todo:
+            computed = self.network.backbone.image_features([p.patches for p in todo.values() if p.patches is not None])
+            start = 0
+            for picture in todo.values():
+                # A copy, as a slice would keep all the others in memory.
+                features = computed[start : start + picture.tokens].clone()
+                start += picture.tokens
+                known[picture.key] = features
+                self.vision_cache.put(SeenPicture(picture.key, picture.tokens, features=features))
+        return torch.cat([known[p.key] for p in pictures]) if pictures else None
 
 
 # --- Weights --------------------------------------------------------------------------------------

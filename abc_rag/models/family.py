@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from abc_rag.models._qwen2_vl import Patches
+from abc_rag.models._vision_cache import SeenPicture
 from abc_rag.types import Fingerprint, Input
 
 __all__ = ["Family", "Prepared"]
@@ -27,12 +27,12 @@ class Prepared:
     Attributes:
         kind: Inputs of one kind may share a batch; a family names its kinds as it likes.
         input_ids: int64 ``(length,)``, image tokens already repeated.
-        patches: The picture, if there is one.
+        picture: The picture, if there is one.
     """
 
     kind: str
     input_ids: npt.NDArray[np.int64]
-    patches: Patches | None = None
+    picture: SeenPicture | None = None
 
     @property
     def tokens(self) -> int:

@@ -19,10 +19,21 @@ if TYPE_CHECKING:
     from abc_rag.images import ImageLimits
     from abc_rag.models.family import Family
 
-__all__ = ["ABCCheckpoint", "Attention", "DType", "load_embedder"]
+__all__ = [
+    "MODEL_NAMES",
+    "ABCCheckpoint",
+    "Attention",
+    "DType",
+    "default_model",
+    "is_folder",
+    "load_embedder",
+    "local_revision",
+]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+MODEL_NAMES = ("abc", "abc-mini")
+"""What `load_embedder` takes by name; everything else is a folder or an `ABCCheckpoint`."""
 ModelName = Union[str, "os.PathLike[str]", "ABCCheckpoint"]
 
 # What a Qwen2-VL-7B without its output layer weighs in bfloat16, for the warning before a download.
@@ -119,6 +130,26 @@ def load_embedder(
     return LocalEmbedder(build)
 
 
+def local_revision(model: ModelName) -> str | None:
+    """The revision that the model's fingerprint will have, if all its files are local; None where the hub decides.
+
+    Reads the files' hashes; loads and fetches nothing.
+
+    Raises:
+        InputError: There is no such model.
+        CheckpointError: A folder of an `ABCCheckpoint` is missing.
+    """
+    if isinstance(model, ABCCheckpoint):
+        if not all(is_folder(part) for part in (model.base, model.pretrain, model.instruct)):
+            return None
+    elif model == "abc":
+        return None
+    from abc_rag.models._checkpoint import folder_revision
+
+    parts = _source(model)("cpu")
+    return parts.revision or folder_revision(parts.base, parts.pretrain, parts.instruct)
+
+
 @dataclass(frozen=True)
 class _Parts:
     """Local folders, and what identifies them."""
@@ -180,7 +211,8 @@ def _published(device: str) -> _Parts:
     return _resolve(PUBLISHED, "abc")
 
 
-def _is_folder(part: str | os.PathLike[str]) -> bool:
+def is_folder(part: str | os.PathLike[str]) -> bool:
+    """Whether a part of an `ABCCheckpoint` is a folder, and no hub id."""
     return not isinstance(part, str) or part.startswith(("/", "./", "../", "~"))
 
 
@@ -192,7 +224,7 @@ def _resolve(checkpoint: ABCCheckpoint, name: str) -> _Parts:
         (checkpoint.pretrain, checkpoint.pretrain_revision),
         (checkpoint.instruct, checkpoint.instruct_revision),
     ):
-        if _is_folder(part):
+        if is_folder(part):
             if revision is not None:
                 raise InputError(f"{part} is a folder and has no revision {revision!r}")
             folder = Path(part).expanduser()
