@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from abc_rag.embedder import Vectors
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
-from abc_rag.types import Hit, MetadataValue, Modality, Record
+from abc_rag.types import Hit, MetadataValue, Modality, Record, SourceType
 
 if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
@@ -21,6 +21,13 @@ Item = tuple[Record, dict[str, MetadataValue], npt.NDArray[np.float32], int]
 _OWN = "abc:"
 _MODALITY = "abc:modality"
 _SOURCE = "abc:source"
+_SOURCE_TYPE = "abc:source_type"
+_SHA256 = "abc:sha256"
+_MIME_TYPE = "abc:mime_type"
+# The record that a facet belongs to.
+_OF = "abc:of"
+# The source type, in the database only, of a picture that the store holds a copy of.
+_KEPT = "kept"
 _FINGERPRINT = "abc:fingerprint"
 # Ids go to SQLite as variables, of which one statement takes 32,766.
 _PAGE = 1000
@@ -134,23 +141,32 @@ def _records(ids: Sequence[str], metadatas: Any, documents: Any, uris: Any) -> l
         guess = "image" if uri and not document else "text"
         modality: Modality = "image" if values.pop(_MODALITY, guess) == "image" else "text"
         source = values.pop(_SOURCE, None) or uri or ""
-        made.append(Record(id_, modality, document or "", source, values))
+        source_type: SourceType = values.pop(_SOURCE_TYPE, "path")
+        sha256, mime_type = str(values.pop(_SHA256, "")), str(values.pop(_MIME_TYPE, ""))
+        values = {key: value for key, value in values.items() if not key.startswith(_OWN)}
+        made.append(Record(id_, modality, document or "", source, values, source_type, sha256, mime_type))
     return made
 
 
-def _item(record: Record, row: npt.NDArray[np.float32]) -> Item:
+def _item(record: Record, row: npt.NDArray[np.float32], own: Mapping[str, str] | None = None) -> Item:
     """A checked record with what is stored of it, and the bytes it takes in a request."""
-    if not isinstance(record, Record):
-        raise InputError(f"records must be abc_rag.Record values, not {type(record).__name__}")
     _checked_ids([record.id])
     if record.modality not in ("text", "image"):
         raise InputError(f"record {record.id!r}: modality must be 'text' or 'image', not {record.modality!r}")
     size = len(row) * 6 + 200  # base64 of float32, and what is around it
-    for name, text in (("text", record.text), ("source", record.source)):
+    if record.source_type not in ("path", "url", _KEPT):
+        raise InputError(f"record {record.id!r}: source_type must be 'path' or 'url', not {record.source_type!r}")
+    for name in ("text", "source", "sha256", "mime_type"):
+        text = getattr(record, name)
         if not isinstance(text, str):
             raise InputError(f"record {record.id!r}: {name} must be a str, not {type(text).__name__}")
         size += 2 * _bytes(text, f"record {record.id!r}: {name}")
-    metadata: dict[str, MetadataValue] = {_MODALITY: record.modality, _SOURCE: record.source}
+    metadata: dict[str, MetadataValue] = {_MODALITY: record.modality, _SOURCE: record.source, **(own or {})}
+    if record.source_type != "path":
+        metadata[_SOURCE_TYPE] = record.source_type
+    metadata.update((key, value) for key, value in ((_SHA256, record.sha256), (_MIME_TYPE, record.mime_type)) if value)
+    if not isinstance(record.metadata, Mapping):
+        raise InputError(f"record {record.id!r}: metadata must be a dict, not {type(record.metadata).__name__}")
     for key, value in record.metadata.items():
         where = f"record {record.id!r}: metadata key {key!r}"
         if not isinstance(key, str) or not key:
@@ -160,6 +176,14 @@ def _item(record: Record, row: npt.NDArray[np.float32]) -> Item:
         metadata[key] = _plain(value, where)
         size += _bytes(key, where) + (_bytes(value, where) if isinstance(value, str) else 24)
     return record, metadata, row, size
+
+
+def _items(records: Sequence[Record], rows: Vectors, own: Sequence[Mapping[str, str]] | None = None) -> list[Item]:
+    """One item a record; of records with the same id the last."""
+    items: dict[str, Item] = {}
+    for position, (record, row) in enumerate(zip(records, rows, strict=True)):
+        items[record.id] = _item(record, row, own[position] if own else None)
+    return list(items.values())
 
 
 def _plain(value: object, where: str) -> MetadataValue:
@@ -215,6 +239,13 @@ def _unit_rows(vectors: npt.ArrayLike, ids: Sequence[str] | None) -> Vectors:
     rows = rows / largest[:, None]
     unit: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return unit
+
+
+def _checked_rows(records: Sequence[Record], vectors: npt.ArrayLike) -> Vectors:
+    for record in records:
+        if not isinstance(record, Record):
+            raise InputError(f"records must be abc_rag.Record values, not {type(record).__name__}")
+    return _unit_rows(vectors, [record.id for record in records])
 
 
 def _condition(where: Mapping[str, Any] | None, modality: Modality | None) -> dict[str, Any] | None:

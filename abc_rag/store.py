@@ -12,7 +12,9 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,20 +23,25 @@ import numpy.typing as npt
 from abc_rag._chroma_client import _close, _open_embedded, _Server, _translated
 from abc_rag._chroma_records import (
     _FINGERPRINT,
+    _KEPT,
     _PAGE,
+    _SOURCE,
     Item,
     _batches,
     _check,
     _checked_ids,
+    _checked_rows,
     _condition,
     _exact,
     _got,
     _indexed,
-    _item,
+    _items,
     _mark,
     _records,
     _unit_rows,
 )
+from abc_rag._facets import _SUFFIX, _Facets
+from abc_rag._kept_pictures import _Pictures
 from abc_rag._lock import Lease
 from abc_rag.embedder import Vectors
 from abc_rag.errors import InputError, StoreError
@@ -88,12 +95,14 @@ class ChromaStore:
     Args:
         path: Directory of an embedded store; made if missing. Exactly one of ``path`` and ``url``.
         url: A Chroma server, ``http://host:port`` or ``https://host``.
-        collection: Name of the collection: 3 to 512 characters of ``[a-zA-Z0-9._-]``.
+        collection: Name of the collection: 3 to 505 characters of ``[a-zA-Z0-9._-]``, not ending in ``.facets``.
         fingerprint: Whose vectors go in and out. The first `add` marks the collection with it, and
             from then on no other may open it. None opens whatever is there, and marks nothing; a
             collection that holds vectors without a mark can be opened only so.
         headers: HTTP headers for the server, for example a token.
         lock_timeout_s: How long a write waits for another process to stop writing, in seconds.
+        pictures: Folder of the pictures that `keep_picture` copies, those of each collection in a folder of its
+            own within it. If not given: ``pictures`` within ``path``; with a server, none.
 
     Raises:
         InputError: Both or none of ``path`` and ``url``, or one of them is unusable.
@@ -110,20 +119,28 @@ class ChromaStore:
         fingerprint: Fingerprint | None = None,
         headers: Mapping[str, str] | None = None,
         lock_timeout_s: float = 0.0,
+        pictures: str | os.PathLike[str] | None = None,
     ) -> None:
         if (path is None) == (url is None):
             raise InputError("give exactly one of path (a directory) and url (a Chroma server)")
-        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]", collection):
+        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,503}[a-zA-Z0-9]", collection):
             raise InputError(
-                f"collection {collection!r}: a name has 3 to 512 characters of [a-zA-Z0-9._-] "
+                f"collection {collection!r}: a name has 3 to 505 characters of [a-zA-Z0-9._-] "
                 "and begins and ends with a letter or a digit"
             )
+        if collection.endswith(_SUFFIX):
+            raise InputError(f"collection {collection!r}: names ending in {_SUFFIX!r} are reserved; use another")
         if headers is not None and url is None:
             raise InputError("headers are for a server: give url instead of path")
         self._name = collection
         self._wanted = None if fingerprint is None else str(fingerprint)
         self._known: tuple[Client, Collection] | None = None
         self._dim: tuple[object, int] | None = None
+        self._is_table = False
+        if pictures is None and path is not None:
+            pictures = Path(path, "pictures")
+        # By collection, as whether a copy is still referred to is known within one only.
+        self._pictures = None if pictures is None else _Pictures(Path(pictures, collection))
         self._backend: Lease[Client] | _Server
         if url is not None:
             self._place = url
@@ -151,6 +168,19 @@ class ChromaStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @cached_property
+    def _facets(self) -> _Facets:
+        table = object.__new__(ChromaStore)
+        # The same place, client and locks; a collection of its own.
+        table.__dict__ |= self.__dict__ | {
+            "_name": self._name + _SUFFIX,
+            "_known": None,
+            "_dim": None,
+            "_is_table": True,
+            "_pictures": None,
+        }
+        return _Facets(table, self)
 
     def close(self) -> None:
         """Release the store, and the right to write to its directory. Idempotent."""
@@ -182,7 +212,8 @@ class ChromaStore:
     def records(self) -> Iterator[Record]:
         """Every record, a page at a time. Do not write meanwhile: pages would shift."""
         for page in self._pages(["metadatas", "documents", "uris"]):
-            yield from _records(page["ids"], page["metadatas"], page["documents"], page["uris"])
+            found = _records(page["ids"], page["metadatas"], page["documents"], page["uris"])
+            yield from map(self._public, found)
 
     def has(self, ids: Iterable[str]) -> set[str]:
         """Which of ``ids`` are stored."""
@@ -190,12 +221,19 @@ class ChromaStore:
 
     def get(self, ids: Iterable[str]) -> list[Record]:
         """The records of ``ids``, in the order asked; ids that are not stored are left out."""
+        return [self._public(record) for record in self._raw(ids)]
+
+    def _raw(self, ids: Iterable[str]) -> list[Record]:
+        """Records as the database has them."""
         asked = _checked_ids(ids)
         found: dict[str, Record] = {}
         for page in self._fetch(asked, ["metadatas", "documents", "uris"]):
             rows = _records(page["ids"], page["metadatas"], page["documents"], page["uris"])
             found.update((record.id, record) for record in rows)
         return [found[id_] for id_ in asked if id_ in found]
+
+    def _public(self, record: Record) -> Record:
+        return record if self._pictures is None else self._pictures.to_public(record)
 
     def vectors(self, ids: Iterable[str]) -> dict[str, Vectors]:
         """The vectors of those of ``ids`` that are stored: float32 unit vectors of shape ``(dim,)``."""
@@ -229,19 +267,25 @@ class ChromaStore:
             StoreLockedError: Another process is writing to the directory.
             StoreError: The directory or the server cannot be written to.
         """
-        rows = _unit_rows(vectors, [record.id for record in records])
-        items: dict[str, Item] = {}
-        for record, row in zip(records, rows, strict=True):
-            items[record.id] = _item(record, row)
+        if self._pictures is not None:
+            records = [self._pictures.to_stored(r) if isinstance(r, Record) else r for r in records]
+        rows = _checked_rows(records, vectors)
+        items = _items(records, rows)
+        self._facets.forget_changed(records, rows)
+        self._write(items)
+        self._facets.follow(records)
+        return [record.id for record in records]
+
+    def _put(self, records: Sequence[Record], vectors: npt.ArrayLike, own: Sequence[Mapping[str, str]]) -> None:
+        self._write(_items(records, _checked_rows(records, vectors), own))
+
+    def _write(self, items: Sequence[Item]) -> None:
         if not items:
-            return []
-        chosen = list(items.values())
+            return
         with _translated(self._place):
             most = self._backend.read(self._name, lambda client: client.get_max_batch_size())
-            for part in _batches([item[3] for item in chosen], most, _REQUEST_BYTES):
-                batch = chosen[part]
-                self._backend.write(partial(self._retried, partial(self._upsert, batch)))
-        return [record.id for record in records]
+            for part in _batches([item[3] for item in items], most, _REQUEST_BYTES):
+                self._backend.write(partial(self._retried, partial(self._upsert, items[part])))
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete records; return how many of ``ids`` were there.
@@ -251,10 +295,19 @@ class ChromaStore:
             StoreError: The directory or the server cannot be written to.
         """
         asked = list(dict.fromkeys(_checked_ids(ids)))
-
+        kept: dict[str, None] = {}
+        if not self._is_table:
+            # First, so that a deletion that is cut short leaves no facet without its picture.
+            self._facets.delete(asked)
+            kept.update((record.source, None) for record in self._raw(asked) if record.source_type == _KEPT)
         with _translated(self._place):
             pages = [asked[start : start + _PAGE] for start in range(0, len(asked), _PAGE)]
-            return sum(self._backend.write(partial(self._retried, partial(self._remove, page))) for page in pages)
+            removed = sum(self._backend.write(partial(self._retried, partial(self._remove, page))) for page in pages)
+        if self._pictures is not None:
+            for source in kept:
+                if next(self._pages([], where={_SOURCE: source}), None) is None:
+                    self._pictures.forget(source)
+        return removed
 
     def _remove(self, page: list[str], client: Client) -> int:
         collection = self._collection(client)
@@ -291,6 +344,51 @@ class ChromaStore:
             # Empty rather than None, which would leave the old one in place.
             uris=[record.source for record in records],
         )
+
+    def add_facets(self, ids: Sequence[str], instruction: str, vectors: npt.ArrayLike) -> None:
+        """Store a further vector of each of some pictures: what it is under ``instruction``.
+
+        A search takes the best of a picture's vectors. Facets go with their picture: they are deleted with it, and
+        dropped when it is stored again with another vector. Storing one again replaces it.
+
+        Args:
+            ids: Stored pictures.
+            instruction: What was looked at.
+            vectors: Shape ``(len(ids), dim)``.
+
+        Raises:
+            InputError: The instruction is blank, or an id is not that of a stored picture.
+            StoreError: As `add` does.
+        """
+        self._facets.add(ids, instruction, vectors)
+
+    def facet_names(self, ids: Iterable[str]) -> dict[str, set[str]]:
+        """The instructions under which each of ``ids`` has a facet; ids without any are left out."""
+        return self._facets.names(ids)
+
+    def facet_vectors(self, ids: Iterable[str], instruction: str) -> dict[str, Vectors]:
+        """The vectors of those of ``ids`` that have a facet of exactly this instruction."""
+        return self._facets.vectors(ids, instruction)
+
+    def keep_picture(self, data: bytes, mime_type: str) -> str:
+        """Copy a picture's encoded bytes into the store's folder; return the path, to be a record's source.
+
+        The copy is named by its content, and goes when the last record that has it as its source is deleted.
+        Records refer to it relative to that folder, so a store's directory can be moved.
+
+        Args:
+            data: The encoded bytes.
+            mime_type: What they are, such as ``"image/jpeg"``.
+
+        Raises:
+            InputError: The type is not that of a picture that is read, or this is a server without ``pictures``.
+            StoreError: The copy cannot be written.
+        """
+        if self._pictures is None:
+            raise InputError(
+                f"{self._place}: a Chroma server holds no pictures; open the store with pictures=FOLDER to keep them"
+            )
+        return self._pictures.keep(data, mime_type)
 
     # -- searching -----------------------------------------------------------------------------
 
@@ -335,12 +433,21 @@ class ChromaStore:
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise InputError(f"k must be a positive int, not {k!r}")
         rows = _unit_rows(vectors, None)
+        hits = self._search_own(rows, int(k), where, modality)
+        if modality != "text":
+            hits = self._facets.merged(rows, int(k), where, hits)
+        return [[replace(hit, record=self._public(hit.record)) for hit in found] for found in hits]
+
+    def _search_own(
+        self, rows: Vectors, k: int, where: Mapping[str, Any] | None, modality: Modality | None
+    ) -> list[list[Hit]]:
+        """Search this collection alone."""
         condition = _condition(where, modality)
         found: list[list[Hit]] = []
         for start in range(0, len(rows), _QUERIES):
             part = rows[start : start + _QUERIES]
             found += self._read(
-                partial(self._query, part, int(k), condition),
+                partial(self._query, part, k, condition),
                 [[] for _ in part],
                 where=condition,
             )
@@ -432,9 +539,9 @@ class ChromaStore:
         self._dim = collection.id, len(rows[0])
         return self._dim[1]
 
-    def _pages(self, include: list[str]) -> Iterator[dict[str, Any]]:
+    def _pages(self, include: list[str], where: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
         offset = 0
-        while page := self._read(partial(_got, include=include, limit=_PAGE, offset=offset), None):
+        while page := self._read(partial(_got, include=include, where=where, limit=_PAGE, offset=offset), None):
             yield page
             offset += len(page["ids"])
 

@@ -2,14 +2,22 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import FIXTURE
+from helpers import FIXTURE, MakeStore
 from safetensors.torch import load_file
 
-from abc_rag import load_embedder
+from abc_rag import ChromaStore, load_embedder
 from abc_rag.embedder import Embedder
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -34,3 +42,51 @@ def tiny() -> Embedder:
 @pytest.fixture(scope="session")
 def mini() -> Embedder:
     return load_embedder("abc-mini", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Chroma server on loopback."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = Path(sys.executable).parent / "chroma"
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(program), "run", "--path", str(folder / "data"), "--host", "127.0.0.1", "--port", str(port)],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/heartbeat").close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail((folder / "log").read_text())
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(params=["embedded", "server"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
+    """Opens the same, at first empty, store again and again."""
+    made: list[ChromaStore] = []
+    if request.param == "embedded":
+        place: dict[str, object] = {"path": tmp_path / "store"}
+    else:
+        place = {"url": request.getfixturevalue("server_url"), "collection": f"c-{uuid.uuid4().hex}"}
+
+    def make(**arguments: object) -> ChromaStore:
+        made.append(ChromaStore(**{**place, **arguments}))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.close()

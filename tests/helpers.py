@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from abc_rag import Image, InstructedImage, Text
+from abc_rag import ChromaStore, Image, InstructedImage, Text
 
 FIXTURE = Path(__file__).parent / "fixtures" / "abc"
 TOLERANCE = 1e-5
+
+MakeStore = Callable[..., ChromaStore]
 
 
 def as_input(case: dict[str, Any]) -> Text | Image | InstructedImage:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import chromadb
 import numpy as np
 import pytest
 from chromadb.config import Settings
+from helpers import MakeStore
 
 import abc_rag
 from abc_rag._chroma_records import _batches
@@ -31,8 +31,6 @@ ROOT = str(Path(next(iter(abc_rag.__path__))).parent)
 ONE = Fingerprint("abc", "one", 4, 64)
 TWO = Fingerprint("abc", "two", 4, 64)
 NO_TELEMETRY = {"anonymized_telemetry": False}
-
-MakeStore = Callable[..., ChromaStore]
 
 
 def unit(*values: float) -> np.ndarray:
@@ -46,53 +44,6 @@ def vectors(n: int, dim: int = 8, seed: int = 0) -> np.ndarray:
 
 def texts(n: int, prefix: str = "t") -> list[Record]:
     return [Record(f"{prefix}{i:05}", "text", f"passage {i}", metadata={"page": i}) for i in range(n)]
-
-
-@pytest.fixture(scope="module")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = Path(sys.executable).parent / "chroma"
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(program), "run", "--path", str(folder / "data"), "--host", "127.0.0.1", "--port", str(port)],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/heartbeat").close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail((folder / "log").read_text())
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture(params=["embedded", "server"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
-    """Opens the same, at first empty, store again and again."""
-    made: list[ChromaStore] = []
-    if request.param == "embedded":
-        place: dict[str, object] = {"path": tmp_path / "store"}
-    else:
-        place = {"url": request.getfixturevalue("server_url"), "collection": f"c-{uuid.uuid4().hex}"}
-
-    def make(**arguments: object) -> ChromaStore:
-        made.append(ChromaStore(**{**place, **arguments}))
-        return made[-1]
-
-    yield make
-    for store in made:
-        store.close()
 
 
 @pytest.fixture
