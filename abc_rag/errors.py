@@ -4,6 +4,7 @@
 
     ABCRagError
     ├── InputError (ValueError)          an argument or an input is unusable
+    │   ├── PartialIndexError            some of many could not be stored, the others were
     │   └── ImageError                   a picture is; carries .source
     │       ├── ImageLimitError          it exceeds a limit (bytes, pixels, aspect ratio, frames)
     │       ├── ImageFormatError         it is corrupt, truncated or of a format that is not read
@@ -27,6 +28,7 @@ __all__ = [
     "ImageLimitError",
     "InputError",
     "MissingExtraError",
+    "PartialIndexError",
     "StoreError",
     "StoreLockedError",
 ]
@@ -55,6 +57,25 @@ class ImageError(InputError):
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
         # Exceptions rebuild themselves from their message alone; this one has two arguments.
         return type(self), (self.source, self.reason)
+
+
+class PartialIndexError(InputError):
+    """Some of many inputs could not be stored. The others are.
+
+    Attributes:
+        ids: The id of each input that is stored now, by position; None where it is not.
+        failed: (position, error) of each that is not.
+    """
+
+    def __init__(self, ids: list[str | None], failed: list[tuple[int, InputError]]) -> None:
+        shown = "; ".join(f"input {position}: {error}" for position, error in failed[:3])
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        super().__init__(f"{len(failed)} of {len(ids)} could not be stored, the others are: {shown}{more}")
+        self.ids = ids
+        self.failed = failed
+
+    def __reduce__(self) -> tuple[type[PartialIndexError], tuple[list[str | None], list[tuple[int, InputError]]]]:
+        return type(self), (self.ids, self.failed)
 
 
 class ImageLimitError(ImageError):

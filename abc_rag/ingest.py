@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from abc_rag._ingest_images import checked_facets, index_images
 from abc_rag._progress import progress_bar
 from abc_rag.embedder import Embedder, Vectors
 from abc_rag.errors import InputError
 from abc_rag.images import DEFAULT_LIMITS, ImageLimits, OpenedImage, content_hash, open_image
 from abc_rag.store import ChromaStore, image_id, text_id
-from abc_rag.types import Image, Input, Modality, Record, Text
+from abc_rag.types import Image, Input, InstructedImage, Modality, Record, Text
 
-__all__ = ["IMAGE_SUFFIXES", "TEXT_SUFFIXES", "IndexReport", "index_paths", "passages_of"]
+__all__ = ["IMAGE_SUFFIXES", "TEXT_SUFFIXES", "IndexReport", "index_images", "index_paths", "passages_of"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 TEXT_SUFFIXES = frozenset({".md", ".txt"})
@@ -38,12 +39,14 @@ class IndexReport:
         unchanged: Those that were stored already.
         removed: Stored ones whose file now holds something else.
         failed: (file, reason) of each file that could not be used.
+        facets: Vectors under instructions that were added to pictures.
     """
 
     added: int = 0
     unchanged: int = 0
     removed: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    facets: int = 0
 
 
 @dataclass
@@ -68,6 +71,7 @@ class _Run:
     embedder: Embedder
     store: ChromaStore
     limits: ImageLimits
+    facets: Sequence[str]
     report: IndexReport
     sources: dict[str, str] = field(default_factory=dict)
     known: dict[str, set[str]] = field(default_factory=dict)
@@ -84,6 +88,7 @@ def index_paths(
     embedder: Embedder,
     store: ChromaStore,
     *,
+    facets: Sequence[str] = (),
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: bool = False,
 ) -> IndexReport:
@@ -98,6 +103,8 @@ def index_paths(
         paths: Files, and folders that are searched with their sub-folders (hidden ones left out).
         embedder: Makes the vectors.
         store: Receives them; must be of the same model.
+        facets: Instructions under which each picture gets a further vector, such as ``"what is on the left?"``.
+            A search takes the best of a picture's vectors. Pictures stored before get those that they lack.
         limits: Which pictures are accepted.
         progress: Show a progress bar with rate and time left.
 
@@ -105,9 +112,9 @@ def index_paths(
         What was done, with every file that failed.
 
     Raises:
-        InputError: A path does not exist.
+        InputError: A path does not exist, or a facet is blank.
     """
-    run = _Run(embedder, store, limits, IndexReport())
+    run = _Run(embedder, store, limits, checked_facets(facets), IndexReport())
     files = _files(paths, run.report)
     _look_up(run)
     with progress_bar("indexing", total=len(files), enabled=progress) as bar:
@@ -190,6 +197,8 @@ def _index_chunk(files: Sequence[Path], run: _Run) -> None:
             run.store.add(records, vectors)
             run.report.added += len(records)
             run.seen.update((record.id, record.source) for record in records)
+    if run.facets:
+        _add_facets([i for i in items.values() if i.record.modality == "image" and i.record.id in run.seen], run)
 
 
 def _records_of(path: Path, limits: ImageLimits) -> list[Record]:
@@ -199,7 +208,8 @@ def _records_of(path: Path, limits: ImageLimits) -> list[Record]:
         raise InputError(f"{path}: its name is not valid Unicode; rename it") from error
     kind = _modality(path)
     if kind == "image":
-        return [Record(image_id(content_hash(path, limits=limits)), "image", source=str(path))]
+        sha256 = content_hash(path, limits=limits)
+        return [Record(image_id(sha256), "image", source=str(path), sha256=sha256)]
     if kind == "text":
         return [Record(text_id(text), "text", text=text, source=str(path)) for text in dict.fromkeys(passages_of(path))]
     known = ", ".join(sorted(IMAGE_SUFFIXES | TEXT_SUFFIXES))
@@ -251,6 +261,7 @@ def _groups(items: Iterable[_Item], run: _Run) -> Iterator[list[tuple[_Item, Inp
                 _fail(item, error, run)
                 continue
             one, size = Image(opened.image), opened.size[0] * opened.size[1]
+            item.record = replace(item.record, mime_type=opened.mime_type or "")
         if group and (len(group) >= _MOST_ITEMS or pixels + size > _MOST_PIXELS):
             yield group
             group, pixels = [], 0
@@ -281,6 +292,33 @@ def _embed_each(group: Sequence[tuple[_Item, Input]], run: _Run) -> tuple[list[R
             except InputError as error:
                 _fail(item, error, run)
         return records, vectors
+
+
+def _add_facets(pictures: Sequence[_Item], run: _Run) -> None:
+    """Give stored pictures the facets that they lack; a few pictures at a time, each with all of its facets."""
+    have = run.store.facet_names(item.record.id for item in pictures)
+    lacking = [item for item in pictures if set(run.facets) - have.get(item.record.id, set())]
+    for group in _groups(lacking, run):
+        try:
+            _embed_facets(group, have, run)
+        except InputError:
+            # One by one, so that a bad picture costs nothing but itself.
+            for pair in group:
+                try:
+                    _embed_facets([pair], have, run)
+                except InputError as error:
+                    _fail(pair[0], error, run)
+
+
+def _embed_facets(group: Sequence[tuple[_Item, Input]], have: Mapping[str, set[str]], run: _Run) -> None:
+    lacks = [(item, one, facet) for item, one in group for facet in run.facets
+             if facet not in have.get(item.record.id, ()) and isinstance(one, Image)]  # fmt: skip
+    vectors = run.embedder.embed([InstructedImage(one.source, facet) for _, one, facet in lacks])
+    for facet in run.facets:
+        chosen = [i for i, (_, _, asked) in enumerate(lacks) if asked == facet]
+        if chosen:
+            run.store.add_facets([lacks[i][0].record.id for i in chosen], facet, vectors[chosen])
+            run.report.facets += len(chosen)
 
 
 def _fail(item: _Item, error: InputError, run: _Run) -> None:

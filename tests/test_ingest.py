@@ -112,7 +112,17 @@ def test_a_tree_of_pictures_and_passages(folder: Path, store: ChromaStore, index
     report, embedded = index()
     assert (counts(report), embedded) == ((len(pictures) + 5, 0, 0, 0), len(pictures) + 5)
     records = {record.id: record for record in store.records()}
-    expected = {id_of(p): Record(id_of(p), "image", source=str(p)) for p in pictures}
+    kinds = {".jpg": "jpeg", ".tif": "tiff"}
+    expected = {
+        id_of(p): Record(
+            id_of(p),
+            "image",
+            source=str(p),
+            sha256=content_hash(p),
+            mime_type=f"image/{kinds.get(p.suffix, p.suffix[1:].lower())}",
+        )
+        for p in pictures
+    }
     for text in ("first line\nsecond line", "next", "last"):
         expected[text_id(text)] = Record(text_id(text), "text", text=text, source=str(folder / "a.txt"))
     for text in ("# Title", "body"):
