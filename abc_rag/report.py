@@ -69,7 +69,7 @@ def _thumbnail(source: ImageSource) -> str:
 
 def _hit(rank: int, hit: Hit, best: float) -> str:
     record = hit.record
-    shown = _thumbnail(record.source) if record.modality == "image" and record.source else ""
+    shown = "" if record.picture is None else _thumbnail(record.picture)
     text = f"<p>{html.escape(record.text)}</p>" if record.text else ""
     # The bar shows the cosine, whose differences the score halves.
     width = round(100 * max(0.0, 2 * hit.score - 1) / max(1e-9, 2 * best - 1))
@@ -86,7 +86,10 @@ def _section(shown: Shown) -> str:
     instruction = (
         f"<p>instruction: <code>{html.escape(answer.instruction)}</code></p>" if answer.instruction is not None else ""
     )
-    best = answer.hits[0].score if answer.hits else 0.0
+    if shown.image is None and answer.rewrite is not None and answer.rewrite.target != answer.question:
+        instruction = f"<p>searched for: <code>{html.escape(answer.rewrite.target)}</code></p>" + instruction
+    # After MMR the first hit need not be the one with the highest score.
+    best = max((hit.score for hit in answer.hits), default=0.0)
     hits = "".join(_hit(rank, hit, best) for rank, hit in enumerate(answer.hits, 1)) or "<li>nothing found</li>"
     return (
         f'<section><div class="ask">{picture}<div><h2>{html.escape(answer.question or "(picture alone)")}</h2>'
