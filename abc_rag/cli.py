@@ -7,27 +7,45 @@ Exit status: 0 done; 1 failed; 2 the command line or an input is wrong; 3 done, 
 from __future__ import annotations
 
 import io
-import json
 import os
 import platform
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from abc_rag import __version__
+from abc_rag._cli_measure import evaluate, train
+from abc_rag._cli_shared import (
+    _DEFAULT_STORE,
+    PARTIAL,
+    CollectionOption,
+    DeviceOption,
+    JsonOption,
+    MaxTokensOption,
+    MinTokensOption,
+    ModelOption,
+    StoreOption,
+    UrlOption,
+    _console,
+    _embedder,
+    _expanded,
+    _is_store,
+    _print_json,
+    _require_filled,
+    _say,
+    _store,
+)
 from abc_rag.errors import ABCRagError, InputError
 
 if TYPE_CHECKING:
-    from abc_rag.embedder import Embedder
     from abc_rag.retriever import Answer
-    from abc_rag.store import ChromaStore
-    from abc_rag.types import Fingerprint
+    from abc_rag.types import Trace
 
 __all__ = ["app", "main"]
 
@@ -38,86 +56,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Ask questions of your pictures.",
 )
-evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
-train = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a model.")
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(train, name="train")
-
-PARTIAL = 3
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="abc-mini, abc, or a checkpoint folder. Default: $ABC_RAG_MODEL, else abc."),
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
-StoreOption = Annotated[
-    Path, typer.Option("--store", "-s", envvar="ABC_RAG_STORE", help="Folder of the embedded Chroma store.")
-]
-UrlOption = Annotated[
-    str | None, typer.Option("--url", envvar="ABC_RAG_URL", help="Chroma server instead of a folder.")
-]
-CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="Collection within the store.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
-MinTokensOption = Annotated[int | None, typer.Option("--min-tokens", help="Fewest image tokens of a picture.")]
-MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Most image tokens of a picture.")]
-
-_DEFAULT_STORE = Path("abc-rag-store")
-
-
-def _console(*, soft_wrap: bool = False) -> Console:
-    # Without emoji, as a file's name or a passage may well hold ":key:".
-    return Console(highlight=False, emoji=False, soft_wrap=soft_wrap)
-
-
-def _say(message: str = "") -> None:
-    _console(soft_wrap=True).print(escape(message))
-
-
-def _print_json(value: object, *, indent: int | None = 2) -> None:
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # a terminal that is not UTF-8, or a file's name that is not
-        text = json.dumps(value, indent=indent)
-    typer.echo(text)
-
-
-def _expanded(path: Path) -> Path:
-    # Shells expand neither --store=~/pictures nor a "~" in a variable. No error for a user that does not exist.
-    return Path(os.path.expanduser(path))
-
-
-def _embedder(model: str | None, device: str, min_tokens: int | None, max_tokens: int | None) -> Embedder:
-    from abc_rag.models.load import load_embedder
-
-    return load_embedder(model, device=device, min_tokens=min_tokens, max_tokens=max_tokens)
-
-
-def _store(path: Path, url: str | None, collection: str, fingerprint: Fingerprint | None) -> ChromaStore:
-    from abc_rag.store import ChromaStore
-
-    if url is not None:
-        return ChromaStore(url=url, collection=collection, fingerprint=fingerprint)
-    return ChromaStore(path=_expanded(path), collection=collection, fingerprint=fingerprint)
-
-
-def _is_store(path: Path) -> bool:
-    # Opening would make one, even in a folder of pictures.
-    return os.path.isfile(_expanded(path) / "chroma.sqlite3")
-
-
-def _require_filled(path: Path, url: str | None, collection: str) -> None:
-    """Refuse a store without content, as an empty answer looks like a question that found nothing."""
-    if url is None and not _is_store(path):
-        raise InputError(f"{path}: no store here; make one with: abc-rag index FOLDER --store {path}")
-    with _store(path, url, collection, None) as opened:
-        if opened.count() == 0:
-            raise InputError(f"collection {collection!r} in {url or path} is empty; fill it with: abc-rag index FOLDER")
 
 
 @app.command()
 def index(
     paths: Annotated[list[Path], typer.Argument(help="Pictures, .txt and .md files, and folders of them.")],
+    facet: Annotated[
+        list[str] | None,
+        typer.Option("--facet", "-f", help="Also store each picture as seen under this instruction; repeat for more."),
+    ] = None,
     model: ModelOption = None,
     store: StoreOption = _DEFAULT_STORE,
     url: UrlOption = None,
@@ -135,7 +84,7 @@ def index(
         if not os.path.exists(_expanded(path)):
             raise InputError(f"{path}: no such file or folder")
     with _store(store, url, collection, embedder.fingerprint) as opened:
-        report = index_paths(paths, embedder, opened, progress=not as_json)
+        report = index_paths(paths, embedder, opened, facets=facet or [], progress=not as_json)
         total = opened.count()
     if as_json:
         failed = [{"file": file, "reason": reason} for file, reason in report.failed]
@@ -143,7 +92,9 @@ def index(
     else:
         _say(
             f"{report.added} added, {report.unchanged} unchanged, {report.removed} removed, "
-            f"{len(report.failed)} failed; {total} in {url or store}"
+            f"{len(report.failed)} failed; "
+            + (f"{report.facets} facets added; " if facet else "")
+            + f"{total} in {url or store}"
         )
         for file, reason in report.failed:
             typer.echo(f"failed: {file}: {reason}", err=True)
@@ -153,10 +104,25 @@ def index(
 
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="A question or a description.")],
+    question: Annotated[str | None, typer.Argument(help="A question or a description; or only --image.")] = None,
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the question is about.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Most hits.")] = 4,
     only: Annotated[str | None, typer.Option("--only", help="image or text: search only these.")] = None,
+    rerank: Annotated[
+        bool | None,
+        typer.Option(
+            "--rerank/--no-rerank",
+            help="Look at found pictures again under the instruction. Default: where the question names an aspect.",
+        ),
+    ] = None,
+    mmr: Annotated[
+        float | None, typer.Option("--mmr", help="Choose diverse hits: 1 only by score, 0 only by difference.")
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", help="Leave out hits below this, in [0, 1].")
+    ] = None,
+    as_asked: Annotated[bool, typer.Option("--as-asked", help="Do not rewrite the question.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Show how each score came about.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with the pictures here.")] = None,
     model: ModelOption = None,
     store: StoreOption = _DEFAULT_STORE,
@@ -168,25 +134,46 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question of what was indexed, or of one picture against it."""
+    from abc_rag.instructions import AsAsked
     from abc_rag.report import Shown, render_html, write_html
     from abc_rag.retriever import Retriever
 
     # What can be wrong without the model is looked at before it is loaded, or even fetched.
     if only not in (None, "image", "text"):
         raise InputError(f"--only takes image or text, not {only!r}")
-    if not question.strip():
+    if question is None and image is None:
+        raise InputError("nothing to search for: give a question, --image FILE, or both")
+    if question is not None and not question.strip():
         raise InputError("the question is empty; ask something")
+    for name, value in (("--mmr", mmr), ("--min-score", min_score)):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise InputError(f"{name} takes a number between 0 and 1, not {value}")
     if image is not None and not os.path.exists(_expanded(image)):
         raise InputError(f"{image}: no such picture")
     _require_filled(store, url, collection)
     embedder = _embedder(model, device, min_tokens, max_tokens)
     with _store(store, url, collection, embedder.fingerprint) as opened:
         source = str(_expanded(image)) if image is not None else None
-        answer = Retriever(embedder, opened).search(question, image=source, k=k, modality=only)  # type: ignore[arg-type]
+        retriever = Retriever(embedder, opened, rewriter=AsAsked() if as_asked else None)
+        answer = retriever.search(
+            question,
+            image=source,
+            k=k,
+            modality=only,  # type: ignore[arg-type]
+            rerank="auto" if rerank is None else rerank,
+            mmr=mmr,
+            min_score=min_score,
+            trace=trace,
+        )
     page = None
     if html is not None:
         page = write_html(
-            html, render_html([Shown(answer, source)], title=question, subtitle=str(embedder.fingerprint))
+            html,
+            render_html(
+                [Shown(answer, source)],
+                title=question or f"pictures and passages like {image}",
+                subtitle=str(embedder.fingerprint),
+            ),
         )
     if as_json:
         _print_json(_answer_json(answer) | ({"html": str(page)} if page else {}))
@@ -200,6 +187,7 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
     return {
         "question": answer.question,
         "instruction": answer.instruction,
+        "target": None if answer.rewrite is None else answer.rewrite.target,
         "hits": [
             {
                 "score": round(hit.score, 6),
@@ -208,6 +196,7 @@ def _answer_json(answer: Answer) -> dict[str, Any]:
                 "source": hit.record.source,
                 "text": hit.record.text,
                 "metadata": dict(hit.record.metadata),
+                **({} if hit.trace is None else {"trace": asdict(hit.trace)}),
             }
             for hit in answer.hits
         ],
@@ -220,6 +209,8 @@ def _show(answer: Answer, picture: str | None) -> None:
     console.print(
         f"[bold]{escape(answer.question or '')}[/bold]" + (f"   [dim]about {escape(picture)}[/dim]" if picture else "")
     )
+    if answer.rewrite is not None and picture is None and answer.rewrite.target != answer.question:
+        console.print(f"[dim]searched for:[/dim] {escape(answer.rewrite.target)}")
     if answer.instruction is not None:
         console.print(f"[dim]instruction:[/dim] {escape(answer.instruction)}")
     table = Table(show_edge=False, pad_edge=False)
@@ -227,12 +218,24 @@ def _show(answer: Answer, picture: str | None) -> None:
     table.add_column("score", justify="right")
     table.add_column("kind")
     table.add_column("what", overflow="fold")
+    if any(hit.trace is not None for hit in answer.hits):
+        table.add_column("how", overflow="fold")
     for rank, hit in enumerate(answer.hits, 1):
         what = hit.record.text or hit.record.source
         if hit.record.modality == "image":
             what = Path(hit.record.source).name or hit.record.id
-        table.add_row(str(rank), f"{hit.score:.3f}", hit.record.modality, escape(what))
+        row = [str(rank), f"{hit.score:.3f}", hit.record.modality, escape(what)]
+        table.add_row(*row, *([] if hit.trace is None else [escape(_how(hit.trace))]))
     console.print(table)
+
+
+def _how(trace: Trace) -> str:
+    parts = [f"first {trace.first:.3f}"]
+    if trace.facet is not None:
+        parts.append(f"facet {trace.facet!r}")
+    if trace.second is not None:
+        parts.append(f"second {trace.second:.3f}")
+    return ", ".join([*parts, *([trace.note] if trace.note else [])])
 
 
 @app.command()
@@ -352,58 +355,6 @@ def demo(
         _show(one.answer, Path(str(one.image)).name if one.image is not None else None)
     _say()
     _say(f"the same with the pictures: {page}")
-
-
-@evaluate.command("mini")
-def evaluate_mini_command(
-    scenes: Annotated[int, typer.Option("--scenes", help="How many of the 1,000 held-out scenes.")] = 1000,
-    model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Ask held-out scenes everything, and compare with every phrase that abc-mini knows."""
-    from abc_rag.evaluation.mini import evaluate_mini
-
-    report = evaluate_mini(_embedder(model, device, None, None), scenes=scenes, progress=not as_json)
-    if as_json:
-        _print_json(report.as_dict())
-        return
-    table = Table(title=f"{report.model}: {report.scenes} held-out scenes, {report.questions} questions, "
-                        f"{report.candidates} candidate phrases")  # fmt: skip
-    table.add_column("measure")
-    table.add_column("%", justify="right")
-    rows = [
-        ("picture + instruction -> phrase", report.accuracy),
-        ("the same, in wordings never trained on", report.accuracy_unseen_wording),
-        ("both sides of a picture answered rightly", report.both_sides),
-        ("without the instruction -> phrase", report.without_instruction),
-        ("asked object before the other, with the instruction", report.order_with_instruction),
-        ("asked object before the other, without it (chance: 50)", report.order_without_instruction),
-        ("caption -> picture, R@1", report.caption_to_picture),
-        ("picture -> caption, R@1", report.picture_to_caption),
-        *((f"aspect: {aspect}", share) for aspect, share in report.by_aspect.items()),
-    ]
-    for label, share in rows:
-        table.add_row(escape(label), f"{100 * share:.1f}")
-    _console().print(table)
-
-
-@train.command("mini")
-def train_mini_command(
-    out: Annotated[Path, typer.Argument(help="Folder that receives base/, pretrain/ and instruct/.")],
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the base stage, for a trial.")] = None,
-) -> None:
-    """Train abc-mini from nothing. A stage whose result is in OUT already is not repeated."""
-    from dataclasses import replace
-
-    from abc_rag.training.mini import MiniConfig, train_mini
-
-    config = MiniConfig(seed=seed)
-    if steps is not None:
-        config = replace(config, base_steps=steps)
-    train_mini(out, config, say=lambda line: typer.echo(line, err=True))
-    _say(f"abc-mini is in {out}; its figures: abc-rag evaluate mini --model {out}")
 
 
 @app.callback(invoke_without_command=True)
