@@ -1,5 +1,16 @@
 """LangChain integration of abc-rag."""
 
+from langchain_abc.content import cited_documents, to_content_blocks
 from langchain_abc.embeddings import ABCEmbeddings
+from langchain_abc.retrievers import InstructionRetriever
+from langchain_abc.rewriters import chat_model_rewriter
+from langchain_abc.vectorstores import ABCVectorStore
 
-__all__ = ["ABCEmbeddings"]
+__all__ = [
+    "ABCEmbeddings",
+    "ABCVectorStore",
+    "InstructionRetriever",
+    "chat_model_rewriter",
+    "cited_documents",
+    "to_content_blocks",
+]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from langchain_core.embeddings import Embeddings
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, field_serializer, model_validator
 
-from abc_rag import ABCCheckpoint, Embedder, ImageLimits, ImageSource, load_embedder
+from abc_rag import ABCCheckpoint, Embedder, Image, ImageLimits, ImageSource, Input, InstructedImage, load_embedder
+from abc_rag.errors import ImageError, InputError
+from langchain_abc._worker import Worker
 
 __all__ = ["ABCEmbeddings"]
 
 T = TypeVar("T")
+
+# What is awaited at once: after so many, cancelling takes effect and other requests get their turn.
+_TEXTS = 256
+_PICTURES = 64
 
 
 class ABCEmbeddings(BaseModel, Embeddings):
@@ -29,8 +35,12 @@ class ABCEmbeddings(BaseModel, Embeddings):
         model: ``"abc"``, ``"abc-mini"``, a checkpoint folder, or an ``abc_rag.ABCCheckpoint``. Default: the environment
             variable ``ABC_RAG_MODEL``, else ``"abc"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        dtype: ``"auto"`` (bfloat16 on CUDA, else float32), or one of those that torch has.
         min_tokens, max_tokens: Image tokens that a picture is resized to; more show more detail and cost more.
+        attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
         batch_size: ``"auto"`` or a number of items.
+        show_progress: A progress bar on standard error.
+        image_limits: Which pictures are accepted, and whether URLs are fetched.
 
     Instantiate:
         .. code-block:: python
@@ -38,6 +48,10 @@ class ABCEmbeddings(BaseModel, Embeddings):
             from langchain_abc import ABCEmbeddings
 
             embeddings = ABCEmbeddings(model="abc-mini")
+
+        The weights are loaded by the first vector that is asked for. The settings can be written down and read back:
+        ``ABCEmbeddings.model_validate_json(embeddings.model_dump_json())``. A pickle holds the settings alone; a copy
+        shares the weights.
 
     Embed single text:
         .. code-block:: python
@@ -54,16 +68,20 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
             vectors = embeddings.embed_image(uris=["photo.jpg"])
             vectors = embeddings.embed_image(uris=["photo.jpg"], instruction="what is on the left?")
+            vectors = embeddings.embed_images(["a.jpg", "b.jpg"], instruction=["the animal", "the background"])
 
     Async:
         .. code-block:: python
 
             vector = await embeddings.aembed_query("a dog to the left of a car")
 
-        The model computes in one thread of its own, so the event loop is never blocked.
+        The model computes in one thread of its own, so the event loop is never blocked. Awaited calls take turns, and
+        can be cancelled: work that waits never starts, and long lists end after the 256 texts or 64 pictures begun.
     """
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True, validate_assignment=True
+    )
 
     model: str | os.PathLike[str] | ABCCheckpoint | None = None
     device: str = "auto"
@@ -73,15 +91,38 @@ class ABCEmbeddings(BaseModel, Embeddings):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     show_progress: bool = False
-    image_limits: ImageLimits | None = Field(default=None, exclude=True)
+    image_limits: ImageLimits | None = None
 
-    _embedder: Embedder = PrivateAttr()
-    _worker: ThreadPoolExecutor = PrivateAttr()
+    _runtime: _Runtime = PrivateAttr(default_factory=lambda: _Runtime())
 
     @model_validator(mode="after")
-    def _prepare(self) -> ABCEmbeddings:
-        # Checks the settings; the weights are loaded by the first vector that is asked for.
-        self._embedder = load_embedder(
+    def _check(self) -> ABCEmbeddings:
+        # Checks the settings; nothing is loaded.
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise InputError(f"batch_size must be 'auto' or a positive int, not {self.batch_size!r}")
+        self._runtime.embedder(self._loading(), self._load)
+        return self
+
+    @field_serializer("model", when_used="json")
+    def _write_model(self, model: str | os.PathLike[str] | ABCCheckpoint | None) -> str | dict[str, Any] | None:
+        # A path must not become a name, nor a hub id, on its way through JSON.
+        if isinstance(model, ABCCheckpoint):
+            return {key: _written(value) for key, value in dataclasses.asdict(model).items()}
+        return _written(model)
+
+    def __copy__(self) -> ABCEmbeddings:
+        """A shallow copy, which loads anew only where its settings are changed."""
+        copied = super().__copy__()
+        copied._runtime = self._runtime.copied()
+        return copied
+
+    def _loading(self) -> tuple[object, ...]:
+        """The settings that decide what is loaded."""
+        image_limits = self.image_limits
+        return (self.model, self.device, self.dtype, self.min_tokens, self.max_tokens, self.attention, image_limits)
+
+    def _load(self) -> Embedder:
+        return load_embedder(
             self.model,
             device=self.device,
             dtype=self.dtype,
@@ -90,13 +131,11 @@ class ABCEmbeddings(BaseModel, Embeddings):
             attention=self.attention,
             image_limits=self.image_limits,
         )
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="langchain-abc")
-        return self
 
     @property
     def embedder(self) -> Embedder:
         """The `abc_rag.Embedder` that computes; mixed and instructed inputs can be given to it directly."""
-        return self._embedder
+        return self._runtime.embedder(self._loading(), self._load)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed passages.
@@ -106,8 +145,11 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
         Returns:
             One unit vector a passage, in order.
+
+        Raises:
+            abc_rag.errors.InputError: A passage is no ``str`` or is too long; the message names its position.
         """
-        vectors: list[list[float]] = self._embedder.embed_texts(
+        vectors: list[list[float]] = self.embedder.embed_texts(
             texts, batch_size=self.batch_size, progress=self.show_progress
         ).tolist()
         return vectors
@@ -116,36 +158,127 @@ class ABCEmbeddings(BaseModel, Embeddings):
         """Embed a question or a description; the same space and the same vector as for a passage."""
         return self.embed_documents([text])[0]
 
-    def embed_image(self, uris: Sequence[ImageSource], *, instruction: str | None = None) -> list[list[float]]:
-        """Embed pictures.
+    def embed_images(
+        self, images: Sequence[ImageSource], *, instruction: str | Sequence[str] | None = None
+    ) -> list[list[float]]:
+        """Embed pictures, by themselves or under an instruction.
 
         Args:
-            uris: Paths (a ``str`` is always a path), or ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or PIL images.
-            instruction: What to look at in each of them; an empty one is still an instruction.
+            images: Paths (a ``str`` is always a path), or ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or PIL images.
+            instruction: What to look at: one instruction for all pictures, or a list with one for each. An empty one
+                is still an instruction.
 
         Returns:
             One unit vector a picture, in order.
 
         Raises:
             abc_rag.errors.ImageError: A picture cannot be used; the message names it.
+            abc_rag.errors.InputError: The pictures are no list, or there are not as many instructions as pictures.
         """
-        vectors: list[list[float]] = self._embedder.embed_images(
-            uris, instruction=instruction, batch_size=self.batch_size, progress=self.show_progress
-        ).tolist()
-        return vectors
+        return self._embed(_pictures(images, instruction))
+
+    def embed_image(self, uris: Sequence[ImageSource], *, instruction: str | None = None) -> list[list[float]]:
+        """Embed pictures; the call that other LangChain packages look for. See `embed_images`."""
+        return self.embed_images(uris, instruction=instruction)
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed passages without blocking the event loop; see `embed_documents`."""
-        return await self._in_worker(self.embed_documents, texts)
+        if not isinstance(texts, (list, tuple)):
+            # Refuses a single text, and turns whatever else is iterable into what can be cut.
+            return await self._runtime.worker.run(self.embed_documents, texts)
+        return await self._in_slices(self.embed_documents, texts, _TEXTS)
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a question without blocking the event loop; see `embed_query`."""
-        return await self._in_worker(self.embed_query, text)
+        return await self._runtime.worker.run(self.embed_query, text)
+
+    async def aembed_images(
+        self, images: Sequence[ImageSource], *, instruction: str | Sequence[str] | None = None
+    ) -> list[list[float]]:
+        """Embed pictures without blocking the event loop; see `embed_images`."""
+        return await self._in_slices(self._embed, _pictures(images, instruction), _PICTURES)
 
     async def aembed_image(self, uris: Sequence[ImageSource], *, instruction: str | None = None) -> list[list[float]]:
-        """Embed pictures without blocking the event loop; see `embed_image`."""
-        return await self._in_worker(lambda: self.embed_image(uris, instruction=instruction))
+        """Embed pictures without blocking the event loop; see `embed_images`."""
+        return await self.aembed_images(uris, instruction=instruction)
 
-    async def _in_worker(self, call: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
-        # LangChain's default runs in the loop's shared pool: every other awaited call would wait behind the model.
-        return await asyncio.get_running_loop().run_in_executor(self._worker, call, *arguments)
+    def _embed(self, inputs: Sequence[Input]) -> list[list[float]]:
+        vectors: list[list[float]] = self.embedder.embed(
+            inputs, batch_size=self.batch_size, progress=self.show_progress
+        ).tolist()
+        return vectors
+
+    async def _in_slices(
+        self, embed: Callable[[list[T]], list[list[float]]], items: Sequence[T], size: int
+    ) -> list[list[float]]:
+        vectors: list[list[float]] = []
+        for start, part in _slices(items, size):
+            try:
+                vectors += await self._runtime.worker.run(embed, part)
+            except ImageError:
+                raise  # names its picture
+            except InputError as error:
+                if start == 0:
+                    raise
+                raise InputError(f"counting from input {start}: {error}") from error
+        return vectors
+
+
+class _Runtime:
+    """What an `ABCEmbeddings` computes with; no part of its value."""
+
+    def __init__(self) -> None:
+        self.worker = Worker("langchain-abc")
+        self._lock = threading.Lock()
+        self._made: tuple[tuple[object, ...], Embedder] | None = None
+
+    def embedder(self, settings: tuple[object, ...], load: Callable[[], Embedder]) -> Embedder:
+        """The embedder for ``settings``, which may have changed since the last call."""
+        with self._lock:
+            if self._made is None or self._made[0] != settings:
+                self._made = settings, load()
+            return self._made[1]
+
+    def copied(self) -> _Runtime:
+        """With a thread of its own, and the same weights."""
+        copied = _Runtime()
+        copied._made = self._made
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Runtime:
+        return self.copied()
+
+    def __reduce__(self) -> tuple[type[_Runtime], tuple[()]]:
+        # Neither weights nor threads travel; whoever unpickles loads anew, when first asked for a vector.
+        return _Runtime, ()
+
+    def __eq__(self, other: object) -> bool:
+        # pydantic compares private attributes too, and two embeddings are equal if their settings are.
+        return isinstance(other, _Runtime)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _pictures(images: Sequence[ImageSource], instruction: str | Sequence[str] | None) -> list[Input]:
+    # Bytes and paths are sequences too, of numbers and letters.
+    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
+        raise InputError(f"pictures come as a list; got a single {type(images).__name__}: pass [picture]")
+    if instruction is None:
+        return [Image(source) for source in images]
+    each = [instruction] * len(images) if isinstance(instruction, str) else list(instruction)
+    if len(each) != len(images):
+        raise InputError(f"{len(each)} instructions for {len(images)} pictures; give one for all, or one for each")
+    return [InstructedImage(source, one) for source, one in zip(images, each, strict=True)]
+
+
+def _slices(items: Sequence[T], size: int) -> Iterator[tuple[int, list[T]]]:
+    # An empty list goes to the embedder too, which gives no vectors for it.
+    for start in range(0, max(1, len(items)), size):
+        yield start, list(items[start : start + size])
+
+
+def _written(part: str | os.PathLike[str] | None) -> str | None:
+    if part is None or isinstance(part, str):
+        return part
+    path = os.fspath(part)
+    return path if path.startswith(("/", "~")) or os.path.isabs(path) else os.path.join(os.curdir, path)

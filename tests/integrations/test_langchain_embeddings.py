@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import inspect
+import pickle
 import threading
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
-from langchain_abc import ABCEmbeddings
+from langchain_abc import ABCEmbeddings, ABCVectorStore, InstructionRetriever
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from pydantic import ValidationError
 
+from abc_rag import ABCCheckpoint, Embedder, ImageLimits, Text
+from abc_rag.embedder import BatchSize, Vectors
 from abc_rag.errors import ImageError, InputError
 from abc_rag.scenes import Placed, Scene, render
+from abc_rag.testing import FakeEmbedder
+from abc_rag.types import Input
 
 
 class TestUnit(EmbeddingsUnitTests):
@@ -90,30 +98,134 @@ def test_langchain_chroma_finds_texts_and_pictures(
     assert texts.similarity_search_by_vector(question, k=1)[0].page_content == "everything about trees"
 
 
-async def test_async_gives_the_same_and_never_blocks_the_loop(
-    embeddings: ABCEmbeddings, pictures: dict[str, str]
-) -> None:
-    texts = [f"a dog and {i} cats" for i in range(200)]
-    ticks: list[float] = []
-
-    async def tick() -> None:
-        while True:
-            ticks.append(time.monotonic())
-            await asyncio.sleep(0.001)
-
-    ticking = asyncio.create_task(tick())
-    documents, query, images = await asyncio.gather(
+async def test_async_gives_the_same(embeddings: ABCEmbeddings, pictures: dict[str, str]) -> None:
+    texts = [f"a dog and {i} cats" for i in range(300)]
+    paths = list(pictures.values())
+    documents, query, images, each = await asyncio.gather(
         embeddings.aembed_documents(texts),
         embeddings.aembed_query("a dog"),
-        embeddings.aembed_image(uris=list(pictures.values()), instruction="the animal"),
+        embeddings.aembed_image(uris=paths, instruction="the animal"),
+        embeddings.aembed_images(paths, instruction=["the animal", "the plant", ""]),
     )
-    ticking.cancel()
-    assert len(ticks) > 5
     assert np.allclose(documents, embeddings.embed_documents(texts), atol=1e-5)
     assert np.allclose(query, embeddings.embed_query("a dog"), atol=1e-5)
-    assert np.allclose(
-        images, embeddings.embed_image(uris=list(pictures.values()), instruction="the animal"), atol=1e-5
-    )
+    assert np.allclose(images, embeddings.embed_image(uris=paths, instruction="the animal"), atol=1e-5)
+    assert np.allclose(each, embeddings.embed_images(paths, instruction=["the animal", "the plant", ""]), atol=1e-5)
+    assert await embeddings.aembed_documents([]) == await embeddings.aembed_images([]) == []
+
+
+# --- Taking turns -----------------------------------------------------------------------------------------
+
+
+class Gated(FakeEmbedder):
+    """Says when it has begun, and waits to be let on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Semaphore(0)
+        self.on = threading.Semaphore(0)
+        self.seen: list[list[Input]] = []
+
+    def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
+        self.seen.append(list(inputs))
+        self.begun.release()
+        self.on.acquire()
+        return super()._embed(inputs, batch_size=batch_size, progress=progress)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(inputs) for inputs in self.seen]
+
+
+class GatedEmbeddings(ABCEmbeddings):
+    """ABCEmbeddings over an embedder that the test holds back."""
+
+    model: str = "fake"
+
+    def _load(self) -> Embedder:
+        return Gated()
+
+    @property
+    def gate(self) -> Gated:
+        assert isinstance(self.embedder, Gated)
+        return self.embedder
+
+
+async def test_the_loop_runs_on_while_the_model_computes_and_work_that_is_cancelled_in_line_never_starts() -> None:
+    embeddings = GatedEmbeddings()
+    first = asyncio.ensure_future(embeddings.aembed_query("first"))
+    await asyncio.to_thread(embeddings.gate.begun.acquire)
+    # Only a loop that is not blocked by the first gets here.
+    second = asyncio.ensure_future(embeddings.aembed_query("second"))
+    third = asyncio.ensure_future(embeddings.aembed_query("third"))
+    await asyncio.sleep(0)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    embeddings.gate.on.release(3)
+    assert len(await first) == len(await third) == 32
+    assert embeddings.gate.seen == [[Text("first")], [Text("third")]]
+
+
+@pytest.mark.parametrize(("kind", "size", "many"), [("documents", 256, 600), ("images", 64, 150)])
+async def test_long_lists_let_others_in_between(kind: str, size: int, many: int) -> None:
+    embeddings = GatedEmbeddings()
+    gate = embeddings.gate
+    if kind == "documents":
+        long = asyncio.ensure_future(embeddings.aembed_documents([str(i) for i in range(many)]))
+    else:
+        long = asyncio.ensure_future(embeddings.aembed_image(uris=[b"%d" % i for i in range(many)], instruction="it"))
+    await asyncio.to_thread(gate.begun.acquire)
+    between = asyncio.ensure_future(embeddings.aembed_query("between"))
+    await asyncio.sleep(0)
+    gate.on.release(9)
+    vectors = await long
+    await between
+    assert gate.sizes == [size, 1, size, many - 2 * size]
+    # In order, although in parts.
+    assert np.allclose(vectors, np.concatenate([FakeEmbedder().embed(part) for part in gate.seen if len(part) > 1]))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("documents", 256), ("images", 64)])
+async def test_long_lists_can_be_cancelled_in_between(kind: str, size: int) -> None:
+    embeddings = GatedEmbeddings()
+    gate = embeddings.gate
+    if kind == "documents":
+        long = asyncio.ensure_future(embeddings.aembed_documents([str(i) for i in range(600)]))
+    else:
+        long = asyncio.ensure_future(embeddings.aembed_images([b"%d" % i for i in range(600)]))
+    await asyncio.to_thread(gate.begun.acquire)
+    long.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await long
+    gate.on.release(9)
+    await embeddings.aembed_query("next")
+    assert gate.sizes == [size, 1]
+
+
+async def test_what_leaves_the_thread_arrives() -> None:
+    class Stopping(FakeEmbedder):
+        def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
+            raise StopIteration
+
+    class StoppingEmbeddings(ABCEmbeddings):
+        def _load(self) -> Embedder:
+            return Stopping()
+
+    # No future can hold this one: without help the loop would wait for ever.
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(StoppingEmbeddings().aembed_query("a"), timeout=60)
+
+
+async def test_a_bad_input_is_named_by_its_place_also_in_a_long_list(embeddings: ABCEmbeddings) -> None:
+    texts: list[Any] = ["a dog"] * 300
+    texts[270] = 5
+    with pytest.raises(InputError, match=r"counting from input 256: Text\.text must be a str, not int"):
+        await embeddings.aembed_documents(texts)
+    with pytest.raises(ImageError, match=r"^gone\.png: "):
+        await embeddings.aembed_image(uris=["gone.png"])
+    with pytest.raises(InputError, match=r"pass \[text\]"):
+        await embeddings.aembed_documents("a dog")  # type: ignore[arg-type]
 
 
 async def test_async_runs_in_a_thread_of_its_own_while_the_shared_pool_is_full(embeddings: ABCEmbeddings) -> None:
@@ -146,8 +258,110 @@ def test_unknown_settings_are_refused() -> None:
         ABCEmbeddings(model="./no-such-folder")
 
 
-def test_settings_can_be_written_down_and_read_back() -> None:
-    settings = ABCEmbeddings(model="abc-mini", device="cpu", max_tokens=16).model_dump()
-    again = ABCEmbeddings(**settings)
-    assert again.model_dump() == settings
-    assert again.embedder.fingerprint.max_tokens == 16
+# --- Pictures ---------------------------------------------------------------------------------------------
+
+
+def test_other_packages_find_the_call_that_they_look_for(embeddings: ABCEmbeddings, pictures: dict[str, str]) -> None:
+    for method in (ABCEmbeddings.embed_image, ABCEmbeddings.aembed_image):
+        uris, instruction = list(inspect.signature(method).parameters.values())[1:]
+        assert (uris.name, uris.kind, uris.default) == ("uris", uris.POSITIONAL_OR_KEYWORD, uris.empty)
+        assert (instruction.name, instruction.kind, instruction.default) == ("instruction", uris.KEYWORD_ONLY, None)
+    [vector] = embeddings.embed_image(uris=[pictures["dog"]])
+    assert type(vector) is list
+    assert type(vector[0]) is float
+
+
+def test_one_instruction_for_all_pictures_or_one_for_each(embeddings: ABCEmbeddings, pictures: dict[str, str]) -> None:
+    dog, car = pictures["dog"], pictures["car"]
+    alone = [embeddings.embed_image(uris=[p], instruction=i)[0] for p, i in ((dog, "the food"), (car, "the plant"))]
+    assert np.allclose(embeddings.embed_images([dog, car], instruction=["the food", "the plant"]), alone, atol=1e-5)
+    same = embeddings.embed_images([dog, dog], instruction="the food")
+    assert np.allclose(same, alone[0], atol=1e-5)
+    assert not np.allclose(embeddings.embed_images([dog]), embeddings.embed_images([dog], instruction=""), atol=1e-3)
+    assert embeddings.embed_images([]) == embeddings.embed_images([], instruction=[]) == []
+    with pytest.raises(InputError, match="1 instructions for 2 pictures"):
+        embeddings.embed_images([dog, car], instruction=["the food"])
+    with pytest.raises(InputError, match=r"pass \[picture\]"):
+        embeddings.embed_images(dog)
+    with pytest.raises(InputError, match="instruction must be a str, not int"):
+        embeddings.embed_images([dog], instruction=[3])  # type: ignore[list-item]
+
+
+# --- Settings ---------------------------------------------------------------------------------------------
+
+LIMITS = ImageLimits(max_bytes=10_000, formats=frozenset({"PNG", "JPEG"}), allow_urls=True, url_timeout_s=2.5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "abc-mini", "device": "cpu", "max_tokens": 16, "batch_size": 7, "image_limits": LIMITS},
+        {"model": ABCCheckpoint("base/id", "/somewhere/else", "id/instruct", base_revision="main"), "dtype": "float32"},
+        {},
+    ],
+)
+def test_settings_can_be_written_down_and_read_back(settings: dict[str, Any]) -> None:
+    made = ABCEmbeddings(**settings)
+    for again in (
+        ABCEmbeddings.model_validate(made.model_dump()),
+        ABCEmbeddings.model_validate_json(made.model_dump_json()),
+        ABCEmbeddings(**made.model_dump()),
+        pickle.loads(pickle.dumps(made)),
+        copy.deepcopy(made),
+        copy.copy(made),
+        made.model_copy(),
+    ):
+        assert again == made
+        assert again.image_limits == settings.get("image_limits")
+        assert type(again.model) is type(made.model)
+    assert made != ABCEmbeddings(**settings, min_tokens=3)
+
+
+def test_a_path_does_not_become_a_name_on_its_way_through_json(tmp_path: Path) -> None:
+    made = ABCEmbeddings(model=ABCCheckpoint(Path("base"), tmp_path, "hub/id"))
+    again = ABCEmbeddings.model_validate_json(made.model_dump_json()).model
+    assert again == ABCCheckpoint("./base", str(tmp_path), "hub/id")
+    assert ABCEmbeddings.model_validate(made.model_dump()) == made
+
+
+def test_what_is_read_back_is_checked() -> None:
+    with pytest.raises(ValidationError, match="max_bytes must be an int of at least 1"):
+        ABCEmbeddings.model_validate({"model": "abc-mini", "image_limits": {"max_bytes": 0}})
+    for settings in ({"batch_size": 0}, {"batch_size": "large"}, {"dtype": "float8"}, {"attention": "flash"}):
+        with pytest.raises(ValidationError, match=next(iter(settings))):
+            ABCEmbeddings(model="abc-mini", **settings)  # type: ignore[arg-type]
+    embeddings = ABCEmbeddings(model="abc-mini")
+    with pytest.raises(ValidationError, match="max_tokens"):
+        embeddings.max_tokens = 0
+
+
+def test_settings_read_back_make_the_same_vectors(embeddings: ABCEmbeddings) -> None:
+    wanted = embeddings.embed_query("a dog")
+    again = pickle.loads(pickle.dumps(embeddings))
+    assert again.embedder is not embeddings.embedder
+    assert np.allclose(again.embed_query("a dog"), wanted)
+    assert again.embedder.fingerprint == embeddings.embedder.fingerprint
+
+
+def test_copies_share_the_weights_as_long_as_their_settings_are_the_same(embeddings: ABCEmbeddings) -> None:
+    embedder = embeddings.embedder
+    assert embeddings.model_copy(update={"show_progress": True}).embedder is embedder
+    assert copy.deepcopy(embeddings).embedder is embedder
+    finer = embeddings.model_copy(update={"max_tokens": 16})
+    assert finer.embedder is not embedder
+    assert finer.embedder.fingerprint.max_tokens == 16
+    assert embeddings.embedder is embedder
+    finer.max_tokens = 12
+    assert finer.embedder.fingerprint.max_tokens == 12
+
+
+@pytest.mark.parametrize("kind", [ABCEmbeddings, ABCVectorStore, InstructionRetriever])
+def test_docstrings_have_langchain_s_sections(kind: type) -> None:
+    own = {
+        ABCEmbeddings: ["Embed single text:", "Embed multiple texts:", "Async:"],
+        ABCVectorStore: ["Add Documents:", "Delete Documents:", "Search:", "Async:", "Use as Retriever:"],
+        InstructionRetriever: ["Usage:"],
+    }[kind]
+    lines = inspect.getdoc(kind).splitlines()  # type: ignore[union-attr]
+    for section in ("Setup:", "Key init args:", "Instantiate:", *own):
+        assert section in lines

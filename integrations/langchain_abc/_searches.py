@@ -1,0 +1,392 @@
+"""The searches of `ABCVectorStore`, each with its async twin."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
+
+from abc_rag import ChromaStore, Embedder, Hit, Image, ImageSource, InstructedImage
+from abc_rag.errors import InputError
+from abc_rag.types import Modality
+from langchain_abc._documents import to_document
+from langchain_abc._worker import Worker
+
+T = TypeVar("T")
+Filter = Mapping[str, Any] | None
+Scored = list[tuple[Document, float]]
+
+
+class Searches(VectorStore):
+    """Everything that asks a store; a subclass brings the store and fills it."""
+
+    _embedding: Embeddings
+    _worker: Worker
+
+    @property
+    @abstractmethod
+    def store(self) -> ChromaStore:
+        """The store that is searched."""
+
+    @abstractmethod
+    def _need_embedder(self) -> Embedder:
+        """What embeds pictures, or an error that says that these embeddings cannot."""
+
+    # -- by a question ---------------------------------------------------------------------------
+
+    def similarity_search(
+        self, query: str, k: int = 4, filter: Filter = None, *, modality: Modality | None = None, **kwargs: object
+    ) -> list[Document]:
+        """Find what is nearest to a question or a description.
+
+        Args:
+            query: The question.
+            k: Most documents; at least 1.
+            filter: Chroma's metadata filter, such as ``{"page": {"$gte": 3}}``.
+            modality: Only pictures (``"image"``), or only passages (``"text"``).
+            **kwargs: Refused: what is not known is not ignored.
+
+        Returns:
+            Documents, best first.
+
+        Raises:
+            abc_rag.errors.InputError: The question is empty, or ``k`` or the filter cannot be used.
+            abc_rag.errors.FingerprintMismatchError: The store holds another model's vectors.
+        """
+        return _documents(self.similarity_search_with_score(query, k, filter, modality=modality, **kwargs))
+
+    async def asimilarity_search(
+        self, query: str, k: int = 4, filter: Filter = None, *, modality: Modality | None = None, **kwargs: object
+    ) -> list[Document]:
+        """See `similarity_search`; does not block the event loop."""
+        return _documents(await self.asimilarity_search_with_score(query, k, filter, modality=modality, **kwargs))
+
+    def similarity_search_with_score(
+        self, query: str, k: int = 4, filter: Filter = None, *, modality: Modality | None = None, **kwargs: object
+    ) -> Scored:
+        """See `similarity_search`; each document with its score.
+
+        The score is ``(1 + cosine) / 2``, in [0, 1], and **higher is nearer**: it is a relevance score already, and
+        `similarity_search_with_relevance_scores` gives the same.
+        """
+        refuse_keywords(kwargs)
+        return self._near(self._question(query, k), k, filter, modality)
+
+    async def asimilarity_search_with_score(
+        self, query: str, k: int = 4, filter: Filter = None, *, modality: Modality | None = None, **kwargs: object
+    ) -> Scored:
+        """See `similarity_search_with_score`; does not block the event loop."""
+        refuse_keywords(kwargs)
+        return await self._asked(query, k, lambda vector: self._near(vector, k, filter, modality))
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        return lambda score: score
+
+    # -- by a vector -----------------------------------------------------------------------------
+
+    def similarity_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        **kwargs: object,
+    ) -> list[Document]:
+        """Find what is nearest to a vector, such as that of a picture under an instruction; see `similarity_search`."""
+        return _documents(
+            self.similarity_search_by_vector_with_score(embedding, k, filter, modality=modality, **kwargs)
+        )
+
+    async def asimilarity_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        **kwargs: object,
+    ) -> list[Document]:
+        """See `similarity_search_by_vector`; does not block the event loop."""
+        refuse_keywords(kwargs)
+        return _documents(await self._worker.run(self._near, embedding, k, filter, modality))
+
+    def similarity_search_by_vector_with_score(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        **kwargs: object,
+    ) -> Scored:
+        """See `similarity_search_by_vector`; each document with its score, as in `similarity_search_with_score`."""
+        refuse_keywords(kwargs)
+        return self._near(embedding, k, filter, modality)
+
+    async def asimilarity_search_by_vector_with_score(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        **kwargs: object,
+    ) -> Scored:
+        """See `similarity_search_by_vector_with_score`; does not block the event loop."""
+        refuse_keywords(kwargs)
+        return await self._worker.run(self._near, embedding, k, filter, modality)
+
+    # -- by a picture ----------------------------------------------------------------------------
+
+    def similarity_search_by_image(
+        self,
+        image: ImageSource,
+        k: int = 4,
+        filter: Filter = None,
+        instruction: str | None = None,
+        *,
+        modality: Modality | None = None,
+    ) -> list[Document]:
+        """Find what is nearest to a picture, or to what an instruction says to look at in it.
+
+        Args:
+            image: A path (a ``str`` is always a path), ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or a PIL image.
+            k: Most documents; at least 1.
+            filter: Chroma's metadata filter.
+            instruction: What to look at.
+            modality: Only pictures (``"image"``), or only passages (``"text"``).
+
+        Returns:
+            Documents, best first.
+
+        Raises:
+            abc_rag.errors.ImageError: The picture cannot be used.
+            abc_rag.errors.InputError: The embeddings embed no pictures, or an argument cannot be used.
+        """
+        return _documents(self.similarity_search_by_image_with_score(image, k, filter, instruction, modality=modality))
+
+    async def asimilarity_search_by_image(
+        self,
+        image: ImageSource,
+        k: int = 4,
+        filter: Filter = None,
+        instruction: str | None = None,
+        *,
+        modality: Modality | None = None,
+    ) -> list[Document]:
+        """See `similarity_search_by_image`; does not block the event loop."""
+        return await self._worker.run(self.similarity_search_by_image, image, k, filter, instruction, modality=modality)
+
+    def similarity_search_by_image_with_score(
+        self,
+        image: ImageSource,
+        k: int = 4,
+        filter: Filter = None,
+        instruction: str | None = None,
+        *,
+        modality: Modality | None = None,
+    ) -> Scored:
+        """See `similarity_search_by_image`; each document with its score, as in `similarity_search_with_score`."""
+        return self._near(self._picture(image, instruction, k), k, filter, modality)
+
+    async def asimilarity_search_by_image_with_score(
+        self,
+        image: ImageSource,
+        k: int = 4,
+        filter: Filter = None,
+        instruction: str | None = None,
+        *,
+        modality: Modality | None = None,
+    ) -> Scored:
+        """See `similarity_search_by_image_with_score`; does not block the event loop."""
+        return await self._worker.run(
+            self.similarity_search_by_image_with_score, image, k, filter, instruction, modality=modality
+        )
+
+    # -- maximal marginal relevance --------------------------------------------------------------
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        **kwargs: object,
+    ) -> list[Document]:
+        """Find what is near to a question and unlike what was found before it.
+
+        Args:
+            query: The question.
+            k: Most documents; at least 1.
+            fetch_k: How many of the nearest to choose from; at least ``k`` are fetched.
+            lambda_mult: From 1, nearness to the question alone, to 0, unlikeness alone.
+            filter: Chroma's metadata filter.
+            modality: Only pictures (``"image"``), or only passages (``"text"``).
+            **kwargs: Refused: what is not known is not ignored.
+
+        Returns:
+            Documents in the order in which they were chosen.
+        """
+        refuse_keywords(kwargs)
+        return self._varied(self._question(query, k), k, fetch_k, lambda_mult, filter, modality)
+
+    async def amax_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        **kwargs: object,
+    ) -> list[Document]:
+        """See `max_marginal_relevance_search`; does not block the event loop."""
+        refuse_keywords(kwargs)
+        return await self._asked(
+            query, k, lambda vector: self._varied(vector, k, fetch_k, lambda_mult, filter, modality)
+        )
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        **kwargs: object,
+    ) -> list[Document]:
+        """See `max_marginal_relevance_search`; by a vector."""
+        refuse_keywords(kwargs)
+        return self._varied(embedding, k, fetch_k, lambda_mult, filter, modality)
+
+    async def amax_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        **kwargs: object,
+    ) -> list[Document]:
+        """See `max_marginal_relevance_search_by_vector`; does not block the event loop."""
+        refuse_keywords(kwargs)
+        return await self._worker.run(self._varied, embedding, k, fetch_k, lambda_mult, filter, modality)
+
+    def max_marginal_relevance_search_by_image(
+        self,
+        image: ImageSource,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter = None,
+        instruction: str | None = None,
+        *,
+        modality: Modality | None = None,
+    ) -> list[Document]:
+        """See `max_marginal_relevance_search`; by a picture, as in `similarity_search_by_image`."""
+        return self._varied(self._picture(image, instruction, k), k, fetch_k, lambda_mult, filter, modality)
+
+    async def amax_marginal_relevance_search_by_image(
+        self,
+        image: ImageSource,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter = None,
+        instruction: str | None = None,
+        *,
+        modality: Modality | None = None,
+    ) -> list[Document]:
+        """See `max_marginal_relevance_search_by_image`; does not block the event loop."""
+        search = self.max_marginal_relevance_search_by_image
+        return await self._worker.run(search, image, k, fetch_k, lambda_mult, filter, instruction, modality=modality)
+
+    # -- what they share -------------------------------------------------------------------------
+
+    def _question(self, query: str, k: int) -> list[float]:
+        _check(query, k)
+        return self._embedding.embed_query(query)
+
+    async def _asked(self, query: str, k: int, search: Callable[[list[float]], T]) -> T:
+        _check(query, k)
+        if type(self._embedding).aembed_query is Embeddings.aembed_query:
+            # LangChain's default, which would occupy the loop's shared pool.
+            return await self._worker.run(lambda: search(self._embedding.embed_query(query)))
+        vector = await self._embedding.aembed_query(query)
+        return await self._worker.run(search, vector)
+
+    def _picture(self, image: ImageSource, instruction: str | None, k: int) -> npt.ArrayLike:
+        _check_k(k)
+        asked = Image(image) if instruction is None else InstructedImage(image, instruction)
+        vector: npt.ArrayLike = self._need_embedder().embed([asked])[0]
+        return vector
+
+    def _near(self, vector: npt.ArrayLike, k: int, where: Filter, modality: Modality | None) -> Scored:
+        hits = self.store.search(vector, k, where, modality=modality)
+        return [(to_document(hit.record), hit.score) for hit in hits]
+
+    def _varied(
+        self,
+        vector: npt.ArrayLike,
+        k: int,
+        fetch_k: int,
+        lambda_mult: float,
+        where: Filter,
+        modality: Modality | None,
+    ) -> list[Document]:
+        _check_k(k)
+        if not 0 <= lambda_mult <= 1:
+            raise InputError(f"lambda_mult must be in [0, 1], not {lambda_mult!r}")
+        hits = self.store.search(vector, max(k, fetch_k), where, modality=modality)
+        vectors = self._vectors(hits)
+        # One that was deleted meanwhile has none.
+        hits = [hit for hit in hits if hit.id in vectors]
+        asked = np.asarray(vector, dtype=np.float32)
+        chosen = maximal_marginal_relevance(asked, [vectors[hit.id] for hit in hits], lambda_mult, k)
+        return [to_document(hits[i].record) for i in chosen]
+
+    def _vectors(self, hits: list[Hit]) -> dict[str, Any]:
+        """The vector that each hit was found by: a picture's own, or that of a facet."""
+        vectors: dict[str, Any] = dict(self.store.vectors([hit.id for hit in hits]))
+        for facet in {hit.facet for hit in hits if hit.facet is not None}:
+            vectors.update(self.store.facet_vectors([hit.id for hit in hits if hit.facet == facet], facet))
+        return vectors
+
+
+def _documents(scored: Scored) -> list[Document]:
+    return [document for document, _ in scored]
+
+
+def refuse_keywords(kwargs: Mapping[str, object]) -> None:
+    if kwargs:
+        raise TypeError(f"unexpected keyword {', '.join(map(repr, kwargs))}")
+
+
+def _check_k(k: object) -> None:
+    # Before anything is embedded for nothing.
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError(f"k must be a positive int, not {k!r}")
+
+
+def _check(query: object, k: object) -> None:
+    _check_k(k)
+    if not isinstance(query, str):
+        raise InputError(f"the question must be a str, not {type(query).__name__}; for a picture search by image")
+    if not query.strip():
+        raise InputError("the question is empty; ask something, or search by image or by vector")

@@ -1,0 +1,118 @@
+"""A `ChromaStore` that is opened when it is first needed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+
+from abc_rag import ChromaStore, Embedder
+from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
+
+
+class LazyStore:
+    """Opens a store late, because to know whose vectors it may hold the model has to be loaded.
+
+    Args:
+        path: Directory of an embedded store.
+        url: A Chroma server.
+        collection: Name of the collection.
+        headers: For the server.
+        store: A store that the caller opened, and will close.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | os.PathLike[str] | None,
+        url: str | None,
+        collection: str,
+        headers: Mapping[str, str] | None,
+        store: ChromaStore | None,
+    ) -> None:
+        if sum(given is not None for given in (path, url, store)) > 1:
+            raise InputError("give at most one of path (a directory), url (a Chroma server) and store")
+        if headers is not None and url is None:
+            raise InputError("headers are for a server: give url too")
+        self._path = None if path is None else os.fspath(path)
+        self._url = url
+        self._collection = collection
+        self._headers = headers
+        self._given = store
+        self._temporary = path is None and url is None and store is None
+        self._lock = threading.Lock()
+        self._open: ChromaStore | None = None
+        self._closed = False
+
+    def get(self, embedder: Embedder | None) -> ChromaStore:
+        """The store, opened and found to hold vectors of ``embedder``.
+
+        Args:
+            embedder: Whose vectors go in and out; None for embeddings that do not say.
+
+        Raises:
+            FingerprintMismatchError: It holds another model's vectors.
+            InputError: The place cannot be used, or a given store is bound to no model.
+            StoreError: As for `ChromaStore`; or this was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise StoreError("this vector store has been closed; make a new one")
+            if self._open is None:
+                self._open = self._opened(embedder) if self._given is None else self._given
+                try:
+                    _check(self._open, embedder)
+                except BaseException:
+                    self._forget()
+                    raise
+            return self._open
+
+    def close(self) -> None:
+        """Close what was opened here, and delete a temporary directory. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._forget()
+            if self._temporary and self._path is not None:
+                shutil.rmtree(self._path, ignore_errors=True)
+                self._path = None
+
+    def close_later(self) -> None:
+        """Close from a finaliser, which may run anywhere: even within a call of another store, which holds its locks.
+
+        While the process ends, no thread can be started, and none holds a lock any more.
+        """
+        if threading.main_thread().is_alive():
+            threading.Thread(target=self.close, name="langchain-abc-close").start()
+        else:
+            self.close()
+
+    def _opened(self, embedder: Embedder | None) -> ChromaStore:
+        fingerprint = None if embedder is None else embedder.fingerprint
+        if self._temporary and self._path is None:
+            self._path = tempfile.mkdtemp(prefix="langchain-abc-")
+        return ChromaStore(
+            self._path, url=self._url, collection=self._collection, fingerprint=fingerprint, headers=self._headers
+        )
+
+    def _forget(self) -> None:
+        store, self._open = self._open, None
+        if store is not None and store is not self._given:
+            store.close()
+
+
+def _check(store: ChromaStore, embedder: Embedder | None) -> None:
+    held = store.fingerprint
+    own = None if embedder is None else str(embedder.fingerprint)
+    if own is not None and held is None:
+        raise InputError(
+            f"{store!r} is bound to no model, so vectors of any would be mixed in it; open it as "
+            "ChromaStore(..., fingerprint=embeddings.embedder.fingerprint)"
+        )
+    if held != own:
+        whose = own or "these embeddings, which do not say of what model they are"
+        raise FingerprintMismatchError(
+            f"{store!r} holds vectors of {held}, which cannot be compared with those of {whose}; "
+            "use another collection or path, or the embeddings that made it"
+        )

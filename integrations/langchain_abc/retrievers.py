@@ -1,0 +1,235 @@
+"""A LangChain retriever that asks by questions, pictures, and pictures under an instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.runnables import RunnableConfig
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+
+from abc_rag import Image, ImageSource
+from abc_rag.errors import InputError
+from abc_rag.images import describe_source
+from abc_rag.instructions import Rewrite, Rewriter
+from abc_rag.retriever import Retriever
+from abc_rag.types import Modality
+from langchain_abc._documents import hit_document
+from langchain_abc._worker import Worker
+from langchain_abc.rewriters import chat_model_rewriter
+from langchain_abc.vectorstores import ABCVectorStore
+
+__all__ = ["InstructionRetriever"]
+
+_KEYS = ("question", "image")
+# Settings that a call may give too.
+_OF_A_CALL = ("k", "filter", "modality", "rerank", "mmr", "min_score", "trace")
+# Threads that wait for chat models: more than one, since they only wait.
+_WAITING = 8
+Asked = tuple[str | None, ImageSource | None]
+
+
+class InstructionRetriever(BaseRetriever):
+    """Finds texts and pictures by a question, a picture, or both; a picture is looked at as the question says.
+
+    Setup:
+        ``pip install abc-rag``.
+
+    Key init args:
+        vectorstore: An `ABCVectorStore` with `ABCEmbeddings`.
+        k: Most documents.
+        rewriter: Makes an instruction of a question; by default rules do. See ``abc_rag.instructions``.
+        llm: A chat model that does so instead; see `chat_model_rewriter`.
+        rerank: Whether the pictures found are looked at again, under the instruction; see ``abc_rag.retriever``.
+        mmr: From 1, nearness alone, to 0, variety alone; None is off.
+        min_score: Least score, in [0, 1], of what is returned.
+        filter: Chroma's metadata filter.
+        modality: Only pictures (``"image"``), or only passages (``"text"``).
+        trace: Tell in the metadata how each score came about.
+        candidates: How many are found at first, to be looked at again.
+
+    Instantiate:
+        .. code-block:: python
+
+            from langchain_abc import ABCEmbeddings, ABCVectorStore
+
+            store = ABCVectorStore(ABCEmbeddings(model="abc-mini"), path="store")
+            retriever = store.as_instruction_retriever(k=3)
+
+    Usage:
+        .. code-block:: python
+
+            retriever.invoke("pictures with a blue background")
+            retriever.invoke({"question": "what is on the left?", "image": "scene.jpg"})
+            await retriever.ainvoke({"image": "scene.jpg"}, k=1)
+
+        The image is a path (a ``str`` is always a path), ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or a PIL image.
+        ``k``, ``filter``, ``modality``, ``rerank``, ``mmr``, ``min_score`` and ``trace`` can be given with a call.
+        Callbacks and traces get the question, and a picture's name in place of the picture.
+
+        Documents are as `ABCVectorStore` gives them, with ``modality`` and ``score`` in their metadata, and with
+        ``trace=True`` also ``instruction``, ``first``, ``second``, ``facet`` and ``note``: see
+        ``abc_rag.types.Trace``.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+
+    vectorstore: ABCVectorStore
+    k: int = Field(4, ge=1)
+    rewriter: Rewriter | None = None
+    llm: BaseChatModel | None = None
+    rerank: bool | Literal["auto"] = "auto"
+    mmr: float | None = Field(None, ge=0, le=1)
+    min_score: float | None = Field(None, ge=0, le=1)
+    filter: dict[str, Any] | None = None
+    modality: Modality | None = None
+    trace: bool = False
+    candidates: int = Field(50, ge=1)
+
+    _chosen: Rewriter | None = PrivateAttr(None)
+    _waiting: Worker = PrivateAttr(default_factory=lambda: Worker("langchain-abc-rewrite", _WAITING))
+
+    @model_validator(mode="after")
+    def _check(self) -> InstructionRetriever:
+        self.vectorstore._need_embedder()
+        if self.rewriter is not None and self.llm is not None:
+            raise InputError("give rewriter or llm, not both; chat_model_rewriter(llm) is a rewriter")
+        self._chosen = self.rewriter if self.llm is None else chat_model_rewriter(self.llm)
+        return self
+
+    @property
+    def InputType(self) -> Any:  # noqa: ANN401
+        """A question, or a dict of a question and a picture."""
+        return str | dict[str, Any]
+
+    def invoke(
+        self,
+        input: str | Mapping[str, Any],
+        config: RunnableConfig | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[Document]:
+        """Find documents.
+
+        Args:
+            input: A question, or ``{"question": ..., "image": ...}`` of which either may be missing.
+            config: As for every runnable.
+            **kwargs: Settings for this call.
+
+        Returns:
+            Documents, best first.
+
+        Raises:
+            abc_rag.errors.InputError: The question is empty, or something cannot be used.
+            abc_rag.errors.ImageError: The picture cannot be used.
+        """
+        asked = _asked(input)
+        return super().invoke(_told(asked), config, asked=asked, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: str | Mapping[str, Any],
+        config: RunnableConfig | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[Document]:
+        """See `invoke`; does not block the event loop."""
+        asked = _asked(input)
+        return await super().ainvoke(_told(asked), config, asked=asked, **kwargs)
+
+    def _get_relevant_documents(
+        self,
+        query: str | Mapping[str, Any],
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        asked: Asked | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[Document]:
+        question, image = _asked(query) if asked is None else asked
+        return self._search(question, image, self._chosen, self._settings(kwargs))
+
+    async def _aget_relevant_documents(
+        self,
+        query: str | Mapping[str, Any],
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        asked: Asked | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[Document]:
+        question, image = _asked(query) if asked is None else asked
+        settings = self._settings(kwargs)
+        rewriter = self._chosen
+        if rewriter is not None and question is not None:
+            # Elsewhere: while a chat model thinks about one question, the store can answer others.
+            rewrite = await self._waiting.run(rewriter.rewrite, question, has_image=image is not None)
+            rewriter = _Done(rewrite)
+        return await self.vectorstore._worker.run(self._search, question, image, rewriter, settings)
+
+    def _settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        unknown = [key for key in given if key not in _OF_A_CALL]
+        if unknown:
+            raise TypeError(f"unexpected keyword {', '.join(map(repr, unknown))}; a call takes {', '.join(_OF_A_CALL)}")
+        settings = {key: given.get(key, getattr(self, key)) for key in _OF_A_CALL}
+        settings["where"] = settings.pop("filter")
+        return settings
+
+    def _search(
+        self, question: str | None, image: ImageSource | None, rewriter: Rewriter | None, settings: dict[str, Any]
+    ) -> list[Document]:
+        retriever = Retriever(
+            self.vectorstore._need_embedder(),
+            self.vectorstore.store,
+            rewriter=rewriter,
+            candidates=self.candidates,
+            image_limits=self.vectorstore.image_limits,
+        )
+        return [hit_document(hit) for hit in retriever.search(question, image=image, **settings)]
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:  # noqa: ANN401
+        params = super()._get_ls_params(**kwargs)
+        params["ls_vector_store_provider"] = type(self.vectorstore).__name__
+        params["ls_embedding_provider"] = type(self.vectorstore.embeddings).__name__
+        return params
+
+
+class _Done(Rewriter):
+    """A question that has been rewritten."""
+
+    def __init__(self, rewrite: Rewrite) -> None:
+        self._done = rewrite
+
+    def _rewrite(self, question: str, has_image: bool) -> Rewrite:
+        return self._done
+
+
+def _asked(given: object) -> Asked:
+    if isinstance(given, str):
+        question: object = given
+        image = None
+    elif isinstance(given, Mapping):
+        unknown = [key for key in given if key not in _KEYS]
+        if unknown:
+            raise InputError(f"unknown keys {unknown!r}; a question is {{'question': ..., 'image': ...}}")
+        question, image = (given.get(key) for key in _KEYS)
+        if question is None and image is None:
+            raise InputError("nothing to search for: pass a 'question', an 'image', or both")
+    else:
+        raise InputError(
+            f"a question is a str or {{'question': ..., 'image': ...}}, not {type(given).__name__}; "
+            "a picture alone is {'image': ...}"
+        )
+    if question is not None and not isinstance(question, str):
+        raise InputError(f"the question must be a str, not {type(question).__name__}")
+    if isinstance(question, str) and not question.strip():
+        raise InputError("the question is empty; ask something, or pass only {'image': ...}")
+    # Refuses what is no picture's source.
+    return question, None if image is None else Image(image).source
+
+
+def _told(asked: Asked) -> str:
+    """What callbacks are told: text, as they expect, without the picture's bytes."""
+    question, image = asked
+    parts = [question or "", "" if image is None else f"[picture: {describe_source(image)}]"]
+    return " ".join(part for part in parts if part)
