@@ -1,0 +1,401 @@
+"""ABC embeddings for LlamaIndex: texts, pictures, and pictures seen under an instruction."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+from llama_index.core.base.embeddings.base import Embedding
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_serializer, model_validator
+from llama_index.core.callbacks.schema import CBEventType, EventPayload
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
+from llama_index.core.schema import BaseNode, ImageType
+from llama_index.core.utils import get_tqdm_iterable, iter_batch
+from llama_index.embeddings.abc.nodes import Pictured, Worded, as_source, assign, blamed, contents, sources, split
+from llama_index.embeddings.abc.worker import Worker
+from llama_index_instrumentation import get_dispatcher
+
+from abc_rag import (
+    URL,
+    ABCCheckpoint,
+    Embedder,
+    Image,
+    ImageLimits,
+    Input,
+    InstructedImage,
+    Text,
+    load_embedder,
+)
+from abc_rag.errors import ImageError, InputError
+from abc_rag.images import DEFAULT_LIMITS, describe_source
+
+__all__ = ["ABCEmbeddings"]
+
+dispatcher = get_dispatcher(__name__)
+
+
+class ABCEmbeddings(MultiModalEmbedding):
+    """Texts, pictures, and pictures seen under an instruction, as vectors of one space.
+
+    ``model="abc-mini"`` needs nothing and runs on a laptop; ``model="abc"``, the default, fetches the published 7B
+    model (about 16 GB) on first use and wants a GPU. The weights are loaded by the first vector that is asked for.
+
+    Examples:
+        ``pip install abc-rag``
+
+        ```python
+        from llama_index.embeddings.abc import ABCEmbeddings
+
+        embed_model = ABCEmbeddings(model="abc-mini")
+        embed_model.get_text_embedding("a dog to the left of a car")
+        embed_model.get_image_embedding("photo.jpg")
+        embed_model.get_instructed_image_embedding("photo.jpg", "what is on the left?")
+        ```
+
+    A picture is a path (a ``str`` is always a path, never a URL), ``BytesIO``, bytes, ``abc_rag.URL``,
+    ``abc_rag.DataURI`` or a PIL image. One call of the model is made for each batch of ``embed_batch_size``. Awaited
+    calls compute in one thread of their own, so neither the event loop nor its shared threads wait for the model.
+
+    As a transformation of an ``IngestionPipeline``, LlamaIndex's own classes embed the *metadata* of a picture's node
+    as if it were the picture. This one gives such a node its picture's vector, and keeps the vector of its caption in
+    ``text_embedding``. Mind the pipeline's cache, which knows nodes by their text and metadata alone: two pictures
+    without either are one to it. Pass ``disable_cache=True``, or give each a metadata value of its own.
+
+    ``embeddings_cache`` keeps texts only, under the bare text: pictures never touch it, and one cache must not serve
+    two models.
+
+    Args:
+        model: ``"abc"``, ``"abc-mini"``, a checkpoint folder, or an ``abc_rag.ABCCheckpoint``. Default: the environment
+            variable ``ABC_RAG_MODEL``, else ``"abc"``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere.
+        min_tokens: Fewest image tokens that a picture is resized to.
+        max_tokens: Most image tokens; more show more detail and cost more.
+        attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
+        image_limits: Which pictures are accepted, and whether URLs are fetched.
+        show_progress: Show a progress bar in every batch call, also where the call does not ask for one.
+    """
+
+    # A misspelt setting must not quietly load another model.
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+
+    model: str | os.PathLike[str] | ABCCheckpoint | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    image_limits: ImageLimits | None = None
+    show_progress: bool = False
+    # What LlamaIndex's events show. Made from `model`, so not a setting.
+    model_name: str = Field(default="", exclude=True)
+    # A live connection, not a setting; the base class would write it down, address and all.
+    embeddings_cache: Any | None = Field(default=None, exclude=True)
+
+    _embedder: Embedder = PrivateAttr()
+    _worker: Worker = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _prepare(self) -> ABCEmbeddings:
+        if self.model is None:
+            # Settled now: settings that are written down must not mean another model where they are read back.
+            self.model = os.environ.get("ABC_RAG_MODEL") or "abc"
+        name = _name(self.model)
+        if self.model_name not in ("", name):
+            raise InputError(f"model_name={self.model_name!r} chooses nothing here; write model={self.model_name!r}")
+        self.model_name = name
+        self._embedder = load_embedder(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            min_tokens=self.min_tokens,
+            max_tokens=self.max_tokens,
+            attention=self.attention,
+            image_limits=self.image_limits,
+        )
+        self._worker = Worker("llama-index-abc")
+        return self
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which settings are written down."""
+        return "ABCEmbeddings"
+
+    @property
+    def embedder(self) -> Embedder:
+        """The `abc_rag.Embedder` that computes; mixed and instructed inputs can be given to it directly."""
+        return self._embedder
+
+    @field_serializer("model")
+    def _write_model(self, model: str | os.PathLike[str] | ABCCheckpoint) -> str | dict[str, str | None]:
+        if isinstance(model, ABCCheckpoint):
+            return {field.name: _plain(getattr(model, field.name)) for field in dataclasses.fields(model)}
+        return cast(str, _plain(model))
+
+    @field_serializer("image_limits")
+    def _write_limits(self, limits: ImageLimits | None) -> dict[str, Any] | None:
+        if limits is None:
+            return None
+        return {**dataclasses.asdict(limits), "formats": sorted(limits.formats)}  # JSON knows no sets
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ABCEmbeddings:
+        return copy.copy(self)  # weights are shared
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The base class would pickle field by field with warnings; another process loads the weights itself.
+        left_behind = {"callback_manager", "rate_limiter"}
+        fields = {name: getattr(self, name) for name in type(self).model_fields if name not in left_behind}
+        return _rebuild, (type(self), fields)
+
+    # -- texts -----------------------------------------------------------------------------------
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._embed([Text(query)])[0]
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return (await self._aembed([Text(query)]))[0]
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._embed([Text(text)])[0]
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return (await self._aembed([Text(text)]))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return self._embed([Text(text) for text in texts])
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return await self._aembed([Text(text) for text in texts])
+
+    def get_text_embedding_batch(
+        self,
+        texts: list[str],
+        show_progress: bool = False,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[Embedding]:
+        """Embed passages; see the base class."""
+        return super().get_text_embedding_batch(texts, show_progress or self.show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self,
+        texts: list[str],
+        show_progress: bool = False,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[Embedding]:
+        """Embed passages without blocking the event loop; see the base class."""
+        return await super().aget_text_embedding_batch(texts, show_progress or self.show_progress, **kwargs)
+
+    # -- pictures --------------------------------------------------------------------------------
+
+    def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
+        return self._get_image_embeddings([img_file_path])[0]
+
+    async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
+        return (await self._aget_image_embeddings([img_file_path]))[0]
+
+    def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        inputs = _pictures(img_file_paths)
+        with self._events(inputs) as embeddings:
+            embeddings += self._embed(inputs)
+        return embeddings
+
+    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+        inputs = _pictures(img_file_paths)
+        with self._events(inputs) as embeddings:
+            embeddings += await self._aembed(inputs)
+        return embeddings
+
+    def get_image_embedding_batch(
+        self, img_file_paths: list[ImageType], show_progress: bool = False
+    ) -> list[Embedding]:
+        """Embed pictures; see the base class."""
+        return super().get_image_embedding_batch(img_file_paths, show_progress or self.show_progress)
+
+    async def aget_image_embedding_batch(
+        self, img_file_paths: list[ImageType], show_progress: bool = False
+    ) -> list[Embedding]:
+        """Embed pictures without blocking the event loop; see the base class."""
+        return await super().aget_image_embedding_batch(img_file_paths, show_progress or self.show_progress)
+
+    # -- pictures under an instruction -----------------------------------------------------------
+
+    def get_instructed_image_embedding(self, img_file_path: ImageType, instruction: str) -> Embedding:
+        """Embed a picture seen under an instruction.
+
+        Args:
+            img_file_path: The picture; see the class.
+            instruction: What to look at in it; an empty one is still an instruction.
+
+        Returns:
+            A unit vector.
+
+        Raises:
+            abc_rag.errors.ImageError: The picture cannot be used; the message names it.
+        """
+        return self.get_instructed_image_embedding_batch([img_file_path], instruction)[0]
+
+    async def aget_instructed_image_embedding(self, img_file_path: ImageType, instruction: str) -> Embedding:
+        """`get_instructed_image_embedding` without blocking the event loop."""
+        return (await self.aget_instructed_image_embedding_batch([img_file_path], instruction))[0]
+
+    @dispatcher.span
+    def get_instructed_image_embedding_batch(
+        self, img_file_paths: Sequence[ImageType], instruction: str, show_progress: bool = False
+    ) -> list[Embedding]:
+        """Embed pictures, all under one instruction; one unit vector each, in order. See the single call."""
+        embeddings: list[Embedding] = []
+        batches = list(iter_batch(_pictures(img_file_paths, instruction), self.embed_batch_size))
+        shown = show_progress or self.show_progress
+        for batch in get_tqdm_iterable(batches, shown, "Generating instructed image embeddings"):
+            with self._callback(batch) as found:
+                found += self._embed(batch)
+            embeddings += found
+        return embeddings
+
+    @dispatcher.span
+    async def aget_instructed_image_embedding_batch(
+        self, img_file_paths: Sequence[ImageType], instruction: str, show_progress: bool = False
+    ) -> list[Embedding]:
+        """`get_instructed_image_embedding_batch` without blocking the event loop."""
+        embeddings: list[Embedding] = []
+        batches = list(iter_batch(_pictures(img_file_paths, instruction), self.embed_batch_size))
+        shown = show_progress or self.show_progress
+        # The worker computes one batch at a time whatever is asked, so nothing is gained by asking for all at once.
+        for batch in get_tqdm_iterable(batches, shown, "Generating instructed image embeddings"):
+            with self._callback(batch) as found:
+                found += await self._aembed(batch)
+            embeddings += found
+        return embeddings
+
+    # -- nodes -----------------------------------------------------------------------------------
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:  # noqa: ANN401
+        """Give each node its vector: a picture's node that of its picture, any other that of its text.
+
+        A captioned picture's node gets the vector of its caption too, as ``text_embedding``.
+
+        Raises:
+            abc_rag.errors.InputError: A picture cannot be used; the message names it and its node.
+        """
+        self._embed_nodes(*split(nodes), **kwargs)
+        return nodes
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:  # noqa: ANN401
+        """Give each node its vector without blocking the event loop; see `__call__`."""
+        await self._aembed_nodes(*split(nodes), **kwargs)
+        return nodes
+
+    def embed_missing(self, nodes: Sequence[BaseNode], *, show_progress: bool = False) -> None:
+        """Give each node what it lacks of the vectors that `__call__` would give it."""
+        self._embed_nodes(*split(nodes, missing_only=True), show_progress=show_progress)
+
+    async def aembed_missing(self, nodes: Sequence[BaseNode], *, show_progress: bool = False) -> None:
+        """`embed_missing` without blocking the event loop."""
+        await self._aembed_nodes(*split(nodes, missing_only=True), show_progress=show_progress)
+
+    def _embed_nodes(
+        self,
+        worded: Sequence[Worded],
+        pictured: Sequence[Pictured],
+        show_progress: bool = False,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        with self._named(pictured):
+            pictures = self.get_image_embedding_batch(sources(pictured), show_progress)
+        texts = self.get_text_embedding_batch(contents(worded), show_progress, **kwargs)
+        assign(worded, texts, pictured, pictures)
+
+    async def _aembed_nodes(
+        self,
+        worded: Sequence[Worded],
+        pictured: Sequence[Pictured],
+        show_progress: bool = False,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        with self._named(pictured):
+            pictures = await self.aget_image_embedding_batch(sources(pictured), show_progress)
+        texts = await self.aget_text_embedding_batch(contents(worded), show_progress, **kwargs)
+        assign(worded, texts, pictured, pictures)
+
+    # -- how -------------------------------------------------------------------------------------
+
+    def _embed(self, inputs: Sequence[Input]) -> list[Embedding]:
+        try:
+            vectors: list[Embedding] = self._embedder.embed(inputs).tolist()
+        except ImageError as error:
+            raise self._blamed(error, inputs) from error
+        return vectors
+
+    async def _aembed(self, inputs: Sequence[Input]) -> list[Embedding]:
+        # The base class computes in the loop's thread; its shared pool would make every other awaited call wait.
+        return await self._worker.run(lambda: self._embed(inputs))
+
+    def _blamed(self, error: ImageError, inputs: Sequence[Input]) -> ImageError:
+        unnamed = len(inputs) > 1 and not error.source.startswith("picture ")
+        found = [item.source for item in inputs if not isinstance(item, Text)]
+        if not unnamed or all(isinstance(source, (str, os.PathLike, URL)) for source in found):
+            return error
+        named = [(f"picture {number} of {len(found)}", source) for number, source in enumerate(found, 1)]
+        return blamed(error, named, self.image_limits or DEFAULT_LIMITS)
+
+    @contextmanager
+    def _named(self, pictured: Sequence[Pictured]) -> Iterator[None]:
+        try:
+            yield
+        except ImageError as error:
+            named = [(f"node {node.node_id!r}", source) for node, source in pictured]
+            raise blamed(error, named, self.image_limits or DEFAULT_LIMITS) from error
+
+    @contextmanager
+    def _events(self, inputs: Sequence[Input]) -> Iterator[list[Embedding]]:
+        """The events that the base class sends for texts; it sends none for pictures."""
+        dispatcher.event(EmbeddingStartEvent(model_dict=self.to_payload()))
+        embeddings: list[Embedding] = []
+        yield embeddings
+        dispatcher.event(EmbeddingEndEvent(chunks=[_shown(item) for item in inputs], embeddings=embeddings))
+
+    @contextmanager
+    def _callback(self, inputs: Sequence[Input]) -> Iterator[list[Embedding]]:
+        """The same, and the older callbacks that the base class sends for pictures too."""
+        payload: dict[str, Any] = {EventPayload.SERIALIZED: self.to_payload()}
+        with self.callback_manager.event(CBEventType.EMBEDDING, payload=payload) as event:
+            with self._events(inputs) as embeddings:
+                yield embeddings
+            chunks = [_shown(item) for item in inputs]
+            event.on_end(payload={EventPayload.CHUNKS: chunks, EventPayload.EMBEDDINGS: embeddings})
+
+
+def _rebuild(cls: type[ABCEmbeddings], fields: dict[str, Any]) -> ABCEmbeddings:
+    return cls(**fields)
+
+
+def _plain(value: str | os.PathLike[str] | None) -> str | None:
+    """A setting as text. A path keeps a mark of being one, for a bare word names a model or a hub's repository."""
+    if value is None or isinstance(value, str):
+        return value
+    path = os.fspath(value)
+    return path if path.startswith(("/", "./", "../", "~")) else os.path.join(".", path)
+
+
+def _name(model: str | os.PathLike[str] | ABCCheckpoint) -> str:
+    if isinstance(model, ABCCheckpoint):
+        return "+".join(str(part) for part in (model.base, model.pretrain, model.instruct))
+    return str(model)
+
+
+def _pictures(pictures: Sequence[object], instruction: str | None = None) -> list[Input]:
+    if instruction is None:
+        return [Image(as_source(picture)) for picture in pictures]
+    return [InstructedImage(as_source(picture), instruction) for picture in pictures]
+
+
+def _shown(item: Input) -> str:
+    if isinstance(item, Text):
+        return item.text
+    name = describe_source(item.source)
+    return f"{name} ({item.instruction})" if isinstance(item, InstructedImage) else name

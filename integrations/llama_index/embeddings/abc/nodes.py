@@ -1,0 +1,164 @@
+"""The pictures of LlamaIndex nodes: where they are, and which vectors a node gets."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import cast
+
+from llama_index.core.base.embeddings.base import Embedding
+from llama_index.core.schema import BaseNode, ImageNode, ImageType, MetadataMode, Node
+
+from abc_rag import URL, ImageLimits, ImageSource
+from abc_rag.errors import ImageError, InputError
+from abc_rag.images import open_image
+
+__all__ = [
+    "Pictured",
+    "Worded",
+    "as_source",
+    "assign",
+    "blamed",
+    "caption_vector",
+    "contents",
+    "has_picture",
+    "has_text",
+    "picture_of",
+    "set_caption_vector",
+    "sources",
+    "split",
+]
+
+Worded = tuple[BaseNode, bool]
+"""A node, and whether its text is only the caption of its picture."""
+Pictured = tuple[BaseNode, ImageSource]
+"""A node and its picture."""
+
+
+def as_source(picture: object) -> ImageSource:
+    """A picture as LlamaIndex hands it over (a path or a ``BytesIO``), or as abc-rag does; the latter checks it."""
+    # All of it, wherever an earlier reader has left off.
+    return picture.getvalue() if isinstance(picture, BytesIO) else cast(ImageSource, picture)
+
+
+def picture_of(node: BaseNode) -> bytes | Path | URL | None:
+    """The picture of an ``ImageNode``, an ``ImageDocument`` or a ``Node`` with an image; None where there is none.
+
+    Unlike LlamaIndex's own ``resolve_image`` this fetches nothing: a URL stays one, for abc-rag's limits to judge.
+
+    Raises:
+        InputError: The node's base64 is broken.
+    """
+    data: str | bytes | None
+    path: str | Path | None
+    if isinstance(node, ImageNode):
+        data, path, url = node.image, node.image_path, node.image_url
+    elif isinstance(node, Node) and node.image_resource is not None:
+        resource = node.image_resource
+        data, path, url = resource.data, resource.path, str(resource.url) if resource.url else None
+    else:
+        return None
+    if data:
+        return _decoded(data, node.node_id)
+    if path:
+        return Path(path)
+    return URL(url) if url else None
+
+
+def has_picture(node: BaseNode) -> bool:
+    """Whether `picture_of` finds one, without decoding it."""
+    if isinstance(node, ImageNode):
+        return bool(node.image or node.image_path or node.image_url)
+    resource = node.image_resource if isinstance(node, Node) else None
+    return resource is not None and bool(resource.data or resource.path or resource.url)
+
+
+def _decoded(data: str | bytes, node_id: str) -> bytes:
+    packed = data.encode() if isinstance(data, str) else data
+    try:
+        return base64.b64decode(b"".join(packed.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"node {node_id!r}: its image is not base64 ({error}); encode it again") from error
+
+
+def has_text(node: BaseNode) -> bool:
+    """Whether a node has a text of its own, such as a picture's caption; metadata is none."""
+    return bool(node.get_content(metadata_mode=MetadataMode.NONE).strip())
+
+
+def split(nodes: Iterable[BaseNode], *, missing_only: bool = False) -> tuple[list[Worded], list[Pictured]]:
+    """Which nodes are embedded as texts, and which as pictures; a captioned picture is both.
+
+    Args:
+        nodes: The nodes.
+        missing_only: Leave out what has its vector already.
+    """
+    worded: list[Worded] = []
+    pictured: list[Pictured] = []
+    for node in nodes:
+        if not has_picture(node):
+            if not missing_only or node.embedding is None:
+                worded.append((node, False))
+            continue
+        if not missing_only or node.embedding is None:
+            picture = picture_of(node)
+            if picture is not None:
+                pictured.append((node, picture))
+        if has_text(node) and (not missing_only or caption_vector(node) is None):
+            worded.append((node, True))
+    return worded, pictured
+
+
+def caption_vector(node: BaseNode) -> Embedding | None:
+    """The vector of a picture's caption, where LlamaIndex has a place for it."""
+    if isinstance(node, ImageNode):
+        return node.text_embedding
+    if isinstance(node, Node) and node.text_resource is not None and node.text_resource.embeddings:
+        return node.text_resource.embeddings.get("dense")
+    return None
+
+
+def set_caption_vector(node: BaseNode, vector: Embedding | None) -> None:
+    """Put a caption's vector where `caption_vector` finds it."""
+    if isinstance(node, ImageNode):
+        node.text_embedding = vector
+    elif isinstance(node, Node) and node.text_resource is not None:
+        embeddings = None if vector is None else {"dense": vector}
+        # A copy: nodes that were copied from each other share the resource.
+        node.text_resource = node.text_resource.model_copy(update={"embeddings": embeddings})
+
+
+def contents(worded: Sequence[Worded]) -> list[str]:
+    """What is embedded of each node as text: as in LlamaIndex, metadata and all."""
+    return [node.get_content(metadata_mode=MetadataMode.EMBED) for node, _ in worded]
+
+
+def sources(pictured: Sequence[Pictured]) -> list[ImageType]:
+    """The pictures, as LlamaIndex's methods are declared to take them."""
+    return [cast(ImageType, source) for _, source in pictured]
+
+
+def assign(
+    worded: Sequence[Worded], texts: list[Embedding], pictured: Sequence[Pictured], pictures: list[Embedding]
+) -> None:
+    """Give nodes their vectors."""
+    for (node, is_caption), vector in zip(worded, texts, strict=True):
+        if is_caption:
+            set_caption_vector(node, vector)
+        else:
+            node.embedding = vector
+    for (node, _), vector in zip(pictured, pictures, strict=True):
+        node.embedding = vector
+
+
+def blamed(error: ImageError, pictures: Sequence[tuple[str, ImageSource]], limits: ImageLimits) -> ImageError:
+    """``error`` with the name of the picture that it is about: ``"bytes (12 KB)"`` alone tells nobody which."""
+    for name, source in pictures:
+        try:
+            open_image(source, limits=limits)
+        except ImageError as found:
+            return type(found)(f"{name} ({found.source})", found.reason)
+    return error

@@ -1,0 +1,289 @@
+"""A view of one Chroma collection: its texts, its pictures, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from llama_index.core.base.embeddings.base import Embedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
+from llama_index.embeddings.abc.nodes import caption_vector, picture_of
+from llama_index.embeddings.abc.worker import Worker
+from llama_index.vector_stores.abc.filters import all_of, matches, to_where
+from llama_index.vector_stores.abc.records import NODE_ID, REF_DOC_ID, node_id_of, nodes_of, record_id, record_of
+
+from abc_rag import ChromaStore, Hit, ImageLimits, Record
+from abc_rag.errors import InputError
+from abc_rag.images import DEFAULT_LIMITS
+from abc_rag.types import Modality
+
+__all__ = ["ABCVectorStore"]
+
+# Candidates of MMR for each node wanted, as in LlamaIndex's own Chroma store.
+_MMR_CANDIDATES = 4
+
+
+class ABCVectorStore(BasePydanticVectorStore):
+    """The texts, the pictures, or all of an ``abc_rag.ChromaStore``, as a vector store of LlamaIndex.
+
+    LlamaIndex's multi-modal index wants two vector stores. Over one Chroma collection, its own ``ChromaVectorStore``
+    loses every captioned picture: the caption is added first, and Chroma ignores the second ``add`` of the same id
+    without a word. Two views of this class over one `abc_rag.ChromaStore` give the caption and the picture records of
+    their own (``text:ID`` and ``image:ID``), so one search finds either:
+
+    ```python
+    store = ChromaStore("store", fingerprint=embed_model.embedder.fingerprint)
+    context = StorageContext.from_defaults(
+        vector_store=ABCVectorStore(store, modality="text"), image_store=ABCVectorStore(store, modality="image")
+    )
+    ```
+
+    Nodes come back as they were, ``ImageDocument`` and ``Node(image_resource=...)`` included, except that a picture
+    given as base64 comes back as the path of a copy in the store's folder. Vectors are not kept in nodes. Adding a node
+    again replaces it. What was indexed without LlamaIndex (``abc-rag index``) is found too. Everything is stored at
+    once: ``persist`` has nothing to do.
+
+    Filters: ``==``, ``!=``, ``>``, ``>=``, ``<``, ``<=``, ``in`` and ``nin``, joined by ``and`` and ``or``, over
+    metadata values that are str, int or float; ``ref_doc_id`` is among them. Query modes: ``default``, and ``mmr`` with
+    ``mmr_threshold``, the weight of relevance in [0, 1]. Scores are ``(1 + cosine) / 2``.
+
+    Args:
+        store: What is viewed.
+        modality: ``"text"`` or ``"image"``; None for both, which suits ``IngestionPipeline(vector_store=...)``: a
+            picture's node then gives one record for its picture and one for its caption, if ``ABCEmbeddings`` was
+            among the transformations and so gave it both vectors. Not for a plain ``VectorStoreIndex``, which
+            embeds every node as text: see `ABCMultiModalIndex`.
+        image_limits: How large a picture may be to be read for its hash.
+    """
+
+    stores_text: bool = True
+    flat_metadata: bool = False
+    modality: Modality | None = None
+
+    _store: ChromaStore = PrivateAttr()
+    _limits: ImageLimits = PrivateAttr()
+    _worker: Worker = PrivateAttr()
+
+    def __init__(
+        self, store: ChromaStore, *, modality: Modality | None = None, image_limits: ImageLimits | None = None
+    ) -> None:
+        fields: dict[str, Any] = {"modality": modality}
+        super().__init__(**fields)
+        self._store = store
+        self._limits = image_limits or DEFAULT_LIMITS
+        self._worker = Worker("llama-index-abc-store")
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which it is known."""
+        return "ABCVectorStore"
+
+    @property
+    def client(self) -> ChromaStore:
+        """The store that is viewed."""
+        return self._store
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def add(self, nodes: Sequence[BaseNode], **_: Any) -> list[str]:  # noqa: ANN401
+        """Store nodes that have their vectors. A node that is there already is replaced.
+
+        Args:
+            nodes: What to store; ``embedding`` must be set.
+
+        Returns:
+            Their ids, in order.
+
+        Raises:
+            InputError: A node has no vector, or is no picture where pictures are stored; the message names it.
+            StoreError: The store cannot be written to.
+        """
+        records: list[Record] = []
+        vectors: list[Embedding] = []
+        for node in nodes:
+            for modality, vector in self._vectors(node):
+                records.append(record_of(node, modality, self._store, self._limits))
+                vectors.append(vector)
+        if records:
+            self._store.add(records, vectors)
+        return [node.node_id for node in nodes]
+
+    def _vectors(self, node: BaseNode) -> list[tuple[Modality, Embedding]]:
+        """Which records a node gets here, and their vectors."""
+        if node.embedding is None:
+            raise InputError(f"node {node.node_id!r} has no embedding; embed it first, for example by an index")
+        pictured = self.modality != "text" and picture_of(node) is not None
+        caption = caption_vector(node)
+        if self.modality == "text":
+            return [("text", caption or node.embedding)]
+        if self.modality == "image":
+            return [("image", node.embedding)]
+        if not pictured:
+            return [("text", node.embedding)]
+        return [("image", node.embedding), *([("text", caption)] if caption else [])]  # type: ignore[list-item]
+
+    def delete(self, ref_doc_id: str, **_: Any) -> None:  # noqa: ANN401
+        """Delete the nodes of a source document."""
+        self._remove({REF_DOC_ID: ref_doc_id})
+
+    def delete_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        **_: Any,  # noqa: ANN401
+    ) -> None:
+        """Delete nodes by id, by filter, or, where both are given, those of the ids that the filter finds.
+
+        Raises:
+            InputError: Neither is given (`clear` deletes all), or the filter cannot be used.
+        """
+        where = to_where(filters)
+        if node_ids is None and where is None:
+            raise InputError("nothing says which nodes to delete: pass node_ids or filters; clear() deletes all")
+        self._remove(where, node_ids)
+
+    def clear(self) -> None:
+        """Delete everything that this view shows, also what was indexed without LlamaIndex."""
+        self._remove(None)
+
+    def _remove(self, where: Mapping[str, Any] | None, node_ids: Sequence[str] | None = None) -> None:
+        found = [record.id for record in self._records(where, node_ids)]
+        if found:
+            self._store.delete(found)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """Nodes by id (in that order) and by filter; all, if neither is given. A node occurs once.
+
+        Raises:
+            InputError: The filter cannot be used.
+        """
+        return nodes_of(_once(self._records(to_where(filters), node_ids)), self._store)
+
+    def _records(self, where: Mapping[str, Any] | None, node_ids: Sequence[str] | None) -> list[Record]:
+        if node_ids is None:
+            found = list(self._store.records())
+        else:
+            modalities: tuple[Modality, ...] = ("image", "text")
+            # The last is what a record that LlamaIndex did not make is called.
+            asked = [name for id_ in node_ids for name in (*(record_id(id_, m) for m in modalities), id_)]
+            found = self._store.get(dict.fromkeys(asked))
+        return [
+            record
+            for record in found
+            if self.modality in (None, record.modality) and (not where or matches(where, record.metadata))
+        ]
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:  # noqa: ANN401
+        """The nodes nearest to a vector, best first; see the class for filters and modes.
+
+        Args:
+            query: With ``query_embedding``; ``similarity_top_k``, ``filters``, ``node_ids``, ``doc_ids`` and ``mode``
+                are used.
+            kwargs: ``where``, a filter in Chroma's own words; ``mmr_threshold``.
+
+        Raises:
+            InputError: There is no vector, or a mode, filter or keyword that is not supported.
+        """
+        threshold, where = kwargs.pop("mmr_threshold", None), kwargs.pop("where", None)
+        if kwargs:
+            raise InputError(f"unknown query options {sorted(kwargs)}; these are known: mmr_threshold, where")
+        if not query.query_embedding:
+            raise InputError("the query has no embedding; search with an embedding model, or use get_nodes to look up")
+        if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
+            raise InputError(f"query mode {query.mode.value!r} is not supported; use 'default' or 'mmr'")
+        k = query.similarity_top_k
+        where = all_of(
+            to_where(query.filters),
+            where,
+            {NODE_ID: {"$in": list(query.node_ids)}} if query.node_ids else None,
+            {REF_DOC_ID: {"$in": list(query.doc_ids)}} if query.doc_ids else None,
+        )
+        if query.mode == VectorStoreQueryMode.MMR:
+            hits = self._nearest(query.query_embedding, _MMR_CANDIDATES * k, where)
+            hits = self._diverse(hits, k, query.mmr_threshold if threshold is None else threshold)
+        else:
+            hits = self._nearest(query.query_embedding, k, where)
+        nodes = nodes_of([hit.record for hit in hits], self._store)
+        return VectorStoreQueryResult(
+            nodes=nodes, similarities=[hit.score for hit in hits], ids=[node.node_id for node in nodes]
+        )
+
+    def _nearest(self, vector: Embedding, k: int, where: Mapping[str, Any] | None) -> list[Hit]:
+        # A captioned picture is found at most twice.
+        wanted = 2 * k if self.modality is None else k
+        hits: dict[str, Hit] = {}
+        for hit in self._store.search(vector, wanted, where, modality=self.modality):
+            hits.setdefault(node_id_of(hit.record), hit)
+        return list(hits.values())[:k]
+
+    def _diverse(self, hits: Sequence[Hit], k: int, weight: float | None) -> list[Hit]:
+        """Maximal marginal relevance. LlamaIndex's own function compares with the last one chosen only."""
+        weight = 0.5 if weight is None else weight
+        if isinstance(weight, bool) or not 0.0 <= weight <= 1.0:
+            raise InputError(f"mmr_threshold must be a number in [0, 1], not {weight!r}")
+        rows = self._store.vectors(hit.id for hit in hits)
+        left = [hit for hit in hits if hit.id in rows]
+        chosen: list[Hit] = []
+        nearest = dict.fromkeys(rows, 0.0)
+        while left and len(chosen) < k:
+            best = max(left, key=lambda hit: weight * hit.score - (1.0 - weight) * nearest[hit.id])
+            left.remove(best)
+            chosen.append(best)
+            for hit in left:
+                nearest[hit.id] = max(nearest[hit.id], (1.0 + float(np.dot(rows[hit.id], rows[best.id]))) / 2.0)
+        return chosen
+
+    # -- without blocking the event loop, which the base class does ----------------------------
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:  # noqa: ANN401
+        """`add` in a thread of its own."""
+        return await self._worker.run(partial(self.add, nodes, **kwargs))
+
+    async def adelete(self, ref_doc_id: str, **_: Any) -> None:  # noqa: ANN401
+        """`delete` in a thread of its own."""
+        await self._worker.run(partial(self.delete, ref_doc_id))
+
+    async def adelete_nodes(
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        **_: Any,  # noqa: ANN401
+    ) -> None:
+        """`delete_nodes` in a thread of its own."""
+        await self._worker.run(partial(self.delete_nodes, node_ids, filters))
+
+    async def aclear(self) -> None:
+        """`clear` in a thread of its own."""
+        await self._worker.run(self.clear)
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """`get_nodes` in a thread of its own."""
+        return await self._worker.run(partial(self.get_nodes, node_ids, filters))
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:  # noqa: ANN401
+        """`query` in a thread of its own."""
+        return await self._worker.run(partial(self.query, query, **kwargs))
+
+
+def _once(records: Sequence[Record]) -> list[Record]:
+    """One record a node; a picture's own before its caption's."""
+    found: dict[str, Record] = {}
+    for record in records:
+        known = found.setdefault(node_id_of(record), record)
+        if known.modality == "text" and record.modality == "image":
+            found[node_id_of(record)] = record
+    return list(found.values())
