@@ -96,7 +96,7 @@ def test_index_says_what_it_did(fake: FakeEmbedder, photos: Path, run: Run) -> N
     assert first == (0, "4 added, 0 unchanged, 0 removed, 0 failed; 4 in s\n", "")
     again = run("index", photos, "--store", "s", "--json")
     assert (again.code, again.err) == (0, "")
-    assert again.json == {"added": 0, "unchanged": 4, "removed": 0, "failed": [], "total": 4}
+    assert again.json == {"added": 0, "unchanged": 4, "removed": 0, "failed": [], "facets": 0, "total": 4}
     with ChromaStore("s") as store:
         assert store.fingerprint == str(fake.fingerprint)
 
@@ -209,6 +209,48 @@ def test_what_is_printed_is_printed_as_it_is(fake: FakeEmbedder, run: Run) -> No
     assert run("ask", odd, "--store", "[red]:key:", "--html", "[b]:key:.html").out.endswith("/[b]:key:.html\n")
 
 
+def test_ask_for_what_is_like_a_picture(filled: Path, run: Run) -> None:
+    done = run("ask", "--image", "photos/red.png", "--only", "image", "--html", "page.html", "--json")
+    assert (done.code, done.json["question"], done.json["instruction"], done.json["target"]) == (0, None, None, None)
+    assert Path(done.json["hits"][0]["source"]).name == "red.png"
+    assert "pictures and passages like photos/red.png" in Path("page.html").read_text(encoding="utf-8")
+
+
+def test_ask_rewrites_unless_told_not_to(filled: Path, run: Run) -> None:
+    question = "could you please show me a passage about a red bicycle?"
+    done = run("ask", question, "--json", "-k", "1")
+    assert (done.json["question"], done.json["target"]) == (question, "a red bicycle")
+    assert [hit["text"] for hit in done.json["hits"]] == ["a red bicycle"]
+    assert "searched for: a red bicycle" in run("ask", question).out
+    assert run("ask", question, "--as-asked", "--json").json["target"] == question
+    assert "searched for" not in run("ask", question, "--as-asked").out
+
+
+def test_ask_with_a_second_look_diversity_threshold_and_trace(filled: Path, run: Run) -> None:
+    question = "a picture with a blue background"
+    plain = run("ask", question, "--no-rerank", "--trace", "--json").json
+    assert [hit["trace"]["second"] for hit in plain["hits"]] == [None, None]
+    looked = run("ask", question, "--trace", "--json").json
+    assert looked["instruction"] == "what colour is the background?"
+    assert all(0 <= hit["trace"]["second"] <= 1 for hit in looked["hits"])
+    assert "second 0." in run("ask", question, "--trace").out
+    best = looked["hits"][0]["score"]
+    kept = run("ask", question, "--min-score", str(best - 1e-4), "--json").json["hits"]
+    assert [hit["id"] for hit in kept] == [looked["hits"][0]["id"]]
+    assert "trace" not in kept[0]
+    assert len(run("ask", "a boat", "--mmr", "0.3", "--json").json["hits"]) == 4
+
+
+def test_index_with_facets(fake: FakeEmbedder, photos: Path, run: Run) -> None:
+    facets = ["--facet", "the background", "-f", "the object"]
+    first = run("index", photos, *facets)
+    assert first.out == "4 added, 0 unchanged, 0 removed, 0 failed; 4 facets added; 4 in abc-rag-store\n"
+    assert run("index", photos, *facets, "--json").json["facets"] == 0
+    found = run("ask", "anything", "--only", "image", "--trace", "--json").json["hits"]
+    assert len(found) == 2
+    assert run("index", photos, "--facet", " ").err.startswith("error: a facet is an instruction")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -223,8 +265,11 @@ def test_what_is_printed_is_printed_as_it_is(fake: FakeEmbedder, run: Run) -> No
         (["x", "--store", "photos"], "photos: no store here"),
         (["x", "--store", "n" * 300], "no store here"),
         (["x", "--collection", "other"], "collection 'other' in abc-rag-store is empty; fill it with: abc-rag index"),
-        (["x", "--collection", "!"], "collection '!': a name has 3 to 512 characters"),
+        (["x", "--collection", "!"], "collection '!': a name has 3 to 505 characters"),
         (["x", "--url", "photos"], "url 'photos': expected http"),
+        ([], "nothing to search for: give a question, --image FILE, or both"),
+        (["x", "--mmr", "2"], "--mmr takes a number between 0 and 1, not 2.0"),
+        (["x", "--min-score", "-0.5"], "--min-score takes a number between 0 and 1, not -0.5"),
     ],
 )
 def test_what_cannot_be_asked(arguments: list[str], message: str, filled: Path, run: Run) -> None:
@@ -470,7 +515,7 @@ def test_evaluate_prints_a_table(fake: FakeEmbedder, run: Run) -> None:
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["index"], "Missing argument"),
-        (["ask"], "Missing argument"),
+        (["train", "mini"], "Missing argument"),
         (["ask", "x", "--nonsense"], "No such option: --nonsense"),
         (["ask", "x", "-k", "many"], "Invalid value for '-k'"),
         (["ask", "x", "-k", "0"], "Invalid value for '-k'"),

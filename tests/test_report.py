@@ -13,6 +13,7 @@ import pytest
 
 from abc_rag import URL, Hit, Record
 from abc_rag.errors import InputError
+from abc_rag.instructions import Rewrite
 from abc_rag.report import Shown, render_html, write_html
 from abc_rag.retriever import Answer
 
@@ -143,7 +144,7 @@ def test_a_picture_that_is_gone_or_broken_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["https://example.org/a.png", "HTTP://example.org/a.png"])
 def test_a_picture_on_the_web_is_not_fetched(source: str) -> None:
     # Sockets are blocked here: fetching would fail loudly.
-    page = Page(render_html([shown(hit("image", source=source), image=URL(source))], title="t"))
+    page = Page(render_html([shown(hit("image", source=source, source_type="url"), image=URL(source))], title="t"))
     assert page.text.count("the picture is on the web") == 2
     assert page.all("img") == []
     assert "abc_rag" not in page.text
@@ -206,3 +207,20 @@ def test_a_place_that_cannot_be_written_is_named(where: str, tmp_path: Path, mon
     with pytest.raises(InputError, match=r"cannot be written \(.+\); choose another path"):
         write_html(where, "page")
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_the_bar_is_as_long_as_the_best_score_wherever_it_stands() -> None:
+    # After MMR the best hit need not be the first one.
+    page = Page(render_html([shown(hit(score=0.7, text="first"), hit(score=0.9, text="second"))], title="t"))
+    assert [bar["style"] for bar in page.all("div") if bar.get("class") == "bar"] == ["width:50%", "width:100%"]
+
+
+def test_what_was_searched_for_is_shown_where_it_is_not_the_question() -> None:
+    rewrite = Rewrite("what is on the left?", "a dog on the left", "image")
+    question = "show me a dog on the left"
+    answer = Answer(question, rewrite.instruction, [hit()], rewrite)
+    text = Page(render_html([Shown(answer)], title="t")).text
+    assert "searched for: a dog on the left" in text
+    assert "instruction: what is on the left?" in text
+    same = Answer("a dog", None, [hit()], Rewrite("Describe the picture.", "a dog", "any"))
+    assert "searched for" not in Page(render_html([Shown(same)], title="t")).text
