@@ -28,6 +28,7 @@ train-mini: $(VENV)/.installed
 
 figures: $(VENV)/.installed
 	$(BIN)/abc-rag evaluate mini
+	$(BIN)/abc-rag evaluate retrieval
 
 # torch comes first and by itself: resolved together with the rest, some indexes would give a newer build with CUDA.
 $(VENV)/.torch: constraints.txt

@@ -14,8 +14,21 @@ if TYPE_CHECKING:
     from abc_rag.errors import ABCRagError
     from abc_rag.images import ImageLimits
     from abc_rag.models.load import ABCCheckpoint, load_embedder
+    from abc_rag.retriever import Retriever
     from abc_rag.store import ChromaStore
-    from abc_rag.types import URL, DataURI, Fingerprint, Hit, Image, ImageSource, Input, InstructedImage, Record, Text
+    from abc_rag.types import (
+        URL,
+        DataURI,
+        Fingerprint,
+        Hit,
+        Image,
+        ImageSource,
+        Input,
+        InstructedImage,
+        Record,
+        Text,
+        Trace,
+    )
 
 __all__ = [
     "URL",
@@ -32,7 +45,9 @@ __all__ = [
     "Input",
     "InstructedImage",
     "Record",
+    "Retriever",
     "Text",
+    "Trace",
     "__version__",
     "load_embedder",
 ]
@@ -57,7 +72,9 @@ _HOME = {
     "Input": "types",
     "InstructedImage": "types",
     "Record": "types",
+    "Retriever": "retriever",
     "Text": "types",
+    "Trace": "types",
     "load_embedder": "models.load",
 }
 

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import Field
 
 from abc_rag.demo import demo_folder
 
@@ -31,20 +35,60 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_langchain_example(photos: Path) -> None:
-    (example,) = (b for b in blocks("python") if "langchain_abc" in b)
-    names: dict[str, Any] = {}
+class Citing(BaseChatModel):
+    """Stands for a chat model: keeps what it was sent, and cites every source."""
+
+    seen: list[list[dict[str, Any]]] = Field(default_factory=list)
+
+    @property
+    def _llm_type(self) -> str:
+        return "citing"
+
+    def _generate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        self.seen.append(messages[0].content)  # type: ignore[arg-type]
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("A pig [1], which rolls in mud [2]."))])
+
+
+def run_example(marker: str, **names: Any) -> dict[str, Any]:
+    (example,) = (b for b in blocks("python") if marker in b)
     exec(compile(example, "README.md", "exec"), names)
+    return names
+
+
+def test_the_langchain_example(photos: Path) -> None:
+    model = Citing()
+    names = run_example("langchain_abc", model=model)
+    found = names["found"]
+    names["store"].close()
+    assert "[1]" in found["answer"]
+    assert {Path(d.metadata.get("source", "")).name for d in found["sources"]} == {"pig-car.jpg", ""}
+    assert any("rolls in mud" in document.page_content for document in found["documents"])
+    kinds = [block["type"] for block in model.seen[0]]
+    assert kinds.count("image") == 1
+    assert "which animal is in the picture?" in model.seen[0][-1]["text"]
+
+
+def test_the_llama_index_example(photos: Path) -> None:
+    names = run_example("ABCMultiModalIndex")
+    names["store"].close()
     assert "pig" in names["passage"]
-    assert names["alike"]
+    first, second = (found.node for found in names["answers"][:2])
+    assert first.get_content() == "A rose has thorns."
+    assert Path(second.image_path).name == "rose-fox.jpg"
+
+
+def test_the_chroma_example(photos: Path) -> None:
+    assert run_example("ABCEmbeddingFunction")["nearest"] == [["The pig rolls in mud."]]
 
 
 def test_the_plain_example(photos: Path) -> None:
-    (example,) = (b for b in blocks("python") if "load_embedder" in b)
-    names: dict[str, Any] = {}
-    exec(compile(example, "README.md", "exec"), names)
-    assert names["report"].added == len(list((photos / "photos").iterdir()))
-    assert "rose-fox.jpg" in {Path(hit.record.source).name for hit in names["answer"].hits}
+    names = run_example("load_embedder(")
+    pictures = len(list((photos / "photos").iterdir()))
+    assert (names["report"].added, names["report"].facets) == (pictures, 2 * pictures)
+    hits = names["answer"].hits
+    assert Path(hits[0].source).name == "rose-fox.jpg"
+    assert hits[0].trace.instruction == "what is on the left?"
+    assert names["passages"].hits == []  # the folder holds no text
 
 
 def test_the_commands(photos: Path) -> None:

@@ -67,6 +67,7 @@ class InstructionRetriever(BaseRetriever):
         where: A filter in Chroma's own words.
         filters: A filter in LlamaIndex's; both hold if both are given.
         modality: Only pictures (``"image"``; found by their captions too), or only passages (``"text"``).
+        candidates: How many are found at first, to be looked at again.
         trace: Put how each score came about into ``metadata["abc_trace"]``, which no model gets to see.
         callback_manager: As for every retriever.
 
@@ -89,6 +90,7 @@ class InstructionRetriever(BaseRetriever):
         where: Mapping[str, Any] | None = None,
         filters: MetadataFilters | None = None,
         modality: Modality | None = None,
+        candidates: int = 50,
         trace: bool = False,
         callback_manager: CallbackManager | None = None,
     ) -> None:
@@ -106,6 +108,7 @@ class InstructionRetriever(BaseRetriever):
         self._min_score = min_score
         self._modality = modality
         self._where = all_of(where, to_where(filters))
+        self._candidates = candidates
         self._options: dict[str, Any] = {"mmr": mmr, "trace": trace}
         self._checked = False
         # More than one: a search may wait for a language model.
@@ -160,6 +163,7 @@ class InstructionRetriever(BaseRetriever):
             own or embedder,
             self._store,
             rewriter=None if rewrite is None else _Rewritten(replace(rewrite, wants="any")),
+            candidates=self._candidates,
             image_limits=self._embed_model.image_limits,
         )
         return retriever.search(
