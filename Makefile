@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := -c constraints.txt
 
-.PHONY: demo test check wheel train-mini figures clean
+.PHONY: demo test check wheel train-mini figures notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/abc-rag demo
@@ -29,6 +29,10 @@ train-mini: $(VENV)/.installed
 figures: $(VENV)/.installed
 	$(BIN)/abc-rag evaluate mini
 	$(BIN)/abc-rag evaluate retrieval
+
+# Runs them and writes their outputs.
+notebooks: $(VENV)/.dev
+	$(BIN)/python scripts/run_notebooks.py
 
 # torch comes first and by itself: resolved together with the rest, some indexes would give a newer build with CUDA.
 $(VENV)/.torch: constraints.txt

@@ -67,6 +67,9 @@ def index(
         list[str] | None,
         typer.Option("--facet", "-f", help="Also store each picture as seen under this instruction; repeat for more."),
     ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove what came from files of the folders that are gone.")
+    ] = False,
     model: ModelOption = None,
     store: StoreOption = _DEFAULT_STORE,
     url: UrlOption = None,
@@ -84,7 +87,7 @@ def index(
         if not os.path.exists(_expanded(path)):
             raise InputError(f"{path}: no such file or folder")
     with _store(store, url, collection, embedder.fingerprint) as opened:
-        report = index_paths(paths, embedder, opened, facets=facet or [], progress=not as_json)
+        report = index_paths(paths, embedder, opened, facets=facet or [], prune=prune, progress=not as_json)
         total = opened.count()
     if as_json:
         failed = [{"file": file, "reason": reason} for file, reason in report.failed]

@@ -37,7 +37,7 @@ class IndexReport:
     Attributes:
         added: Pictures and passages that were embedded and stored.
         unchanged: Those that were stored already.
-        removed: Stored ones whose file now holds something else.
+        removed: Stored ones whose file now holds something else or, with ``prune``, is gone.
         failed: (file, reason) of each file that could not be used.
         facets: Vectors under instructions that were added to pictures.
     """
@@ -89,6 +89,7 @@ def index_paths(
     store: ChromaStore,
     *,
     facets: Sequence[str] = (),
+    prune: bool = False,
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: bool = False,
 ) -> IndexReport:
@@ -97,7 +98,8 @@ def index_paths(
     Pictures are known by their content, passages (paragraphs of ``.txt`` and ``.md`` files) by theirs, so a second
     run embeds nothing again and a run that was cut short goes on where it stopped. What several files hold is
     stored once, under one of them. A file whose content has changed since takes the place of what was stored
-    from it before, except what another file of this run holds.
+    from it before, except what another file of this run holds. What came from a file that can no longer be used stays,
+    and, unless ``prune`` is set, what came from one that is gone.
 
     Args:
         paths: Files, and folders that are searched with their sub-folders (hidden ones left out).
@@ -105,6 +107,8 @@ def index_paths(
         store: Receives them; must be of the same model.
         facets: Instructions under which each picture gets a further vector, such as ``"what is on the left?"``.
             A search takes the best of a picture's vectors. Pictures stored before get those that they lack.
+        prune: Remove what came from files of the given folders that are gone. Folders that are not there at the time,
+            such as those of a disk that is not connected, look just like that.
         limits: Which pictures are accepted.
         progress: Show a progress bar with rate and time left.
 
@@ -125,6 +129,8 @@ def index_paths(
     # Only now that all new content is safe, and that it is known which file holds what: a run that dies before
     # leaves too much, never too little, and the next one tidies up.
     _move(run)
+    if prune:
+        run.stale.update(_orphans(paths, run))
     failed = {path for path, _ in run.report.failed}
     run.report.removed = store.delete(
         [old for old, path in run.stale.items() if old not in run.seen and path not in failed]
@@ -155,6 +161,14 @@ def _files(paths: Iterable[str | os.PathLike[str]], report: IndexReport) -> list
         else:
             raise InputError(f"{given}: no such file or folder")
     return list(found)
+
+
+def _orphans(paths: Iterable[str | os.PathLike[str]], run: _Run) -> Iterator[tuple[str, str]]:
+    """(id, file) of what came from files that were in one of the given folders and are gone."""
+    folders = [Path(os.path.realpath(path)) for given in paths if os.path.isdir(path := os.path.expanduser(given))]
+    for source, ids in run.known.items():
+        if any(folder in Path(source).parents for folder in folders) and not os.path.lexists(source):
+            yield from ((id_, source) for id_ in ids)
 
 
 def _modality(path: str | os.PathLike[str]) -> Modality | None:

@@ -59,6 +59,11 @@ class Rewrite:
     target: str
     wants: Wants
 
+    @property
+    def names_aspect(self) -> bool:
+        """Whether the instruction is worth a second look: it asks for an aspect, and is not the question as it was."""
+        return self.instruction not in (WHOLE_PICTURE, self.target)
+
     def __post_init__(self) -> None:
         for name in ("instruction", "target"):
             value = getattr(self, name)

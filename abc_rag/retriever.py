@@ -36,7 +36,7 @@ import numpy as np
 from abc_rag.embedder import Embedder, Vectors
 from abc_rag.errors import ImageError, InputError
 from abc_rag.images import ImageLimits, content_hash, read_bytes
-from abc_rag.instructions import WHOLE_PICTURE, Rewrite, Rewriter, RuleRewriter
+from abc_rag.instructions import Rewrite, Rewriter, RuleRewriter
 from abc_rag.store import ChromaStore
 from abc_rag.types import Hit, Image, ImageSource, Input, InstructedImage, Modality, Text, Trace
 
@@ -133,9 +133,9 @@ class Retriever:
             where: Chroma's metadata filter.
             modality: Only pictures, or only passages.
             rerank: Whether pictures that were found are looked at again under the instruction, at the cost of one
-                pass each. ``"auto"``: where the question names an aspect and, if it came with a picture, wants
-                pictures. True: always, if there is a question. A picture's vision features are kept in memory, so
-                further instructions cost less.
+                pass each. ``"auto"``: where the rewriter found an aspect in the question and, if it came with a
+                picture, it wants pictures. True: always, if there is a question. A picture's vision features are
+                kept in memory, so further instructions cost less.
             mmr: Weight of the score against difference from the hits before, in [0, 1]; 1 is the plain order.
             min_score: Least score of a hit, in [0, 1].
             trace: Give each hit its `Trace`.
@@ -153,11 +153,7 @@ class Retriever:
         vector = self.embedder.embed([query])[0]
         look = rewrite is not None and (
             rerank is True
-            or (
-                rerank == "auto"
-                and rewrite.instruction != WHOLE_PICTURE
-                and (image is None or rewrite.wants == "image")
-            )
+            or (rerank == "auto" and rewrite.names_aspect and (image is None or rewrite.wants == "image"))
         )
         wanted = max(k, self.candidates) if look or mmr is not None else k
         hits = self._found(vector, wanted, where, modality, rewrite)

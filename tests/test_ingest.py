@@ -587,3 +587,28 @@ def test_abc_mini_finds_what_it_indexed(mini: Embedder, tmp_path: Path) -> None:
             best = store.search(mini.embed([Image(path)])[0], k=2)
             assert best[0].record.source == str(path)
             assert best[0].score > 0.999 > best[1].score
+
+
+def test_what_came_from_files_that_are_gone_is_removed_where_that_is_asked_for(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for folder, colours in ((inside, ("red", "green", "blue")), (outside, ("white",))):
+        (folder / "sub").mkdir(parents=True)
+        for colour in colours:
+            PIL.Image.new("RGB", (9, 9), colour).save(folder / "sub" / f"{colour}.png")
+    (inside / "notes.txt").write_text("one\n\ntwo")
+    embedder = FakeEmbedder()
+    with ChromaStore(tmp_path / "store", fingerprint=embedder.fingerprint) as store:
+        index_paths([inside, outside], embedder, store)
+        own = Record("mine", "image", source=str(inside / "sub" / "never-there.png"))
+        store.add([own], embedder.embed_texts(["mine"]))
+        (inside / "sub" / "red.png").unlink()
+        (inside / "sub" / "green.png").rename(inside / "moved.png")
+        (outside / "sub" / "white.png").unlink()
+        (inside / "notes.txt").unlink()
+        assert index_paths([inside], embedder, store).removed == 0
+        report = index_paths([inside], embedder, store, prune=True)
+        assert report.removed == 3  # the red picture and both passages
+        left = {(record.id, Path(record.source).name) for record in store.records()}
+        assert {name for _, name in left} == {"moved.png", "blue.png", "white.png", "never-there.png"}
+        assert ("mine", "never-there.png") in left  # a caller's own record
+        assert index_paths([inside], embedder, store, prune=True).removed == 0

@@ -21,7 +21,7 @@ from llama_index.vector_stores.abc.records import OF_KIND, node_id_of, nodes_of
 
 from abc_rag import ChromaStore, Hit, ImageSource
 from abc_rag.errors import FingerprintMismatchError, InputError
-from abc_rag.instructions import WHOLE_PICTURE, Rewrite, Rewriter, RuleRewriter
+from abc_rag.instructions import Rewrite, Rewriter, RuleRewriter
 from abc_rag.retriever import Retriever
 from abc_rag.types import Modality
 
@@ -158,7 +158,7 @@ class InstructionRetriever(BaseRetriever):
             image = b""  # never looked at: the query brings its vector
         rerank = self._rerank
         if rerank == "auto" and rewrite is not None:
-            rerank = rewrite.instruction != WHOLE_PICTURE and (image is None or rewrite.wants == "image")
+            rerank = rewrite.names_aspect and (image is None or rewrite.wants == "image")
         retriever = Retriever(
             own or embedder,
             self._store,
