@@ -93,7 +93,8 @@ class PathReport:
         name: What it does.
         recall_at_1: Share of questions whose first hit is right.
         recall_at_10: Share of questions with a right hit among the first ten.
-        before_twin: Share of questions whose picture comes before its twin among the first ten.
+        before_twin: Of the questions that find the picture or its twin among the first ten: the share of those that
+            find the picture first. Chance is 0.5.
         by_aspect: ``recall_at_1`` for each aspect.
         ms: Milliseconds a question, all included: median.
         ms_p90: The same: 90th percentile.
@@ -319,14 +320,15 @@ def _ask_all(
             first.append(float(right[0]))
             among.append(float(any(right)))
             rank = {other: place for place, other in enumerate(found)}
-            before.append(float(rank.get(number, _K) < rank.get(number ^ 1, _K)))
+            if number in rank or number ^ 1 in rank:
+                before.append(float(rank.get(number, _K) < rank.get(number ^ 1, _K)))
             bar.advance()
     aspects = sorted({one.aspect for one in asked})
     return PathReport(
         name=label,
         recall_at_1=float(np.mean(first)),
         recall_at_10=float(np.mean(among)),
-        before_twin=float(np.mean(before)),
+        before_twin=float(np.mean(before)) if before else float("nan"),
         by_aspect={
             a: float(np.mean([r for r, one in zip(first, asked, strict=True) if one.aspect == a])) for a in aspects
         },
