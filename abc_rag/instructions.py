@@ -102,7 +102,7 @@ class Rewriter(ABC):
 
 
 class AsAsked(Rewriter):
-    """The question itself, as instruction and as target: no rewriting."""
+    """The question itself, as instruction and as target: no rewriting, and no second look unless it is asked for."""
 
     def _rewrite(self, question: str, has_image: bool) -> Rewrite:
         return Rewrite(question, question, "any")

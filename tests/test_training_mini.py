@@ -19,8 +19,20 @@ from abc_rag.training._mini_data import make_batch, make_caption_batch
 from abc_rag.training._words import SPECIAL_TOKENS, mention, train_tokenizer
 from abc_rag.training.mini import MiniConfig, contrastive_loss, train_mini
 
+# Small, and in float32, as bfloat16 is slow on CPUs that do not know it.
 TINY = MiniConfig(
-    pictures=6, base_steps=3, pretrain_steps=2, instruct_steps=2, vocab_size=512, head_hidden=64, lora_rank=4
+    text_depth=1,
+    text_hidden=128,
+    vision_width=64,
+    vision_depth=1,
+    pictures=6,
+    base_steps=3,
+    pretrain_steps=2,
+    instruct_steps=2,
+    vocab_size=512,
+    head_hidden=64,
+    lora_rank=4,
+    bf16=False,
 )
 
 
@@ -116,7 +128,7 @@ def test_all_three_stages_make_a_checkpoint_that_the_loader_takes(trained: Path)
     picture = render(random_scene(random.Random(0), objects=2))
     embedder = load_embedder(trained, device="cpu")
     text, image, instructed = embedder.embed([Text("a dog"), Image(picture), InstructedImage(picture, "the animal")])
-    assert embedder.dim == 192
+    assert embedder.dim == TINY.width
     assert embedder.fingerprint.model == "abc-mini"
     assert (embedder.fingerprint.min_tokens, embedder.fingerprint.max_tokens) == (9, 9)
     assert np.isfinite([text, image, instructed]).all()
