@@ -18,7 +18,7 @@ from abc_rag.images import DEFAULT_LIMITS, ImageLimits, OpenedImage, describe_so
 from abc_rag.store import ChromaStore, image_id
 from abc_rag.types import URL, DataURI, Image, ImageSource, InstructedImage, MetadataValue, Record, SourceType
 
-__all__ = ["checked_facets", "index_images"]
+__all__ = ["checked_facets", "index_images", "store_facets"]
 
 # What is opened, embedded and stored together.
 _MOST_ITEMS = 64
@@ -61,6 +61,13 @@ def checked_facets(facets: Sequence[str]) -> list[str]:
     for facet in facets:
         _check_instruction(facet)
     return list(dict.fromkeys(facets))
+
+
+def store_facets(store: ChromaStore, facets: Sequence[tuple[str, str]], vectors: Vectors) -> None:
+    """Store one vector for each (id, instruction), those of one instruction together."""
+    for facet in dict.fromkeys(facet for _, facet in facets):
+        chosen = [i for i, (_, asked) in enumerate(facets) if asked == facet]
+        store.add_facets([facets[i][0] for i in chosen], facet, vectors[chosen])
 
 
 def index_images(
@@ -210,9 +217,6 @@ def _store_together(group: Sequence[_Picture], call: _Call) -> None:
     # All that can go wrong with a picture before any of it is stored.
     facets = call.embedder.embed([InstructedImage(p.opened.image, facet) for p, facet in lacks])
     store.add([p.record for p in group], rows)
-    for facet in call.facets:
-        chosen = [i for i, (_, asked) in enumerate(lacks) if asked == facet]
-        if chosen:
-            store.add_facets([lacks[i][0].record.id for i in chosen], facet, facets[chosen])
+    store_facets(store, [(p.record.id, facet) for p, facet in lacks], facets)
     for picture in group:
         call.stored[picture.position] = picture.record.id

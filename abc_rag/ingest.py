@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from abc_rag._ingest_images import checked_facets, index_images
+from abc_rag._ingest_images import checked_facets, index_images, store_facets
 from abc_rag._progress import progress_bar
 from abc_rag.embedder import Embedder, Vectors
 from abc_rag.errors import InputError
@@ -328,11 +328,8 @@ def _embed_facets(group: Sequence[tuple[_Item, Input]], have: Mapping[str, set[s
     lacks = [(item, one, facet) for item, one in group for facet in run.facets
              if facet not in have.get(item.record.id, ()) and isinstance(one, Image)]  # fmt: skip
     vectors = run.embedder.embed([InstructedImage(one.source, facet) for _, one, facet in lacks])
-    for facet in run.facets:
-        chosen = [i for i, (_, _, asked) in enumerate(lacks) if asked == facet]
-        if chosen:
-            run.store.add_facets([lacks[i][0].record.id for i in chosen], facet, vectors[chosen])
-            run.report.facets += len(chosen)
+    store_facets(run.store, [(item.record.id, facet) for item, _, facet in lacks], vectors)
+    run.report.facets += len(lacks)
 
 
 def _fail(item: _Item, error: InputError, run: _Run) -> None:

@@ -40,7 +40,7 @@ from abc_rag.instructions import Rewrite, Rewriter, RuleRewriter
 from abc_rag.store import ChromaStore
 from abc_rag.types import Hit, Image, ImageSource, Input, InstructedImage, Modality, Text, Trace
 
-__all__ = ["Answer", "Retriever"]
+__all__ = ["Answer", "Retriever", "diverse"]
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class Retriever:
             hits = self._look_again(hits, rewrite.instruction, vector)
         if min_score is not None:
             hits = [hit for hit in hits if hit.score >= min_score]
-        hits = hits[:k] if mmr is None else self._diverse(hits, k, mmr)
+        hits = hits[:k] if mmr is None else diverse(hits, self.store.vectors(hit.id for hit in hits), k, mmr)
         return Answer(question, instruction, hits, rewrite)
 
     def _query(self, question: str | None, image: ImageSource | None) -> tuple[Input, Rewrite | None]:
@@ -263,23 +263,31 @@ class Retriever:
                     notes[id_] = f"{id_}: {error}"
             return found
 
-    # -- MMR -----------------------------------------------------------------------------------
 
-    def _diverse(self, hits: Sequence[Hit], k: int, weight: float) -> list[Hit]:
-        """Maximal marginal relevance (Carbonell and Goldstein, 1998), with similarity on the scale of scores."""
-        vectors = self.store.vectors(hit.id for hit in hits)
-        left = [hit for hit in hits if hit.id in vectors]
-        chosen: list[Hit] = []
-        nearest = dict.fromkeys(vectors, 0.0)
-        while left and len(chosen) < k:
-            # In the order of scores, so that the first of equals is the better one.
-            best = max(left, key=lambda hit: weight * hit.score - (1.0 - weight) * nearest[hit.id])
-            left.remove(best)
-            chosen.append(best)
-            for hit in left:
-                similarity = (1.0 + float(vectors[hit.id] @ vectors[best.id])) / 2.0
-                nearest[hit.id] = max(nearest[hit.id], similarity)
-        return chosen
+def diverse(hits: Sequence[Hit], vectors: Mapping[str, Vectors], k: int, weight: float) -> list[Hit]:
+    """Maximal marginal relevance (Carbonell and Goldstein, 1998), with similarity on the scale of scores.
+
+    Args:
+        hits: Best first.
+        vectors: The unit vector of each hit's record, by id; a hit without one is left out.
+        k: Most hits.
+        weight: Of the score against difference from the hits before, in [0, 1]; 1 is the plain order.
+
+    Returns:
+        Hits in the order of choice.
+    """
+    left = [hit for hit in hits if hit.id in vectors]
+    chosen: list[Hit] = []
+    nearest = dict.fromkeys(vectors, 0.0)
+    while left and len(chosen) < k:
+        # In the order of scores, so that the first of equals is the better one.
+        best = max(left, key=lambda hit: weight * hit.score - (1.0 - weight) * nearest[hit.id])
+        left.remove(best)
+        chosen.append(best)
+        for hit in left:
+            similarity = (1.0 + float(vectors[hit.id] @ vectors[best.id])) / 2.0
+            nearest[hit.id] = max(nearest[hit.id], similarity)
+    return chosen
 
 
 def _check_options(k: object, rerank: object, mmr: object, min_score: object) -> None:

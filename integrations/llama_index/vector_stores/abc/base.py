@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
@@ -25,6 +24,7 @@ from llama_index.vector_stores.abc.records import NODE_ID, REF_DOC_ID, node_id_o
 from abc_rag import ChromaStore, Hit, ImageLimits, Record
 from abc_rag.errors import InputError
 from abc_rag.images import DEFAULT_LIMITS
+from abc_rag.retriever import diverse
 from abc_rag.types import Modality
 
 __all__ = ["ABCVectorStore"]
@@ -233,17 +233,7 @@ class ABCVectorStore(BasePydanticVectorStore):
         weight = 0.5 if weight is None else weight
         if isinstance(weight, bool) or not 0.0 <= weight <= 1.0:
             raise InputError(f"mmr_threshold must be a number in [0, 1], not {weight!r}")
-        rows = self._store.vectors(hit.id for hit in hits)
-        left = [hit for hit in hits if hit.id in rows]
-        chosen: list[Hit] = []
-        nearest = dict.fromkeys(rows, 0.0)
-        while left and len(chosen) < k:
-            best = max(left, key=lambda hit: weight * hit.score - (1.0 - weight) * nearest[hit.id])
-            left.remove(best)
-            chosen.append(best)
-            for hit in left:
-                nearest[hit.id] = max(nearest[hit.id], (1.0 + float(np.dot(rows[hit.id], rows[best.id]))) / 2.0)
-        return chosen
+        return diverse(hits, self._store.vectors(hit.id for hit in hits), k, weight)
 
     # -- without blocking the event loop, which the base class does ----------------------------
 
