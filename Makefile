@@ -28,7 +28,7 @@ train-mini: $(VENV)/.installed
 
 figures: $(VENV)/.installed
 	$(BIN)/abc-rag evaluate mini
-	$(BIN)/abc-rag evaluate retrieval
+	$(BIN)/abc-rag evaluate twins
 
 # Runs them and writes their outputs.
 notebooks: $(VENV)/.dev

@@ -1,4 +1,4 @@
-"""The command line: ``abc-rag index | ask | embed | info | demo | evaluate | train``.
+"""The command line: ``abc-rag index | ask | embed | info | demo | evaluate | train | export``.
 
 Exit status: 0 done; 1 failed; 2 the command line or an input is wrong; 3 done, but some files could not be used;
 130 interrupted.
@@ -19,8 +19,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from abc_rag import __version__
-from abc_rag._cli_measure import evaluate, train
+from abc_rag import (
+    __version__,
+    _cli_build,
+    _cli_evaluate,
+    _cli_evaluate_mini,
+    _cli_export,
+    _cli_mmeb,
+    _cli_negatives,
+    _cli_train,
+)
+from abc_rag._cli_groups import evaluate, export, train
 from abc_rag._cli_shared import (
     _DEFAULT_STORE,
     PARTIAL,
@@ -58,6 +67,9 @@ app = typer.Typer(
 )
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(train, name="train")
+app.add_typer(export, name="export")
+# Importing these has put their commands into the groups above.
+_ = (_cli_build, _cli_evaluate, _cli_evaluate_mini, _cli_export, _cli_mmeb, _cli_negatives, _cli_train)
 
 
 @app.command()

@@ -5,6 +5,7 @@
     ABCRagError
     ├── InputError (ValueError)          an argument or an input is unusable
     │   ├── PartialIndexError            some of many could not be stored, the others were
+    │   ├── DatasetError                 a data set cannot be read, or too many of its rows are unusable
     │   └── ImageError                   a picture is; carries .source
     │       ├── ImageLimitError          it exceeds a limit (bytes, pixels, aspect ratio, frames)
     │       ├── ImageFormatError         it is corrupt, truncated or of a format that is not read
@@ -21,6 +22,7 @@ from __future__ import annotations
 __all__ = [
     "ABCRagError",
     "CheckpointError",
+    "DatasetError",
     "FingerprintMismatchError",
     "ImageError",
     "ImageFetchError",
@@ -76,6 +78,10 @@ class PartialIndexError(InputError):
 
     def __reduce__(self) -> tuple[type[PartialIndexError], tuple[list[str | None], list[tuple[int, InputError]]]]:
         return type(self), (self.ids, self.failed)
+
+
+class DatasetError(InputError):
+    """A data set cannot be read, or more of its rows are unusable than its limit allows; the first ones are named."""
 
 
 class ImageLimitError(ImageError):

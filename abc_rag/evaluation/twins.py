@@ -1,4 +1,4 @@
-"""What rewriting, a second look and facets are worth: `abc-rag evaluate retrieval`.
+"""What rewriting, a second look and facets are worth: `abc-rag evaluate twins`.
 
 The collection is 1,000 held-out scenes of abc-mini's world: 500, and for each a twin that differs from it in one
 aspect only (which object is on which side, which one is bigger, what the background is, which animal or other thing
@@ -42,7 +42,7 @@ from abc_rag.scenes import (
 )
 from abc_rag.store import ChromaStore
 
-__all__ = ["AskedScene", "PathReport", "RetrievalReport", "evaluate_retrieval", "twin_scenes"]
+__all__ = ["AskedScene", "PathReport", "TwinsReport", "evaluate_twins", "twin_scenes"]
 
 _SEED = 20_262
 _SIZE = 168
@@ -114,8 +114,8 @@ class PathReport:
 
 
 @dataclass(frozen=True)
-class RetrievalReport:
-    """What `evaluate_retrieval` found."""
+class TwinsReport:
+    """What `evaluate_twins` found."""
 
     model: str
     pictures: int
@@ -250,9 +250,9 @@ class _Counting(Embedder):
         return self.inner.embed(inputs, batch_size=batch_size, progress=progress)
 
 
-def evaluate_retrieval(
+def evaluate_twins(
     embedder: Embedder, *, scenes: int = 1000, candidates: int = 50, progress: bool = False
-) -> RetrievalReport:
+) -> TwinsReport:
     """Ask every question in five ways, from the plain one to rewriting, a second look and facets together.
 
     Args:
@@ -295,7 +295,7 @@ def evaluate_retrieval(
                     counted = _Counting(embedder)
                     retriever = Retriever(counted, store, rewriter=rewriter, candidates=candidates)
                     paths.append(_ask_all(label, asked, ids, retriever, counted, look, 1 + len(stored), progress))
-    return RetrievalReport(str(embedder.fingerprint), len(asked), len(asked), candidates, facets, paths)
+    return TwinsReport(str(embedder.fingerprint), len(asked), len(asked), candidates, facets, paths)
 
 
 def _ask_all(

@@ -10,7 +10,7 @@ import pytest
 from abc_rag import cli
 from abc_rag.embedder import Embedder
 from abc_rag.errors import InputError
-from abc_rag.evaluation.retrieval import AskedScene, evaluate_retrieval, twin_scenes
+from abc_rag.evaluation.twins import AskedScene, evaluate_twins, twin_scenes
 from abc_rag.scenes import CATEGORY_OF, Scene, is_held_out
 
 
@@ -72,12 +72,12 @@ def test_what_is_true_is_said(asked: list[AskedScene]) -> None:
 @pytest.mark.parametrize("scenes", [0, 1, 3, 1002])
 def test_counts_that_make_no_pairs(scenes: int, mini: Embedder) -> None:
     with pytest.raises(InputError, match="even number between 2 and 1000"):
-        evaluate_retrieval(mini, scenes=scenes)
+        evaluate_twins(mini, scenes=scenes)
 
 
 def test_the_report_on_a_few_scenes(mini: Embedder, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        cli.main(["evaluate", "retrieval", "--scenes", "40", "--candidates", "20", "--json"])
+        cli.main(["evaluate", "twins", "--scenes", "40", "--candidates", "20", "--json"])
     assert not end.value.code
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == str(mini.fingerprint)

@@ -1,18 +1,15 @@
-"""The commands ``abc-rag evaluate ...`` and ``abc-rag train ...``."""
+"""The commands ``abc-rag evaluate mini`` and ``abc-rag evaluate twins``."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from abc_rag._cli_shared import DeviceOption, JsonOption, _console, _embedder, _print_json, _say
-
-evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
-train = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a model.")
+from abc_rag._cli_groups import evaluate
+from abc_rag._cli_shared import DeviceOption, JsonOption, _console, _embedder, _print_json
 
 
 @evaluate.command("mini")
@@ -49,26 +46,8 @@ def evaluate_mini_command(
     _console().print(table)
 
 
-@train.command("mini")
-def train_mini_command(
-    out: Annotated[Path, typer.Argument(help="Folder that receives base/, pretrain/ and instruct/.")],
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the base stage, for a trial.")] = None,
-) -> None:
-    """Train abc-mini from nothing. A stage whose result is in OUT already is not repeated."""
-    from dataclasses import replace
-
-    from abc_rag.training.mini import MiniConfig, train_mini
-
-    config = MiniConfig(seed=seed)
-    if steps is not None:
-        config = replace(config, base_steps=steps)
-    train_mini(out, config, say=lambda line: typer.echo(line, err=True))
-    _say(f"abc-mini is in {out}; its figures: abc-rag evaluate mini --model {out}")
-
-
-@evaluate.command("retrieval")
-def evaluate_retrieval_command(
+@evaluate.command("twins")
+def evaluate_twins_command(
     scenes: Annotated[int, typer.Option("--scenes", help="How many of the 1,000 pictures; an even number.")] = 1000,
     candidates: Annotated[int, typer.Option("--candidates", help="Pictures considered for a second look.")] = 50,
     model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
@@ -76,9 +55,9 @@ def evaluate_retrieval_command(
     as_json: JsonOption = False,
 ) -> None:
     """Ask for held-out pictures, each beside a twin that differs in the asked aspect only: what each step is worth."""
-    from abc_rag.evaluation.retrieval import evaluate_retrieval
+    from abc_rag.evaluation.twins import evaluate_twins
 
-    report = evaluate_retrieval(
+    report = evaluate_twins(
         _embedder(model, device, None, None), scenes=scenes, candidates=candidates, progress=not as_json
     )
     if as_json:

@@ -1,0 +1,1 @@
+"""The command ``abc-rag evaluate ctrlbench-build``."""

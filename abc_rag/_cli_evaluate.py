@@ -1,0 +1,1 @@
+"""The commands ``abc-rag evaluate ctrlbench | retrieval | classification | vqa | resolution``."""

@@ -1,0 +1,1 @@
+"""The commands ``abc-rag evaluate mmeb`` and ``abc-rag evaluate mteb``."""

@@ -1,0 +1,1 @@
+"""The command ``abc-rag train mine-negatives``."""
