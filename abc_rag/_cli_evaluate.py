@@ -1,1 +1,253 @@
 """The commands ``abc-rag evaluate ctrlbench | retrieval | classification | vqa | resolution``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from abc_rag._cli_groups import evaluate
+from abc_rag._cli_shared import (
+    DeviceOption,
+    JsonOption,
+    MaxTokensOption,
+    MinTokensOption,
+    ModelOption,
+    _console,
+    _embedder,
+    _expanded,
+    _print_json,
+    _say,
+)
+from abc_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from abc_rag.evaluation.results import Results
+
+__all__ = ["LimitOption", "MaxBadOption", "OutOption", "finish"]
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="Folder for results.json, report.html and the vectors, from which a later run goes on."
+    ),
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Use the first so many rows.")]
+MaxBadOption = Annotated[
+    int, typer.Option("--max-bad", min=0, help="Most rows and pictures that may be unusable; they are left out.")
+]
+ImagesOption = Annotated[
+    Path | None, typer.Option("--images", help="Folder of the pictures. Default: the folder of the data.")
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option("--labels", help='Labels, one a line, or JSON {"label": "words"}. Default: those of the data.'),
+]
+
+
+def finish(results: Results, *, out: Path | None, as_json: bool) -> None:
+    """What every ``evaluate`` command ends with: the table or JSON on standard output, files where ``--out`` is given.
+
+    Args:
+        results: What was found; the command line is added to its settings.
+        out: Where ``results.json`` and ``report.html`` go; None writes nothing.
+        as_json: Print JSON and nothing else.
+
+    Raises:
+        InputError: The folder cannot be written to.
+    """
+    if Path(sys.argv[0]).name in ("abc-rag", "abc-rag.exe", "cli.py"):
+        results = replace(results, settings={**results.settings, "command": shlex.join(["abc-rag", *sys.argv[1:]])})
+    files = None if out is None else results.write(_expanded(out))
+    if as_json:
+        _print_json(results.as_dict())
+        return
+    results.show(_console())
+    if files is not None:
+        _say(f"results: {files[0]}")
+        _say(f"page: {files[1]}")
+
+
+@evaluate.command("ctrlbench")
+def ctrlbench_command(
+    data: Annotated[
+        str,
+        typer.Argument(help="JSON lines of {image, pairs: [{instruction, phrase}]}; or 'scenes', which needs no data."),
+    ],
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    out: OutOption = None,
+    limit: LimitOption = None,
+    max_bad: MaxBadOption = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Does the instruction steer? Picture and instruction to phrase, with and without the instruction."""
+    from abc_rag.evaluation.ctrlbench import evaluate_ctrlbench
+
+    embedder = _embedder(model, device, min_tokens, max_tokens)
+    results = evaluate_ctrlbench(embedder, data, out=_folder(out), limit=limit, max_bad=max_bad, progress=not as_json)
+    finish(results, out=out, as_json=as_json)
+
+
+@evaluate.command("retrieval")
+def retrieval_command(
+    data: Annotated[
+        Path, typer.Argument(help="MSCOCO annotations, a Karpathy split file, or JSON lines of {image, captions}.")
+    ],
+    images: ImagesOption = None,
+    split: Annotated[str | None, typer.Option("--split", help="Of a Karpathy file. Default: test.")] = None,
+    captions: Annotated[
+        int | None, typer.Option("--captions", min=1, help="Use the first so many of each picture; published: 5.")
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    out: OutOption = None,
+    limit: LimitOption = None,
+    max_bad: MaxBadOption = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Pictures by captions and captions by pictures (MSCOCO, Flickr30K, your own): R@1, R@5, R@10."""
+    from abc_rag.evaluation.image_text import evaluate_retrieval
+
+    embedder = _embedder(model, device, min_tokens, max_tokens)
+    results = evaluate_retrieval(
+        embedder,
+        data,
+        images=images,
+        split=split,
+        captions=captions,
+        out=_folder(out),
+        limit=limit,
+        max_bad=max_bad,
+        progress=not as_json,
+    )
+    finish(results, out=out, as_json=as_json)
+
+
+@evaluate.command("classification")
+def classification_command(
+    data: Annotated[Path, typer.Argument(help="JSON lines of {image, label}, or a folder with a subfolder a label.")],
+    labels: LabelsOption = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template", "-t", help="Text with {} for the label; repeat to average. Default: a photo of a {}"
+        ),
+    ] = None,
+    instruction: Annotated[str | None, typer.Option("--instruction", help="What to look at in every picture.")] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    out: OutOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use so many pictures, chosen at random.")] = None,
+    max_bad: MaxBadOption = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """The label whose text is nearest to the picture: accuracy, of each label too, and what is confused."""
+    from abc_rag.evaluation.classification import TEMPLATE, evaluate_classification
+
+    embedder = _embedder(model, device, min_tokens, max_tokens)
+    results = evaluate_classification(
+        embedder,
+        data,
+        labels=labels,
+        templates=template or [TEMPLATE],
+        instruction=instruction,
+        out=_folder(out),
+        limit=limit,
+        max_bad=max_bad,
+        progress=not as_json,
+    )
+    finish(results, out=out, as_json=as_json)
+
+
+@evaluate.command("vqa")
+def vqa_command(
+    data: Annotated[Path, typer.Argument(help="JSON lines of {image, question, answer, candidates}.")],
+    instruction_template: Annotated[
+        str, typer.Option("--instruction-template", help="What becomes of the question.")
+    ] = "{question}",
+    as_asked: Annotated[
+        bool, typer.Option("--as-asked/--rewrite", help="The question as it stands, or rewritten by rules.")
+    ] = True,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    out: OutOption = None,
+    limit: LimitOption = None,
+    max_bad: MaxBadOption = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """The answer whose text is nearest to the picture under its question, among candidates."""
+    from abc_rag.evaluation.vqa import evaluate_vqa
+
+    embedder = _embedder(model, device, min_tokens, max_tokens)
+    results = evaluate_vqa(
+        embedder,
+        data,
+        instruction_template=instruction_template,
+        rewrite=not as_asked,
+        out=_folder(out),
+        limit=limit,
+        max_bad=max_bad,
+        progress=not as_json,
+    )
+    finish(results, out=out, as_json=as_json)
+
+
+@evaluate.command("resolution")
+def resolution_command(
+    data: Annotated[str, typer.Argument(help="What the task takes; or 'scenes' for ctrlbench.")],
+    task: Annotated[
+        str, typer.Option("--task", help="ctrlbench, retrieval, classification or vqa: what quality is.")
+    ] = "ctrlbench",
+    tokens: Annotated[
+        str, typer.Option("--tokens", help="Numbers of image tokens, with commas between them.")
+    ] = "32,64,128,256,512,1024",
+    images: ImagesOption = None,
+    labels: LabelsOption = None,
+    timed: Annotated[int, typer.Option("--timed", min=1, help="Pictures whose time is measured.")] = 16,
+    passes: Annotated[int, typer.Option("--passes", min=1, help="How often; the median counts.")] = 5,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    limit: LimitOption = None,
+    max_bad: MaxBadOption = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Quality and time at several numbers of image tokens, on your own data, so that you can choose."""
+    from abc_rag.evaluation.resolution import evaluate_resolution, resolutions
+
+    try:
+        numbers = [int(one) for one in tokens.split(",")]
+    except ValueError as error:
+        raise InputError(f"--tokens takes numbers with commas between them, such as 64,256, not {tokens!r}") from error
+    results = evaluate_resolution(
+        resolutions(_embedder(model, device, None, None)),
+        data,
+        task=task,  # type: ignore[arg-type]
+        tokens=numbers,
+        images=images,
+        labels=labels,
+        timed=timed,
+        passes=passes,
+        out=_folder(out),
+        limit=limit,
+        max_bad=max_bad,
+        progress=not as_json,
+    )
+    finish(results, out=out, as_json=as_json)
+
+
+def _folder(out: Path | None) -> Path | None:
+    return None if out is None else _expanded(out)

@@ -1,14 +1,123 @@
-"""The commands ``abc-rag train ...``."""
+"""The commands ``abc-rag train pretrain | instruct | mini | push``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from abc_rag._cli_groups import train
-from abc_rag._cli_shared import _say
+from abc_rag._cli_shared import _expanded, _say
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help="Folder or file of JSON lines, 'abc-pretraining', 'abc-vg-instruct', or 'scenes'."),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run; an unfinished one is taken up.")]
+ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")]
+BaseOption = Annotated[str | None, typer.Option("--base", help="Qwen2-VL: a hub id, or a folder (./...).")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Optimiser steps.")]
+PicturesOption = Annotated[int | None, typer.Option("--pictures", help="Pictures of one step, over all processes.")]
+ChunkOption = Annotated[
+    int | None, typer.Option("--chunk", help="Pictures computed at once; less memory, the same gradients.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Any other setting, as name=value; repeat for more.")
+]
+DownloadOption = Annotated[bool | None, typer.Option("--download", help="Fetch a hub data set.")]
+PushOption = Annotated[str | None, typer.Option("--push", help="Then upload to this hub repository (user/name).")]
+
+
+def _echo(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _finish(out: Path, push: str | None) -> None:
+    _say(f"the adapter is in {out}; what it is: {out / 'README.md'}")
+    if push is not None:
+        from abc_rag.training._card import push_to_hub
+
+        _say(f"uploaded: {push_to_hub(out, push)}")
+
+
+@train.command("pretrain")
+def pretrain_command(
+    config: ConfigOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    images: ImagesOption = None,
+    base: BaseOption = None,
+    negatives_file: Annotated[
+        Path | None, typer.Option("--negatives-file", help="What 'abc-rag train mine-negatives' wrote for the data.")
+    ] = None,
+    steps: StepsOption = None,
+    pictures: PicturesOption = None,
+    chunk: ChunkOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    download: DownloadOption = None,
+    push: PushOption = None,
+) -> None:
+    """Train a pretrain adapter: picture -> caption. Several GPUs: accelerate launch -m abc_rag.cli train pretrain ..."""
+    from abc_rag.training.config import PretrainConfig, read_config
+    from abc_rag.training.pretrain import pretrain
+
+    given: dict[str, Any] = {
+        "data": data, "out": _text(out), "images": _text(images), "base": base, "steps": steps, "pictures": pictures,
+        "negatives_file": _text(negatives_file), "chunk": chunk, "seed": seed, "download": download,
+    }  # fmt: skip
+    _finish(pretrain(read_config(PretrainConfig, config, given, settings or []), say=_echo), push)
+
+
+@train.command("instruct")
+def instruct_command(
+    config: ConfigOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    images: ImagesOption = None,
+    base: BaseOption = None,
+    pretrain: Annotated[
+        str | None, typer.Option("--pretrain", help="The pretrain adapter: a hub id, or a folder (./...).")
+    ] = None,
+    steps: StepsOption = None,
+    pictures: PicturesOption = None,
+    chunk: ChunkOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    download: DownloadOption = None,
+    push: PushOption = None,
+) -> None:
+    """Train an instruct adapter: picture + instruction -> phrase. Its folder can be used as --model."""
+    from abc_rag.training.config import InstructConfig, read_config
+    from abc_rag.training.instruct import instruct
+
+    given: dict[str, Any] = {
+        "data": data, "out": _text(out), "images": _text(images), "base": base, "pretrain": pretrain, "steps": steps,
+        "pictures": pictures, "chunk": chunk, "seed": seed, "download": download,
+    }  # fmt: skip
+    _finish(instruct(read_config(InstructConfig, config, given, settings or []), say=_echo), push)
+
+
+@train.command("push")
+def push_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    repository: Annotated[str, typer.Argument(help="Hub repository: user/name.")],
+    results: Annotated[
+        Path | None, typer.Option("--results", help="results.json of 'abc-rag evaluate', for the model card.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+) -> None:
+    """Upload a finished run's adapter, settings, metrics and card to a hub repository."""
+    from abc_rag.training._card import push_to_hub
+
+    _say(f"uploaded: {push_to_hub(_expanded(folder), repository, private=not public, results=results)}")
 
 
 @train.command("mini")
@@ -17,7 +126,7 @@ def train_mini_command(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the base stage, for a trial.")] = None,
 ) -> None:
-    """Train abc-mini from nothing. A stage whose result is in OUT already is not repeated."""
+    """Train abc-mini from nothing: its base, then the two adapters as 'pretrain' and 'instruct' do."""
     from dataclasses import replace
 
     from abc_rag.training.mini import MiniConfig, train_mini
@@ -25,5 +134,5 @@ def train_mini_command(
     config = MiniConfig(seed=seed)
     if steps is not None:
         config = replace(config, base_steps=steps)
-    train_mini(out, config, say=lambda line: typer.echo(line, err=True))
+    train_mini(_expanded(out), config, say=_echo)
     _say(f"abc-mini is in {out}; its figures: abc-rag evaluate mini --model {out}")

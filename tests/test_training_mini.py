@@ -1,9 +1,8 @@
-"""The recipe of abc-mini: losses with known answers, and all three stages at the smallest size."""
+"""How abc-mini is made: its data, its tokenizer, and all three stages at the smallest size."""
 
 from __future__ import annotations
 
 import json
-import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from abc_rag import Image, InstructedImage, Text, load_embedder
+from abc_rag.errors import InputError
 from abc_rag.scenes import phrases, random_scene, render
-from abc_rag.training._mini_data import make_batch, make_caption_batch
+from abc_rag.training._scene_data import SceneCaptions, ScenePairs, base_batch
 from abc_rag.training._words import SPECIAL_TOKENS, mention, train_tokenizer
-from abc_rag.training.mini import MiniConfig, contrastive_loss, train_mini
+from abc_rag.training.mini import MiniConfig, train_mini
 
 # Small, and in float32, as bfloat16 is slow on CPUs that do not know it.
 TINY = MiniConfig(
@@ -36,70 +36,46 @@ TINY = MiniConfig(
 )
 
 
-def unit(*rows: tuple[float, ...]) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.tensor(rows), dim=-1)
-
-
-@pytest.mark.parametrize("candidates", [2, 7, 100])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_uniform_scores_give_log_n(candidates: int, smoothing: float) -> None:
-    queries = unit((1.0, 0.0), (1.0, 0.0))
-    same = unit(*[(0.0, 1.0)] * candidates)
-    loss, _ = contrastive_loss(queries, same, torch.tensor([0, 1]), torch.tensor(0.05), smoothing=smoothing)
-    assert float(loss) == pytest.approx(math.log(candidates), rel=1e-6)
-
-
-def test_two_opposite_candidates_give_the_closed_form() -> None:
-    query, candidates = unit((1.0, 0.0)), unit((1.0, 0.0), (-1.0, 0.0))
-    loss, right = contrastive_loss(query, candidates, torch.tensor([0]), torch.tensor(0.5), smoothing=0.0)
-    assert float(loss) == pytest.approx(math.log(1 + math.exp(-4)), rel=1e-5)
-    assert float(right) == 1.0
-    smoothed, _ = contrastive_loss(query, candidates, torch.tensor([0]), torch.tensor(0.5), smoothing=0.1)
-    far = math.log(1 + math.exp(-4)) + 4
-    assert float(smoothed) == pytest.approx(0.95 * math.log(1 + math.exp(-4)) + 0.05 * far, rel=1e-5)
-
-
-def test_the_loss_is_torchs_own_where_nothing_is_excluded() -> None:
-    generator = torch.Generator().manual_seed(0)
-    q, c = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=-1) for n in (5, 9))
-    targets = torch.tensor([0, 3, 3, 8, 1])
-    loss, _ = contrastive_loss(q, c, targets, torch.tensor(0.07))
-    expected = torch.nn.functional.cross_entropy(q @ c.T / 0.07, targets, label_smoothing=0.1)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_an_excluded_candidate_does_not_count() -> None:
-    query, candidates = unit((1.0, 0.0)), unit((1.0, 0.1), (1.0, 0.0), (0.0, 1.0))
-    excluded = torch.tensor([[False, True, False]])
-    loss, right = contrastive_loss(query, candidates, torch.tensor([0]), torch.tensor(0.1), excluded=excluded)
-    without, _ = contrastive_loss(query, candidates[[0, 2]], torch.tensor([0]), torch.tensor(0.1))
-    assert float(loss) == pytest.approx(float(without), rel=1e-5)
-    assert float(right) == 1.0
-    query.requires_grad_()
-    contrastive_loss(query, candidates, torch.tensor([0]), torch.tensor(0.1), excluded=excluded)[0].backward()
-    assert query.grad is not None
-    assert torch.isfinite(query.grad).all()
-
-
-def test_batches_are_the_same_for_the_same_seed_and_hold_right_answers() -> None:
-    one = make_batch(random.Random(3), TINY, singles=0.5, negatives=2)
-    two = make_batch(random.Random(3), TINY, singles=0.5, negatives=2)
+def test_base_batches_are_the_same_for_the_same_seed_and_hold_right_answers() -> None:
+    one, two = (base_batch(random.Random(3), pictures=6, per_picture=4, negatives=2, singles=0.5) for _ in range(2))
     assert one.asked == two.asked
     assert one.captions == two.captions
     assert all((a.pixels == b.pixels).all() for a, b in zip(one.pictures, two.pictures, strict=True))
     assert len(one.candidates) == len(phrases())
-    assert len(one.asked) == TINY.pictures * TINY.questions
-    assert all(0 <= picture < TINY.pictures for picture, _, _ in one.asked)
+    assert len(one.asked) == 6 * 4
+    assert all(0 <= picture < 6 for picture, _, _ in one.asked)
 
 
-def test_caption_batches_exclude_what_is_true_of_another_picture() -> None:
-    batch = make_caption_batch(random.Random(1), replace(TINY, pictures=64), singles=0.2, negatives=3)
-    assert batch.excluded is not None
-    assert batch.excluded.shape == (64, len(batch.captions))
-    assert not batch.excluded.diagonal().any()
-    assert batch.excluded.any()
+def test_scene_captions_exclude_what_is_true_of_another_picture() -> None:
+    source = SceneCaptions(seed=1)
+    rows = [source.row(i) for i in range(64)]
+    again = SceneCaptions(seed=1).row(5)
+    assert (again.caption, again.negatives) == (rows[5].caption, rows[5].negatives)
+    own = [row.caption for row in rows]
+    negatives = [n for i in range(64) for n in source.negatives_of(i, 3, random.Random(0))]
+    excluded = source.excluded(rows, [*own, *negatives])
+    assert excluded.shape == (64, 64 + len(negatives))
+    assert excluded.diagonal().all()
+    assert (excluded.sum() - 64) > 0
     # A hard negative is made to be false of its own picture, so most of them are false of most pictures.
-    assert batch.excluded[:, 64:].float().mean() < 0.1
+    assert excluded[:, 64:].mean() < 0.1
+    place = 64
+    for i, row in enumerate(rows):
+        assert not excluded[i, place : place + len(row.negatives)].any()
+        place += len(row.negatives)
+
+
+def test_scene_pairs_mean_the_same_in_other_words() -> None:
+    source = ScenePairs(seed=1)
+    rows = [source.row(i) for i in range(40)]
+    pairs = [(row, pair) for row in rows for pair in row.pairs]
+    excluded = source.excluded(pairs, [pair.phrase for _, pair in pairs])
+    for i, (_, one) in enumerate(pairs):
+        for j, (_, other) in enumerate(pairs):
+            if one.phrase.meaning == other.phrase.meaning:
+                assert excluded[i, j]
+    assert any(pair.phrase.text != pair.phrase.meaning for _, pair in pairs)
+    assert 0 < excluded.mean() < 0.2
 
 
 def test_the_tokenizer_reads_any_text_and_keeps_qwens_order() -> None:
@@ -126,14 +102,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_three_stages_make_a_checkpoint_that_the_loader_takes(trained: Path) -> None:
     picture = render(random_scene(random.Random(0), objects=2))
+    inputs = [Text("a dog"), Image(picture), InstructedImage(picture, "the animal")]
     embedder = load_embedder(trained, device="cpu")
-    text, image, instructed = embedder.embed([Text("a dog"), Image(picture), InstructedImage(picture, "the animal")])
+    vectors = embedder.embed(inputs)
     assert embedder.dim == TINY.width
     assert embedder.fingerprint.model == "abc-mini"
     assert (embedder.fingerprint.min_tokens, embedder.fingerprint.max_tokens) == (9, 9)
-    assert np.isfinite([text, image, instructed]).all()
+    assert np.isfinite(vectors).all()
     assert json.loads((trained / "training.json").read_text())["seed"] == 0
-    assert (trained / "metrics.jsonl").read_text().count('"stage": "instruct"') >= 1
+    # What instruction finetuning wrote names the other two parts, and is the same model.
+    other = load_embedder(trained / "instruct", device="cpu")
+    assert np.abs(other.embed(inputs) - vectors).max() < 1e-6
+    for stage in ("base", "pretrain", "instruct"):
+        rows = [json.loads(line) for line in (trained / stage / "metrics.jsonl").read_text().splitlines()]
+        assert {"step", "seconds", "loss", "accuracy", "temperature", "grad_norm", "lr"} <= set(rows[-1])
+        assert not (trained / stage / "checkpoints").exists()
 
 
 def test_the_adapters_hold_what_abcs_hold(trained: Path) -> None:
@@ -162,3 +145,10 @@ def test_a_finished_stage_is_not_repeated(trained: Path) -> None:
     before = file.stat().st_mtime_ns
     train_mini(trained, TINY)
     assert file.stat().st_mtime_ns == before
+
+
+def test_another_configuration_needs_another_folder(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "run.json").write_text((trained / "base" / "run.json").read_text())
+    with pytest.raises(InputError, match="base_lr|lr was 0.005 and is 0.001"):
+        train_mini(tmp_path, replace(TINY, base_lr=1e-3))

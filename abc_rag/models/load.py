@@ -28,6 +28,7 @@ __all__ = [
     "is_folder",
     "load_embedder",
     "local_revision",
+    "part_folder",
 ]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -89,7 +90,8 @@ def load_embedder(
 
     Args:
         model: ``"abc-mini"`` (the small checkpoint in this package); ``"abc"`` (the published 7B model, fetched from
-            the hub on first use); a folder with ``base/``, ``pretrain/`` and ``instruct/``; or an `ABCCheckpoint`.
+            the hub on first use); a folder with ``base/``, ``pretrain/`` and ``instruct/``, or one that ``abc-rag train instruct``
+            wrote; or an `ABCCheckpoint`.
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), or any torch device.
         dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere.
@@ -180,10 +182,30 @@ def _source(model: ModelName) -> Callable[[str], _Parts]:
             f"model {str(model)[:200]!r} is neither 'abc', 'abc-mini' nor a folder; for other hub ids pass "
             "abc_rag.ABCCheckpoint(base=..., pretrain=..., instruct=...)"
         )
+    if (folder / "parts.json").is_file():
+        return lambda _: _named_parts(folder)
     for part in ("base", "pretrain", "instruct"):
         if not (folder / part).is_dir():
             raise InputError(f"{folder} holds no {part}/; an ABC checkpoint has base/, pretrain/ and instruct/")
     return lambda _: _folder_parts(folder)
+
+
+def _named_parts(folder: Path) -> _Parts:
+    """What ``abc-rag train instruct`` writes: an adapter, and in ``parts.json`` what it was trained on."""
+    from abc_rag.models._checkpoint import read_json
+
+    raw = read_json(folder / "parts.json")
+    known = set(ABCCheckpoint.__dataclass_fields__)
+    if not {"base", "pretrain", "instruct"} <= set(raw) <= known or not all(
+        value is None or isinstance(value, str) for value in raw.values()
+    ):
+        raise CheckpointError(f"{folder / 'parts.json'}: must name base, pretrain and instruct, as hub ids or folders")
+    # Folders are relative to the file.
+    parts = {
+        name: str((folder / value).resolve()) if name in ("base", "pretrain", "instruct") and is_folder(value) else value
+        for name, value in raw.items()
+    }
+    return replace(_resolve(ABCCheckpoint(**parts), folder.resolve().name), settings_in=folder)
 
 
 def _folder_parts(folder: Path) -> _Parts:
@@ -224,19 +246,28 @@ def _resolve(checkpoint: ABCCheckpoint, name: str) -> _Parts:
         (checkpoint.pretrain, checkpoint.pretrain_revision),
         (checkpoint.instruct, checkpoint.instruct_revision),
     ):
-        if is_folder(part):
-            if revision is not None:
-                raise InputError(f"{part} is a folder and has no revision {revision!r}")
-            folder = Path(part).expanduser()
-            if not folder.is_dir():
-                raise CheckpointError(f"{part}: no such folder")
-            folders.append(folder)
-            revisions.append(None)
-        else:
-            folders.append(_fetch(str(part), revision))
-            revisions.append(folders[-1].name[:12])  # a snapshot's folder is named by its commit
+        folders.append(part_folder(part, revision))
+        # A snapshot's folder is named by its commit.
+        revisions.append(None if is_folder(part) else folders[-1].name[:12])
     known = [r for r in revisions if r is not None]
     return _Parts(folders[0], folders[1], folders[2], None, name, "+".join(known) if len(known) == 3 else None)
+
+
+def part_folder(part: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Where a part of an `ABCCheckpoint` is on the disk; fetches it if it is a hub id that is not there yet.
+
+    Raises:
+        InputError: It is no hub id, or a folder with a revision.
+        CheckpointError: There is no such folder, or the hub does not give it.
+    """
+    if not is_folder(part):
+        return _fetch(str(part), revision)
+    if revision is not None:
+        raise InputError(f"{part} is a folder and has no revision {revision!r}")
+    folder = Path(part).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"{part}: no such folder")
+    return folder
 
 
 def _fetch(repository: str, revision: str | None) -> Path:

@@ -1,6 +1,7 @@
 """LangChain integration of abc-rag."""
 
 from langchain_abc.content import cited_documents, to_content_blocks
+from langchain_abc.describers import chat_model_describer
 from langchain_abc.embeddings import ABCEmbeddings
 from langchain_abc.retrievers import InstructionRetriever
 from langchain_abc.rewriters import chat_model_rewriter
@@ -10,6 +11,7 @@ __all__ = [
     "ABCEmbeddings",
     "ABCVectorStore",
     "InstructionRetriever",
+    "chat_model_describer",
     "chat_model_rewriter",
     "cited_documents",
     "to_content_blocks",

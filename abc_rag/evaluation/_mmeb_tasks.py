@@ -1,0 +1,233 @@
+"""What MMEB consists of, how its texts become inputs, and what others have scored on it.
+
+Names and figures are those of "VLM2Vec: Training Vision-Language Models for Massive Multimodal Embedding Tasks"
+(arXiv 2410.05160) and of the data set ``TIGER-Lab/MMEB-eval`` on the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from abc_rag.errors import InputError
+from abc_rag.types import Image, Input, InstructedImage, Text
+
+__all__ = [
+    "DATASETS",
+    "GROUPS",
+    "META_TASKS",
+    "PLACEHOLDER",
+    "PROMPTS",
+    "PUBLISHED",
+    "PromptName",
+    "Prompts",
+    "Published",
+    "chosen_datasets",
+    "meta_task",
+    "plain",
+]
+
+PLACEHOLDER = "<|image_1|>"
+"""What stands in a text of MMEB where its picture belongs."""
+
+META_TASKS: Mapping[str, Sequence[str]] = {
+    "classification": (
+        "ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397", "Place365", "ImageNet-A", "ImageNet-R",
+        "ObjectNet", "Country211",
+    ),
+    "vqa": (
+        "OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W", "ScienceQA", "VizWiz", "GQA",
+        "TextVQA",
+    ),
+    "retrieval": (
+        "VisDial", "CIRR", "VisualNews_t2i", "VisualNews_i2t", "MSCOCO_t2i", "MSCOCO_i2t", "NIGHTS", "WebQA",
+        "FashionIQ", "Wiki-SS-NQ", "OVEN", "EDIS",
+    ),
+    "grounding": ("MSCOCO", "RefCOCO", "RefCOCO-Matching", "Visual7W-Pointing"),
+}  # fmt: skip
+"""Meta-task -> its data sets, as the folders on the hub are named (arXiv 2410.05160, Table 1)."""
+
+DATASETS: Sequence[str] = tuple(name for names in META_TASKS.values() for name in names)
+"""All 36."""
+
+_OUT_OF_DISTRIBUTION = (
+    "Place365", "ImageNet-A", "ImageNet-R", "ObjectNet", "Country211", "ScienceQA", "VizWiz", "GQA", "TextVQA",
+    "FashionIQ", "Wiki-SS-NQ", "OVEN", "EDIS", "RefCOCO", "RefCOCO-Matching", "Visual7W-Pointing",
+)  # fmt: skip
+
+GROUPS: Mapping[str, Sequence[str]] = {
+    **META_TASKS,
+    "ind": tuple(name for name in DATASETS if name not in _OUT_OF_DISTRIBUTION),
+    "ood": _OUT_OF_DISTRIBUTION,
+    "overall": DATASETS,
+}
+"""What means are taken over. IND are the 20 data sets that MMEB-train also has, OOD the 16 others (Table 1): models
+trained on MMEB-train have seen the former. ABC has been trained on neither."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What somebody else's model scored, in percent; None where its source does not say.
+
+    Attributes:
+        model: Its name, as the source has it.
+        source: Where the figures stand.
+        scores: Classification, VQA, retrieval, grounding, IND, OOD, overall: the order of `GROUPS`.
+        note: What to know when comparing.
+    """
+
+    model: str
+    source: str
+    scores: tuple[float | None, float | None, float | None, float | None, float | None, float | None, float | None]
+    note: str = ""
+
+
+_VLM2VEC = "arXiv 2410.05160, Table 2"
+
+PUBLISHED: Sequence[Published] = (
+    Published("CLIP", _VLM2VEC, (42.8, 9.1, 53.0, 51.8, 37.1, 38.7, 37.8)),
+    Published("BLIP2", _VLM2VEC, (27.0, 4.2, 33.9, 47.0, 25.3, 25.1, 25.2)),
+    Published(
+        "SigLIP",
+        _VLM2VEC,
+        (40.3, 8.4, 31.6, 59.5, 32.3, 38.0, 34.8),
+        "retrieval as printed; the source's overall mean and its Table 6 both make it 44.1",
+    ),
+    Published("OpenCLIP", _VLM2VEC, (47.8, 10.9, 52.3, 53.3, 39.3, 40.2, 39.7)),
+    Published("UniIR (BLIP_FF)", _VLM2VEC, (42.1, 15.0, 60.1, 62.2, 44.7, 40.4, 42.8)),
+    Published("UniIR (CLIP_SF)", _VLM2VEC, (44.3, 16.2, 61.8, 65.3, 47.1, 41.7, 44.7)),
+    Published("E5-V", _VLM2VEC, (21.8, 4.9, 11.5, 19.0, 14.9, 11.5, 13.3)),
+    Published("MagicLens", _VLM2VEC, (38.8, 8.3, 35.4, 26.0, 31.0, 23.7, 27.8)),
+    Published("CLIP, trained on MMEB", _VLM2VEC, (55.2, 19.7, 53.2, 62.2, 47.6, 42.8, 45.4)),
+    Published("OpenCLIP, trained on MMEB", _VLM2VEC, (56.0, 21.9, 55.4, 64.1, 50.5, 43.1, 47.2)),
+    Published("VLM2Vec (Phi-3.5-V, LoRA)", _VLM2VEC, (54.8, 54.9, 62.3, 79.5, 66.5, 52.0, 60.1)),
+    Published("VLM2Vec (LLaVA-1.6, LoRA, 1344 px)", _VLM2VEC, (61.2, 49.9, 67.4, 86.1, 67.5, 57.1, 62.9)),
+    Published(
+        "ABC (Qwen2-VL-7B)",
+        "arXiv 2503.00329",
+        (60.0, 31.0, None, None, None, None, None),
+        "classification over 9 data sets (without N24News), with the prompts 'abc'",
+    ),
+)
+"""Figures of others. Those of Table 2 agree with the authors' leaderboard (results.csv of the hub space
+``TIGER-Lab/MMEB``)."""
+
+
+def meta_task(dataset: str) -> str:
+    """The meta-task that a data set belongs to."""
+    return next(task for task, names in META_TASKS.items() if dataset in names)
+
+
+def chosen_datasets(names: Sequence[str]) -> list[str]:
+    """Names of data sets and of groups of them -> data sets, in MMEB's order.
+
+    Raises:
+        InputError: A name is neither.
+    """
+    chosen: set[str] = set()
+    for name in names:
+        if name in DATASETS:
+            chosen.add(name)
+        elif name.lower() in GROUPS:
+            chosen.update(GROUPS[name.lower()])
+        else:
+            raise InputError(
+                f"MMEB has no data set {name!r}; choose among {', '.join(GROUPS)} or {', '.join(DATASETS)}"
+            )
+    return [name for name in DATASETS if name in chosen]
+
+
+PromptName = Literal["mmeb", "abc"]
+
+
+class Prompts(Protocol):
+    """How a text of MMEB and its picture become an input; a model family may bring its own.
+
+    Texts come as the files have them, placeholder included. ``image`` is None where there is no picture.
+    """
+
+    name: str
+
+    def query(self, dataset: str, text: str, image: Path | None) -> Input:
+        """The input for a query."""
+        ...
+
+    def candidate(self, dataset: str, text: str, image: Path | None) -> Input:
+        """The input for a candidate."""
+        ...
+
+
+def plain(text: str) -> str:
+    """A text without the placeholder and the blank space around it."""
+    return text.replace(PLACEHOLDER, "").strip()
+
+
+class MMEBPrompts:
+    """MMEB's own words, task instruction included, for queries and for candidates.
+
+    A picture alone is an `Image`, a text alone a `Text`, a picture with a text an `InstructedImage`: so is a
+    candidate picture that comes with no more than ``"Represent the given image."``.
+    """
+
+    name = "mmeb"
+
+    def query(self, dataset: str, text: str, image: Path | None) -> Input:
+        """See `Prompts`."""
+        return _as_given(text, image)
+
+    def candidate(self, dataset: str, text: str, image: Path | None) -> Input:
+        """See `Prompts`."""
+        return _as_given(text, image)
+
+
+class ABCPrompts:
+    """What ABC's authors measured it with (the MMEB scripts of github.com/TIGER-AI-Lab/ABC), and its like elsewhere.
+
+    - Classification: the picture alone, against ``"A photo of LABEL."``. N24News, whose queries have a caption that
+      its labels cannot do without, is not among the authors' nine; its queries stay as in `MMEBPrompts`.
+    - VQA: the picture with the text behind its placeholder, against ``"The answer is ANSWER."``.
+    - Retrieval and grounding, which the authors did not measure: queries as in `MMEBPrompts`; a candidate picture
+      whose text says only to represent it is a picture alone, as that is what ABC's candidates are trained as.
+    """
+
+    name = "abc"
+
+    def query(self, dataset: str, text: str, image: Path | None) -> Input:
+        """See `Prompts`."""
+        task = meta_task(dataset)
+        if image is not None and task == "classification" and dataset != "N24News":
+            return Image(image)
+        if image is not None and task == "vqa":
+            # The authors' scripts leave the rest of the text as it is, a line break at its end included.
+            return InstructedImage(image, text.removeprefix(PLACEHOLDER + "\n"))
+        return _as_given(text, image)
+
+    def candidate(self, dataset: str, text: str, image: Path | None) -> Input:
+        """See `Prompts`."""
+        task = meta_task(dataset)
+        if image is None and task == "classification":
+            return Text(f"A photo of {text}.")
+        if image is None and task == "vqa":
+            return Text(f"The answer is {text}.")
+        if image is not None and plain(text).rstrip(".").lower() in _ONLY_REPRESENT:
+            return Image(image)
+        return _as_given(text, image)
+
+
+_ONLY_REPRESENT = (
+    "represent the given image",
+    "represent the given document screenshot",
+    "represent the given cropped image of the object",
+)
+
+PROMPTS: Mapping[str, Prompts] = {"mmeb": MMEBPrompts(), "abc": ABCPrompts()}
+"""By name, for the command line."""
+
+
+def _as_given(text: str, image: Path | None) -> Input:
+    words = plain(text)
+    if image is None:
+        return Text(words)
+    return InstructedImage(image, words) if words else Image(image)

@@ -1,0 +1,284 @@
+"""Does the instruction steer the embedding? CtrlBench (arXiv 2503.00329) on anybody's pictures.
+
+Each picture comes with several instructions and, for each, the phrase that answers it. A picture under an instruction
+is compared with the phrases of all pictures. Whoever ignores the instruction gives one answer to all that is asked of
+a picture, and so is right for one of its phrases at most: that ceiling is part of the result.
+
+The paper's own pictures have not been released; its figures are shown for orientation only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from abc_rag._rows import BadRows
+from abc_rag.embedder import Embedder, Vectors
+from abc_rag.errors import InputError
+from abc_rag.evaluation._datasets import InstructedRow, check_limit, existing, read_instructed
+from abc_rag.evaluation._shared import KnownTexts, require_left, scores_at, share, worst
+from abc_rag.evaluation._vectors import VectorCache
+from abc_rag.evaluation.metrics import TIE, Ranking, rank_candidates, recall_at
+from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
+from abc_rag.scenes import held_out_scenes, questions, render
+from abc_rag.types import Image, Input, InstructedImage
+
+__all__ = ["SCENES", "evaluate_ctrlbench", "scene_rows", "write_scenes_ctrlbench"]
+
+SCENES = "scenes"
+"""In place of a file: 200 held-out scenes of abc-mini's world, drawn on the spot."""
+
+_SCENES = 200
+_SCENES_SEED = 20_264
+_PUBLISHED = (
+    ("ABC (Qwen2-VL-7B)", 50.9, 78.4, 87.5),
+    ("GME-Qwen2-VL-7B", 24.8, 54.5, 65.3),
+    ("ABC before instruction finetuning", 11.7, None, None),
+)
+
+
+@dataclass(frozen=True)
+class _Query:
+    """One (picture, instruction, phrase); positions of the picture's vector, of its own vector and of its phrase."""
+
+    row: InstructedRow
+    instruction: str
+    phrase: str
+    alone: int
+    instructed: int
+    target: int
+    own: tuple[int, ...]
+
+
+def evaluate_ctrlbench(
+    embedder: Embedder,
+    data: str | os.PathLike[str],
+    *,
+    out: Path | None = None,
+    limit: int | None = None,
+    max_bad: int = 100,
+    progress: bool = False,
+) -> Results:
+    """Find the phrase that answers an instruction about a picture, among the phrases of all pictures.
+
+    Args:
+        embedder: What is measured.
+        data: JSON lines ``{"image": ..., "pairs": [{"instruction": ..., "phrase": ...}, ...]}``, or `SCENES`.
+        out: Keep vectors in this folder, and go on from what an earlier run left there.
+        limit: Use the first so many pictures.
+        max_bad: Most unusable rows and pictures.
+        progress: Show progress bars.
+
+    Returns:
+        R@1, R@5 and R@10 with and without the instruction, the ceiling of R@1 without it, and R@1 among a picture's
+        own phrases.
+
+    Raises:
+        DatasetError: The file cannot be read, or has no usable row, or too many that are not.
+    """
+    check_limit(limit)
+    bad = BadRows(str(data), limit=max_bad)
+    if data == SCENES:
+        rows = scene_rows(_SCENES if limit is None else min(limit, _SCENES))
+        source: Any = {"scenes": len(rows), "seed": _SCENES_SEED}
+    else:
+        source = existing(data, f"a JSON lines file, or {SCENES!r}")
+        rows = read_instructed(source, bad, limit=limit)
+    cache = VectorCache(embedder, out, progress=progress, limits_bad=bad)
+    queries, vectors, phrases = _embed(rows, cache)
+    require_left(len(queries), "picture with an instruction", cache)
+    targets = [[query.target] for query in queries]
+    instructed = vectors[[query.instructed for query in queries]]
+    alone = vectors[[query.alone for query in queries]]
+    with_ = rank_candidates(instructed, phrases.vectors, targets)
+    without = rank_candidates(alone, phrases.vectors, targets)
+    choices = [query for query in queries if len(query.own) > 1]
+    metrics = {
+        **{f"r{k}": recall_at(with_.ranks, k) for k in (1, 5, 10)},
+        **{f"without_instruction_r{k}": recall_at(without.ranks, k) for k in (1, 5, 10)},
+        "without_instruction_ceiling": _ceiling(queries),
+        "own_phrases_r1": _own(choices, vectors, phrases.vectors, "instructed"),
+        "own_phrases_without_instruction_r1": _own(choices, vectors, phrases.vectors, "alone"),
+        "own_phrases_ceiling": _ceiling(choices),
+        "own_phrases_chance": share([1 / len(query.own) for query in choices]),
+    }
+    counts = {
+        "pictures": len({query.alone for query in queries}),
+        "queries": len(queries),
+        "candidates": len(phrases.texts),
+    }
+    return Results(
+        benchmark="ctrlbench",
+        model=str(embedder.fingerprint),
+        metrics=metrics,
+        settings=settings(embedder, data=source, limit=limit, max_bad=max_bad) | {"counts": counts},
+        tables=_tables(metrics, counts),
+        plots=_plots(metrics),
+        mistakes=[_mistake(queries[p], phrases.texts, with_, p) for p in worst(with_.margins, with_.ranks)],
+        bad=bad.as_dict(),
+        notes=_notes(counts),
+        details={"queries": _details(queries, phrases.texts, with_, without)},
+    )
+
+
+def _embed(rows: Sequence[InstructedRow], cache: VectorCache) -> tuple[list[_Query], Vectors, KnownTexts]:
+    # A picture and all its instructions stand side by side, so that the vision tower sees it once.
+    inputs: list[Input] = []
+    places: list[tuple[InstructedRow, int]] = []
+    for row in rows:
+        places.append((row, len(inputs)))
+        inputs += [Image(row.image), *(InstructedImage(row.image, instruction) for instruction, _ in row.pairs)]
+    vectors, ok = cache.embed("pictures", inputs)
+    # The phrases of a picture that cannot be used are no candidates either.
+    usable = [(row, place) for row, place in places if ok[place]]
+    phrases = KnownTexts(cache, "phrases", (phrase for row, _ in usable for _, phrase in row.pairs))
+    queries = []
+    for row, place in usable:
+        own = tuple(dict.fromkeys(phrases.position[p] for _, p in row.pairs if p in phrases.position))
+        for offset, (instruction, phrase) in enumerate(row.pairs, 1):
+            if ok[place + offset] and phrase in phrases.position:
+                target = phrases.position[phrase]
+                queries.append(_Query(row, instruction, phrase, place, place + offset, target, own))
+    return queries, vectors, phrases
+
+
+def _ceiling(queries: Sequence[_Query]) -> float:
+    """The R@1 of a model that ignores instructions and, for each picture, gives the phrase that is right most often.
+
+    With n different phrases a picture it is 1 / n, as in the paper (five: 20 %).
+    """
+    answers: dict[int, Counter[int]] = {}
+    for query in queries:
+        answers.setdefault(query.alone, Counter())[query.target] += 1
+    return sum(max(counter.values()) for counter in answers.values()) / len(queries) if queries else float("nan")
+
+
+def _own(queries: Sequence[_Query], vectors: Vectors, phrases: Vectors, which: str) -> float:
+    """How often the phrase is the nearest of the picture's own; a tie is a miss."""
+    right = []
+    for query in queries:
+        vector = vectors[getattr(query, which)]
+        others = [target for target in query.own if target != query.target]
+        right.append(float((phrases[others] @ vector).max()) < float(phrases[query.target] @ vector) - TIE)
+    return share(right)
+
+
+def _tables(metrics: dict[str, float], counts: dict[str, int]) -> list[ResultTable]:
+    def percent(*names: str | None) -> list[Cell]:
+        return [None if name is None else 100 * metrics[name] for name in names]
+
+    title = (
+        f"ctrlbench: {counts['queries']} instructions on {counts['pictures']} pictures, {counts['candidates']} phrases"
+    )
+    rows: list[list[Cell]] = [
+        ["picture + instruction", *percent("r1", "r5", "r10", "own_phrases_r1")],
+        [
+            "picture alone",
+            *percent(*(f"without_instruction_r{k}" for k in (1, 5, 10)), "own_phrases_without_instruction_r1"),
+        ],
+        ["most that is possible alone", *percent("without_instruction_ceiling", None, None, "own_phrases_ceiling")],
+        ["chance", *percent(None, None, None, "own_phrases_chance")],
+    ]
+    published = [[name, *figures] for name, *figures in _PUBLISHED]
+    return [
+        ResultTable(title, ["%", "R@1", "R@5", "R@10", "R@1 among own phrases"], rows),
+        ResultTable(
+            "published (arXiv 2503.00329), on the paper's own unreleased pictures: not comparable",
+            ["%", "R@1", "R@5", "R@10"],
+            published,
+        ),
+    ]
+
+
+def _plots(metrics: dict[str, float]) -> list[Plot]:
+    ceiling = [100 * metrics["without_instruction_ceiling"], float("nan"), float("nan")]
+    series = {
+        "picture + instruction": [100 * metrics[f"r{k}"] for k in (1, 5, 10)],
+        "picture alone": [100 * metrics[f"without_instruction_r{k}"] for k in (1, 5, 10)],
+        "most that is possible alone": ceiling,
+    }
+    return [Plot("The right phrase among the first k", "bars", ["R@1", "R@5", "R@10"], series)]
+
+
+def _notes(counts: dict[str, int]) -> list[str]:
+    return [
+        "R@k: share of instructions whose phrase is among the k nearest of all phrases; ties count as misses.",
+        "Most that is possible alone: the R@1 that no model exceeds which ignores the instruction, as it gives one "
+        "phrase for all that is asked of a picture; 1 / n with n different phrases a picture.",
+        f"Equal phrases are one candidate; there are {counts['candidates']}.",
+    ]
+
+
+def _mistake(query: _Query, texts: Sequence[str], ranking: Ranking, at: int) -> Mistake:
+    return Mistake(
+        query=query.instruction,
+        expected=query.phrase,
+        found=texts[ranking.found[at]],
+        image=query.row.image,
+        **scores_at(ranking, at),
+    )
+
+
+def _details(queries: Sequence[_Query], texts: Sequence[str], with_: Ranking, without: Ranking) -> list[dict[str, Any]]:
+    return [
+        {
+            "image": query.row.name,
+            "instruction": query.instruction,
+            "phrase": query.phrase,
+            "rank": int(with_.ranks[at]),
+            "rank_without_instruction": int(without.ranks[at]),
+            "nearest_other": None if with_.found[at] < 0 else texts[with_.found[at]],
+        }
+        for at, query in enumerate(queries)
+    ]
+
+
+# --- Scenes -----------------------------------------------------------------------------------------------
+
+
+def scene_rows(count: int = _SCENES) -> list[InstructedRow]:
+    """The first of the same scenes, each asked everything once, in wordings that training never used."""
+    rng = random.Random(_SCENES_SEED)
+    rows = []
+    for number, scene in enumerate(held_out_scenes(_SCENES, seed=_SCENES_SEED)[:count]):
+        pairs = {question.instruction: question.answer for question in questions(scene, rng, held_out=True)}
+        rows.append(InstructedRow(f"scene {number:03}", render(scene), tuple(pairs.items())))
+    return rows
+
+
+def write_scenes_ctrlbench(folder: str | os.PathLike[str], *, scenes: int = 100) -> Path:
+    """Write held-out scenes of abc-mini's world as a CtrlBench file with its pictures, to try things with.
+
+    Args:
+        folder: Where ``ctrlbench.jsonl`` and the pictures go; made if it is not there.
+        scenes: How many; at most 200.
+
+    Returns:
+        The JSON lines file.
+
+    Raises:
+        InputError: ``scenes`` is out of range, or the folder cannot be written to.
+    """
+    if not 1 <= scenes <= _SCENES:
+        raise InputError(f"scenes must be between 1 and {_SCENES}, not {scenes}")
+    target = Path(os.path.expanduser(folder))
+    lines = []
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for row in scene_rows(scenes):
+            name = f"{row.name.replace(' ', '-')}.png"
+            row.image.save(target / name)  # type: ignore[union-attr]
+            pairs = [{"instruction": instruction, "phrase": phrase} for instruction, phrase in row.pairs]
+            lines.append(json.dumps({"image": name, "pairs": pairs}) + "\n")
+        part = target / "ctrlbench.jsonl.part"
+        part.write_text("".join(lines), encoding="utf-8")
+        os.replace(part, target / "ctrlbench.jsonl")
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error}); choose another folder") from error
+    return target / "ctrlbench.jsonl"

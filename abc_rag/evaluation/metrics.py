@@ -1,0 +1,125 @@
+"""Ranks and recall: where the right candidate stands among all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from abc_rag.embedder import Vectors
+from abc_rag.errors import InputError
+
+__all__ = ["TIE", "Ranking", "join", "rank_candidates", "ranks", "recall_at"]
+
+TIE = 1e-6
+"""Scores this near to each other are a tie: cosines in float32 carry errors of about this size, which differ with the
+shape of the matrix, and a model that maps everything to one vector must not get a rank by them."""
+
+_BLOCK_BYTES = 64 * 2**20
+
+Ranks = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Where the right candidates of each query stand, and what stands before them.
+
+    Attributes:
+        ranks: 1-based rank of the best right candidate, ``(queries,)``; ties count against the query.
+        expected: Position of the best right candidate, ``(queries,)``.
+        expected_scores: Its cosine, ``(queries,)``.
+        found: Position of the best wrong candidate, ``(queries,)``; -1 where there is none.
+        found_scores: Its cosine, ``(queries,)``; -inf where there is none.
+    """
+
+    ranks: Ranks
+    expected: npt.NDArray[np.int64]
+    expected_scores: Vectors
+    found: npt.NDArray[np.int64]
+    found_scores: Vectors
+
+    @property
+    def margins(self) -> Vectors:
+        """By how much the best wrong candidate beats the best right one, ``(queries,)``; negative where it does not."""
+        return self.found_scores - self.expected_scores
+
+    def at(self, columns: npt.NDArray[np.integer]) -> Ranking:
+        """The same, where candidate ``i`` is called ``columns[i]``."""
+        found = np.where(self.found < 0, -1, columns[self.found])
+        return replace(self, expected=columns[self.expected].astype(np.int64), found=found.astype(np.int64))
+
+
+def join(parts: Sequence[Ranking]) -> Ranking:
+    """The rankings of several groups of queries as one; at least one."""
+    return Ranking(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Ranking)))
+
+
+def ranks(scores: npt.NDArray[np.floating], positives: Sequence[Collection[int]]) -> Ranks:
+    """The 1-based rank of each query's best right candidate, among it and all wrong ones.
+
+    Other right candidates do not push it back. A wrong candidate with the same score (within `TIE`) stands before it,
+    so that a model which cannot tell candidates apart is not credited with guessing.
+
+    Args:
+        scores: ``(queries, candidates)``, higher is nearer.
+        positives: For each query the positions of its right candidates; at least one.
+
+    Raises:
+        InputError: The lengths differ, or a query has no right candidate, or one that does not exist.
+    """
+    return _rank(np.asarray(scores), positives).ranks
+
+
+def rank_candidates(queries: Vectors, candidates: Vectors, positives: Sequence[Collection[int]]) -> Ranking:
+    """Rank all candidates for each query by cosine, in blocks of queries that bound the memory.
+
+    Args:
+        queries: Unit vectors ``(queries, dim)``.
+        candidates: Unit vectors ``(candidates, dim)``.
+        positives: As for `ranks`.
+
+    Raises:
+        InputError: As for `ranks`.
+    """
+    block = max(1, _BLOCK_BYTES // max(1, 4 * len(candidates)))
+    if len(positives) != len(queries):
+        raise InputError(f"{len(queries)} queries but {len(positives)} lists of right candidates")
+    parts = [
+        _rank(queries[start : start + block] @ candidates.T, positives[start : start + block])
+        for start in range(0, max(1, len(queries)), block)
+    ]
+    return join(parts)
+
+
+def recall_at(ranks: npt.NDArray[np.integer], k: int) -> float:
+    """The share of queries, in [0, 1], whose best right candidate is among the first ``k``; NaN without queries."""
+    return float(np.mean(np.asarray(ranks) <= k)) if len(ranks) else float("nan")
+
+
+def _rank(scores: npt.NDArray[np.floating], positives: Sequence[Collection[int]]) -> Ranking:
+    if scores.ndim != 2 or len(scores) != len(positives):
+        raise InputError(f"scores of shape {scores.shape} do not fit {len(positives)} lists of right candidates")
+    count, width = scores.shape
+    right = np.zeros(scores.shape, dtype=bool)
+    for row, chosen in enumerate(positives):
+        columns = list(chosen)
+        if not columns or not all(0 <= column < width for column in columns):
+            raise InputError(
+                f"query {row}: right candidates {columns[:5]} among {width}; give at least one that exists"
+            )
+        right[row, columns] = True
+    rows = np.arange(count)
+    of_right = np.where(right, scores, -np.inf)
+    of_wrong = np.where(right, -np.inf, scores)
+    expected = of_right.argmax(axis=1) if count else np.zeros(0, dtype=np.int64)
+    found = of_wrong.argmax(axis=1) if count else np.zeros(0, dtype=np.int64)
+    expected_scores, found_scores = of_right[rows, expected], of_wrong[rows, found]
+    return Ranking(
+        ranks=1 + (of_wrong >= expected_scores[:, None] - TIE).sum(axis=1).astype(np.int64),
+        expected=expected.astype(np.int64),
+        expected_scores=expected_scores.astype(np.float32),
+        found=np.where(np.isfinite(found_scores), found, -1).astype(np.int64),
+        found_scores=found_scores.astype(np.float32),
+    )

@@ -1,0 +1,381 @@
+"""How many image tokens are enough? Quality and time at several resolutions, on the user's own data."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from abc_rag._progress import progress_bar
+from abc_rag._rows import BadRows
+from abc_rag.embedder import Embedder
+from abc_rag.engine.local import LocalEmbedder
+from abc_rag.errors import DatasetError, ImageError, InputError
+from abc_rag.evaluation._captions import read_captioned
+from abc_rag.evaluation._datasets import existing, read_instructed, read_labelled, read_questions
+from abc_rag.evaluation.classification import evaluate_classification
+from abc_rag.evaluation.ctrlbench import SCENES, evaluate_ctrlbench, scene_rows
+from abc_rag.evaluation.image_text import evaluate_retrieval
+from abc_rag.evaluation.results import Cell, Plot, Results, ResultTable, settings
+from abc_rag.evaluation.vqa import evaluate_vqa
+from abc_rag.models._vision_cache import VisionCache
+from abc_rag.models.abc import ABCFamily
+from abc_rag.types import Image, ImageSource
+
+__all__ = ["TOKENS", "Task", "evaluate_resolution", "resolutions"]
+
+TOKENS = (32, 64, 128, 256, 512, 1024)
+"""Numbers of image tokens, unless the caller says otherwise; each is 28 x 28 pixels."""
+
+Task = Literal["ctrlbench", "retrieval", "classification", "vqa"]
+_BASE = 256  # the paper's; times are compared with it
+_FIGURES: dict[Task, dict[str, str]] = {
+    "ctrlbench": {"r1": "R@1", "own_phrases_r1": "R@1 among own"},
+    "retrieval": {"image_to_text_r1": "R@1 to caption", "text_to_image_r1": "R@1 to picture"},
+    "classification": {"top1": "top 1"},
+    "vqa": {"hit1": "hit@1"},
+}
+_COUNTED = {"ctrlbench": "queries", "retrieval": "pictures", "classification": "pictures", "vqa": "questions"}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One resolution; ``results`` is None where the model cannot embed pictures of so many tokens."""
+
+    asked: int
+    embedder: Embedder
+    results: Results | None
+    image_tokens: float
+    seconds: tuple[float, ...] = ()
+
+    @property
+    def median(self) -> float:
+        """Seconds a picture; NaN where none was measured."""
+        return float(np.median(self.seconds)) if self.seconds else math.nan
+
+    @property
+    def fastest(self) -> float:
+        """Seconds a picture in the fastest pass."""
+        return min(self.seconds, default=math.nan)
+
+
+def resolutions(embedder: Embedder) -> Callable[[int], Embedder]:
+    """The same model at any number of image tokens, its weights in memory once.
+
+    Args:
+        embedder: From `abc_rag.load_embedder`.
+
+    Returns:
+        Number of image tokens -> embedder. They share a network, so use one at a time. Raises `InputError` where the
+        embedder's resolution cannot be set.
+    """
+
+    def at(tokens: int) -> Embedder:
+        family = embedder.family if isinstance(embedder, LocalEmbedder) else None
+        if not isinstance(family, ABCFamily):
+            raise InputError(
+                f"the resolution of a {type(embedder).__name__} cannot be set; pass a function that makes an embedder"
+            )
+        fingerprint = replace(family.fingerprint, min_tokens=tokens, max_tokens=tokens)
+        again = ABCFamily(family.network, family._prompts, fingerprint=fingerprint, image_limits=family._image_limits)
+        return LocalEmbedder(lambda: again)
+
+    return at
+
+
+def evaluate_resolution(
+    load: Callable[[int], Embedder],
+    data: str | os.PathLike[str],
+    *,
+    task: Task = "ctrlbench",
+    tokens: Sequence[int] = TOKENS,
+    images: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    timed: int = 16,
+    passes: int = 5,
+    out: Path | None = None,
+    limit: int | None = None,
+    max_bad: int = 100,
+    progress: bool = False,
+) -> Results:
+    """Measure quality and time at each number of image tokens.
+
+    Time is that of a picture alone, from the file to the vector, in the batches of the model's choice. The same
+    pictures are embedded once unmeasured and then in several passes, each over all resolutions, every second one
+    in reverse, so that what else the machine does meets all of them; the median counts. What the model remembers of
+    pictures is switched off meanwhile.
+
+    Args:
+        load: Number of image tokens -> embedder; see `resolutions`.
+        data: What the task takes.
+        task: Which evaluation is the quality: that of the function of this name.
+        tokens: Numbers of image tokens.
+        images: Of the task ``"retrieval"``: the folder of the pictures.
+        labels: Of the task ``"classification"``: the file of labels.
+        timed: Pictures whose time is measured, at most.
+        passes: How often.
+        out: Keep vectors in this folder, and go on from what an earlier run left there.
+        limit: As for the task.
+        max_bad: As for the task.
+        progress: Show progress bars.
+
+    Returns:
+        For each number of tokens the task's main figures, the mean number that pictures really have, the seconds a
+        picture takes, and how that compares with 256 tokens.
+
+    Raises:
+        DatasetError: As the task.
+        InputError: An argument makes no sense, or no resolution can be used.
+    """
+    _check(task, tokens, timed, passes)
+    evaluate = _evaluation(task, data, images, labels, out, limit, max_bad, progress)
+    pictures = _pictures(task, data, images, max_bad)
+    measured: list[_Measured] = []
+    notes: list[str] = []
+    for asked in sorted(set(tokens)):
+        embedder = load(asked)
+        try:
+            if not any(one.results for one in measured):
+                pictures = _openable(embedder, pictures, timed)
+            embedder.embed([Image(pictures[0])])
+        except InputError as error:
+            if isinstance(error, ImageError | DatasetError):
+                raise
+            notes.append(f"{asked} tokens: left out, the model takes no pictures of so many ({error}).")
+            measured.append(_Measured(asked, embedder, None, math.nan))
+            continue
+        results = evaluate(embedder)
+        _forget(embedder)
+        measured.append(_Measured(asked, embedder, results, _image_tokens(embedder, pictures)))
+    if not any(one.results for one in measured):
+        raise InputError(f"no resolution can be used: {'; '.join(notes)}")
+    measured = _time(measured, pictures, passes, progress)
+    return _results(measured, task, notes, len(pictures), {
+        "data": data if data == SCENES else Path(data), "task": task, "tokens": sorted(set(tokens)),
+        "images": None if images is None else str(images), "labels": None if labels is None else Path(labels),
+        "timed": timed, "passes": passes, "limit": limit, "max_bad": max_bad,
+    })  # fmt: skip
+
+
+def _check(task: str, tokens: Sequence[int], timed: int, passes: int) -> None:
+    if task not in get_args(Task):
+        raise InputError(f"task must be one of {', '.join(get_args(Task))}, not {task!r}")
+    if not tokens or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in tokens):
+        raise InputError(f"tokens must be positive numbers of image tokens, not {tokens!r}")
+    if timed < 1 or passes < 1:
+        raise InputError(f"timed and passes must be at least 1, not {timed} and {passes}")
+
+
+def _evaluation(
+    task: Task,
+    data: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None,
+    labels: str | os.PathLike[str] | None,
+    out: Path | None,
+    limit: int | None,
+    max_bad: int,
+    progress: bool,
+) -> Callable[[Embedder], Results]:
+    def evaluate(embedder: Embedder) -> Results:
+        if task == "retrieval":
+            return evaluate_retrieval(
+                embedder, data, images=images, out=out, limit=limit, max_bad=max_bad, progress=progress
+            )
+        if task == "classification":
+            return evaluate_classification(
+                embedder, data, labels=labels, out=out, limit=limit, max_bad=max_bad, progress=progress
+            )
+        if task == "vqa":
+            return evaluate_vqa(embedder, data, out=out, limit=limit, max_bad=max_bad, progress=progress)
+        return evaluate_ctrlbench(embedder, data, out=out, limit=limit, max_bad=max_bad, progress=progress)
+
+    return evaluate
+
+
+def _pictures(
+    task: Task, data: str | os.PathLike[str], images: str | os.PathLike[str] | None, max_bad: int
+) -> list[ImageSource]:
+    """The task's pictures, each once, spread so that the first ones are of the whole file."""
+    if data == SCENES:
+        found: list[ImageSource] = [row.image for row in scene_rows()]
+    else:
+        path = existing(data, "the data of the task")
+        bad = BadRows(path.name, limit=max_bad)
+        if task == "retrieval":
+            rows = read_captioned(path, bad, images=None if images is None else Path(images))[1]
+            found = [row.image for row in rows]
+        elif task == "classification":
+            found = [row.image for row in read_labelled(path, bad)]
+        elif task == "vqa":
+            found = list(dict.fromkeys(row.image for row in read_questions(path, bad)))
+        else:
+            found = [row.image for row in read_instructed(path, bad)]
+    order = np.random.default_rng(0).permutation(len(found))
+    return [found[int(position)] for position in order]
+
+
+def _openable(embedder: Embedder, pictures: Sequence[ImageSource], most: int) -> list[ImageSource]:
+    """The first pictures that can be embedded.
+
+    Raises:
+        InputError: The model cannot take so many tokens, or no picture can be opened.
+    """
+    found: list[ImageSource] = []
+    problem: ImageError | None = None
+    for picture in pictures:
+        try:
+            embedder.embed([Image(picture)])
+        except ImageError as error:
+            problem = error
+            continue
+        found.append(picture)
+        if len(found) == most:
+            break
+    if not found:
+        raise DatasetError(f"no picture can be opened; the last one: {problem}")
+    return found
+
+
+def _image_tokens(embedder: Embedder, pictures: Sequence[ImageSource]) -> float:
+    """Image tokens that the pictures really have, on average; sides are whole tokens, so rarely what was asked."""
+    if not isinstance(embedder, LocalEmbedder):
+        return math.nan
+    prepared = [embedder.family.prepare(Image(picture)).picture for picture in pictures]
+    return float(np.mean([picture.tokens for picture in prepared if picture is not None]))
+
+
+def _forget(embedder: Embedder) -> None:
+    """Free what is remembered of pictures: each resolution remembers half a gigabyte."""
+    if isinstance(embedder, LocalEmbedder) and isinstance(embedder.family, ABCFamily):
+        embedder.family.vision_cache = VisionCache()
+
+
+@contextmanager
+def _remembering_nothing(embedder: Embedder) -> Iterator[None]:
+    """Have the vision tower look at every picture anew, as repeated passes would otherwise measure the memory."""
+    if not isinstance(embedder, LocalEmbedder) or not isinstance(embedder.family, ABCFamily):
+        yield
+        return
+    family = embedder.family
+    family.vision_cache = VisionCache(0)
+    try:
+        yield
+    finally:
+        family.vision_cache = VisionCache()
+
+
+def _time(measured: list[_Measured], pictures: Sequence[ImageSource], passes: int, progress: bool) -> list[_Measured]:
+    usable = [one for one in measured if one.results is not None]
+    seconds: dict[int, list[float]] = {one.asked: [] for one in measured}
+    inputs = [Image(picture) for picture in pictures]
+    with progress_bar("timing", total=(1 + passes) * len(usable), enabled=progress) as bar:
+        for number in range(-1, passes):
+            for one in usable if number % 2 else reversed(usable):
+                with _remembering_nothing(one.embedder):
+                    start = time.perf_counter()
+                    one.embedder.embed(inputs)
+                    took = time.perf_counter() - start
+                if number >= 0:  # the first pass warms up
+                    seconds[one.asked].append(took / len(inputs))
+                bar.advance()
+    return [replace(one, seconds=tuple(seconds[one.asked])) for one in measured]
+
+
+def _results(
+    measured: Sequence[_Measured], task: Task, notes: Sequence[str], timed: int, arguments: dict[str, Any]
+) -> Results:
+    shown = _FIGURES[task]
+    usable = [(one, one.results) for one in measured if one.results is not None]
+    main = next(iter(shown))
+    best, quality = max(usable, key=lambda pair: pair[1].metrics[main])
+    base = next((one for one, _ in usable if one.asked == _BASE), usable[0][0])
+    metrics: dict[str, float] = {}
+    for one, results in usable:
+        metrics |= {f"{name}@{one.asked}": results.metrics[name] for name in shown}
+        metrics[f"seconds@{one.asked}"] = one.median
+    labels = [str(one.asked) for one in measured]
+    lines = {
+        words: [100 * metrics.get(f"{name}@{one.asked}", math.nan) for one in measured] for name, words in shown.items()
+    }
+    times = {
+        "median": [1000 * one.median for one in measured],
+        "fastest pass": [1000 * one.fastest for one in measured],
+    }
+    count = int(quality.settings["counts"][_COUNTED[task]])
+    columns = ["tokens", "mean, really", *(f"{words} %" for words in shown.values())]
+    rows: list[list[Cell]] = [
+        [str(one.asked), one.image_tokens, *(values[at] for values in lines.values()), 1000 * one.median,
+         1000 * one.fastest, f"{one.median / base.median:.2f}" if one.seconds else None]
+        for at, one in enumerate(measured)
+    ]  # fmt: skip
+    return Results(
+        benchmark="resolution",
+        model=f"{best.embedder.fingerprint.model}@{best.embedder.fingerprint.revision}",
+        metrics=metrics,
+        settings=settings(base.embedder, **arguments) | {"counts": quality.settings["counts"], "timed_pictures": timed},
+        tables=[
+            ResultTable(
+                f"resolution: {task}, {count} {_COUNTED[task]}; time of one picture",
+                [*columns, "ms, median", "ms, fastest", f"time / {base.asked}"],
+                rows,
+            )
+        ],
+        plots=[
+            Plot("Quality by image tokens", "lines", labels, lines),
+            Plot("Time of one picture by image tokens", "lines", labels, times, unit="ms"),
+        ],
+        mistakes=quality.mistakes,
+        bad=quality.bad,
+        notes=[*notes, *_notes([one for one, _ in usable], metrics, main, shown[main], count, timed, best)],
+        details={
+            "resolutions": [
+                {
+                    "tokens": one.asked,
+                    "mean_image_tokens": one.image_tokens,
+                    "metrics": {} if one.results is None else one.results.metrics,
+                    "seconds": list(one.seconds),
+                }
+                for one in measured
+            ]
+        },
+    )
+
+
+def _notes(
+    usable: Sequence[_Measured],
+    metrics: dict[str, float],
+    main: str,
+    words: str,
+    count: int,
+    timed: int,
+    best: _Measured,
+) -> list[str]:
+    top = metrics[f"{main}@{best.asked}"]
+    enough = next(one.asked for one in usable if metrics[f"{main}@{one.asked}"] >= top - 0.01)
+    # Of a share of all or nothing the usual formula says zero; one miss in the count is about as sure as it gets.
+    sure = 100 * 1.96 * math.sqrt(max(top * (1 - top), 1 / count) / count)
+    notes = [
+        f"Fewest tokens within one point of the best {words}: {enough}. With {count} queries a figure is sure to about "
+        f"+-{sure:.1f} points (95 %).",
+        f"Times: the same {timed} pictures, file to vector, in {len(best.seconds)} passes that alternate between the "
+        "resolutions, after one unmeasured; files come from the system's memory.",
+    ]
+    disturbed = max(one.median / one.fastest for one in usable)
+    if disturbed > 1.3:
+        notes.append(
+            f"The machine was busy: medians are up to {disturbed:.1f} times the fastest pass. Compare times with care, "
+            "or repeat this when it is idle."
+        )
+    notes.append(f"The mistakes are those at {best.asked} tokens.")
+    if not isinstance(best.embedder, LocalEmbedder):
+        notes.append(
+            "Whether this embedder remembers pictures from pass to pass is not known; if so, times are too low."
+        )
+    return notes

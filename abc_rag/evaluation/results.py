@@ -1,0 +1,255 @@
+"""What every evaluation returns: figures, and all that is needed to repeat and to understand them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from abc_rag.embedder import Embedder
+from abc_rag.errors import InputError
+from abc_rag.evaluation._vectors import compute_of
+from abc_rag.images import describe_source
+from abc_rag.types import ImageSource
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Cell", "Mistake", "Plot", "ResultTable", "Results", "settings"]
+
+Cell = str | float | int | None
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A query whose answer was wrong, for the page.
+
+    Attributes:
+        query: What was asked: the instruction, the question, the caption; empty for a picture alone.
+        expected: The right answer, as text or as the name of a picture.
+        found: What scored higher.
+        image: The query's picture.
+        expected_image: The right answer's picture, where the answer is one.
+        found_image: The wrong answer's picture, where the answer is one.
+        score: Cosine of what was found.
+        expected_score: Cosine of the right answer.
+        rank: Where the right answer stood; 1 is first.
+    """
+
+    query: str
+    expected: str
+    found: str
+    image: ImageSource | None = None
+    expected_image: ImageSource | None = None
+    found_image: ImageSource | None = None
+    score: float | None = None
+    expected_score: float | None = None
+    rank: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; pictures by their names."""
+        pictures = ("image", "expected_image", "found_image")
+        rest = {name: value for name, value in self.__dict__.items() if name not in pictures}
+        shown = ((name, getattr(self, name)) for name in pictures)
+        return rest | {name: None if source is None else describe_source(source) for name, source in shown}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot for the page.
+
+    Attributes:
+        title: What it shows.
+        kind: ``"bars"`` or ``"lines"``.
+        labels: One for each place on the x axis.
+        series: Name -> one value a label; NaN leaves a gap.
+        unit: Of the values.
+    """
+
+    title: str
+    kind: Literal["bars", "lines"]
+    labels: Sequence[str]
+    series: Mapping[str, Sequence[float]]
+    unit: str = "%"
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table for the terminal and the page. Floats are shown with one decimal, None as an empty cell."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation found.
+
+    Attributes:
+        benchmark: Its name: ``"ctrlbench"``.
+        model: The model's fingerprint.
+        metrics: Name -> figure; shares in [0, 1].
+        settings: Everything needed to repeat it; see `settings`.
+        tables: What is shown.
+        plots: What is drawn.
+        mistakes: The worst ones first.
+        bad: What was left out, as `BadRows.as_dict` says it.
+        notes: What a reader should know.
+        details: Figures of single items, for programs.
+    """
+
+    benchmark: str
+    model: str
+    metrics: Mapping[str, float]
+    settings: Mapping[str, Any]
+    tables: Sequence[ResultTable]
+    plots: Sequence[Plot] = ()
+    mistakes: Sequence[Mistake] = ()
+    bad: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: plain values only; NaN and infinity are None."""
+        whole = {
+            "benchmark": self.benchmark,
+            "model": self.model,
+            "metrics": self.metrics,
+            "settings": self.settings,
+            "tables": [table.__dict__ for table in self.tables],
+            "plots": [plot.__dict__ for plot in self.plots],
+            "mistakes": [mistake.as_dict() for mistake in self.mistakes],
+            "bad": self.bad,
+            "notes": self.notes,
+            "details": self.details,
+        }
+        plain: dict[str, Any] = _plain(whole)
+        return plain
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Write ``results.json`` and ``report.html`` into a folder, each whole or not at all.
+
+        Returns:
+            The two files.
+
+        Raises:
+            InputError: The folder cannot be written to.
+        """
+        from abc_rag.evaluation._html import render_page
+
+        text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        return _write(folder / "results.json", text), _write(folder / "report.html", render_page(self))
+
+    def show(self, console: Console) -> None:
+        """Print the tables, what was left out, and the notes."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        for table in self.tables:
+            shown = Table(title=escape(table.title), title_justify="left")
+            for number, column in enumerate(table.columns):
+                shown.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
+            for row in table.rows:
+                shown.add_row(*(escape(as_text(cell)) for cell in row))
+            console.print(shown)
+        for line in (*self.notes, *([left_out(self.bad)] if self.bad.get("count") else [])):
+            console.print(f"[dim]{escape(line)}[/dim]")
+
+
+def settings(embedder: Embedder, **given: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Everything needed to repeat an evaluation.
+
+    Args:
+        embedder: What was measured.
+        given: The evaluation's own arguments. A `Path` of a file is recorded with the file's SHA-256.
+
+    Returns:
+        The arguments, the model's fingerprint, device and number format, and the versions of what computes.
+    """
+    import torch
+    import transformers
+
+    from abc_rag import __version__
+
+    device, dtype = compute_of(embedder)
+    return {
+        "arguments": {name: _recorded(value) for name, value in given.items()},
+        "model": dict(embedder.fingerprint.__dict__),
+        "device": device,
+        "dtype": dtype,
+        "versions": {
+            "abc-rag": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def as_text(cell: Cell) -> str:
+    """A cell as it is shown: one decimal for floats, nothing for None and NaN."""
+    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
+        return ""
+    return f"{cell:.1f}" if isinstance(cell, float) else str(cell)
+
+
+def left_out(bad: Mapping[str, Any]) -> str:
+    """One line about what was left out."""
+    kinds = ", ".join(f"{count} {problem}" for problem, count in bad.get("by_problem", {}).items())
+    return f"left out: {bad['count']}" + (f" ({kinds})" if kinds else "")
+
+
+def _recorded(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, Path):
+        return {"path": str(value), "sha256": _sha256(value)} if value.is_file() else {"path": str(value)}
+    return value
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def _write(file: Path, text: str) -> Path:
+    part = file.with_name(file.name + ".part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # A file's name may hold bytes that are no Unicode; one odd name must not cost the results.
+        part.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(part, file)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise InputError(f"{file}: cannot be written ({error.strerror or error}); choose another folder") from error
+    return file.resolve()

@@ -1,0 +1,156 @@
+"""Visual questions as retrieval: the answer whose text is nearest to the picture under its question."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from abc_rag._rows import BadRows
+from abc_rag.embedder import Embedder, Vectors
+from abc_rag.errors import InputError
+from abc_rag.evaluation._datasets import QuestionRow, check_limit, existing, read_questions
+from abc_rag.evaluation._shared import KnownTexts, require_left, scores_at, share, worst
+from abc_rag.evaluation._vectors import VectorCache
+from abc_rag.evaluation.metrics import Ranking, join, rank_candidates, recall_at
+from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
+from abc_rag.instructions import AsAsked, Rewriter, RuleRewriter
+from abc_rag.types import Image, Input, InstructedImage
+
+__all__ = ["evaluate_vqa"]
+
+_PLACE = "{question}"
+_KS = (1, 5)
+
+
+def evaluate_vqa(
+    embedder: Embedder,
+    data: str | os.PathLike[str],
+    *,
+    instruction_template: str = _PLACE,
+    rewrite: bool = False,
+    out: Path | None = None,
+    limit: int | None = None,
+    max_bad: int = 100,
+    progress: bool = False,
+) -> Results:
+    """Choose the answer to a question about a picture among candidates.
+
+    Args:
+        embedder: What is measured.
+        data: JSON lines ``{"image": ..., "question": ..., "answer": ..., "candidates": [...]}``. Without
+            ``"candidates"``, in all rows or in none, every answer of the file is one.
+        instruction_template: Text with ``{question}``, which is the instruction then.
+        rewrite: Make an instruction of the question by `abc_rag.instructions.RuleRewriter` first.
+        out: Keep vectors in this folder, and go on from what an earlier run left there.
+        limit: Use the first so many rows.
+        max_bad: Most unusable rows, pictures and answers.
+        progress: Show progress bars.
+
+    Returns:
+        Hit@1 and hit@5 with the question; the same for the picture alone; chance.
+
+    Raises:
+        DatasetError: The file cannot be read, or has no usable row, or too many that are not.
+        InputError: The template has no ``{question}``.
+    """
+    check_limit(limit)
+    if _PLACE not in instruction_template:
+        raise InputError(f"the instruction template must have {_PLACE} in it, unlike {instruction_template!r}")
+    source = existing(data, "a JSON lines file")
+    bad = BadRows(source.name, limit=max_bad)
+    rows = read_questions(source, bad, limit=limit)
+    cache = VectorCache(embedder, out, progress=progress, limits_bad=bad)
+    rewriter: Rewriter = RuleRewriter() if rewrite else AsAsked()
+    inputs: list[Input] = []
+    for row in rows:
+        asked = rewriter.rewrite(row.question, has_image=True).instruction
+        instruction = instruction_template.replace(_PLACE, asked)
+        # Side by side, so that the vision tower sees the picture once.
+        inputs += [Image(row.image), InstructedImage(row.image, instruction)]
+    vectors, ok = cache.embed("pictures", inputs)
+    answers = KnownTexts(cache, "answers", (text for row in rows for text in (row.answer, *(row.candidates or ()))))
+    chosen = [at for at, row in enumerate(rows) if ok[2 * at] and ok[2 * at + 1] and row.answer in answers.position]
+    require_left(len(chosen), "picture with a question", cache)
+    rows = [rows[at] for at in chosen]
+    asked_ranking = _rank(vectors[[2 * at + 1 for at in chosen]], rows, answers)
+    alone_ranking = _rank(vectors[[2 * at for at in chosen]], rows, answers)
+    choices = [len(_candidates(row, answers)) for row in rows]
+    metrics = {
+        **{f"hit{k}": recall_at(asked_ranking.ranks, k) for k in _KS},
+        **{f"without_question_hit{k}": recall_at(alone_ranking.ranks, k) for k in _KS},
+        **{f"chance_hit{k}": share([min(1.0, k / count) for count in choices]) for k in _KS},
+    }
+    counts = {"questions": len(rows), "candidates": len(answers.texts)}
+    given = {"instruction_template": instruction_template, "rewrite": rewrite, "limit": limit, "max_bad": max_bad}
+    return Results(
+        benchmark="vqa",
+        model=str(embedder.fingerprint),
+        metrics=metrics,
+        settings=settings(embedder, data=source, **given) | {"counts": counts},
+        tables=[_table(metrics, counts, choices)],
+        plots=[_plot(metrics)],
+        mistakes=[
+            _mistake(rows[at], answers, asked_ranking, at) for at in worst(asked_ranking.margins, asked_ranking.ranks)
+        ],
+        bad=bad.as_dict(),
+        notes=["Hit@k: share of questions whose answer is among the k nearest candidates; ties count as misses."],
+        details={
+            "questions": [
+                {
+                    "image": row.name,
+                    "question": row.question,
+                    "answer": row.answer,
+                    "candidates": choices[at],
+                    "rank": int(asked_ranking.ranks[at]),
+                    "rank_without_question": int(alone_ranking.ranks[at]),
+                }
+                for at, row in enumerate(rows)
+            ]
+        },
+    )
+
+
+def _candidates(row: QuestionRow, answers: KnownTexts) -> Sequence[int]:
+    if row.candidates is None:
+        return range(len(answers.texts))
+    return [answers.position[text] for text in row.candidates if text in answers.position]
+
+
+def _rank(vectors: Vectors, rows: Sequence[QuestionRow], answers: KnownTexts) -> Ranking:
+    """Rank each row's own candidates, or all; positions are those of ``answers``."""
+    right = [answers.position[row.answer] for row in rows]
+    if rows[0].candidates is None:
+        return rank_candidates(vectors, answers.vectors, [[one] for one in right])
+    parts = []
+    for vector, row, one in zip(vectors, rows, right, strict=True):
+        own = np.array(_candidates(row, answers))
+        part = rank_candidates(vector[None], answers.vectors[own], [np.flatnonzero(own == one).tolist()])
+        parts.append(part.at(own))
+    return join(parts)
+
+
+def _table(metrics: dict[str, float], counts: dict[str, int], choices: Sequence[int]) -> ResultTable:
+    fewest, most = min(choices), max(choices)
+    among = f"{most}" if fewest == most else f"{fewest} to {most}"
+    names = {"": "picture + question", "without_question_": "picture alone", "chance_": "chance"}
+    rows: list[list[Cell]] = [[shown, *(100 * metrics[f"{name}hit{k}"] for k in _KS)] for name, shown in names.items()]
+    title = f"vqa: {counts['questions']} questions, each with {among} candidates"
+    return ResultTable(title, ["%", *(f"hit@{k}" for k in _KS)], rows)
+
+
+def _plot(metrics: dict[str, float]) -> Plot:
+    series = {
+        "picture + question": [100 * metrics[f"hit{k}"] for k in _KS],
+        "picture alone": [100 * metrics[f"without_question_hit{k}"] for k in _KS],
+        "chance": [100 * metrics[f"chance_hit{k}"] for k in _KS],
+    }
+    return Plot("The answer among the first k", "bars", [f"hit@{k}" for k in _KS], series)
+
+
+def _mistake(row: QuestionRow, answers: KnownTexts, ranking: Ranking, at: int) -> Mistake:
+    found: dict[str, Any] = scores_at(ranking, at)
+    return Mistake(row.question, row.answer, answers.texts[ranking.found[at]], image=row.image, **found)

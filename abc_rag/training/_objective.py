@@ -1,0 +1,162 @@
+"""What pretraining and instruction finetuning share: rows in a random order, and one process's part of each batch."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from abc_rag._rows import BadRows
+from abc_rag.errors import DatasetError, ImageError, InputError
+from abc_rag.images import ImageLimits
+from abc_rag.models._qwen2_vl import Patches
+from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts
+from abc_rag.training.config import TrainConfig
+from abc_rag.training.contrastive import Encoder, Plan, Share, share_of
+from abc_rag.training.loop import Objective
+from abc_rag.types import Fingerprint, ImageSource
+
+__all__ = ["ContrastiveObjective", "frozen_dtype", "init_head", "recompute_activations", "seeded"]
+
+
+class _Row(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def image(self) -> ImageSource: ...
+
+
+Row = TypeVar("Row", bound=_Row)
+
+
+class _Source(Protocol[Row]):  # type: ignore[misc]
+    bad: BadRows
+
+    def __len__(self) -> int: ...
+    def row(self, index: int) -> Row: ...
+
+
+def seeded(*parts: object) -> int:
+    """A seed for one purpose, the same for the same parts on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+def frozen_dtype(config: TrainConfig) -> torch.dtype:
+    """Precision of the weights that are not trained."""
+    if config.base_dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    dtype: torch.dtype = getattr(torch, config.base_dtype)
+    return dtype
+
+
+def init_head(network: ABCNetwork, how: Literal["published", "neutral"]) -> None:
+    """Start the head with identities as the published code does, or as the identity, which leaves vectors alone."""
+    first, second = network.head.linear_layer1, network.head.linear_layer2
+    if how == "published":
+        nn.init.eye_(first.weight)
+        nn.init.eye_(second.weight)
+        nn.init.zeros_(first.bias)
+    else:
+        nn.init.zeros_(second.weight)
+    nn.init.zeros_(second.bias)
+
+
+def recompute_activations(network: ABCNetwork) -> None:
+    """Keep no activations of the layers in training; the backward pass computes them again."""
+    for part in (network.backbone.visual, network.backbone.language_model):
+        how = {"use_reentrant": False}
+        # The name that transformers has had since it deprecated the other.
+        if hasattr(part, "activation_checkpointing_enable"):
+            part.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+        else:
+            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+
+
+class ContrastiveObjective(Objective[Share], Generic[Row]):
+    """Draws rows, opens their pictures, and leaves to a subclass what is asked and what answers.
+
+    Args:
+        config: How to train.
+        network: With its adapter; what is trained is marked so.
+        prompts: Of the base model.
+        source: The data.
+    """
+
+    def __init__(self, config: TrainConfig, network: ABCNetwork, prompts: ABCPrompts, source: Any) -> None:  # noqa: ANN401
+        if len(source) < config.pictures:
+            raise InputError(
+                f"{config.data} has {len(source)} usable rows, fewer than one batch of {config.pictures} pictures; "
+                f"set pictures={len(source)} or less"
+            )
+        if network.backbone.attention == "flash_attention_2" and not torch.cuda.is_available():
+            raise InputError("attention='flash_attention_2' needs a GPU; use 'sdpa'")
+        self.model = Encoder(network, bf16=config.bf16)
+        # LoRA's dropout and gradient checkpointing work in training mode only; nothing else here depends on it.
+        self.model.train()
+        if config.gradient_checkpointing:
+            recompute_activations(network)
+        self._settings = config
+        self._prompts = prompts
+        self._rows: _Source[Row] = source
+        self._state = PartialState()
+        self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="abc-rag-pictures")
+        self._pictures = ABCFamily(
+            network,
+            prompts,
+            fingerprint=Fingerprint("training", "", config.min_tokens, config.max_tokens),
+            image_limits=ImageLimits(),
+        )
+
+    @abstractmethod
+    def plan(self, rows: list[Row], indices: list[int], step: int) -> Plan:
+        """What is asked of the pictures of some rows, and what may answer."""
+
+    def row(self, index: int) -> Row:
+        """A row of the data."""
+        return self._rows.row(index)
+
+    def batch(self, step: int) -> Share:
+        """This process's part of the batch of ``step``; see `Objective.batch`."""
+        indices = self._indices(step)
+        rows = [self.row(i) for i in indices]
+        return share_of(
+            self.plan(rows, indices, step),
+            self._prompts,
+            lambda position: self._open(rows[position]),
+            merge=self._pictures.network.backbone.merge,
+            rank=self._state.process_index,
+            ranks=self._state.num_processes,
+            chunk=self._settings.chunk,
+            pool=self._pool,
+        )
+
+    def _indices(self, step: int) -> list[int]:
+        """Rows of one batch: the data in a new random order each time round, without the few that fill no batch."""
+        size = self._settings.pictures
+        a_round = len(self._rows) // size
+        order = _shuffled(len(self._rows), seeded(self._settings.seed, "order", step // a_round))
+        start = step % a_round * size
+        return order[start : start + size]
+
+    def _open(self, row: Row) -> Patches | None:
+        try:
+            return self._pictures.prepare_image(row.image)
+        except DatasetError:
+            raise
+        except (ImageError, InputError) as error:
+            self._rows.bad.add(row.id, "unusable picture", str(error))
+            return None
+
+
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order

@@ -1,0 +1,229 @@
+"""The loop that every stage of training shares; it reads from top to bottom.
+
+One step: take the next batch, accumulate gradients (the objective's part), shorten them, set the learning rate, step,
+take note, now and then write a checkpoint. Hugging Face Accelerate decides where and in how many processes it runs: by
+itself as one, or as ``accelerate launch`` says (DDP, FSDP). All that is random follows from the seed and the number of
+the step, so a run that was killed and taken up ends in the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from abc_rag import __version__
+from abc_rag.errors import CheckpointError, InputError
+from abc_rag.training._checkpoints import Checkpoints, trained_tensors
+from abc_rag.training._log import RunLog
+from abc_rag.training.config import LoopConfig
+
+__all__ = ["Objective", "run"]
+
+Batch = TypeVar("Batch")
+
+# Settings that change how long a run takes or what it tells, never what it learns.
+_FREE = {"out", "checkpoint_every", "log_every", "tensorboard", "threads", "workers", "max_bad", "download"}
+
+
+class Objective(ABC, Generic[Batch]):
+    """What is learnt: the network, its batches, and the gradients of one step."""
+
+    label: str
+    model: nn.Module
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """The batch of step ``step`` (from 0), the same for the same seed. Called in another thread, ahead of time."""
+
+    @abstractmethod
+    def backward(self, accelerator: Accelerator, model: nn.Module, batch: Batch, step: int) -> dict[str, float]:
+        """Accumulate the gradients of one step in ``model``, which is `model` as Accelerate has wrapped it.
+
+        Returns:
+            What the log shows: ``loss`` and others, equal in all processes.
+        """
+
+    @abstractmethod
+    def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
+        """Write the result, in the main process, from `trained_tensors` and what ``run.json`` holds."""
+
+
+def run(objective: Objective[Any], config: LoopConfig, *, say: Callable[[str], None] = lambda _: None) -> None:
+    """Train, from the last checkpoint if there is one.
+
+    Args:
+        objective: What is learnt.
+        config: How.
+        say: Receives a line of progress now and then where no progress bar can be shown.
+
+    Raises:
+        InputError: The folder holds a run with other settings.
+        CheckpointError: A checkpoint cannot be written or read.
+    """
+    accelerator = Accelerator()
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise InputError("training under DeepSpeed is not supported; choose DDP or FSDP in 'accelerate config'")
+    out = Path(config.out).expanduser()
+    main = accelerator.is_main_process
+    if main:
+        _claim(out, config)
+    accelerator.wait_for_everyone()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    optimizers = _optimizers(objective.model, config)
+    model, *prepared = accelerator.prepare(objective.model, *optimizers)
+    optimizers = [getattr(o, "optimizer", o) for o in prepared]
+    checkpoints = Checkpoints(out / "checkpoints", main=main)
+    first = checkpoints.load(model, optimizers)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with (
+        RunLog(
+            out, label=objective.label, steps=config.steps, first=first, every=config.log_every,
+            tensorboard=config.tensorboard, main=main, say=say,
+        ) as log,
+        _ahead(objective.batch, range(first, config.steps)) as batches,
+    ):  # fmt: skip
+        for step, batch in zip(range(first, config.steps), batches, strict=True):
+            values = objective.backward(accelerator, model, batch, step)
+            values["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+            values["lr"] = config.lr * _schedule(step, config)
+            if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+                raise CheckpointError(
+                    f"step {step + 1}: loss {values['loss']}, gradient norm {values['grad_norm']}: the run has "
+                    "diverged; lower lr, or train without bf16, in a new folder"
+                )
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = values["lr"]
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            log(step + 1, values)
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                checkpoints.save(step + 1, model, optimizers)
+    tensors = trained_tensors(model)
+    if main:
+        objective.save(out, tensors, json.loads((out / "run.json").read_text(encoding="utf-8")))
+        checkpoints.clear()
+    accelerator.wait_for_everyone()
+
+
+def _claim(out: Path, config: LoopConfig) -> None:
+    """Write the run's settings beside what it will produce; refuse a folder that holds another run."""
+    file = out / "run.json"
+    settings = asdict(config)
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))["config"]
+        changed = [
+            f"{name} was {before.get(name)!r} and is {value!r}"
+            for name, value in settings.items()
+            if name not in _FREE and before.get(name) != value
+        ]
+        if changed:
+            raise InputError(f"{out} holds a run with other settings ({'; '.join(changed)}); choose another folder")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    versions = {"abc-rag": __version__, "torch": torch.__version__, **_code_version()}
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({"config": settings, "versions": versions}, indent=2) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def _code_version() -> dict[str, str]:
+    """Versions of what the result depends on, and the commit if this is a checkout."""
+    import peft
+    import transformers
+
+    found = {"transformers": transformers.__version__, "peft": peft.__version__}
+    head = Path(__file__).parents[2] / ".git" / "HEAD"
+    try:
+        text = head.read_text(encoding="utf-8").strip()
+        reference = text.removeprefix("ref: ")
+        found["commit"] = text if reference == text else (head.parent / reference).read_text(encoding="utf-8").strip()
+    except OSError:
+        pass  # an installed package has no checkout
+    return found
+
+
+def _optimizers(network: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the matrices inside the network and AdamW for the rest.
+
+    Tried on the first 100 steps of abc-mini's base stage (25,000 questions, same seed): loss 2.77 with Muon at 2e-3,
+    2.48 at 5e-3, against 4.53 with AdamW at 2e-3.
+    """
+    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+    if not named:
+        raise CheckpointError("nothing is marked to be trained; is an adapter switched off?")
+    inner = [p for n, p in named if config.optimizer == "muon" and p.ndim == 2 and "embed_tokens" not in n]
+    chosen = {id(p) for p in inner}
+    rest = [p for _, p in named if id(p) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest:
+        optimizers.append(
+            torch.optim.AdamW(rest, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, config.beta2))
+        )
+    if inner:
+        optimizers.append(
+            torch.optim.Muon(inner, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
+
+
+def _schedule(step: int, config: LoopConfig) -> float:
+    """Share of the highest learning rate: a line up, then half a cosine down to ``final_lr``."""
+    warmup = math.ceil(config.warmup * config.steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    share = (step - warmup) / max(1, config.steps - warmup)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+@contextmanager
+def _ahead(make: Callable[[int], Any], steps: range, *, count: int = 2) -> Iterator[Iterator[Any]]:
+    """Batches made ``count`` ahead in a thread; what it raises is raised where the batch is taken."""
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=count)
+    stop = threading.Event()
+
+    def put(item: tuple[Any, BaseException | None]) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        for step in steps:
+            try:
+                batch = make(step)
+            except BaseException as error:
+                return put((None, error))
+            put((batch, None))
+            if stop.is_set():
+                return
+
+    def take() -> Iterator[Any]:
+        for _ in steps:
+            batch, error = ready.get()
+            if error is not None:
+                raise error
+            yield batch
+
+    thread = threading.Thread(target=produce, daemon=True, name="abc-rag-batches")
+    thread.start()
+    try:
+        yield take()
+    finally:
+        stop.set()
+        thread.join()

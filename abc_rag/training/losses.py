@@ -1,0 +1,106 @@
+"""ABC's contrastive loss, and its gradients at the vectors, which is where gradient caching needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["LossGradients", "contrastive_loss", "loss_gradients"]
+
+
+def contrastive_loss(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    *,
+    smoothing: float = 0.1,
+    excluded: torch.Tensor | None = None,
+    counted: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """InfoNCE with label smoothing (arXiv 2503.00329); and the share of queries whose own candidate is nearest.
+
+    Args:
+        queries: Unit rows ``(q, dim)``.
+        candidates: Unit rows ``(c, dim)``.
+        targets: int64 ``(q,)``: each query's candidate.
+        temperature: Scalar that the cosines are divided by.
+        smoothing: Share of the probability spread over all candidates.
+        excluded: bool ``(q, c)``: candidates that are true of a query without being its own, which are left out.
+        counted: bool ``(q,)``: queries that count; all if not given. At least one must.
+
+    Returns:
+        Two scalars: the mean loss over the counted queries, in nats, and their accuracy in [0, 1].
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        scores = queries.float() @ candidates.float().T / temperature
+    if excluded is not None:
+        scores = scores.masked_fill(excluded, float("-inf"))
+    log_probabilities = scores.log_softmax(dim=1)
+    own = log_probabilities.gather(1, targets[:, None]).squeeze(1)
+    kept = torch.isfinite(log_probabilities)
+    # masked_fill, not a product: 0 * inf would be NaN.
+    spread = log_probabilities.masked_fill(~kept, 0.0).sum(dim=1) / kept.sum(dim=1)
+    losses = -((1 - smoothing) * own + smoothing * spread)
+    right = (scores.argmax(dim=1) == targets).float()
+    if counted is not None:
+        losses, right = losses[counted], right[counted]
+    return losses.mean(), right.mean()
+
+
+@dataclass(frozen=True)
+class LossGradients:
+    """A loss, and how it changes with the vectors that it was computed from.
+
+    Attributes:
+        loss: Scalar, in nats.
+        accuracy: Share of queries whose own candidate is nearest.
+        queries: ``(q, dim)``: gradient at the queries.
+        candidates: ``(c, dim)``: gradient at the candidates.
+        temperature: Scalar: gradient at the temperature.
+    """
+
+    loss: float
+    accuracy: float
+    queries: torch.Tensor
+    candidates: torch.Tensor
+    temperature: torch.Tensor
+
+
+def loss_gradients(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: torch.Tensor,
+    *,
+    smoothing: float,
+    min_temperature: float = 0.0,
+    excluded: torch.Tensor | None = None,
+    counted: torch.Tensor | None = None,
+) -> LossGradients:
+    """`contrastive_loss` of a whole batch, differentiated by its vectors and by the temperature.
+
+    Args:
+        queries: See `contrastive_loss`; so for the others.
+        candidates: All candidates, of all ranks.
+        targets: Each query's candidate.
+        temperature: Scalar.
+        smoothing: See `contrastive_loss`.
+        min_temperature: A lower temperature counts as this one, and gets no gradient.
+        excluded: See `contrastive_loss`.
+        counted: See `contrastive_loss`.
+    """
+    q, c, t = (x.detach().float().requires_grad_() for x in (queries, candidates, temperature))
+    with torch.enable_grad():
+        loss, accuracy = contrastive_loss(
+            q,
+            c,
+            targets,
+            t.clamp(min=min_temperature),
+            smoothing=smoothing,
+            excluded=excluded,
+            counted=counted,
+        )
+        at_q, at_c, at_t = torch.autograd.grad(loss, (q, c, t))
+    return LossGradients(loss.item(), accuracy.item(), at_q, at_c, at_t)

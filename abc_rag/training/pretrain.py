@@ -1,0 +1,145 @@
+"""Pretraining: pictures find their captions among those of the batch and mined negatives (arXiv 2503.00329).
+
+LoRA on vision tower and language model; head and temperature are trained in full.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from abc_rag.models._qwen2_vl import load_backbone
+from abc_rag.models.abc import ABCNetwork, ABCSettings, load_prompts
+from abc_rag.models.load import part_folder
+from abc_rag.training._adapters import TEXT_TARGETS, VISION_TARGETS, add_lora, save_adapter
+from abc_rag.training._card import write_card
+from abc_rag.training._objective import ContrastiveObjective, frozen_dtype, init_head, seeded
+from abc_rag.training._scene_data import SceneCaptions
+from abc_rag.training.config import PretrainConfig
+from abc_rag.training.contrastive import Plan, Share, accumulate
+from abc_rag.training.data import CaptionRow, CaptionSource, open_captions
+from abc_rag.training.loop import run
+
+__all__ = ["Pretraining", "pretrain"]
+
+
+def pretrain(config: PretrainConfig, *, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Train a pretrain adapter; a run that was interrupted is taken up where it stopped.
+
+    Args:
+        config: What to train on, from what, and how.
+        say: Receives a line of progress now and then where no progress bar can be shown.
+
+    Returns:
+        The folder with the adapter, its settings, its metrics and its model card.
+
+    Raises:
+        InputError: A setting is unusable, or the folder holds another run.
+        DatasetError: The data cannot be read, or too many rows are unusable.
+        CheckpointError: Weights cannot be read, or written.
+    """
+    out = Path(config.out).expanduser()
+    if not (out / "adapter_model.safetensors").exists():
+        run(Pretraining(config), config, say=say)
+    return out
+
+
+class Pretraining(ContrastiveObjective[CaptionRow]):
+    """Queries are pictures; candidates are their captions and the mined negatives.
+
+    Args:
+        config: What to train on, from what, and how.
+        source: The data; opened as the configuration says if not given.
+    """
+
+    label = "pretrain"
+
+    def __init__(self, config: PretrainConfig, source: CaptionSource | None = None) -> None:
+        self._config = config
+        base = part_folder(config.base, config.base_revision)
+        torch.manual_seed(config.seed)
+        backbone = load_backbone(base, attention=config.attention, dtype=frozen_dtype(config)).requires_grad_(False)
+        self._lora = add_lora(
+            backbone,
+            "pretrain",
+            TEXT_TARGETS + VISION_TARGETS,
+            rank=config.rank,
+            alpha=config.alpha,
+            dropout=config.dropout,
+        )
+        network = ABCNetwork(backbone, head_hidden=config.head_hidden)
+        init_head(network, config.head_init)
+        nn.init.constant_(network.temperature.temp, config.temperature)
+        if source is None:
+            source = _open(config)
+        self._source: CaptionSource = source
+        super().__init__(config, network, load_prompts(base), source)
+
+    def row(self, index: int) -> CaptionRow:
+        """A row of the data; its negatives are drawn for the plan."""
+        return self._source.bare(index)
+
+    def plan(self, rows: list[CaptionRow], indices: list[int], step: int) -> Plan:
+        """Every caption once, then the negatives that are not among them."""
+        rng = random.Random(seeded(self._config.seed, "negatives", step))
+        candidates = {row.caption.text: row.caption for row in rows}
+        for index in indices:
+            for negative in self._source.negatives_of(index, self._config.negatives, rng):
+                candidates.setdefault(negative.text, negative)
+        position = {text: n for n, text in enumerate(candidates)}
+        targets = np.array([position[row.caption.text] for row in rows])
+        excluded = self._source.excluded(rows, list(candidates.values())).copy()
+        excluded[np.arange(len(rows)), targets] = False
+        return Plan(
+            tuple(row.id for row in rows),
+            tuple((n, "") for n in range(len(rows))),
+            tuple(candidates),
+            targets,
+            excluded,
+        )
+
+    def backward(self, accelerator: Accelerator, model: nn.Module, batch: Share, step: int) -> dict[str, float]:
+        """Pass the loss of one batch on to adapter, head and temperature; see `accumulate`."""
+        return accumulate(
+            accelerator,
+            model,
+            batch,
+            seed=seeded(self._config.seed, "dropout", step),
+            smoothing=self._config.label_smoothing,
+            min_temperature=self._config.min_temperature,
+            true_negatives=self._config.true_negatives,
+        )
+
+    def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
+        """Write adapter, card and settings; see `Objective.save`."""
+        config = self._config
+        write_card(out, stage="pretrain", run=run, source=self._source.describe(), bad=self._source.bad.as_dict())
+        ABCSettings(out.resolve().name, config.min_tokens, config.max_tokens, config.head_hidden).write(out)
+        save_adapter(
+            out,
+            {name.removeprefix("network."): tensor for name, tensor in tensors.items()},
+            "pretrain",
+            self._lora,
+            base=config.base,
+            dtype=getattr(torch, config.save_dtype),
+            with_head=True,
+        )
+
+
+def _open(config: PretrainConfig) -> CaptionSource:
+    if config.data == "scenes":
+        return SceneCaptions(seed=config.seed, negatives=config.negatives)
+    return open_captions(
+        config.data,
+        images=None if config.images is None else Path(config.images),
+        negatives=None if config.negatives_file is None else Path(config.negatives_file),
+        max_bad=config.max_bad,
+        allow_download=config.download,
+    )

@@ -1,0 +1,56 @@
+"""One of several processes that compute one step together: ``training_worker.py MODE CHUNK OUT``."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from accelerate import Accelerator
+from helpers import FIXTURE
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from training_helpers import RECORDS, instructing_network, opener, plan_of, pretraining_network
+
+from abc_rag.models.abc import load_prompts
+from abc_rag.training.contrastive import Encoder, accumulate, share_of
+
+
+def main(mode: str, chunk: str, out: str) -> None:
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    network = pretraining_network() if mode == "pretrain" else instructing_network()
+    prompts = load_prompts(FIXTURE / "base")
+    encoder = Encoder(network)
+    optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad])
+    model, _ = accelerator.prepare(encoder, optimizer)
+    plan, pictures = plan_of(RECORDS[mode])
+    open_picture = opener(network, prompts)
+    with ThreadPoolExecutor(2) as pool:
+        share = share_of(
+            plan,
+            prompts,
+            lambda n: open_picture(pictures[n]),
+            merge=2,
+            rank=accelerator.process_index,
+            ranks=accelerator.num_processes,
+            chunk=int(chunk) or None,
+            pool=pool,
+        )
+    fixed = network.set_instruct if mode == "instruct" else None
+    values = accumulate(accelerator, model, share, seed=0, smoothing=0.1, fixed_candidates=fixed)
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            grad = parameter.grad
+            found[name.removeprefix("module.")] = grad.full_tensor() if isinstance(grad, DTensor) else grad
+    if accelerator.is_main_process:
+        save_file({n.removeprefix("network."): g.contiguous() for n, g in found.items()}, out, {"loss": repr(values["loss"])})
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
