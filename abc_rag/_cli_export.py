@@ -29,6 +29,6 @@ def export_sentence_transformers_command(
     if as_json:
         _print_json({"folder": str(done.folder), "fingerprint": str(done.fingerprint), "difference": done.difference})
         return
-    compared = "" if done.difference is None else f"; its vectors are the engine's within {done.difference:.1g}"
+    compared = "" if done.difference is None else f"; largest difference to the engine's vectors: {done.difference:.0e}"
     _say(f"{done.fingerprint} is in {out}{compared}")
     _say(f"how to load it, and its limits: {out / 'README.md'}")

@@ -1235,6 +1235,20 @@ def test_the_command_refuses(run: Callable[..., Ended], photos: Path, arguments:
     assert message in done.err
 
 
+def test_the_command_asks_before_it_sends_anything_elsewhere(
+    run: Callable[..., Ended], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    done = run(photos, photos.parent / "out", "--chat-model", "m", "--base-url", "http://192.0.2.1/v1")
+    assert done.code == 1
+    assert "4 pictures will be sent to http://192.0.2.1/v1 (m), which may cost money. Go on? [y/N]" in done.err
+    assert not (photos.parent / "out" / "answers.jsonl").exists()
+
+
 def test_the_help_says_where_pictures_go(run: Callable[..., Ended]) -> None:
     text = " ".join(run("--help").out.split())
     assert "https://api.openai.com/v1, to which the pictures then go" in text

@@ -75,6 +75,15 @@ def test_the_ceiling_counts_a_phrase_that_answers_several_instructions(tmp_path:
     assert metrics["own_phrases_chance"] == pytest.approx(1 / 2)
 
 
+def test_one_phrase_a_picture_tests_no_instruction(tmp_path: Path) -> None:
+    found = evaluate_ctrlbench(
+        Given(VECTORS), write(tmp_path, asked("a.png", ("left", "a dog")), asked("b.png", ("left", "a fox")))
+    )
+    assert found.metrics["without_instruction_ceiling"] == 1.0
+    assert found.as_dict()["metrics"]["own_phrases_r1"] is None
+    assert any("says nothing about instructions" in note for note in found.notes)
+
+
 def test_nobody_who_ignores_the_instruction_passes_the_ceiling(tmp_path: Path) -> None:
     blind = VECTORS | {(name, said): VECTORS[name, None] for name in "ab" for said in ("left", "right")}
     metrics = evaluate_ctrlbench(Given(blind), write(tmp_path, *TWO)).metrics

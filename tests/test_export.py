@@ -319,7 +319,9 @@ def test_arguments_that_would_be_ignored_are_refused(
         load_trusted(done.folder, **arguments)
 
 
-def test_only_exports_are_loaded(tmp_path: Path) -> None:
+def test_only_exports_are_loaded(done: SentenceTransformersExport, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device 'nonsense' cannot be used here"):
+        load_sentence_transformer(done.folder, device="nonsense")
     for folder in (tmp_path, tmp_path / "nowhere", FIXTURE):
         with pytest.raises(InputError, match="is no folder that abc-rag export sentence-transformers has written"):
             load_sentence_transformer(folder)
@@ -490,6 +492,7 @@ def test_a_disk_that_fills_leaves_nothing_half_done(model: Any, expected: Vector
     model.save_pretrained(str(tmp_path / "saved"))
     with largest_file(2**20), pytest.raises(CheckpointError, match=r"cannot be written .*; make room and save again"):
         model.save_pretrained(str(tmp_path / "saved"))
+    assert not list(tmp_path.rglob("*.part"))
     again = load_sentence_transformer(tmp_path / "saved", device="cpu")
     assert largest(again.encode(few()[0]), expected[FEW]) <= TOLERANCE
 

@@ -150,5 +150,5 @@ def test_a_finished_stage_is_not_repeated(trained: Path) -> None:
 def test_another_configuration_needs_another_folder(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "run.json").write_text((trained / "base" / "run.json").read_text())
-    with pytest.raises(InputError, match="base_lr|lr was 0.005 and is 0.001"):
+    with pytest.raises(InputError, match=r"lr was 0\.005 and is 0\.001"):
         train_mini(tmp_path, replace(TINY, base_lr=1e-3))

@@ -160,7 +160,7 @@ def test_padding_does_not_enter_the_loss(prompts: ABCPrompts, pool: ThreadPoolEx
             singles.append(encoder([patches], [(0, ids)], [])[0])
         texts = [encoder([], [], [prompts(t)])[1] for t in plan.candidates]
         loss, _ = contrastive_loss(
-            torch.cat(singles), torch.cat(texts), torch.from_numpy(plan.targets), network.temperature.temp
+            torch.cat(singles), torch.cat(texts), torch.from_numpy(plan.targets), network.temperature.stored
         )
     assert values["loss"] == pytest.approx(float(loss), rel=1e-5)
 

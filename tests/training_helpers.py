@@ -27,7 +27,7 @@ def pretraining_network() -> ABCNetwork:
     add_lora(backbone, "pretrain", TEXT_TARGETS + VISION_TARGETS, rank=8, alpha=16, dropout=0.0)
     network = ABCNetwork(backbone)
     others = {f"mlp_head.{n}": p for n, p in network.head.named_parameters()}
-    _load_adapter(network, FIXTURE / "pretrain", "pretrain", others | {"temperature.temp": network.temperature.temp})
+    _load_adapter(network, FIXTURE / "pretrain", "pretrain", others | {"temperature.temp": network.temperature.stored})
     return network
 
 

@@ -1,4 +1,4 @@
-"""One of several processes that compute one step together: ``training_worker.py MODE CHUNK OUT``."""
+"""One of several processes that compute one step together: ``training_worker.py MODE ddp|fsdp CHUNK OUT``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from helpers import FIXTURE
 from safetensors.torch import save_file
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from training_helpers import RECORDS, instructing_network, opener, plan_of, pretraining_network
 
@@ -19,14 +20,19 @@ from abc_rag.models.abc import load_prompts
 from abc_rag.training.contrastive import Encoder, accumulate, share_of
 
 
-def main(mode: str, chunk: str, out: str) -> None:
+def main(mode: str, wrapper: str, chunk: str, out: str) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     network = pretraining_network() if mode == "pretrain" else instructing_network()
     prompts = load_prompts(FIXTURE / "base")
     encoder = Encoder(network)
-    optimizer = torch.optim.AdamW([p for p in encoder.parameters() if p.requires_grad])
-    model, _ = accelerator.prepare(encoder, optimizer)
+    if wrapper == "ddp":
+        model = accelerator.prepare(encoder)
+    else:
+        # As Accelerate does under FSDP 2, which it offers on accelerators only.
+        for layer in [*network.backbone.visual.blocks, *network.backbone.language_model.layers]:
+            fully_shard(layer)
+        model = fully_shard(encoder)
     plan, pictures = plan_of(RECORDS[mode])
     open_picture = opener(network, prompts)
     with ThreadPoolExecutor(2) as pool:
@@ -48,7 +54,8 @@ def main(mode: str, chunk: str, out: str) -> None:
             grad = parameter.grad
             found[name.removeprefix("module.")] = grad.full_tensor() if isinstance(grad, DTensor) else grad
     if accelerator.is_main_process:
-        save_file({n.removeprefix("network."): g.contiguous() for n, g in found.items()}, out, {"loss": repr(values["loss"])})
+        named = {n.removeprefix("network."): g.contiguous() for n, g in found.items()}
+        save_file(named, out, {"loss": repr(values["loss"])})
     accelerator.wait_for_everyone()
 
 

@@ -23,7 +23,6 @@ table { border-collapse: collapse; min-width: min(100%, 620px); font-variant-num
 caption { text-align: left; font-weight: 600; padding-bottom: 8px; }
 th, td { padding: 6px 0 6px 24px; text-align: right; border-top: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; font-size: .875rem; border-top: 0; vertical-align: bottom; }
-th:not(:first-child) { width: 1%; min-width: 4em; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; overflow-wrap: anywhere; }
 td.words { min-width: 12em; overflow-wrap: anywhere; }
 .plots { display: grid; gap: 18px; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); }

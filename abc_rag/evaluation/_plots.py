@@ -60,7 +60,10 @@ def draw(plot: Plot) -> str:
         for side in ("top", "right", "bottom" if lying else "left"):
             axes.spines[side].set_visible(False)
         axes.tick_params(length=0)
-        (_lines if plot.kind == "lines" else _lying_bars if lying else _upright_bars)(axes, plot, labels)
+        if plot.kind == "lines":
+            _lines(axes, plot, labels)
+        else:
+            _bars(axes, plot, labels, lying)
         _scale(axes, plot, lying)
         if len(plot.series) > 1:
             figure.legend(loc="outside lower center", ncols=min(3, len(plot.series)), frameon=False)
@@ -100,27 +103,20 @@ def _lines(axes: Any, plot: Plot, labels: Sequence[str]) -> None:  # noqa: ANN40
     axes.set_xlim(-0.4, len(labels) - 0.6)
 
 
-def _upright_bars(axes: Any, plot: Plot, labels: Sequence[str]) -> None:  # noqa: ANN401
+def _bars(axes: Any, plot: Plot, labels: Sequence[str], lying: bool) -> None:  # noqa: ANN401
     width = 0.8 / max(1, len(plot.series))
+    draw_bars = axes.barh if lying else axes.bar
     for number, (name, values) in enumerate(plot.series.items()):
         places = [place - 0.4 + width * (number + 0.5) for place in range(len(labels))]
         drawn = [(place, value) for place, value in zip(places, values, strict=True) if math.isfinite(value)]
         colour = _COLOURS[number % len(_COLOURS)]
-        bars = axes.bar([p for p, _ in drawn], [v for _, v in drawn], 0.92 * width, color=colour, label=name)
-        axes.bar_label(bars, [_figure(value) for _, value in drawn], padding=2, fontsize=9)
-    axes.set_xticks(range(len(labels)), labels)
-
-
-def _lying_bars(axes: Any, plot: Plot, labels: Sequence[str]) -> None:  # noqa: ANN401
-    width = 0.8 / max(1, len(plot.series))
-    for number, (name, values) in enumerate(plot.series.items()):
-        places = [place - 0.4 + width * (number + 0.5) for place in range(len(labels))]
-        drawn = [(place, value) for place, value in zip(places, values, strict=True) if math.isfinite(value)]
-        colour = _COLOURS[number % len(_COLOURS)]
-        bars = axes.barh([p for p, _ in drawn], [v for _, v in drawn], 0.92 * width, color=colour, label=name)
-        axes.bar_label(bars, [_figure(value) for _, value in drawn], padding=3, fontsize=9)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
+        bars = draw_bars([p for p, _ in drawn], [v for _, v in drawn], 0.92 * width, color=colour, label=name)
+        axes.bar_label(bars, [_figure(value) for _, value in drawn], padding=3 if lying else 2, fontsize=9)
+    if lying:
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.4, -0.6)  # the first label on top
+    else:
+        axes.set_xticks(range(len(labels)), labels)
 
 
 def _figure(value: float) -> str:

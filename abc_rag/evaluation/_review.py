@@ -69,6 +69,7 @@ class ReviewServer:
     def __init__(self, out: str | os.PathLike[str], *, port: int = 0, limits: ImageLimits = DEFAULT_LIMITS) -> None:
         self._files = BuildFolder(Path(os.path.realpath(os.path.expanduser(out))))
         self._limits = limits
+        self._images: dict[str, str] = {}  # id of a pair -> its picture
         if not self._state()["pictures"]:
             raise InputError(f"{out}: holds no answers to review; build first")
         self.token = secrets.token_urlsafe(24)
@@ -130,8 +131,7 @@ class ReviewServer:
         if not isinstance(asked, dict):
             raise InputError("a decision is a JSON object")
         id_, verdict = asked.get("pair"), asked.get("decision")
-        ids = {one.id: p for p, pairs in self._files.reviewed(self._files.read_build()).pictures for one in pairs}
-        if not isinstance(id_, str) or id_ not in ids:
+        if not isinstance(id_, str) or id_ not in self._images:
             raise InputError("no such pair; load the page again")
         if verdict not in ("accept", "reject", "undo"):
             raise InputError("the decision must be accept, reject or undo")
@@ -142,7 +142,7 @@ class ReviewServer:
         problem = pair_problem(pair)
         if problem is not None and verdict == "accept":
             raise InputError(f"cannot be accepted: {problem}")
-        row = {"pair": id_, "image": ids[id_].image, "decision": verdict, **pair.as_dict()}
+        row = {"pair": id_, "image": self._images[id_], "decision": verdict, **pair.as_dict()}
         self._files.review.append(row)
 
     def finish(self) -> None:
@@ -150,7 +150,10 @@ class ReviewServer:
         self._finished.set()
 
     def _state(self) -> dict[str, Any]:
-        return _state(self._files, lambda picture: f"picture/{picture.sha256}")
+        state = _state(self._files, lambda picture: f"picture/{picture.sha256}")
+        # Never fewer: another page may still show what this one no longer does.
+        self._images |= {pair["id"]: picture["name"] for picture in state["pictures"] for pair in picture["pairs"]}
+        return state
 
 
 class _Server(ThreadingHTTPServer):

@@ -122,7 +122,7 @@ def evaluate_ctrlbench(
         plots=_plots(metrics),
         mistakes=[_mistake(queries[p], phrases.texts, with_, p) for p in worst(with_.margins, with_.ranks)],
         bad=bad.as_dict(),
-        notes=_notes(counts),
+        notes=_notes(counts, len(choices)),
         details={"queries": _details(queries, phrases.texts, with_, without)},
     )
 
@@ -206,13 +206,16 @@ def _plots(metrics: dict[str, float]) -> list[Plot]:
     return [Plot("The right phrase among the first k", "bars", ["R@1", "R@5", "R@10"], series)]
 
 
-def _notes(counts: dict[str, int]) -> list[str]:
-    return [
+def _notes(counts: dict[str, int], choices: int) -> list[str]:
+    notes = [
         "R@k: share of instructions whose phrase is among the k nearest of all phrases; ties count as misses.",
         "Most that is possible alone: the R@1 that no model exceeds which ignores the instruction, as it gives one "
         "phrase for all that is asked of a picture; 1 / n with n different phrases a picture.",
         f"Equal phrases are one candidate; there are {counts['candidates']}.",
     ]
+    if not choices:
+        notes.append("No picture has two different phrases, so this says nothing about instructions.")
+    return notes
 
 
 def _mistake(query: _Query, texts: Sequence[str], ranking: Ranking, at: int) -> Mistake:

@@ -81,8 +81,8 @@ class BuildReport:
         pairs_per_picture: Number of pairs -> number of pictures in the file that have so many.
         distinct_instructions: Different instructions in the file; its phrases are all different.
         left_out: Answered pairs, or pictures, that are not in the file, by reason.
-        run: Of the last run: files looked at, identical and similar pictures left out, pictures answered before
-            (``kept``), asked, answered, and requests.
+        run: Of the last run: files ``looked_at``; pictures left out as ``identical`` or ``similar``; pictures whose
+            answer was there (``kept``), that were ``asked`` about, and ``answered``; ``requests``.
         bad: Pictures that could not be used or not be answered for, as `BadRows.as_dict` gives them.
     """
 

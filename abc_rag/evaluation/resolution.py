@@ -148,7 +148,9 @@ def evaluate_resolution(
         except InputError as error:
             if isinstance(error, ImageError | DatasetError):
                 raise
-            notes.append(f"{asked} tokens: left out, the model takes no pictures of so many ({error}).")
+            notes.append(
+                f"{asked} tokens: left out, the model takes no pictures of so many ({str(error).split(';')[0]})."
+            )
             measured.append(_Measured(asked, embedder, None, math.nan))
             continue
         results = evaluate(embedder)

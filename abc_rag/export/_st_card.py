@@ -89,8 +89,8 @@ precision: `model_kwargs={{"dtype": "bfloat16"}}`. `load_sentence_transformer` t
   instructions, and not before pictures. Queries and documents are embedded alike.
 - One vector an input: no token embeddings, and `truncate_dim` cuts a vector that was not trained to be cut.
 - No ONNX, no OpenVINO, no `device_map`, no `torch.nn.DataParallel`.
-- Its trainer works, on all weights or on those left unfrozen. There is no gradient checkpointing (the `Cached...` losses
-  bound memory), and `load_best_model_at_end` needs a model that was loaded with `trust_remote_code=True`.
+- The library's trainer works, on all weights or on those left unfrozen. There is no gradient checkpointing (its
+  `Cached...` losses bound memory), and `load_best_model_at_end` needs a model loaded with `trust_remote_code=True`.
 - It prepares and computes in turn, and sees a picture anew under each instruction: abc-rag's own engine is faster.
 """
 
@@ -113,9 +113,8 @@ def model_card(
         tokens = str(fingerprint.min_tokens)
     checked = "It was not compared with abc-rag's own engine when it was made."
     if difference is not None:
-        checked = (
-            f"Its vectors differ by at most {difference:.1g} from those of abc-rag's own engine, as tried when made."
-        )
+        within = f"within {difference:.0e}" if difference else "to the last bit"
+        checked = f"When it was made, it was tried: its vectors are those of abc-rag's own engine, {within}."
     return _CARD.format(
         name=fingerprint.model,
         fingerprint=fingerprint,

@@ -91,7 +91,7 @@ def write_checkpoint(
     nothing = {
         f"{_PREFIX}model.{target}.lora_A.weight": torch.zeros(1, width_in),
         f"{_PREFIX}model.{target}.lora_B.weight": torch.zeros(width_out, 1),
-        f"{_PREFIX}temperature.temp": network.temperature.temp,
+        f"{_PREFIX}temperature.temp": network.temperature.stored,
     }
     adapter = {
         _PREFIX + name.replace(_INSTRUCT, ".").replace("language_model.", "model.", 1): p
@@ -123,6 +123,9 @@ def _write(path: Path, data: bytes) -> None:
 def _save(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     """Each tensor in the precision that it has, so that what is loaded is what was saved."""
     part = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata={"format": "pt"})
-    part.chmod(0o644)  # safetensors writes for the owner alone
-    os.replace(part, path)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata={"format": "pt"})
+        part.chmod(0o644)  # safetensors writes for the owner alone
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

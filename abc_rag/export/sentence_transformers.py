@@ -36,7 +36,7 @@ class SentenceTransformersExport:
 
     Attributes:
         folder: Where it is.
-        fingerprint: The model's; the same as before the export.
+        fingerprint: What `abc_rag.load_embedder` says of the folder; for a local checkpoint the same as before.
         difference: Largest difference of any number of the vectors compared to the engine's; None where none were.
     """
 
@@ -55,8 +55,8 @@ def export_sentence_transformers(
 ) -> SentenceTransformersExport:
     """Write a checkpoint for sentence-transformers 6; see `load_sentence_transformer`.
 
-    The weights are copied, not converted, so the folder is an ABC checkpoint as well, of the same fingerprint. It is
-    written beside ``out`` and then renamed: ``out`` is whole, or not there.
+    The weights are copied, not converted, so the folder is an ABC checkpoint as well, and that of a local checkpoint
+    keeps its fingerprint. It is written beside ``out`` and then renamed: ``out`` is whole, or not there.
 
     Args:
         model: As for `abc_rag.load_embedder`: ``"abc-mini"``, a checkpoint folder, ``"abc"`` or an `ABCCheckpoint`;
@@ -143,6 +143,7 @@ def load_sentence_transformer(
 
     from abc_rag.export.st_module import ABCModule
     from abc_rag.models._checkpoint import read_json
+    from abc_rag.models.load import _device
 
     where = Path(folder).expanduser()
     if not _is_export(where):
@@ -159,7 +160,7 @@ def load_sentence_transformer(
     kept = read_json(where / _SETTINGS_FILE)
     return SentenceTransformer(
         modules=[module],
-        device=None if device == "auto" else device,
+        device=None if device == "auto" else str(_device(device)),
         prompts=kept.get("prompts"),
         default_prompt_name=kept.get("default_prompt_name"),
         similarity_fn_name=kept.get("similarity_fn_name"),

@@ -57,8 +57,6 @@ class _Preparer(ABCFamily):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.vision_cache = VisionCache(0)
-        # A tokenizer's copy forgets this, and would take "<|im_end|>" in a text for the end of the turn.
-        self._prompts._plain.encode_special_tokens = True
 
 
 class ABCModule(InputModule):  # type: ignore[misc]

@@ -114,7 +114,13 @@ class Temperature(nn.Module):
 
     def __init__(self, value: float = 0.07) -> None:
         super().__init__()
-        self.temp = nn.Parameter(torch.tensor(value))
+        # One row, as FSDP shards no scalars.
+        self.temp = nn.Parameter(torch.tensor([value]))
+
+    @property
+    def stored(self) -> torch.Tensor:
+        """The scalar that checkpoints hold: the same memory, without gradient."""
+        return self.temp.detach().view(())
 
 
 class ABCNetwork(nn.Module):
@@ -178,6 +184,11 @@ class ABCPrompts:
         self._special_names = [t.content for t in self._special.get_added_tokens_decoder().values()]
         self._text = self._split(tokenizer, [{"type": "text", "text": self._MARK}])
         self._image = self._split(tokenizer, [{"type": "image"}, {"type": "text", "text": self._MARK}])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy of a tokenizer (deepcopy, another process) forgets this setting.
+        self.__dict__.update(state)
+        self._plain.encode_special_tokens = True
 
     def _split(self, tokenizer: Any, content: list[dict[str, str]]) -> tuple[list[int], str, str, list[int]]:  # noqa: ANN401
         rendered = tokenizer.apply_chat_template(
@@ -386,7 +397,7 @@ def load_merged(
         pretrain,
         "pretrain",
         {f"mlp_head.{n}": p for n, p in network.head.named_parameters()}
-        | {"temperature.temp": network.temperature.temp},
+        | {"temperature.temp": network.temperature.stored},
     )
     lora.merge_and_unload()
     return network.eval().requires_grad_(False)
@@ -406,7 +417,10 @@ def load_network(
     network = load_merged(base, pretrain, attention=attention, dtype=dtype, device=device, head_hidden=head_hidden)
     inject_adapter_in_model(_lora_config(instruct), network.backbone, "instruct")
     _load_adapter(network, instruct, "instruct", {})
-    network.backbone.to(device=device, dtype=dtype)
+    for name, parameter in network.backbone.named_parameters():
+        # Not the whole module: that would round the rotary frequencies too.
+        if ".instruct." in name:
+            parameter.data = parameter.data.to(device=device, dtype=dtype)
     network.register_instruct_layers()
     return network.eval().requires_grad_(False)
 

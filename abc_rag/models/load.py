@@ -250,7 +250,9 @@ def _resolve(checkpoint: ABCCheckpoint, name: str) -> _Parts:
         # A snapshot's folder is named by its commit.
         revisions.append(None if is_folder(part) else folders[-1].name[:12])
     known = [r for r in revisions if r is not None]
-    return _Parts(folders[0], folders[1], folders[2], None, name, "+".join(known) if len(known) == 3 else None)
+    # What was trained here says what it was trained for; the published adapters say nothing.
+    settings = next((f for f in (folders[2], folders[1]) if (f / "abc.json").is_file()), None)
+    return _Parts(folders[0], folders[1], folders[2], settings, name, "+".join(known) if len(known) == 3 else None)
 
 
 def part_folder(part: str | os.PathLike[str], revision: str | None = None) -> Path:

@@ -67,7 +67,7 @@ def save_adapter(
         elif with_head and full.startswith("head."):
             state[f"{prefix}mlp_head.{full.removeprefix('head.')}"] = tensor
         elif with_head and full == "temperature.temp":
-            state[f"{prefix}temperature.temp"] = tensor
+            state[f"{prefix}temperature.temp"] = tensor.reshape(())
     folder.mkdir(parents=True, exist_ok=True)
     saved = replace(
         config,

@@ -122,7 +122,7 @@ def push_to_hub(
         commit = api.upload_folder(
             folder_path=str(folder),
             repo_id=repository,
-            allow_patterns=["adapter_model.safetensors", "adapter_config.json", "abc.json", "run.json", "metrics.jsonl",
+            allow_patterns=["adapter_model.safetensors", "adapter_config.json", "abc.json", "metrics.jsonl",
                             "README.md"],
             commit_message="Add the adapter, its settings and its figures",
         )  # fmt: skip

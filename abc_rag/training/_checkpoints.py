@@ -36,7 +36,6 @@ def _options() -> StateDictOptions:
         full_state_dict=True,
         cpu_offload=True,
         ignore_frozen_params=True,
-        flatten_optimizer_state_dict=True,
         strict=False,
     )
 
@@ -70,12 +69,8 @@ class Checkpoints:
         if not self._main:
             return
         tensors = {f"weights.{n}": t.contiguous() for n, t in weights.items() if isinstance(t, torch.Tensor)}
-        plain: dict[str, Any] = {}
-        for name, value in states.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{name}"] = value.contiguous()
-            else:
-                plain[name] = value
+        for weight, state in states["state"].items():
+            tensors |= {f"optimizer.{kind}.{weight}": torch.as_tensor(t).contiguous() for kind, t in state.items()}
         target = self._folder / f"step-{step:07d}"
         part = target.with_suffix(".part")
         try:
@@ -83,7 +78,8 @@ class Checkpoints:
             part.mkdir(parents=True)
             # A tensor shared between two names (none is expected) is refused by safetensors rather than written twice.
             save_file(tensors, part / "state.safetensors", metadata={"format": "pt"})
-            (part / "state.json").write_text(json.dumps({"step": step, "optimizer": plain}), encoding="utf-8")
+            groups = json.dumps({"step": step, "param_groups": states["param_groups"]})
+            (part / "state.json").write_text(groups, encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)
             os.replace(part, target)
         except (OSError, SafetensorError) as error:
@@ -108,23 +104,32 @@ class Checkpoints:
             return 0
         folder = self._folder / f"step-{found[-1]:07d}"
         weights: dict[str, Any] = {}
-        states: dict[str, Any] = {}
+        states: dict[str, dict[str, Any]] = {}
         try:
             with safe_open(folder / "state.safetensors", framework="pt") as handle:
                 for name in handle.keys():
                     kind, _, rest = name.partition(".")
-                    (weights if kind == "weights" else states)[rest] = handle.get_tensor(name)
+                    if kind == "weights":
+                        weights[rest] = handle.get_tensor(name)
+                    else:
+                        kind, _, weight = rest.partition(".")
+                        states.setdefault(weight, {})[kind] = handle.get_tensor(name)
             plain = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: not readable ({error}); delete it to use the one before") from error
-        states.update(plain["optimizer"])
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
         # Wrappers (DDP) put a prefix before the names; the state has none.
         bare = {n.removeprefix("module.") for n in trained}
         if bare != set(weights):
             odd = sorted(bare ^ set(weights))[:5]
             raise CheckpointError(f"{folder}: belongs to another network ({', '.join(odd)}); choose another folder")
-        set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=states, options=_options())
+        set_state_dict(
+            model,
+            optimizers,
+            model_state_dict=weights,
+            optim_state_dict={"state": states, "param_groups": plain["param_groups"]},
+            options=_options(),
+        )
         return int(plain["step"])
 
     def clear(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,12 @@ _Positions = npt.NDArray[np.int64]
 _BLOCK = 8192  # candidates compared at once
 _LINKS = 32
 _ADD = 4096  # vectors added to an index at once
+_SMALL = 20_000
 _INDEX_BYTES = 400  # of an index, for each vector beside itself
 _MOST_FETCHED = 4096
 
 
+@dataclass
 class Found:
     """What was found for some queries.
 
@@ -38,12 +41,30 @@ class Found:
         left_out: int64 ``(queries,)``: how many were at or above the bar, of those that were looked at.
     """
 
-    def __init__(self, scores: Vectors, positions: _Positions, left_out: _Positions) -> None:
+    scores: Vectors
+    positions: _Positions
+    left_out: _Positions
+
+    @classmethod
+    def nothing(cls, queries: int, count: int) -> Found:
+        """Nothing yet, for so many queries."""
+        return cls(
+            np.full((queries, count), -np.inf, dtype=np.float32),
+            np.full((queries, count), -1, dtype=np.int64),
+            np.zeros(queries, dtype=np.int64),
+        )
+
+    @classmethod
+    def ranked(cls, scores: Vectors, positions: _Positions, left_out: _Positions) -> Found:
+        """In order, whatever order a search found them in."""
         positions = np.where(np.isfinite(scores), positions, -1)
         order = np.lexsort((positions, -scores), axis=1)
-        self.scores: Vectors = np.take_along_axis(scores, order, axis=1)
-        self.positions: _Positions = np.take_along_axis(positions, order, axis=1)
-        self.left_out = left_out
+        return cls(np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1), left_out)
+
+    def put(self, queries: npt.NDArray[np.bool_], found: Found) -> None:
+        """Take over what was found for some of the queries."""
+        self.scores[queries], self.positions[queries] = found.scores, found.positions
+        self.left_out[queries] = found.left_out
 
 
 class Search(ABC):
@@ -112,7 +133,7 @@ class ExactSearch(Search):
             near = scores >= bar
             left_out += near.sum(dim=1)
             best, places = _merged(best, places, scores.masked_fill_(near, -torch.inf), start)
-        return Found(best.cpu().numpy(), places.cpu().numpy(), left_out.cpu().numpy())
+        return Found.ranked(best.cpu().numpy(), places.cpu().numpy(), left_out.cpu().numpy())
 
 
 def _merged(
@@ -138,6 +159,7 @@ class ApproximateSearch(Search):
         rows: See `Search`.
         folder: Where the indexes are kept.
         memory: Bytes that building one may take.
+        tag: What the vectors are, for the indexes' names: those of other vectors are not used.
         progress: Show a progress bar.
 
     Raises:
@@ -152,6 +174,7 @@ class ApproximateSearch(Search):
         *,
         folder: Path,
         memory: int,
+        tag: str,
         progress: bool = False,
     ) -> None:
         super().__init__(vectors, rows)
@@ -162,21 +185,27 @@ class ApproximateSearch(Search):
         each = max(_BLOCK, memory // (2 * vectors.shape[1] + _INDEX_BYTES) // _BLOCK * _BLOCK)
         with progress_bar("indexing captions", total=len(rows), enabled=progress) as bar:
             bounds = [(start, min(start + each, len(rows))) for start in range(0, len(rows), each)]
-            self._parts = [self._part(folder, start, end, bar) for start, end in bounds]
+            self._parts = [
+                self._part(folder / f"{tag}-{start}-{end}.usearch", start, end, bar) for start, end in bounds
+            ]
 
-    def _part(self, folder: Path, start: int, end: int, bar: Progress) -> Any:  # noqa: ANN401
+    def _part(self, path: Path, start: int, end: int, bar: Progress) -> Any:  # noqa: ANN401
         from usearch.index import Index
 
-        path = folder / f"candidates-{start}-{end}.usearch"
         if not path.is_file():
             index = Index(
                 ndim=self._vectors.shape[1], metric="ip", dtype="f16", connectivity=_LINKS, expansion_add=4 * _LINKS
             )
+            # Threads that add at once may leave a vector out of reach: one of few would be missed. Their index is also
+            # another one each time.
+            threads = 1 if end - start <= _SMALL else 0
             for first in range(start, end, _BLOCK):
                 block = np.array(self._block(first)[: end - first])
                 for begin in range(0, len(block), _ADD):
                     some = block[begin : begin + _ADD]
-                    index.add(np.arange(first + begin, first + begin + len(some), dtype=np.uint64), some)
+                    index.add(
+                        np.arange(first + begin, first + begin + len(some), dtype=np.uint64), some, threads=threads
+                    )
                     bar.advance(len(some))
             part = path.with_suffix(".part")
             try:
@@ -190,9 +219,7 @@ class ApproximateSearch(Search):
 
     def nearest(self, queries: Vectors, bars: Vectors, forbidden: Sequence[_Positions], count: int) -> Found:
         """See `Search.nearest`. What is left out may have filled the first answer: then more are asked for."""
-        scores = np.full((len(queries), count), -np.inf, dtype=np.float32)
-        positions = np.full((len(queries), count), -1, dtype=np.int64)
-        left_out = np.zeros(len(queries), dtype=np.int64)
+        result = Found.nothing(len(queries), count)
         todo = np.arange(len(queries))
         fetched = min(len(self._rows), count + count // 2 + max((len(one) for one in forbidden), default=0) + 8)
         while len(todo):
@@ -201,16 +228,17 @@ class ApproximateSearch(Search):
             for place, query in enumerate(todo.tolist()):
                 allowed = np.isfinite(found[place]) & ~np.isin(at[place], forbidden[query])
                 below = allowed & (found[place] < bars[query])
-                left_out[query] = int((allowed & ~below).sum())
+                result.left_out[query] = int((allowed & ~below).sum())
                 best = np.flatnonzero(below)[:count]
-                scores[query, : len(best)], positions[query, : len(best)] = found[place, best], at[place, best]
+                result.scores[query, : len(best)] = found[place, best]
+                result.positions[query, : len(best)] = at[place, best]
                 if len(best) < count:
                     short.append(query)
             todo = np.array(short, dtype=np.int64)
             if fetched >= min(len(self._rows), _MOST_FETCHED):
                 break
             fetched = min(len(self._rows), 4 * fetched, _MOST_FETCHED)
-        return Found(scores, positions, left_out)
+        return Found.ranked(result.scores, result.positions, result.left_out)
 
     def _ask(self, queries: Vectors, count: int) -> tuple[Vectors, _Positions]:
         """The ``count`` nearest of all parts, highest score first."""

@@ -185,8 +185,8 @@ class Encoder(nn.Module):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._bf16):
             q = self._queries(pictures, queries) if queries else self._none()
             t = self._embed(texts, None) if texts else self._none()
-        # A product, so that the parameter itself never leaves the wrapper.
-        return q, t, self.network.temperature.temp * 1.0
+        # A sum, not a view: FSDP takes the memory of a parameter back after the forward.
+        return q, t, self.network.temperature.temp.sum()
 
     def _none(self) -> torch.Tensor:
         return torch.zeros(0, self.network.backbone.hidden_size, device=self.network.backbone.device)
@@ -194,7 +194,7 @@ class Encoder(nn.Module):
     def _queries(self, pictures: list[Patches], queries: list[tuple[int, _Ids]]) -> torch.Tensor:
         backbone = self.network.backbone
         tokens = [p.rows * p.columns // backbone.merge**2 for p in pictures]
-        features = backbone.image_features(pictures).split(tokens)
+        features = torch.split(backbone.image_features(pictures), tokens)
         return self._embed([ids for _, ids in queries], [features[n] for n, _ in queries])
 
     def _embed(self, prompts: list[_Ids], features: list[torch.Tensor] | None) -> torch.Tensor:

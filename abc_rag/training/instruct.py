@@ -141,7 +141,8 @@ class Instructing(ContrastiveObjective[PairsRow]):
             {name.removeprefix("network."): tensor for name, tensor in tensors.items()},
             "instruct",
             self._lora,
-            base=config.base,
+            # A folder's place on this machine tells nobody else anything.
+            base=Path(config.base).name if is_folder(config.base) else config.base,
             dtype=getattr(torch, config.save_dtype),
             with_head=False,
         )

@@ -4,8 +4,8 @@ A row's negatives are its nearest neighbours among the captions of other picture
 above ``epsilon`` times the positive's own score, as they are probably true of the picture too. What searches, and so
 what the positive's own score is, can be chosen:
 
-*   ``query="text"``: the caption's vector. The positive is the caption itself, with which its cosine is 1, so the bar is
-    a cosine of ``epsilon``. No picture is opened.
+*   ``query="text"``: the caption's vector. The positive is the caption itself, with which its cosine is 1, so the bar
+    is a cosine of ``epsilon``. No picture is opened.
 *   ``query="image"``: the picture's vector. The positive's score is the cosine of the picture and its caption, and the
     bar is ``epsilon`` times that: another one for each row.
 
@@ -23,8 +23,7 @@ import hashlib
 import json
 import logging
 import os
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -36,10 +35,11 @@ import numpy.typing as npt
 
 from abc_rag import __version__
 from abc_rag._progress import progress_bar
-from abc_rag.embedder import Embedder, Vectors
+from abc_rag.embedder import Embedder
 from abc_rag.engine.local import LocalEmbedder
 from abc_rag.errors import InputError
 from abc_rag.training._corpus import Corpus, VectorFile, embed_rows, read_json, unwritable, write_json
+from abc_rag.training._mining import MiningJob, Vectors16
 from abc_rag.training._neighbours import ApproximateSearch, ExactSearch, Found, Search
 from abc_rag.training.data import CaptionSource
 from abc_rag.types import Image, Input, Text
@@ -49,7 +49,6 @@ __all__ = ["MiningReport", "mine_negatives"]
 _LOG = logging.getLogger(__name__)
 _EMBEDDED = 2048  # rows that are saved at once: what a kill may cost
 _ASKED = 1024  # rows that are searched at once
-_SAMPLE = 200
 _WORK_BYTES = 512 * 2**20  # of one comparison of `_ASKED` rows with a block of candidates, generously
 
 
@@ -136,8 +135,9 @@ def mine_negatives(
     run = _Run(source, Path(out).expanduser(), embedder, progress)
     run.claim()
     corpus = Corpus(source, progress=progress)
+    model = str(embedder.fingerprint)
     made_of = {
-        "model": str(embedder.fingerprint),
+        "model": model,
         "dim": embedder.dim,
         "data": corpus.digest,
         "rows": len(corpus),
@@ -149,16 +149,21 @@ def mine_negatives(
     before = run.finished(settings, index, corpus)
     if before is not None:
         return before
-    texts, queries = run.embed(made_of)
+    texts, pictures = run.embed(made_of)
     state = _SearchState(run, settings, index, chosen)
-    job = _Search(corpus, texts, queries, epsilon=epsilon, count=count)
-    search = job.open(state.index, run, memory)
+    job = MiningJob(corpus, texts, pictures, epsilon=epsilon, count=count)
+    exact = partial(ExactSearch, texts.values, job.candidates, device=_device(embedder))
+    search: Search
+    if state.index == "exact":
+        search = exact()
+    else:
+        search = ApproximateSearch(
+            texts.values, job.candidates, folder=run.work, memory=memory, tag=_tag(made_of), progress=progress
+        )
     state.search(job, search)
-    recall = None
-    if state.index == "approximate":
-        recall = job.recall(search, ExactSearch(job.texts, job.candidates, device=_device(embedder)))
+    recall = job.recall(search, exact) if state.index == "approximate" else None
     report = MiningReport(
-        model=made_of["model"], data=source.describe(), query=query, epsilon=epsilon, count=count, index=state.index,
+        model=model, data=source.describe(), query=query, epsilon=epsilon, count=count, index=state.index,
         rows=len(corpus), captions=len(job.candidates), negatives=state.counts["negatives"],
         short=state.counts["short"], at_or_above_bar=state.counts["at_or_above_bar"], recall=recall,
         bad=source.bad.as_dict(),
@@ -193,6 +198,10 @@ def _choose(
     return "exact" if vectors + _WORK_BYTES <= memory else "approximate"
 
 
+def _tag(made_of: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps({**made_of, "query": ""}).encode()).hexdigest()[:16]
+
+
 def _free_memory() -> int:
     """Bytes that are free now; 8 GiB where the system does not tell."""
     with suppress(OSError, ValueError, StopIteration):
@@ -220,7 +229,7 @@ class _Run:
 
     def claim(self) -> None:
         """Refuse to replace what is not ours; make the folder."""
-        if self.out.is_dir() or (self.out.exists() and read_json(self.sidecar) is None):
+        if self.out.is_dir() or (self.out.exists() and "report" not in (read_json(self.sidecar) or {})):
             raise InputError(f"{self.out}: is there already and was not made by mine-negatives; choose another name")
         try:
             self.work.mkdir(parents=True, exist_ok=True)
@@ -243,17 +252,17 @@ class _Run:
             self.work.rmdir()
         return MiningReport(**kept["report"])
 
-    def embed(self, made_of: Mapping[str, Any]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16] | None]:
+    def embed(self, made_of: Mapping[str, Any]) -> tuple[Vectors16, Vectors16 | None]:
         """Vectors of all captions, and where pictures search of all pictures."""
         shared = {name: value for name, value in made_of.items() if name != "query"}
 
-        def file(name: str, input_of: Any, what: str) -> npt.NDArray[np.float16]:  # noqa: ANN401
+        def file(name: str, input_of: Callable[[int], Input], what: str) -> Vectors16:
             vectors = VectorFile(self.work / f"{name}.f16", shared, rows=made_of["rows"], dim=made_of["dim"])
             embed_rows(
                 vectors, self.embedder, input_of, partial(self._name, what), self.source.bad,
                 what=what, block=_EMBEDDED, progress=self.progress,
             )  # fmt: skip
-            return vectors.view()
+            return Vectors16(vectors.view(), vectors.usable())
 
         texts = file("texts", self._text, "captions")
         return texts, file("pictures", self._picture, "pictures") if made_of["query"] == "image" else None
@@ -303,64 +312,6 @@ def _sha256(path: Path) -> str:
 # --- Searching ------------------------------------------------------------------------------------
 
 
-class _Search:
-    """What searches for what, under which bar, and what never counts."""
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        texts: npt.NDArray[np.float16],
-        queries: npt.NDArray[np.float16] | None,
-        *,
-        epsilon: float,
-        count: int,
-    ) -> None:
-        self.corpus, self.texts, self._queries = corpus, texts, queries
-        self._epsilon, self.count = epsilon, count
-        _, first, inverse = np.unique(corpus.texts, return_index=True, return_inverse=True)
-        # One candidate for each different text: the first row with it, in the order of rows.
-        order = np.argsort(first)
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        self.candidates: npt.NDArray[np.int64] = first[order].astype(np.int64)
-        self._position: npt.NDArray[np.int64] = place[inverse.reshape(-1)].astype(np.int64)
-        # Rows of one picture stand together in this order.
-        self._by_picture = np.argsort(corpus.pictures, kind="stable")
-        self._sorted_pictures = corpus.pictures[self._by_picture]
-
-    def open(self, index: str, run: _Run, memory: int) -> Search:
-        """The search over all candidates."""
-        if index == "exact":
-            return ExactSearch(self.texts, self.candidates, device=_device(run.embedder))
-        return ApproximateSearch(self.texts, self.candidates, folder=run.work, memory=memory, progress=run.progress)
-
-    def rows(self, rows: npt.NDArray[np.int64], search: Search) -> Found:
-        """What is found for some rows. One without a vector finds nothing."""
-        own = self.texts[rows].astype(np.float32)
-        asking = own if self._queries is None else self._queries[rows].astype(np.float32)
-        scores = np.ones(len(rows), dtype=np.float32) if self._queries is None else (asking * own).sum(axis=1)
-        bars: Vectors = (self._epsilon * scores).astype(np.float32)
-        # Zero is below every bar's candidate: a vector that is not there must neither ask nor answer.
-        bars[~asking.any(axis=1) | ~own.any(axis=1)] = -np.inf
-        return search.nearest(asking, bars, self._forbidden(rows), self.count)
-
-    def _forbidden(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-        """The candidates that say what a caption of the same picture says."""
-        pictures = self.corpus.pictures[rows]
-        starts = np.searchsorted(self._sorted_pictures, pictures, side="left")
-        ends = np.searchsorted(self._sorted_pictures, pictures, side="right")
-        return [self._position[self._by_picture[start:end]] for start, end in zip(starts, ends, strict=True)]
-
-    def recall(self, search: Search, exact: Search) -> float:
-        """What part of the exact negatives of a sample of rows a search finds; 1 where there are none."""
-        size = len(self.corpus)
-        rows = np.array(sorted(random.Random(0).sample(range(size), min(_SAMPLE, size))), dtype=np.int64)
-        found, wanted = self.rows(rows, search).positions, self.rows(rows, exact).positions
-        hits = sum(len(np.intersect1d(f[f >= 0], w[w >= 0])) for f, w in zip(found, wanted, strict=True))
-        total = int((wanted >= 0).sum())
-        return hits / total if total else 1.0
-
-
 class _SearchState:
     """How far the search has come: kept in ``search.json``, and in as many bytes of ``OUT.part`` as that says."""
 
@@ -382,7 +333,7 @@ class _SearchState:
         self.index = kept["index"]
         self.rows, self.bytes, self.counts = kept["rows"], kept["bytes"], kept["counts"]
 
-    def search(self, job: _Search, search: Search) -> None:
+    def search(self, job: MiningJob, search: Search) -> None:
         """Search for the rows that are left, and write what is found."""
         total = len(job.corpus)
         try:
@@ -403,11 +354,11 @@ class _SearchState:
             raise unwritable(self._run.part, error) from error
 
     def _batches(
-        self, job: _Search, search: Search, total: int
+        self, job: MiningJob, search: Search, total: int
     ) -> Iterator[tuple[bytes, Found, npt.NDArray[np.int64]]]:
         while self.rows < total:
             rows = np.arange(self.rows, min(self.rows + _ASKED, total), dtype=np.int64)
-            found = job.rows(rows, search)
+            found = job.find(rows, search)
             lines = []
             for row, positions in zip(rows.tolist(), found.positions, strict=True):
                 named = job.candidates[positions[positions >= 0]].tolist()

@@ -17,7 +17,7 @@ from torch import nn
 
 from abc_rag.models._qwen2_vl import load_backbone
 from abc_rag.models.abc import ABCNetwork, ABCSettings, load_prompts
-from abc_rag.models.load import part_folder
+from abc_rag.models.load import is_folder, part_folder
 from abc_rag.training._adapters import TEXT_TARGETS, VISION_TARGETS, add_lora, save_adapter
 from abc_rag.training._card import write_card
 from abc_rag.training._objective import ContrastiveObjective, frozen_dtype, init_head, seeded
@@ -127,7 +127,8 @@ class Pretraining(ContrastiveObjective[CaptionRow]):
             {name.removeprefix("network."): tensor for name, tensor in tensors.items()},
             "pretrain",
             self._lora,
-            base=config.base,
+            # A folder's place on this machine tells nobody else anything.
+            base=Path(config.base).name if is_folder(config.base) else config.base,
             dtype=getattr(torch, config.save_dtype),
             with_head=True,
         )
