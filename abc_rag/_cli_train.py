@@ -17,6 +17,10 @@ DataOption = Annotated[
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run; an unfinished one is taken up.")]
 ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")]
+StartOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Start from this checkpoint's parts: abc-mini, or a folder with base/, ..."),
+]
 BaseOption = Annotated[str | None, typer.Option("--base", help="Qwen2-VL: a hub id, or a folder (./...).")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Optimiser steps.")]
 PicturesOption = Annotated[int | None, typer.Option("--pictures", help="Pictures of one step, over all processes.")]
@@ -53,6 +57,7 @@ def pretrain_command(
     data: DataOption = None,
     out: OutOption = None,
     images: ImagesOption = None,
+    model: StartOption = None,
     base: BaseOption = None,
     negatives_file: Annotated[
         Path | None, typer.Option("--negatives-file", help="What 'abc-rag train mine-negatives' wrote for the data.")
@@ -65,7 +70,7 @@ def pretrain_command(
     download: DownloadOption = None,
     push: PushOption = None,
 ) -> None:
-    """Train a pretrain adapter: picture -> caption. Several GPUs: accelerate launch -m abc_rag.cli train pretrain ..."""
+    """Train a pretrain adapter: picture -> caption. On several GPUs: accelerate launch -m abc_rag.cli train ..."""
     from abc_rag.training.config import PretrainConfig, read_config
     from abc_rag.training.pretrain import pretrain
 
@@ -73,7 +78,7 @@ def pretrain_command(
         "data": data, "out": _text(out), "images": _text(images), "base": base, "steps": steps, "pictures": pictures,
         "negatives_file": _text(negatives_file), "chunk": chunk, "seed": seed, "download": download,
     }  # fmt: skip
-    _finish(pretrain(read_config(PretrainConfig, config, given, settings or []), say=_echo), push)
+    _finish(pretrain(read_config(PretrainConfig, config, given, settings or [], model=model), say=_echo), push)
 
 
 @train.command("instruct")
@@ -82,6 +87,7 @@ def instruct_command(
     data: DataOption = None,
     out: OutOption = None,
     images: ImagesOption = None,
+    model: StartOption = None,
     base: BaseOption = None,
     pretrain: Annotated[
         str | None, typer.Option("--pretrain", help="The pretrain adapter: a hub id, or a folder (./...).")
@@ -102,7 +108,7 @@ def instruct_command(
         "data": data, "out": _text(out), "images": _text(images), "base": base, "pretrain": pretrain, "steps": steps,
         "pictures": pictures, "chunk": chunk, "seed": seed, "download": download,
     }  # fmt: skip
-    _finish(instruct(read_config(InstructConfig, config, given, settings or []), say=_echo), push)
+    _finish(instruct(read_config(InstructConfig, config, given, settings or [], model=model), say=_echo), push)
 
 
 @train.command("push")
@@ -125,13 +131,14 @@ def train_mini_command(
     out: Annotated[Path, typer.Argument(help="Folder that receives base/, pretrain/ and instruct/.")],
     seed: Annotated[int, typer.Option("--seed")] = 0,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the base stage, for a trial.")] = None,
+    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16; slower on CPUs that do not know it.")] = True,
 ) -> None:
     """Train abc-mini from nothing: its base, then the two adapters as 'pretrain' and 'instruct' do."""
     from dataclasses import replace
 
     from abc_rag.training.mini import MiniConfig, train_mini
 
-    config = MiniConfig(seed=seed)
+    config = MiniConfig(seed=seed, bf16=bf16)
     if steps is not None:
         config = replace(config, base_steps=steps)
     train_mini(_expanded(out), config, say=_echo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -91,16 +92,52 @@ def test_the_plain_example(photos: Path) -> None:
     assert names["passages"].hits == []  # the folder holds no text
 
 
-def test_the_commands(photos: Path) -> None:
-    (shell,) = (b for b in blocks("") if "abc-rag index" in b)
+def run_commands(marker: str, count: int) -> None:
+    (shell,) = (b for b in blocks("") if marker in b)
     commands = [line.split("#")[0].strip() for line in shell.splitlines() if line.startswith("abc-rag ")]
-    assert len(commands) == 5
+    assert len(commands) == count
     for command in commands:
         words = [w.strip('"') for w in re.findall(r'"[^"]*"|\S+', command)][1:]
         done = subprocess.run(
             [sys.executable, "-m", "abc_rag.cli", *words], capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, (command, done.stderr)
+
+
+@pytest.fixture
+def own_data(photos: Path) -> Path:
+    captions, pairs = [], []
+    for picture in sorted((photos / "photos").iterdir()):
+        names = [f"a {name.replace('_', ' ')}" for name in picture.stem.split("-")]
+        image = str(picture.relative_to(photos))
+        captions.append({"image": image, "caption": " and ".join(names)})
+        asked = [{"instruction": f"thing number {n}", "phrase": name} for n, name in enumerate(names)]
+        pairs.append({"image": image, "pairs": asked})
+    for name, found in (("captions", captions), ("pairs", pairs)):
+        (photos / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)))
+    return photos
+
+
+def test_the_training_commands(own_data: Path) -> None:
+    run_commands("abc-rag train mine-negatives", 4)
+    assert "| seed | 0 |" in (own_data / "runs" / "mine" / "README.md").read_text()
+
+
+def test_the_evaluation_commands(own_data: Path) -> None:
+    run_commands("abc-rag evaluate ctrlbench scenes", 4)
+    assert (own_data / "results" / "report.html").stat().st_size > 10_000
+
+
+def test_the_sentence_transformers_example(photos: Path) -> None:
+    assert "`abc-rag export sentence-transformers abc-mini exported`" in README.read_text(encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-m", "abc_rag.cli", "export", "sentence-transformers", "abc-mini", "exported"], check=True
+    )
+    assert run_example("load_sentence_transformer")["vectors"].shape == (3, 192)
+
+
+def test_the_commands(photos: Path) -> None:
+    run_commands("abc-rag index", 5)
     assert (photos / "answer.html").stat().st_size > 10_000
     assert (photos / "vectors.npy").exists()
 

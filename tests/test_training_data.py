@@ -129,6 +129,7 @@ CAPTION_PROBLEMS = [
     (captioned(caption=""), "empty caption"),
     (captioned(caption=" \n"), "empty caption"),
     (captioned(caption=["a dog"]), "wrong type"),
+    (captioned(caption="half a pair: \ud83d"), "not text"),
     ({"image": "a.jpg"}, "missing caption"),
     (captioned(id="good"), "duplicate id"),
     (captioned(id=True), "wrong type"),
@@ -213,6 +214,8 @@ def test_a_wrong_column_in_all_rows_says_so(tmp_path: Path) -> None:
 def test_what_is_no_data_set(opener: Any, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such file or folder"):
         opener(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match="data must be a path or the name of a published data set, not int"):
+        opener(5)
     with pytest.raises(DatasetError, match="neither JSONL nor parquet"):
         opener(tmp_path)
     write(tmp_path / "rows.jsonl", [])
@@ -454,6 +457,7 @@ def test_published_captions(kind: str, tmp_path: Path) -> None:
     about = source.describe()
     assert about["rows"] == 4
     assert about["path"] == str(tmp_path / "data")
+    assert len(about["sha256"]) == 64
     json.dumps(about)
 
 

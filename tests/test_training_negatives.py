@@ -20,7 +20,7 @@ from abc_rag.cli import app
 from abc_rag.embedder import BatchSize, Embedder, Vectors
 from abc_rag.errors import DatasetError, ImageFormatError, InputError, MissingExtraError
 from abc_rag.scenes import captions, held_out_scenes, render
-from abc_rag.training import _neighbours, negatives
+from abc_rag.training import _mining_files, _neighbours, negatives
 from abc_rag.training.data import Candidate, CaptionRow, CaptionSource, open_captions
 from abc_rag.training.negatives import mine_negatives
 from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text
@@ -103,8 +103,8 @@ def random_corpus(rows: int, dim: int = 16, *, texts: int | None = None, seed: i
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of all kinds, so small that a few hundred rows are many."""
-    monkeypatch.setattr(negatives, "_EMBEDDED", 50)
-    monkeypatch.setattr(negatives, "_ASKED", 32)
+    monkeypatch.setattr(_mining_files, "_EMBEDDED", 50)
+    monkeypatch.setattr(_mining_files, "_ASKED", 32)
     monkeypatch.setattr(_neighbours, "_BLOCK", 64)
     monkeypatch.setattr(_neighbours, "_ADD", 40)
 
@@ -331,7 +331,7 @@ def test_searching_goes_on_after_the_last_whole_block(
     corpus, embedder = random_corpus(300)
     whole = mine_negatives(corpus, tmp_path / "whole", embedder, count=5, index=index)
     written = []
-    write = negatives.write_json
+    write = _mining_files.write_json
 
     def interrupted(path: Path, value: Any) -> None:
         if len(written) == 4:
@@ -339,11 +339,11 @@ def test_searching_goes_on_after_the_last_whole_block(
         written.append(path)
         write(path, value)
 
-    monkeypatch.setattr(negatives, "write_json", interrupted)
+    monkeypatch.setattr(_mining_files, "write_json", interrupted)
     with pytest.raises(KeyboardInterrupt):
         mine_negatives(corpus, tmp_path / "out", embedder, count=5, index=index)
     monkeypatch.undo()
-    monkeypatch.setattr(negatives, "_ASKED", 32)
+    monkeypatch.setattr(_mining_files, "_ASKED", 32)
     monkeypatch.setattr(_neighbours, "_BLOCK", 64)
     assert len((tmp_path / "out.part").read_text().splitlines()) == 5 * 32
     state = json.loads((tmp_path / "out.work/search.json").read_text())
@@ -376,7 +376,7 @@ def test_a_full_disk_costs_only_what_did_not_fit(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_embedded_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(negatives, "_EMBEDDED", 2)
+    monkeypatch.setattr(_mining_files, "_EMBEDDED", 2)
     embedder = Known({"one": at(0), "two": at(60)})
     rows = ("one", "refused", "two", "one")
     embedder.calls_left = 3  # of the first block one that fails and two halves
@@ -410,6 +410,13 @@ def test_what_has_been_mined_is_not_mined_again(tmp_path: Path, caplog: pytest.L
         caplog.clear()
         mine_negatives(corpus, out, other, **settings)
         assert "mined anew" in caplog.text
+
+
+def test_two_processes_do_not_mine_into_one_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with _mining_files.MiningFiles(out).claimed(), pytest.raises(InputError, match="another process is mining into it"):
+        mine_negatives(corpus_of("one"), out, Known({"one": at(0)}))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -1,1 +1,1 @@
-"""Numbers that say how well a model does."""
+"""Evaluation: CtrlBench, retrieval, classification, VQA, MMEB, mteb, resolution; and abc-mini in its own world."""

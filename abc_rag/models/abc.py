@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,11 @@ class ABCFamily(Family):
         # The instruct adapter leaves the vision tower alone, so one pass serves a picture under every instruction.
         self.vision_cache = VisionCache()
 
+    def at(self, *, min_tokens: int, max_tokens: int) -> ABCFamily:
+        """The same network at another resolution, with a vision cache of its own."""
+        limits = replace(self._fingerprint, min_tokens=min_tokens, max_tokens=max_tokens)
+        return ABCFamily(self.network, self._prompts, fingerprint=limits, image_limits=self._image_limits)
+
     @property
     def dim(self) -> int:
         """Length of a vector."""
@@ -357,7 +362,7 @@ def _lora_config(folder: Path) -> LoraConfig:
     return LoraConfig(**known)
 
 
-def _load_adapter(network: ABCNetwork, folder: Path, adapter: str, others: dict[str, nn.Parameter]) -> None:
+def _load_adapter(network: ABCNetwork, folder: Path, adapter: str, others: Mapping[str, torch.Tensor]) -> None:
     """Fill the injected LoRA tensors of ``adapter``, and ``others``, from a folder; all of them, and nothing else."""
     infix = f".{adapter}."
     wanted: dict[str, torch.Tensor] = {

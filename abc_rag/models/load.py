@@ -24,6 +24,7 @@ __all__ = [
     "ABCCheckpoint",
     "Attention",
     "DType",
+    "checkpoint_folder",
     "default_model",
     "is_folder",
     "load_embedder",
@@ -90,8 +91,8 @@ def load_embedder(
 
     Args:
         model: ``"abc-mini"`` (the small checkpoint in this package); ``"abc"`` (the published 7B model, fetched from
-            the hub on first use); a folder with ``base/``, ``pretrain/`` and ``instruct/``, or one that ``abc-rag train instruct``
-            wrote; or an `ABCCheckpoint`.
+            the hub on first use); a folder with ``base/``, ``pretrain/`` and ``instruct/``, or one that
+            ``abc-rag train instruct`` wrote; or an `ABCCheckpoint`.
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), or any torch device.
         dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere.
@@ -200,12 +201,23 @@ def _named_parts(folder: Path) -> _Parts:
         value is None or isinstance(value, str) for value in raw.values()
     ):
         raise CheckpointError(f"{folder / 'parts.json'}: must name base, pretrain and instruct, as hub ids or folders")
-    # Folders are relative to the file.
-    parts = {
-        name: str((folder / value).resolve()) if name in ("base", "pretrain", "instruct") and is_folder(value) else value
-        for name, value in raw.items()
-    }
+    parts = dict(raw)
+    for name in ("base", "pretrain", "instruct"):
+        if is_folder(raw[name]):  # relative to the file
+            parts[name] = str((folder / raw[name]).resolve())
     return replace(_resolve(ABCCheckpoint(**parts), folder.resolve().name), settings_in=folder)
+
+
+def checkpoint_folder(model: str) -> Path:
+    """The folder of ``"abc-mini"``, or of a local checkpoint that has all three parts in it.
+
+    Raises:
+        InputError: It is neither.
+    """
+    parts = None if model == "abc" else _source(model)("cpu")
+    if parts is None or parts.settings_in is None or parts.base.parent != parts.settings_in:
+        raise InputError(f"{model!r} is neither 'abc-mini' nor a folder with base/, pretrain/ and instruct/")
+    return parts.settings_in
 
 
 def _folder_parts(folder: Path) -> _Parts:

@@ -1,1 +1,1 @@
-"""Training: abc-mini from nothing, by ABC's recipe at small scale."""
+"""Training: mined negatives, pretraining, instruction finetuning (arXiv 2503.00329), and abc-mini from nothing."""

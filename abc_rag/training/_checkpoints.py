@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,7 +65,8 @@ class Checkpoints:
         Raises:
             CheckpointError: It could not be written; the message names the last good one.
         """
-        weights, states = get_state_dict(model, optimizers, options=_options())
+        found = get_state_dict(model, optimizers, options=_options())
+        weights, states = cast(tuple[dict[str, Any], dict[str, Any]], found)
         if not self._main:
             return
         tensors = {f"weights.{n}": t.contiguous() for n, t in weights.items() if isinstance(t, torch.Tensor)}
@@ -104,7 +105,7 @@ class Checkpoints:
             return 0
         folder = self._folder / f"step-{found[-1]:07d}"
         weights: dict[str, Any] = {}
-        states: dict[str, dict[str, Any]] = {}
+        states: dict[str, Any] = {}
         try:
             with safe_open(folder / "state.safetensors", framework="pt") as handle:
                 for name in handle.keys():

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 HUB_NAMES = {"abc-pretraining": "TIGER-Lab/ABC-Pretraining-Data", "abc-vg-instruct": "TIGER-Lab/ABC-VG-Instruct"}
-"""Our names of the published data sets, and the hub's."""
+"""Our names of the published data sets, and the hub's. A folder of that name is ``./abc-pretraining``."""
 
 _CAPTIONS = '{"image": "a.jpg", "caption": "..."}'
 _PAIRS = '{"image": "a.jpg", "pairs": [{"instruction": "...", "phrase": "..."}]}'
@@ -64,6 +64,8 @@ def find_data(data: str | os.PathLike[str], *, captions: bool) -> Found:
             has, wants = ("captions", "pairs") if not captions else ("pairs", "captions")
             raise DatasetError(f"{data} holds {has}, and {wants} are needed: {'|'.join(set(HUB_NAMES) - {data})}")
         return Found("hub", Path(HUB_NAMES[data]))
+    if not isinstance(data, (str, os.PathLike)):
+        raise DatasetError(f"data must be a path or the name of a published data set, not {type(data).__name__}")
     path = Path(os.path.expanduser(data))
     if path.is_file():
         if path.suffix != ".jsonl":
@@ -149,9 +151,14 @@ def text_of(raw: dict[str, Any], column: str, shown: str | None = None) -> str:
         raise Unusable(f"missing {shown}", f"columns: {', '.join(sorted(raw)) or 'none'}")
     if not isinstance(value, str):
         raise Unusable("wrong type", f"{shown} is {type(value).__name__}, not text")
-    if not value.strip():
+    value = value.strip()
+    if not value:
         raise Unusable(f"empty {shown}")
-    return value.strip()
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair; tokenizers cannot read it
+        raise Unusable("not text", f"{shown}: {error.reason}") from error
+    return value
 
 
 def require_rows(rows: int, name: str, bad: BadRows, shape: str) -> None:

@@ -19,7 +19,7 @@ from abc_rag._progress import progress_bar
 from abc_rag._rows import BadRows
 from abc_rag.errors import DatasetError, MissingExtraError
 from abc_rag.training._folder import Found, Note, Pictures, pair_of, require_rows, text_of
-from abc_rag.training._lines import Ids, Unusable
+from abc_rag.training._lines import Ids, Unusable, describe_files
 from abc_rag.training.data import Candidate, CaptionRow, CaptionSource, PairsRow, PairsSource, one_of_each_group
 
 __all__ = ["HubCaptions", "HubPairs", "Table", "open_table"]
@@ -82,8 +82,12 @@ def open_table(found: Found, *, allow_download: bool) -> Table:
         if "train" not in splits and len(splits) != 1:
             raise DatasetError(f"{name}: has the splits {', '.join(splits)} and no 'train'; save the one that is meant")
         opened = opened["train" if "train" in splits else splits[0]]
-    about = {"hub": name, "revision": _revision(opened)} if found.kind == "hub" else {"path": name}
-    return Table(name, opened, about | {"fingerprint": opened._fingerprint})
+    if found.kind == "hub":
+        about = {"hub": name, "revision": _revision(opened)}
+    else:
+        suffix = "parquet" if found.kind == "parquet" else "arrow"
+        about = {"path": name, **describe_files(sorted(found.path.glob(f"**/*.{suffix}")))}
+    return Table(name, opened.with_format(None), about)
 
 
 def _fetched(name: str) -> Any:  # noqa: ANN401

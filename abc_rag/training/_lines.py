@@ -16,7 +16,7 @@ from abc_rag._progress import progress_bar
 from abc_rag._rows import BadRows
 from abc_rag.errors import DatasetError
 
-__all__ = ["Ids", "LineFile", "Unusable"]
+__all__ = ["Ids", "LineFile", "Unusable", "describe_files"]
 
 _LARGE = 64 * 2**20  # bytes that take a while to read
 _MOST_HASHED = 2**30
@@ -141,19 +141,25 @@ class LineFile:
     def describe(self) -> dict[str, Any]:
         """Its path, its size, and its hash unless it is very large."""
         self._require_same()
-        about: dict[str, Any] = {"path": str(self.path), "bytes": self._version[0]}
-        if self._version[0] <= _MOST_HASHED:
-            digest = hashlib.sha256()
-            with self.path.open("rb") as handle:
-                while block := handle.read(2**20):
-                    digest.update(block)
-            about["sha256"] = digest.hexdigest()
-        return about
+        return {"path": str(self.path), **describe_files([self.path])}
 
     def _require_same(self) -> None:
         found = self.path.stat()
         if (found.st_size, found.st_mtime_ns) != self._version:
             raise self.changed()
+
+
+def describe_files(paths: Sequence[Path]) -> dict[str, Any]:
+    """Bytes and, unless they are very many, the hash of some files one after the other."""
+    size = sum(path.stat().st_size for path in paths)
+    if size > _MOST_HASHED:
+        return {"bytes": size}
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as handle:
+            while block := handle.read(2**20):
+                digest.update(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

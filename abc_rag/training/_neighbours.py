@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,6 @@ from abc_rag._progress import Progress, progress_bar
 from abc_rag.embedder import Vectors
 from abc_rag.errors import MissingExtraError
 from abc_rag.training._corpus import unwritable
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["ApproximateSearch", "ExactSearch", "Found", "Search"]
 
@@ -119,7 +116,7 @@ class ExactSearch(Search):
 
         n = len(queries)
         asked = torch.from_numpy(np.ascontiguousarray(queries)).to(self._device)
-        bar = torch.from_numpy(np.ascontiguousarray(bars)).to(self._device)[:, None]
+        bar = torch.from_numpy(np.ascontiguousarray(bars)).to(self._device)
         owner = np.repeat(np.arange(n), [len(positions) for positions in forbidden])
         never = np.concatenate([np.zeros(0, dtype=np.int64), *forbidden])
         best = torch.full((n, count), -torch.inf, device=self._device)
@@ -130,23 +127,17 @@ class ExactSearch(Search):
             scores = asked @ block.T
             here = (never >= start) & (never < start + len(block))
             scores[torch.from_numpy(owner[here]), torch.from_numpy(never[here] - start)] = -torch.inf
-            near = scores >= bar
-            left_out += near.sum(dim=1)
-            best, places = _merged(best, places, scores.masked_fill_(near, -torch.inf), start)
+            values, at = scores.topk(min(count, len(block)), dim=1)
+            # Few rows reach their bar in a block; only those are looked at in full.
+            over = torch.nonzero(values[:, 0] >= bar).squeeze(1)
+            if len(over):
+                some = scores[over]
+                near = some >= bar[over, None]
+                left_out[over] += near.sum(dim=1)
+                values[over], at[over] = some.masked_fill_(near, -torch.inf).topk(values.shape[1], dim=1)
+            best, chosen = torch.cat([best, values], dim=1).topk(count, dim=1)
+            places = torch.cat([places, at + start], dim=1).gather(1, chosen)
         return Found.ranked(best.cpu().numpy(), places.cpu().numpy(), left_out.cpu().numpy())
-
-
-def _merged(
-    best: torch.Tensor, places: torch.Tensor, scores: torch.Tensor, start: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best of what was found before and of a block's scores."""
-    import torch
-
-    count = best.shape[1]
-    top = scores.topk(min(count, scores.shape[1]), dim=1)
-    both = torch.cat([best, top.values], dim=1)
-    chosen = both.topk(count, dim=1)
-    return chosen.values, torch.cat([places, top.indices + start], dim=1).gather(1, chosen.indices)
 
 
 class ApproximateSearch(Search):

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union
 
 from abc_rag.errors import InputError, MissingExtraError
 
-__all__ = ["InstructConfig", "LoopConfig", "PretrainConfig", "TrainConfig", "make_config", "read_config"]
+__all__ = ["InstructConfig", "LoopConfig", "PretrainConfig", "TrainConfig", "make_config", "parts_of", "read_config"]
 
 Config = TypeVar("Config", bound="LoopConfig")
 
@@ -187,6 +187,26 @@ def make_config(kind: type[Config], values: Mapping[str, Any]) -> Config:
     return config
 
 
+def parts_of(model: str) -> dict[str, Any]:
+    """The settings that a whole checkpoint gives: what it is built on, and the sizes that it was made for.
+
+    Args:
+        model: ``"abc-mini"``, or a folder with ``base/`` and ``pretrain/``.
+
+    Raises:
+        InputError: It is neither.
+    """
+    from abc_rag.models.abc import ABCSettings
+    from abc_rag.models.load import checkpoint_folder
+
+    folder = checkpoint_folder(model)
+    settings = ABCSettings.read(folder)
+    return {
+        "base": str(folder / "base"), "pretrain": str(folder / "pretrain"), "head_hidden": settings.head_hidden,
+        "min_tokens": settings.min_tokens, "max_tokens": settings.max_tokens,
+    }  # fmt: skip
+
+
 def _checked(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
     origin = typing.get_origin(hint)
     choices = typing.get_args(hint)
@@ -216,7 +236,12 @@ def _checked(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
 
 
 def read_config(
-    kind: type[Config], file: Path | None, overrides: Mapping[str, Any], assignments: typing.Iterable[str] = ()
+    kind: type[Config],
+    file: Path | None,
+    overrides: Mapping[str, Any],
+    assignments: typing.Iterable[str] = (),
+    *,
+    model: str | None = None,
 ) -> Config:
     """A configuration from a YAML file (or JSON, which is YAML), what the caller overrides, and ``name=value`` texts.
 
@@ -225,12 +250,14 @@ def read_config(
         file: A mapping of setting names to values; none is needed.
         overrides: Values by name; ``None`` leaves the file's or the default.
         assignments: ``"lr=1e-4"``: the value is read as YAML.
+        model: See `parts_of`; whatever else is said goes over it.
 
     Raises:
         InputError: The file cannot be read, or `make_config` refuses what it says.
         MissingExtraError: PyYAML is not installed.
     """
-    values: dict[str, Any] = {}
+    known = {field.name for field in dataclasses.fields(kind)}
+    values = {name: value for name, value in (parts_of(model) if model else {}).items() if name in known}
     if file is not None:
         try:
             read = _yaml(file.read_text(encoding="utf-8"))

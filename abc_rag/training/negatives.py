@@ -19,37 +19,28 @@ taken up where they stopped. What was done with another model, of other data or 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from abc_rag import __version__
-from abc_rag._progress import progress_bar
 from abc_rag.embedder import Embedder
 from abc_rag.engine.local import LocalEmbedder
 from abc_rag.errors import InputError
-from abc_rag.training._corpus import Corpus, VectorFile, embed_rows, read_json, unwritable, write_json
-from abc_rag.training._mining import MiningJob, Vectors16
-from abc_rag.training._neighbours import ApproximateSearch, ExactSearch, Found, Search
+from abc_rag.training._corpus import Corpus
+from abc_rag.training._mining import MiningJob
+from abc_rag.training._mining_files import MiningFiles, SearchProgress, embed_corpus, tag_of
+from abc_rag.training._neighbours import ApproximateSearch, ExactSearch, Search
 from abc_rag.training.data import CaptionSource
-from abc_rag.types import Image, Input, Text
 
 __all__ = ["MiningReport", "mine_negatives"]
 
 _LOG = logging.getLogger(__name__)
-_EMBEDDED = 2048  # rows that are saved at once: what a kill may cost
-_ASKED = 1024  # rows that are searched at once
-_WORK_BYTES = 512 * 2**20  # of one comparison of `_ASKED` rows with a block of candidates, generously
+_WORK_BYTES = 512 * 2**20  # of one comparison of some rows with a block of candidates, generously
 
 
 @dataclass(frozen=True)
@@ -132,46 +123,41 @@ def mine_negatives(
         MissingExtraError: usearch is needed and not installed.
     """
     _check(epsilon, count, query, index, memory_gb)
-    run = _Run(source, Path(out).expanduser(), embedder, progress)
-    run.claim()
-    corpus = Corpus(source, progress=progress)
-    model = str(embedder.fingerprint)
-    made_of = {
-        "model": model,
-        "dim": embedder.dim,
-        "data": corpus.digest,
-        "rows": len(corpus),
-        "query": query,
-    }
-    memory = int(memory_gb * 2**30) if memory_gb is not None else _free_memory() // 2
-    chosen = _choose(index, len(corpus) * embedder.dim * 2, memory)
-    settings = {**made_of, "epsilon": epsilon, "count": count}
-    before = run.finished(settings, index, corpus)
-    if before is not None:
-        return before
-    texts, pictures = run.embed(made_of)
-    state = _SearchState(run, settings, index, chosen)
-    job = MiningJob(corpus, texts, pictures, epsilon=epsilon, count=count)
-    exact = partial(ExactSearch, texts.values, job.candidates, device=_device(embedder))
-    search: Search
-    if state.index == "exact":
-        search = exact()
-    else:
-        search = ApproximateSearch(
-            texts.values, job.candidates, folder=run.work, memory=memory, tag=_tag(made_of), progress=progress
-        )
-    state.search(job, search)
-    recall = job.recall(search, exact) if state.index == "approximate" else None
-    report = MiningReport(
-        model=model, data=source.describe(), query=query, epsilon=epsilon, count=count, index=state.index,
-        rows=len(corpus), captions=len(job.candidates), negatives=state.counts["negatives"],
-        short=state.counts["short"], at_or_above_bar=state.counts["at_or_above_bar"], recall=recall,
-        bad=source.bad.as_dict(),
-    )  # fmt: skip
-    if report.short:
-        _LOG.warning("%d of %d rows have fewer than %d negatives", report.short, report.rows, count)
-    del search
-    run.finish(report, settings, keep_vectors=keep_vectors)
+    files = MiningFiles(Path(out).expanduser())
+    with files.claimed():
+        corpus = Corpus(source, progress=progress)
+        made_of = {
+            "model": str(embedder.fingerprint), "dim": embedder.dim, "data": corpus.digest, "rows": len(corpus),
+        }  # fmt: skip
+        settings = {**made_of, "query": query, "epsilon": epsilon, "count": count}
+        before = files.finished(settings, index)
+        if before is not None:
+            return MiningReport(**before)
+        memory = int(memory_gb * 2**30) if memory_gb is not None else _free_memory() // 2
+        chosen = _choose(index, len(corpus) * embedder.dim * 2, memory)
+        state = SearchProgress(files, settings, index, chosen)
+        texts, pictures = embed_corpus(files, made_of, source, embedder, pictures=query == "image", progress=progress)
+        job = MiningJob(corpus, texts, pictures, epsilon=epsilon, count=count)
+        exact = partial(ExactSearch, texts.values, job.candidates, device=_device(embedder))
+        search: Search
+        if state.index == "exact":
+            search = exact()
+        else:
+            search = ApproximateSearch(
+                texts.values, job.candidates, folder=files.work, memory=memory, tag=tag_of(made_of), progress=progress
+            )
+        state.search(job, search, progress=progress)
+        recall = job.recall(search, exact) if state.index == "approximate" else None
+        report = MiningReport(
+            model=str(embedder.fingerprint), data=source.describe(), query=query, epsilon=epsilon, count=count,
+            index=state.index, rows=len(corpus), captions=len(job.candidates), **state.counts, recall=recall,
+            bad=source.bad.as_dict(),
+        )  # fmt: skip
+        if report.short:
+            _LOG.warning("%d of %d rows have fewer than %d negatives", report.short, report.rows, count)
+        # Indexes are mapped from files, which some systems do not remove while they are.
+        del search
+        files.finish(report.as_dict(), settings, keep_vectors=keep_vectors)
     return report
 
 
@@ -198,10 +184,6 @@ def _choose(
     return "exact" if vectors + _WORK_BYTES <= memory else "approximate"
 
 
-def _tag(made_of: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps({**made_of, "query": ""}).encode()).hexdigest()[:16]
-
-
 def _free_memory() -> int:
     """Bytes that are free now; 8 GiB where the system does not tell."""
     with suppress(OSError, ValueError, StopIteration):
@@ -213,169 +195,3 @@ def _free_memory() -> int:
 def _device(embedder: Embedder) -> str:
     """Where an embedder computes, as far as it says."""
     return str(embedder.family.device) if isinstance(embedder, LocalEmbedder) else "cpu"
-
-
-# --- Files ----------------------------------------------------------------------------------------
-
-
-class _Run:
-    """The files of one run, and the inputs of its rows."""
-
-    def __init__(self, source: CaptionSource, out: Path, embedder: Embedder, progress: bool) -> None:
-        self.source, self.out, self.embedder, self.progress = source, out, embedder, progress
-        self.part = out.with_name(out.name + ".part")
-        self.work = out.with_name(out.name + ".work")
-        self.sidecar = out.with_name(out.name + ".json")
-
-    def claim(self) -> None:
-        """Refuse to replace what is not ours; make the folder."""
-        if self.out.is_dir() or (self.out.exists() and "report" not in (read_json(self.sidecar) or {})):
-            raise InputError(f"{self.out}: is there already and was not made by mine-negatives; choose another name")
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.work, error) from error
-
-    def finished(self, settings: Mapping[str, Any], index: str, corpus: Corpus) -> MiningReport | None:
-        """The report of an earlier run that did the very same."""
-        kept = read_json(self.sidecar)
-        if kept is None or not self.out.exists():
-            return None
-        if kept.get("settings") != settings or index not in ("auto", kept["report"]["index"]):
-            _LOG.warning("%s: was mined with other settings, by another model, or of other data; mined anew", self.out)
-            return None
-        if kept["sha256"] != _sha256(self.out):
-            _LOG.warning("%s: has changed since it was mined; mined anew", self.out)
-            return None
-        _LOG.info("%s: is there already, with these settings", self.out)
-        with suppress(OSError):  # with vectors that were kept
-            self.work.rmdir()
-        return MiningReport(**kept["report"])
-
-    def embed(self, made_of: Mapping[str, Any]) -> tuple[Vectors16, Vectors16 | None]:
-        """Vectors of all captions, and where pictures search of all pictures."""
-        shared = {name: value for name, value in made_of.items() if name != "query"}
-
-        def file(name: str, input_of: Callable[[int], Input], what: str) -> Vectors16:
-            vectors = VectorFile(self.work / f"{name}.f16", shared, rows=made_of["rows"], dim=made_of["dim"])
-            embed_rows(
-                vectors, self.embedder, input_of, partial(self._name, what), self.source.bad,
-                what=what, block=_EMBEDDED, progress=self.progress,
-            )  # fmt: skip
-            return Vectors16(vectors.view(), vectors.usable())
-
-        texts = file("texts", self._text, "captions")
-        return texts, file("pictures", self._picture, "pictures") if made_of["query"] == "image" else None
-
-    def _text(self, row: int) -> Input:
-        return Text(self.source.bare(row).caption.text)
-
-    def _picture(self, row: int) -> Input:
-        return Image(self.source.bare(row).image)
-
-    def _name(self, what: str, row: int) -> str:
-        return f"{what}: {self.source.bare(row).id}"
-
-    def finish(self, report: MiningReport, settings: Mapping[str, Any], *, keep_vectors: bool) -> None:
-        """Put the result in its place; the report first, so that there is no result without one."""
-        content = {
-            "settings": settings,
-            "report": report.as_dict(),
-            "sha256": _sha256(self.part),
-            "abc-rag": __version__,
-        }
-        write_json(self.sidecar, content)
-        try:
-            os.replace(self.part, self.out)
-        except OSError as error:
-            raise unwritable(self.out, error) from error
-        self.clear(everything=not keep_vectors)
-
-    def clear(self, *, everything: bool) -> None:
-        """Remove what is left of the search, and the vectors too; only what a run makes."""
-        mine = ["search.json", "search.json.part", *(["texts.*", "pictures.*", "*.usearch", "*.part"] * everything)]
-        for pattern in mine:
-            for path in self.work.glob(pattern):
-                path.unlink(missing_ok=True)
-        with suppress(OSError):  # kept vectors, or what somebody put there
-            self.work.rmdir()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-# --- Searching ------------------------------------------------------------------------------------
-
-
-class _SearchState:
-    """How far the search has come: kept in ``search.json``, and in as many bytes of ``OUT.part`` as that says."""
-
-    def __init__(
-        self, run: _Run, settings: Mapping[str, Any], index: str, chosen: Literal["exact", "approximate"]
-    ) -> None:
-        self._run, self._file = run, run.work / "search.json"
-        self.index, self._settings = chosen, settings
-        self.rows, self.bytes = 0, 0
-        self.counts = {"negatives": 0, "short": 0, "at_or_above_bar": 0}
-        kept = read_json(self._file)
-        if kept is None:
-            return
-        same = kept["settings"] == settings and index in ("auto", kept["index"])
-        if not same or not run.part.is_file() or run.part.stat().st_size < kept["bytes"]:
-            _LOG.warning("%s: was begun with other settings, by another model, or of other data; begun anew", run.part)
-            return
-        # What "auto" stands for may have changed with the memory that is free; a run keeps to what it began with.
-        self.index = kept["index"]
-        self.rows, self.bytes, self.counts = kept["rows"], kept["bytes"], kept["counts"]
-
-    def search(self, job: MiningJob, search: Search) -> None:
-        """Search for the rows that are left, and write what is found."""
-        total = len(job.corpus)
-        try:
-            with (
-                self._run.part.open("r+b" if self.bytes else "w+b") as handle,
-                progress_bar("searching negatives", total=total, enabled=self._run.progress) as bar,
-            ):
-                handle.truncate(self.bytes)
-                handle.seek(self.bytes)
-                bar.advance(self.rows)
-                for lines, found, rows in self._batches(job, search, total):
-                    handle.write(lines)
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                    self._count(found, rows, job.count, len(lines))
-                    bar.advance(len(rows))
-        except OSError as error:
-            raise unwritable(self._run.part, error) from error
-
-    def _batches(
-        self, job: MiningJob, search: Search, total: int
-    ) -> Iterator[tuple[bytes, Found, npt.NDArray[np.int64]]]:
-        while self.rows < total:
-            rows = np.arange(self.rows, min(self.rows + _ASKED, total), dtype=np.int64)
-            found = job.find(rows, search)
-            lines = []
-            for row, positions in zip(rows.tolist(), found.positions, strict=True):
-                named = job.candidates[positions[positions >= 0]].tolist()
-                line = {"id": job.corpus.id(row), "negatives": [job.corpus.id(other) for other in named]}
-                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-            yield "".join(lines).encode("utf-8", "surrogatepass"), found, rows
-
-    def _count(self, found: Found, rows: npt.NDArray[np.int64], count: int, size: int) -> None:
-        had = (found.positions >= 0).sum(axis=1)
-        self.counts = {
-            "negatives": self.counts["negatives"] + int(had.sum()),
-            "short": self.counts["short"] + int((had < count).sum()),
-            "at_or_above_bar": self.counts["at_or_above_bar"] + int(found.left_out.sum()),
-        }
-        self.rows, self.bytes = self.rows + len(rows), self.bytes + size
-        write_json(
-            self._file,
-            {"settings": self._settings, "index": self.index, "rows": self.rows, "bytes": self.bytes,
-             "counts": self.counts},
-        )  # fmt: skip
