@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -11,7 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -574,54 +575,92 @@ def test_a_hub_data_set_is_not_fetched_unasked(tmp_path: Path) -> None:
         open_captions("abc-pretraining", images=tmp_path)
 
 
-def test_a_hub_data_set_is_found_in_the_cache(cache: Path, tmp_path: Path) -> None:
-    from datasets.packaged_modules.parquet.parquet import Parquet
-
-    pictures(tmp_path / "images", *(f"train/{i}.jpg" for i in range(4)))
-    save(CAPTIONS, tmp_path / "data", "parquet")
-    files = sorted(str(file) for file in tmp_path.glob("data/data/*.parquet"))
-    commit = "0123456789" * 4
-    builder = Parquet(dataset_name="ABC-Pretraining-Data", data_files={"train": files}, hash=commit)
-    builder.download_and_prepare()
-    # As the library lays it out when it has fetched it.
-    where = cache / "TIGER-Lab___abc-pretraining-data" / "default" / "0.0.0"
-    where.mkdir(parents=True)
-    Path(builder.cache_dir).rename(where / commit)
-    source = open_captions("abc-pretraining", images=tmp_path / "images")
-    assert len(source) == 4
-    about = source.describe()
-    assert (about["hub"], about["revision"]) == (HUB_NAMES["abc-pretraining"], commit)
+COMMIT = "0123456789" * 4
 
 
-class Nothing(BaseHTTPRequestHandler):
-    """A hub that has nothing."""
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as one data set needs: what it is, what files it has, and the files."""
+
+    files: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self) -> None:
-        self.send_error(404)
+        path = self.path.partition("?")[0].strip("/")
+        name = HUB_NAMES["abc-vg-instruct"]
+        file = path.removeprefix(f"datasets/{name}/resolve/").partition("/")[2]
+        folder = path.removeprefix(f"api/datasets/{name}/tree/{COMMIT}").strip("/")
+        if not self.files:
+            self.answer(404)
+        elif path == f"api/datasets/{name}/revision/{COMMIT}":
+            self.answer(200, {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in self.files]})
+        elif path.startswith(f"api/datasets/{name}/tree/"):
+            listed = [entry(file) for file in self.files if os.path.dirname(file) == folder]
+            listed += [] if folder else [{"type": "directory", "path": "data", "size": 0, "oid": COMMIT}]
+            self.answer(200 if listed else 404, listed)
+        elif path.startswith("datasets/") and file in self.files:
+            self.answer(200, self.files[file])
+        else:
+            self.answer(404)
 
     do_HEAD = do_GET
+
+    def answer(self, status: int, content: Any = b"") -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", hashlib.sha1(body).hexdigest())
+        self.send_header("X-Repo-Commit", COMMIT)
+        if status == 404 and self.files:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
 
 
-def test_a_hub_that_refuses_is_said_with_a_remedy(tmp_path: Path) -> None:
-    program = """
+def entry(file: str) -> dict[str, Any]:
+    content = Hub.files[file]
+    return {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+
+
+def ask_hub(tmp_path: Path, *, download: bool, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> str:
+    """What a process says that opens ABC-VG-Instruct from a hub with these files: its address is read at import."""
+    program = f"""
 from abc_rag.errors import DatasetError
 from abc_rag.training.data import open_pairs
 try:
-    open_pairs("abc-vg-instruct", images=".", allow_download=True)
+    source = open_pairs("abc-vg-instruct", images={str(tmp_path / "images")!r}, allow_download={download})
+    print(source.row(0).pairs[0].instruction, source.describe()["revision"])
 except DatasetError as error:
     print(error)
 """
+    monkeypatch.setattr(Hub, "files", files)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    with ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
         )
         server.shutdown()
     assert done.returncode == 0, done.stderr
-    assert "TIGER-Lab/ABC-VG-Instruct cannot be fetched" in done.stdout
-    assert "give its folder of parquet files" in done.stdout
+    return done.stdout
+
+
+def test_a_hub_data_set_is_fetched_when_asked_and_then_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "images", "1.jpg")
+    rows = [{"0": item(1, "1", "left?", "a dog"), "1": item(2, "1", "right?", "a cat")}]
+    save(rows * 2, tmp_path / "data", "parquet")
+    content = (tmp_path / "data/data/train-00000-of-00002.parquet").read_bytes()
+    files = {"data/train-00000-of-00001.parquet": content, "README.md": b"---\nlicense: mit\n---\n"}
+    said = ask_hub(tmp_path, download=True, monkeypatch=monkeypatch, files=files)
+    assert said.split() == ["left?", COMMIT]
+    said = ask_hub(tmp_path, download=False, monkeypatch=monkeypatch, files={})
+    assert said.split() == ["left?", COMMIT]
+
+
+def test_a_hub_that_refuses_is_said_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ask_hub(tmp_path, download=True, monkeypatch=monkeypatch, files={})
+    assert "TIGER-Lab/ABC-VG-Instruct cannot be fetched" in said
+    assert "give its folder of parquet files" in said

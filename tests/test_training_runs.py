@@ -106,6 +106,8 @@ def test_a_finished_run_is_not_repeated(pretrained: Path) -> None:
     before = (pretrained / "adapter_model.safetensors").stat().st_mtime_ns
     pretrain(PretrainConfig(**{**SMALL, "out": str(pretrained), "steps": 4}))
     assert (pretrained / "adapter_model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match=r"seed was 0 and is 1"):
+        pretrain(PretrainConfig(**{**SMALL, "out": str(pretrained), "steps": 4, "seed": 1}))
 
 
 # --- Interrupted runs -------------------------------------------------------------------------------------
@@ -389,3 +391,31 @@ def test_the_command_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -
         main(["train", "pretrain", "--data", "scenes"])
     assert caught.value.code == 2
     assert "needs out" in capsys.readouterr().err
+
+
+def test_muon_beside_adamw_is_restored(tmp_path: Path) -> None:
+    def made() -> tuple[torch.nn.Module, list[torch.optim.Optimizer]]:
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
+        matrices = [p for p in network.parameters() if p.ndim == 2]
+        others = [p for p in network.parameters() if p.ndim != 2]
+        return network, [torch.optim.AdamW(others, lr=0.1), torch.optim.Muon(matrices, lr=0.1)]
+
+    def advance(network: torch.nn.Module, optimizers: list[torch.optim.Optimizer], number: int) -> None:
+        inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+        network(inputs).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    one, optimizers = made()
+    checkpoints = Checkpoints(tmp_path, main=True)
+    for number in range(4):
+        advance(one, optimizers, number)
+        if number == 1:
+            checkpoints.save(2, one, optimizers)
+    two, restored = made()
+    assert checkpoints.load(two, restored) == 2
+    for number in (2, 3):
+        advance(two, restored, number)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

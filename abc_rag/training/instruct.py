@@ -28,7 +28,7 @@ from abc_rag.training._scene_data import ScenePairs
 from abc_rag.training.config import InstructConfig
 from abc_rag.training.contrastive import Plan, Share, accumulate
 from abc_rag.training.data import PairsRow, PairsSource, open_pairs
-from abc_rag.training.loop import run
+from abc_rag.training.loop import is_finished, run
 
 __all__ = ["Instructing", "instruct"]
 
@@ -49,7 +49,7 @@ def instruct(config: InstructConfig, *, say: Callable[[str], None] = lambda _: N
         CheckpointError: Weights cannot be read, or written.
     """
     out = Path(config.out).expanduser()
-    if not (out / "adapter_model.safetensors").exists():
+    if not is_finished(config, "adapter_model.safetensors"):
         run(Instructing(config), config, say=say)
     return out
 

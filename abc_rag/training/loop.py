@@ -30,7 +30,7 @@ from abc_rag.training._checkpoints import Checkpoints, trained_tensors
 from abc_rag.training._log import RunLog
 from abc_rag.training.config import LoopConfig
 
-__all__ = ["Objective", "run"]
+__all__ = ["Objective", "is_finished", "run"]
 
 Batch = TypeVar("Batch")
 
@@ -75,7 +75,9 @@ def run(objective: Objective[Any], config: LoopConfig, *, say: Callable[[str], N
     """
     accelerator = Accelerator()
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise InputError("training under DeepSpeed is not supported; choose DDP or FSDP in 'accelerate config'")
+        raise InputError(
+            "DeepSpeed is not supported, as its checkpoints are pickles; choose DDP or FSDP in 'accelerate config'"
+        )
     out = Path(config.out).expanduser()
     main = accelerator.is_main_process
     if main:
@@ -120,25 +122,43 @@ def run(objective: Objective[Any], config: LoopConfig, *, say: Callable[[str], N
     accelerator.wait_for_everyone()
 
 
+def is_finished(config: LoopConfig, result: str) -> bool:
+    """Whether the run's folder holds its result already.
+
+    Raises:
+        InputError: It holds a run with other settings.
+    """
+    out = Path(config.out).expanduser()
+    _refuse_another_run(out, config)
+    return (out / result).is_file()
+
+
+def _refuse_another_run(out: Path, config: LoopConfig) -> None:
+    try:
+        before = json.loads((out / "run.json").read_text(encoding="utf-8"))["config"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{out / 'run.json'}: is no run's settings ({error}); choose another folder") from error
+    changed = [
+        f"{name} was {before.get(name)!r} and is {value!r}"
+        for name, value in asdict(config).items()
+        if name not in _FREE and before.get(name) != value
+    ]
+    if changed:
+        raise InputError(f"{out} holds a run with other settings ({'; '.join(changed)}); choose another folder")
+
+
 def _claim(out: Path, config: LoopConfig) -> None:
     """Write the run's settings beside what it will produce; refuse a folder that holds another run."""
-    file = out / "run.json"
-    settings = asdict(config)
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))["config"]
-        changed = [
-            f"{name} was {before.get(name)!r} and is {value!r}"
-            for name, value in settings.items()
-            if name not in _FREE and before.get(name) != value
-        ]
-        if changed:
-            raise InputError(f"{out} holds a run with other settings ({'; '.join(changed)}); choose another folder")
+    _refuse_another_run(out, config)
+    if (out / "run.json").exists():
         return
     out.mkdir(parents=True, exist_ok=True)
     versions = {"abc-rag": __version__, "torch": torch.__version__, **_code_version()}
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({"config": settings, "versions": versions}, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
+    part = out / "run.part"
+    part.write_text(json.dumps({"config": asdict(config), "versions": versions}, indent=2) + "\n", encoding="utf-8")
+    part.replace(out / "run.json")
 
 
 def _code_version() -> dict[str, str]:

@@ -38,7 +38,7 @@ from abc_rag.training._words import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokeniz
 from abc_rag.training.config import InstructConfig, LoopConfig, PretrainConfig
 from abc_rag.training.contrastive import Encoder
 from abc_rag.training.instruct import instruct
-from abc_rag.training.loop import Objective, run
+from abc_rag.training.loop import Objective, is_finished, run
 from abc_rag.training.losses import contrastive_loss
 from abc_rag.training.pretrain import pretrain
 
@@ -118,7 +118,7 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     """
     config = config or MiniConfig()
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / "base" / "model.safetensors").exists():
+    if not is_finished(config.base(out), "model.safetensors"):
         run(_Base(config, out), config.base(out), say=say)
     pretrain(config.pretrain(out), say=say)
     instruct(config.instruct(out), say=say)

@@ -25,7 +25,7 @@ from abc_rag.training._scene_data import SceneCaptions
 from abc_rag.training.config import PretrainConfig
 from abc_rag.training.contrastive import Plan, Share, accumulate
 from abc_rag.training.data import CaptionRow, CaptionSource, open_captions
-from abc_rag.training.loop import run
+from abc_rag.training.loop import is_finished, run
 
 __all__ = ["Pretraining", "pretrain"]
 
@@ -46,7 +46,7 @@ def pretrain(config: PretrainConfig, *, say: Callable[[str], None] = lambda _: N
         CheckpointError: Weights cannot be read, or written.
     """
     out = Path(config.out).expanduser()
-    if not (out / "adapter_model.safetensors").exists():
+    if not is_finished(config, "adapter_model.safetensors"):
         run(Pretraining(config), config, say=say)
     return out
 
