@@ -165,6 +165,17 @@ def test_padding_does_not_enter_the_loss(prompts: ABCPrompts, pool: ThreadPoolEx
     assert values["loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
+def test_padding_does_not_enter_the_gradients(prompts: ABCPrompts, pool: ThreadPoolExecutor) -> None:
+    """Computed in groups of similar length, or all together with much padding: the gradients are the same."""
+    packed, padded = pretraining_network(), pretraining_network()
+    one = step(packed, RECORDS["pretrain_padded"], prompts, pool)
+    two = step(padded, RECORDS["pretrain_padded"], prompts, pool, packed=False)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    found = gradients(padded)
+    for name, gradient in gradients(packed).items():
+        assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-4, name
+
+
 def test_instruct_leaves_everything_but_its_adapter_alone(prompts: ABCPrompts, pool: ThreadPoolExecutor) -> None:
     network = instructing_network()
     step(network, RECORDS["instruct"], prompts, pool)

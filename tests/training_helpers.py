@@ -65,6 +65,7 @@ def step(
     *,
     chunk: int | None = None,
     unusable: int | None = None,
+    packed: bool = True,
 ) -> dict[str, float]:
     plan, pictures = plan_of(record)
     open_picture = opener(network, prompts)
@@ -77,6 +78,7 @@ def step(
         ranks=1,
         chunk=chunk,
         pool=pool,
+        packed=packed,
     )
     fixed = network.set_instruct if record["mode"] == "instruct" else None
     return accumulate(Accelerator(), Encoder(network), share, seed=0, smoothing=0.1, fixed_candidates=fixed)

@@ -45,6 +45,7 @@ def main(mode: str, wrapper: str, chunk: str, out: str) -> None:
             ranks=accelerator.num_processes,
             chunk=int(chunk) or None,
             pool=pool,
+            packed=wrapper != "fsdp",
         )
     fixed = network.set_instruct if mode == "instruct" else None
     values = accumulate(accelerator, model, share, seed=0, smoothing=0.1, fixed_candidates=fixed)

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from abc_rag._rows import BadRows
@@ -135,6 +136,7 @@ class ContrastiveObjective(Objective[Share], Generic[Row]):
             ranks=self._state.num_processes,
             chunk=self._settings.chunk,
             pool=self._pool,
+            packed=not parse_flag_from_env("ACCELERATE_USE_FSDP"),
         )
 
     def _indices(self, step: int) -> list[int]:

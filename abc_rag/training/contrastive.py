@@ -70,6 +70,7 @@ class Chunk:
         query_rows: The query's position in the plan; -1 for one that only fills up.
         texts: Token ids of candidates.
         text_rows: The candidate's position in the plan; -1 for one that only fills up.
+        packed: Whether sequences of similar length go through the network together, and others after them.
     """
 
     pictures: list[Patches]
@@ -77,6 +78,7 @@ class Chunk:
     query_rows: list[int]
     texts: list[_Ids]
     text_rows: list[int]
+    packed: bool
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def share_of(
     ranks: int,
     chunk: int | None,
     pool: ThreadPoolExecutor,
+    packed: bool = True,
 ) -> Share:
     """Prepare one process's part of a plan on the CPU.
 
@@ -116,6 +119,8 @@ def share_of(
         ranks: How many.
         chunk: Most pictures of a chunk; None for one chunk.
         pool: Opens the pictures.
+        packed: Spare padding by computing sequences of similar length together. Not for FSDP, where all processes must
+            pass through a layer equally often.
 
     Raises:
         DatasetError: There are fewer pictures or candidates than processes, or no picture can be used.
@@ -146,7 +151,8 @@ def share_of(
                 queries.append((n, prompts(plan.queries[row][1], image_tokens=tokens)))
                 query_rows.append(row if real else -1)
         # Every chunk has a text, as every forward of a wrapped network must use all of its weights.
-        chunks.append(Chunk(patches, queries, query_rows, [ids[row] for row in rows or texts[:1]], rows or [-1]))
+        filled = rows or texts[:1]
+        chunks.append(Chunk(patches, queries, query_rows, [ids[row] for row in filled], rows or [-1], packed))
     return Share(plan, chunks, [p for p, patches in opened.items() if patches is None])
 
 
@@ -178,29 +184,29 @@ class Encoder(nn.Module):
         self._bf16 = bf16
 
     def forward(
-        self, pictures: list[Patches], queries: list[tuple[int, _Ids]], texts: list[_Ids]
+        self, pictures: list[Patches], queries: list[tuple[int, _Ids]], texts: list[_Ids], packed: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Vectors of the queries ``(q, dim)`` and of the texts ``(t, dim)``, float32, and the temperature."""
         device = self.network.backbone.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            q = self._queries(pictures, queries) if queries else self._none()
-            t = self._embed(texts, None) if texts else self._none()
+            q = self._queries(pictures, queries, packed) if queries else self._none()
+            t = self._embed(texts, None, packed) if texts else self._none()
         # A sum, not a view: FSDP takes the memory of a parameter back after the forward.
         return q, t, self.network.temperature.temp.sum()
 
     def _none(self) -> torch.Tensor:
         return torch.zeros(0, self.network.backbone.hidden_size, device=self.network.backbone.device)
 
-    def _queries(self, pictures: list[Patches], queries: list[tuple[int, _Ids]]) -> torch.Tensor:
+    def _queries(self, pictures: list[Patches], queries: list[tuple[int, _Ids]], packed: bool) -> torch.Tensor:
         backbone = self.network.backbone
         tokens = [p.rows * p.columns // backbone.merge**2 for p in pictures]
         features = torch.split(backbone.image_features(pictures), tokens)
-        return self._embed([ids for _, ids in queries], [features[n] for n, _ in queries])
+        return self._embed([ids for _, ids in queries], [features[n] for n, _ in queries], packed)
 
-    def _embed(self, prompts: list[_Ids], features: list[torch.Tensor] | None) -> torch.Tensor:
+    def _embed(self, prompts: list[_Ids], features: list[torch.Tensor] | None, packed: bool) -> torch.Tensor:
         device = self.network.backbone.device
         rows, order = [], []
-        for group in _even_groups([len(p) for p in prompts]):
+        for group in _even_groups([len(p) for p in prompts]) if packed else [list(range(len(prompts)))]:
             lengths = torch.tensor([len(prompts[i]) for i in group])
             # Multiples of four: matrix libraries prepare each new shape once, and that costs more than the padding.
             ids = torch.zeros(len(group), -(-int(lengths.max()) // 4) * 4 if len(group) > 1 else int(lengths[0]),
@@ -266,6 +272,7 @@ def accumulate(
                     chunk.pictures if queries else [],
                     chunk.queries if queries else [],
                     chunk.texts if texts else [],
+                    chunk.packed,
                 )
             )
 
