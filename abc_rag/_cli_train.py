@@ -44,6 +44,10 @@ def _text(path: Path | None) -> str | None:
 
 
 def _finish(out: Path, push: str | None) -> None:
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return
     _say(f"the adapter is in {out}; what it is: {out / 'README.md'}")
     if push is not None:
         from abc_rag.training._card import push_to_hub

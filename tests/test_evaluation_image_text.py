@@ -11,7 +11,9 @@ import pytest
 from embedders import Given
 
 from abc_rag import cli
+from abc_rag._rows import BadRows
 from abc_rag.errors import DatasetError
+from abc_rag.evaluation._captions import read_captioned
 from abc_rag.evaluation.image_text import evaluate_retrieval
 
 X, Y, Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
@@ -49,9 +51,9 @@ def mscoco(folder: Path, **more: Any) -> Path:
         "info": {},
         "images": [{"id": number, "file_name": f"{name}.png"} for number, name in enumerate(CAPTIONS)],
         "annotations": [
-            {"id": 7, "image_id": number, "caption": one}
+            {"id": 10 * number + place, "image_id": number, "caption": one}
             for number, said in enumerate(CAPTIONS.values())
-            for one in said
+            for place, one in enumerate(said)
         ],
     }
     for name, rows in more.items():
@@ -98,7 +100,7 @@ def test_a_caption_of_two_pictures_is_one_candidate_and_right_for_both(folder: P
     assert found.settings["counts"] == {"pictures": 2, "captions": 3, "distinct_captions": 2}
     assert found.metrics["text_to_image_r1"] == 1.0
     assert found.metrics["image_to_text_r1"] == 1.0
-    assert any("1 captions repeat" in note for note in found.notes)
+    assert any("word for word: 1." in note for note in found.notes)
 
 
 def test_pictures_elsewhere_captions_limit_and_split(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -173,6 +175,30 @@ def test_another_format_is_refused_by_name(content: str, message: str, folder: P
     (folder / "data.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(DatasetError, match=message):
         evaluate_retrieval(Given(VECTORS), folder / "data.json")
+
+
+@pytest.mark.parametrize("kind", ["mscoco", "karpathy"])
+def test_a_repeated_id_is_named_in_published_formats(kind: str, folder: Path) -> None:
+    if kind == "mscoco":
+        file = mscoco(folder, annotations=[{"id": 0, "image_id": 1, "caption": "again"}])
+    else:
+        file = karpathy(folder)
+        whole = json.loads(file.read_text())
+        whole["images"] = [{**one, "imgid": 5} for one in whole["images"][:2]]
+        file.write_text(json.dumps(whole))
+    bad = BadRows("data")
+    read_captioned(file, bad)
+    assert bad.by_problem == {"duplicate id": 1}
+
+
+def test_an_empty_file_and_a_folder_are_refused_once(folder: Path) -> None:
+    (folder / "empty.json").write_text(" \n")
+    with pytest.raises(DatasetError) as caught:
+        evaluate_retrieval(Given({}), folder / "empty.json")
+    assert str(caught.value).count("it must be") == 1
+    assert "is empty" in str(caught.value)
+    with pytest.raises(DatasetError, match="is a folder; give annotations"):
+        evaluate_retrieval(Given({}), folder)
 
 
 def test_broken_pictures(folder: Path) -> None:

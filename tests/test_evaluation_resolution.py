@@ -117,6 +117,12 @@ def test_bad_arguments(arguments: dict[str, Any], message: str, data: Path) -> N
         evaluate_resolution(sharp, data, **arguments)
 
 
+@pytest.mark.parametrize("name", ["images", "labels"])
+def test_what_is_of_another_task_is_refused(name: str, data: Path) -> None:
+    with pytest.raises(InputError, match=f"{name} are of the task"):
+        evaluate_resolution(lambda tokens: FakeEmbedder(), data, **{name: data})  # type: ignore[arg-type]
+
+
 def test_bad_data(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such file"):
         evaluate_resolution(sharp, tmp_path / "gone.jsonl")

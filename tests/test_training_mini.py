@@ -152,3 +152,5 @@ def test_another_configuration_needs_another_folder(trained: Path, tmp_path: Pat
     (tmp_path / "base" / "run.json").write_text((trained / "base" / "run.json").read_text())
     with pytest.raises(InputError, match=r"lr was 0\.005 and is 0\.001"):
         train_mini(tmp_path, replace(TINY, base_lr=1e-3))
+    with pytest.raises(InputError, match="the data have changed"):
+        train_mini(tmp_path, replace(TINY, vision_depth=2))

@@ -200,10 +200,11 @@ def test_an_unusable_picture_costs_the_others_nothing(prompts: ABCPrompts, pool:
 
 def test_a_batch_without_any_picture_is_an_error(prompts: ABCPrompts, pool: ThreadPoolExecutor) -> None:
     plan, _ = plan_of(RECORDS["pretrain"])
-    with pytest.raises(DatasetError, match="none of the 3 pictures"):
-        share_of(plan, prompts, lambda _: None, merge=2, rank=0, ranks=1, chunk=None, pool=pool)
+    share = share_of(plan, prompts, lambda _: None, patch=14, merge=2, rank=0, ranks=1, chunk=None, pool=pool)
+    with pytest.raises(DatasetError, match="none of a batch's 3 pictures"):
+        accumulate(Accelerator(), Encoder(pretraining_network()), share, seed=0, smoothing=0.1)
     with pytest.raises(DatasetError, match="cannot be shared by 4 processes"):
-        share_of(plan, prompts, lambda _: None, merge=2, rank=3, ranks=4, chunk=None, pool=pool)
+        share_of(plan, prompts, lambda _: None, patch=14, merge=2, rank=3, ranks=4, chunk=None, pool=pool)
 
 
 def test_gradient_checkpointing_changes_no_gradient(prompts: ABCPrompts, pool: ThreadPoolExecutor) -> None:
@@ -244,7 +245,7 @@ def test_dropout_is_the_same_in_both_passes_of_a_chunk(prompts: ABCPrompts, pool
     plan, pictures = plan_of(RECORDS["pretrain"])
     open_picture = opener(network, prompts)
     share = share_of(
-        plan, prompts, lambda n: open_picture(pictures[n]), merge=2, rank=0, ranks=1, chunk=1, pool=pool
+        plan, prompts, lambda n: open_picture(pictures[n]), patch=14, merge=2, rank=0, ranks=1, chunk=1, pool=pool
     )  # fmt: skip
     accumulate(Accelerator(), recorder, share, seed=0, smoothing=0.1)
     assert len(recorder.seen) == 6

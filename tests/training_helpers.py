@@ -48,7 +48,9 @@ def plan_of(record: dict[str, Any]) -> tuple[Plan, list[str]]:
     order = sorted(range(len(items)), key=lambda n: pictures.index(items[n]["image"]))
     queries = tuple((pictures.index(items[n]["image"]), items[n]["user_text"] or "") for n in order)
     excluded = np.zeros((len(items), len(texts)), dtype=bool)
-    return Plan(tuple(pictures), queries, tuple(texts), np.array(order), excluded), pictures
+    owners = [pictures.index(i["image"]) for i in items]
+    owners += [pictures.index(i["image"]) for i in items for _ in i["negatives"]]
+    return Plan(tuple(pictures), queries, tuple(texts), np.array(order), excluded, tuple(owners)), pictures
 
 
 def opener(network: ABCNetwork, prompts: ABCPrompts) -> Callable[[str], Patches]:
@@ -73,6 +75,7 @@ def step(
         plan,
         prompts,
         lambda n: None if n == unusable else open_picture(pictures[n]),
+        patch=14,
         merge=2,
         rank=0,
         ranks=1,

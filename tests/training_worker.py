@@ -1,4 +1,4 @@
-"""One of several processes that compute one step together: ``training_worker.py MODE ddp|fsdp CHUNK OUT``."""
+"""One of several processes that compute one step together: ``training_worker.py MODE ddp|fsdp CHUNK all|own OUT``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from abc_rag.models.abc import load_prompts
 from abc_rag.training.contrastive import Encoder, accumulate, share_of
 
 
-def main(mode: str, wrapper: str, chunk: str, out: str) -> None:
+def main(mode: str, wrapper: str, chunk: str, negatives: str, out: str) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     network = pretraining_network() if mode == "pretrain" else instructing_network()
@@ -40,6 +40,7 @@ def main(mode: str, wrapper: str, chunk: str, out: str) -> None:
             plan,
             prompts,
             lambda n: open_picture(pictures[n]),
+            patch=14,
             merge=2,
             rank=accelerator.process_index,
             ranks=accelerator.num_processes,
@@ -48,7 +49,9 @@ def main(mode: str, wrapper: str, chunk: str, out: str) -> None:
             packed=wrapper != "fsdp",
         )
     fixed = network.set_instruct if mode == "instruct" else None
-    values = accumulate(accelerator, model, share, seed=0, smoothing=0.1, fixed_candidates=fixed)
+    values = accumulate(
+        accelerator, model, share, seed=0, smoothing=0.1, fixed_candidates=fixed, true_negatives=negatives
+    )
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:

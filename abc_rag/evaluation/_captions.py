@@ -82,15 +82,15 @@ def _recognise(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         with path.open("rb") as handle:
             first = next((line for line in handle if line.strip()), b"")
-        if not first:
-            raise DatasetError(f"{path}: is empty; it must be {_FORMATS}")
         if _is_row(first):
             return "jsonl", {}
-        whole = json.loads(path.read_bytes())
+        whole: Any = json.loads(path.read_bytes()) if first else None
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise DatasetError(f"{path}: is of no known format ({error}); it must be {_FORMATS}") from error
+    if not first:
+        raise DatasetError(f"{path}: is empty; it must be {_FORMATS}")
     pictures = whole.get("images") if isinstance(whole, dict) else None
     if isinstance(pictures, list):
         if isinstance(whole.get("annotations"), list):
@@ -135,6 +135,7 @@ def _mscoco(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: Ba
     files: dict[Any, Path] = {}
     names: dict[Any, str] = {}
     found: dict[Any, dict[str, None]] = {}
+    seen: set[int | str] = set()
     for where, raw in _objects(path, whole, "images", bad):
         try:
             key = _identity(raw, "id")
@@ -150,7 +151,9 @@ def _mscoco(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: Ba
             key = _identity(raw, "image_id")
             if key not in found:
                 raise Unusable("caption of no picture", str(key))
-            found[key][text_of(raw, "caption")] = None
+            caption = text_of(raw, "caption")
+            _require_new(raw, "id", seen)
+            found[key][caption] = None
         except Unusable as error:
             bad.add(where, error.problem, error.detail)
     for key, file in files.items():
@@ -162,13 +165,16 @@ def _mscoco(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: Ba
 
 def _karpathy(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: BadRows) -> Iterator[CaptionedRow]:
     splits: dict[str, int] = {}
+    seen: set[int | str] = set()
     for where, raw in _objects(path, whole, "images", bad):
         own = str(raw.get("split"))
         splits[own] = splits.get(own, 0) + 1
         if own != split:
             continue
         try:
-            yield _sentences(raw, folder)
+            row = _sentences(raw, folder)
+            _require_new(raw, "imgid", seen)
+            yield row
         except Unusable as error:
             bad.add(where, error.problem, error.detail)
     if split not in splits:
@@ -200,6 +206,16 @@ def _objects(path: Path, whole: Mapping[str, Any], name: str, bad: BadRows) -> I
             yield where, one
         else:
             bad.add(where, "not a JSON object", type(one).__name__)
+
+
+def _require_new(raw: Mapping[str, Any], name: str, seen: set[int | str]) -> None:
+    """Refuse an id that another row has; a row need not have one."""
+    if raw.get(name) is None:
+        return
+    key = _identity(raw, name)
+    if key in seen:
+        raise Unusable("duplicate id", str(key))
+    seen.add(key)
 
 
 def _identity(raw: Mapping[str, Any], name: str) -> int | str:

@@ -1,7 +1,7 @@
 """The data sets of the evaluations: JSON lines and folders that nobody vetted, read row by row.
 
-A picture's name in a row is a path relative to the file's folder, and is never taken for anything else. A row may
-have an ``"id"``, which must then be unique, and any other columns, which are not looked at.
+A picture's name in a row is a path, absolute or relative to the file's folder, and is never taken for anything else.
+A row may have an ``"id"``, which must then be unique, and any other columns, which are not looked at.
 """
 
 from __future__ import annotations
@@ -98,15 +98,17 @@ class Unusable(Exception):
 # --- What all formats share -------------------------------------------------------------------------------
 
 
-def existing(data: str | os.PathLike[str], what: str) -> Path:
+def existing(data: str | os.PathLike[str], what: str, *, is_file: bool = False) -> Path:
     """The path of a file or folder.
 
     Raises:
-        DatasetError: It does not exist; the message says what should be given.
+        DatasetError: It does not exist, or is a folder where ``is_file``; the message says what should be given.
     """
     path = Path(os.path.expanduser(data))
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder; give {what}")
+    if is_file and path.is_dir():
+        raise DatasetError(f"{path}: is a folder; give {what}")
     return path
 
 

@@ -68,7 +68,7 @@ def evaluate_classification(
     if isinstance(templates, str) or not templates or not all("{}" in template for template in templates):
         raise InputError(f"templates must be a list of texts with {{}} in the place of the label, not {templates!r}")
     source = existing(data, "a JSON lines file, or a folder with a subfolder for each label")
-    bad = BadRows(source.name, limit=max_bad)
+    bad = BadRows(str(source), limit=max_bad)
     rows = read_labelled(source, bad)
     file = None if labels is None else existing(labels, "a file of labels")
     words = {label: label for label in sorted({row.label for row in rows})} if file is None else read_labels(file)

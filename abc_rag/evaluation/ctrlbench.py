@@ -88,7 +88,7 @@ def evaluate_ctrlbench(
         rows = scene_rows(_SCENES if limit is None else min(limit, _SCENES))
         source: Any = {"scenes": len(rows), "seed": _SCENES_SEED}
     else:
-        source = existing(data, f"a JSON lines file, or {SCENES!r}")
+        source = existing(data, f"a JSON lines file, or {SCENES!r}", is_file=True)
         rows = read_instructed(source, bad, limit=limit)
     cache = VectorCache(embedder, out, progress=progress, limits_bad=bad)
     queries, vectors, phrases = _embed(rows, cache)

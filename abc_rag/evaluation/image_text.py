@@ -55,9 +55,9 @@ def evaluate_retrieval(
         DatasetError: The file is of an unknown format, or has no usable row, or too many that are not.
     """
     check_limit(limit)
-    source = existing(data, "annotations or a JSON lines file")
+    source = existing(data, "annotations or a JSON lines file", is_file=True)
     folder = None if images is None else existing(images, "the folder of the pictures")
-    bad = BadRows(source.name, limit=max_bad)
+    bad = BadRows(str(source), limit=max_bad)
     kind, rows = read_captioned(source, bad, images=folder, split=split, captions=captions, limit=limit)
     cache = VectorCache(embedder, out, progress=progress, limits_bad=bad)
     vectors, ok = cache.embed("pictures", [Image(row.image) for row in rows])
@@ -130,8 +130,8 @@ def _notes(counts: dict[str, int]) -> list[str]:
     shared = counts["captions"] - counts["distinct_captions"]
     if shared:
         notes.append(
-            f"{shared} captions repeat another picture's word for word: they are one candidate, and every picture "
-            "that has them counts as right."
+            f"Captions that repeat another picture's word for word: {shared}. Each is one candidate, and every picture "
+            "that has it counts as right."
         )
     return notes
 

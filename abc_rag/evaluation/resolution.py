@@ -83,8 +83,7 @@ def resolutions(embedder: Embedder) -> Callable[[int], Embedder]:
             raise InputError(
                 f"the resolution of a {type(embedder).__name__} cannot be set; pass a function that makes an embedder"
             )
-        fingerprint = replace(family.fingerprint, min_tokens=tokens, max_tokens=tokens)
-        again = ABCFamily(family.network, family._prompts, fingerprint=fingerprint, image_limits=family._image_limits)
+        again = family.at(min_tokens=tokens, max_tokens=tokens)
         return LocalEmbedder(lambda: again)
 
     return at
@@ -134,7 +133,7 @@ def evaluate_resolution(
         DatasetError: As the task.
         InputError: An argument makes no sense, or no resolution can be used.
     """
-    _check(task, tokens, timed, passes)
+    _check(task, tokens, timed, passes, images, labels)
     evaluate = _evaluation(task, data, images, labels, out, limit, max_bad, progress)
     pictures = _pictures(task, data, images, max_bad)
     measured: list[_Measured] = []
@@ -160,19 +159,31 @@ def evaluate_resolution(
         raise InputError(f"no resolution can be used: {'; '.join(notes)}")
     measured = _time(measured, pictures, passes, progress)
     return _results(measured, task, notes, len(pictures), {
-        "data": data if data == SCENES else Path(data), "task": task, "tokens": sorted(set(tokens)),
-        "images": None if images is None else str(images), "labels": None if labels is None else Path(labels),
+        "data": data if data == SCENES else existing(data, "the data of the task"),
+        "task": task, "tokens": sorted(set(tokens)),
+        "images": None if images is None else existing(images, "the folder of the pictures"),
+        "labels": None if labels is None else existing(labels, "a file of labels"),
         "timed": timed, "passes": passes, "limit": limit, "max_bad": max_bad,
     })  # fmt: skip
 
 
-def _check(task: str, tokens: Sequence[int], timed: int, passes: int) -> None:
+def _check(
+    task: str,
+    tokens: Sequence[int],
+    timed: int,
+    passes: int,
+    images: str | os.PathLike[str] | None,
+    labels: str | os.PathLike[str] | None,
+) -> None:
     if task not in get_args(Task):
         raise InputError(f"task must be one of {', '.join(get_args(Task))}, not {task!r}")
     if not tokens or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in tokens):
         raise InputError(f"tokens must be positive numbers of image tokens, not {tokens!r}")
     if timed < 1 or passes < 1:
         raise InputError(f"timed and passes must be at least 1, not {timed} and {passes}")
+    for name, given, needs in (("images", images, "retrieval"), ("labels", labels, "classification")):
+        if given is not None and task != needs:
+            raise InputError(f"{name} are of the task {needs!r}; leave them out of {task!r}")
 
 
 def _evaluation(
@@ -211,7 +222,8 @@ def _pictures(
         path = existing(data, "the data of the task")
         bad = BadRows(path.name, limit=max_bad)
         if task == "retrieval":
-            rows = read_captioned(path, bad, images=None if images is None else Path(images))[1]
+            folder = None if images is None else existing(images, "the folder of the pictures")
+            rows = read_captioned(path, bad, images=folder)[1]
             found = [row.image for row in rows]
         elif task == "classification":
             found = [row.image for row in read_labelled(path, bad)]

@@ -156,7 +156,8 @@ class Results:
         from rich.table import Table
 
         for table in self.tables:
-            shown = Table(title=escape(table.title), title_justify="left")
+            console.print(f"[bold]{escape(table.title)}[/bold]")  # Rich would fold it at the width of the table
+            shown = Table()
             for number, column in enumerate(table.columns):
                 shown.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
             for row in table.rows:

@@ -60,8 +60,8 @@ def evaluate_vqa(
     check_limit(limit)
     if _PLACE not in instruction_template:
         raise InputError(f"the instruction template must have {_PLACE} in it, unlike {instruction_template!r}")
-    source = existing(data, "a JSON lines file")
-    bad = BadRows(source.name, limit=max_bad)
+    source = existing(data, "a JSON lines file", is_file=True)
+    bad = BadRows(str(source), limit=max_bad)
     rows = read_questions(source, bad, limit=limit)
     cache = VectorCache(embedder, out, progress=progress, limits_bad=bad)
     rewriter: Rewriter = RuleRewriter() if rewrite else AsAsked()

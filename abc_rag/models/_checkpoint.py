@@ -122,6 +122,8 @@ def folder_revision(*folders: Path) -> str:
         for file in sorted(folder.iterdir()):
             if not file.is_file() or file.suffix not in {".safetensors", ".json", ".txt", ".jinja"}:
                 continue
+            if file.name in {"run.json", "parts.json", "results.json"}:
+                continue  # what a run or an evaluation says beside a model is no part of it
             size = file.stat().st_size
             digest.update(f"{file.name}:{size}\n".encode())
             with file.open("rb") as handle:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from abc_rag.errors import CheckpointError, InputError
 
@@ -36,6 +36,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 MODEL_NAMES = ("abc", "abc-mini")
 """What `load_embedder` takes by name; everything else is a folder or an `ABCCheckpoint`."""
+_PARTS = ("base", "pretrain", "instruct")
 ModelName = Union[str, "os.PathLike[str]", "ABCCheckpoint"]
 
 # What a Qwen2-VL-7B without its output layer weighs in bfloat16, for the warning before a download.
@@ -145,7 +146,7 @@ def local_revision(model: ModelName) -> str | None:
     if isinstance(model, ABCCheckpoint):
         if not all(is_folder(part) for part in (model.base, model.pretrain, model.instruct)):
             return None
-    elif model == "abc":
+    elif model == "abc" or _has_hub_parts(model):
         return None
     from abc_rag.models._checkpoint import folder_revision
 
@@ -185,26 +186,41 @@ def _source(model: ModelName) -> Callable[[str], _Parts]:
         )
     if (folder / "parts.json").is_file():
         return lambda _: _named_parts(folder)
-    for part in ("base", "pretrain", "instruct"):
+    for part in _PARTS:
         if not (folder / part).is_dir():
             raise InputError(f"{folder} holds no {part}/; an ABC checkpoint has base/, pretrain/ and instruct/")
     return lambda _: _folder_parts(folder)
 
 
-def _named_parts(folder: Path) -> _Parts:
-    """What ``abc-rag train instruct`` writes: an adapter, and in ``parts.json`` what it was trained on."""
+def _read_parts(folder: Path) -> dict[str, str | None]:
     from abc_rag.models._checkpoint import read_json
 
     raw = read_json(folder / "parts.json")
     known = set(ABCCheckpoint.__dataclass_fields__)
-    if not {"base", "pretrain", "instruct"} <= set(raw) <= known or not all(
-        value is None or isinstance(value, str) for value in raw.values()
+    if not (
+        all(isinstance(raw.get(name), str) for name in _PARTS)
+        and set(raw) <= known
+        and all(value is None or isinstance(value, str) for value in raw.values())
     ):
         raise CheckpointError(f"{folder / 'parts.json'}: must name base, pretrain and instruct, as hub ids or folders")
-    parts = dict(raw)
-    for name in ("base", "pretrain", "instruct"):
-        if is_folder(raw[name]):  # relative to the file
-            parts[name] = str((folder / raw[name]).resolve())
+    return raw
+
+
+def _has_hub_parts(model: ModelName) -> bool:
+    """Whether a folder names parts that may have to be fetched."""
+    if isinstance(model, ABCCheckpoint) or not (Path(model).expanduser() / "parts.json").is_file():
+        return False
+    parts = _read_parts(Path(model).expanduser())
+    return not all(is_folder(str(parts[name])) for name in _PARTS)
+
+
+def _named_parts(folder: Path) -> _Parts:
+    """What ``abc-rag train instruct`` writes: an adapter, and in ``parts.json`` what it was trained on."""
+    raw = _read_parts(folder)
+    parts: dict[str, Any] = dict(raw)
+    for name in _PARTS:
+        if is_folder(parts[name]):  # relative to the file
+            parts[name] = str((folder / parts[name]).resolve())
     return replace(_resolve(ABCCheckpoint(**parts), folder.resolve().name), settings_in=folder)
 
 
@@ -214,7 +230,7 @@ def checkpoint_folder(model: str) -> Path:
     Raises:
         InputError: It is neither.
     """
-    parts = None if model == "abc" else _source(model)("cpu")
+    parts = None if model == "abc" or _has_hub_parts(model) else _source(model)("cpu")
     if parts is None or parts.settings_in is None or parts.base.parent != parts.settings_in:
         raise InputError(f"{model!r} is neither 'abc-mini' nor a folder with base/, pretrain/ and instruct/")
     return parts.settings_in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def add_results(folder: Path, results: Path) -> None:
         raise InputError(f"{results}: is no results.json of abc-rag evaluate ({error})") from error
     card = folder / "README.md"
     before, _, after = card.read_text(encoding="utf-8").partition("\n## Data\n")
-    kept = before.partition(f"\n## Evaluation: {found['benchmark']} ")[0].rstrip()
+    earlier = rf"\n## Evaluation: {re.escape(found['benchmark'])} .*?(?=\n## |\Z)"
+    kept = re.sub(earlier, "", before, flags=re.DOTALL).rstrip()
     text = "\n".join([kept, "", title, "", "| measure | value |", "| --- | --- |", *rows, "", "## Data"]) + "\n" + after
     card.write_text(text, encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from abc_rag.errors import CheckpointError
 
 __all__ = ["Checkpoints", "trained_tensors"]
 
+_LOG = logging.getLogger(__name__)
 _KEPT = 2
 
 
@@ -81,6 +83,9 @@ class Checkpoints:
             save_file(tensors, part / "state.safetensors", metadata={"format": "pt"})
             groups = json.dumps({"step": step, "param_groups": states["param_groups"]})
             (part / "state.json").write_text(groups, encoding="utf-8")
+            for file in part.iterdir():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
             shutil.rmtree(target, ignore_errors=True)
             os.replace(part, target)
         except (OSError, SafetensorError) as error:
@@ -95,15 +100,26 @@ class Checkpoints:
             shutil.rmtree(self._folder / f"step-{old:07d}", ignore_errors=True)
 
     def load(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
-        """Restore the last whole checkpoint; the number of steps that it has seen, 0 if there is none.
+        """Restore the last readable checkpoint; the number of steps that it has seen, 0 if there is none.
 
         Raises:
-            CheckpointError: It does not fit the model.
+            CheckpointError: None of them can be read, or one does not fit the model.
         """
         found = self.steps()
-        if not found:
-            return 0
-        folder = self._folder / f"step-{found[-1]:07d}"
+        for number in reversed(found):
+            folder = self._folder / f"step-{number:07d}"
+            try:
+                weights, states, groups = self._read(folder)
+            except CheckpointError as error:
+                if number == found[0]:
+                    raise
+                _LOG.warning("%s; going on from the one before", error)
+                continue
+            self._put(folder, model, optimizers, weights, {"state": states, "param_groups": groups})
+            return number
+        return 0
+
+    def _read(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
         weights: dict[str, Any] = {}
         states: dict[str, Any] = {}
         try:
@@ -117,21 +133,24 @@ class Checkpoints:
                         states.setdefault(weight, {})[kind] = handle.get_tensor(name)
             plain = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{folder}: not readable ({error}); delete it to use the one before") from error
+            raise CheckpointError(f"{folder}: not readable ({error}); delete it to start anew") from error
+        return weights, states, plain["param_groups"]
+
+    def _put(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        weights: dict[str, Any],
+        states: dict[str, Any],
+    ) -> None:
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
         # Wrappers (DDP) put a prefix before the names; the state has none.
         bare = {n.removeprefix("module.") for n in trained}
         if bare != set(weights):
             odd = sorted(bare ^ set(weights))[:5]
             raise CheckpointError(f"{folder}: belongs to another network ({', '.join(odd)}); choose another folder")
-        set_state_dict(
-            model,
-            optimizers,
-            model_state_dict=weights,
-            optim_state_dict={"state": states, "param_groups": plain["param_groups"]},
-            options=_options(),
-        )
-        return int(plain["step"])
+        set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=states, options=_options())
 
     def clear(self) -> None:
         """Remove them all: the result is there."""

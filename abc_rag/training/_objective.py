@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -107,6 +108,10 @@ class ContrastiveObjective(Objective[Share], Generic[Row]):
         self._prompts = prompts
         self._rows: _Source[Row] = source
         self._state = PartialState()
+        self._counting = threading.Lock()
+        self._left_out: set[str] = set()
+        said = source.describe()
+        self.data = {key: said[key] for key in ("rows", "sha256", "revision", "seed") if key in said}
         self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="abc-rag-pictures")
         self._pictures = ABCFamily(
             network,
@@ -131,6 +136,7 @@ class ContrastiveObjective(Objective[Share], Generic[Row]):
             self.plan(rows, indices, step),
             self._prompts,
             lambda position: self._open(rows[position]),
+            patch=self._pictures.network.backbone.patch,
             merge=self._pictures.network.backbone.merge,
             rank=self._state.process_index,
             ranks=self._state.num_processes,
@@ -153,7 +159,11 @@ class ContrastiveObjective(Objective[Share], Generic[Row]):
         except DatasetError:
             raise
         except (ImageError, InputError) as error:
-            self._rows.bad.add(row.id, "unusable picture", str(error))
+            with self._counting:
+                # Once, however often the row's turn comes.
+                if row.id not in self._left_out:
+                    self._left_out.add(row.id)
+                    self._rows.bad.add(row.id, "unusable picture", str(error))
             return None
 
 

@@ -79,7 +79,9 @@ class TrainConfig(LoopConfig):
         label_smoothing: Share of the probability spread over all candidates.
         min_temperature: A lower temperature counts as this one.
         min_tokens: Fewest image tokens.
-        max_tokens: Most image tokens; training reads smaller pictures than use does (published: 512 and 1024).
+        max_tokens: Most image tokens in training.
+        max_tokens_in_use: Most image tokens when the model is used. If not given: twice as many, as published (512 and
+            1,024), or as many where ``min_tokens`` and ``max_tokens`` are one number.
         base_dtype: Precision that the frozen weights are kept in; ``"auto"`` is bfloat16 on a GPU.
         attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
         gradient_checkpointing: Compute each layer again in the backward pass rather than keep its activations.
@@ -102,12 +104,20 @@ class TrainConfig(LoopConfig):
     min_temperature: float = 0.01
     min_tokens: int = 256
     max_tokens: int = 512
+    max_tokens_in_use: int | None = None
     base_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_bad: int = 100
     download: bool = False
+
+    @property
+    def tokens_in_use(self) -> int:
+        """Most image tokens when the model is used."""
+        if self.max_tokens_in_use is not None:
+            return self.max_tokens_in_use
+        return self.max_tokens if self.min_tokens == self.max_tokens else 2 * self.max_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +163,7 @@ class InstructConfig(TrainConfig):
 _AT_LEAST: dict[str, float] = {
     **dict.fromkeys(
         ("steps", "pictures", "chunk", "rank", "alpha", "checkpoint_every", "log_every", "workers", "threads", "pairs",
-         "head_hidden", "min_tokens", "max_tokens"), 1,
+         "head_hidden", "min_tokens", "max_tokens", "max_tokens_in_use"), 1,
     ),
     **dict.fromkeys(
         ("warmup", "final_lr", "weight_decay", "dropout", "label_smoothing", "min_temperature", "negatives", "max_bad"),
@@ -199,7 +209,7 @@ def parts_of(model: str) -> dict[str, Any]:
     from abc_rag.models.abc import ABCSettings
     from abc_rag.models.load import checkpoint_folder
 
-    folder = checkpoint_folder(model)
+    folder = checkpoint_folder(model).resolve()
     settings = ABCSettings.read(folder)
     return {
         "base": str(folder / "base"), "pretrain": str(folder / "pretrain"), "head_hidden": settings.head_hidden,
@@ -263,14 +273,17 @@ def read_config(
             read = _yaml(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{file}: cannot be read as YAML ({error})") from error
-        if not isinstance(read, dict):
+        if not isinstance(read, dict) or not all(isinstance(name, str) for name in read):
             raise InputError(f"{file}: must hold settings as 'name: value' lines")
         values.update(read)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise InputError(f"{assignment!r} is not of the form name=value")
-        values[name.strip()] = _yaml(text)
+        try:
+            values[name.strip()] = _yaml(text)
+        except ValueError as error:
+            raise InputError(f"{assignment!r}: the value cannot be read as YAML ({error})") from error
     values.update({name: value for name, value in overrides.items() if value is not None})
     return make_config(kind, values)
 

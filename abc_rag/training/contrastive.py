@@ -51,6 +51,7 @@ class Plan:
         candidates: Different texts.
         targets: int64 ``(queries,)``: the position of each query's candidate.
         excluded: bool ``(queries, candidates)``: what is true of a query without being its own candidate.
+        owners: The picture that each candidate comes with: one process computes both.
     """
 
     pictures: tuple[str, ...]
@@ -58,6 +59,7 @@ class Plan:
     candidates: tuple[str, ...]
     targets: npt.NDArray[np.int64]
     excluded: npt.NDArray[np.bool_]
+    owners: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def share_of(
     prompts: ABCPrompts,
     picture: Callable[[int], Patches | None],
     *,
+    patch: int,
     merge: int,
     rank: int,
     ranks: int,
@@ -114,6 +117,7 @@ def share_of(
         plan: The batch.
         prompts: Makes token ids.
         picture: The patches of a picture by its position in the plan; None if it is unusable.
+        patch: Pixels a side of a patch.
         merge: Patches a side that become one image token.
         rank: Which process.
         ranks: How many.
@@ -123,18 +127,16 @@ def share_of(
             pass through a layer equally often.
 
     Raises:
-        DatasetError: There are fewer pictures or candidates than processes, or no picture can be used.
+        DatasetError: There are fewer pictures than processes.
     """
-    own, most = _own(len(plan.pictures), rank, ranks, "pictures")
+    own, most = _own(len(plan.pictures), rank, ranks)
     opened = dict(zip(own, pool.map(picture, own), strict=True))
-    usable = [patches for patches in opened.values() if patches is not None]
-    if not usable:
-        raise DatasetError(f"none of the {len(own)} pictures of a batch can be used; look at the data's first rows")
     queries_of: dict[int, list[int]] = {}
     for row, (position, _) in enumerate(plan.queries):
         queries_of.setdefault(position, []).append(row)
-    texts, _ = _own(len(plan.candidates), rank, ranks, "candidates")
-    ids = {row: prompts(plan.candidates[row]) for row in texts}
+    # Every chunk has a text, as every forward of a wrapped network must use all of its weights.
+    texts = [row for row, picture in enumerate(plan.owners) if picture in opened]
+    ids = {row: prompts(plan.candidates[row]) for row in texts or [0]}
 
     # A process with fewer pictures repeats its first one, so that all have as many chunks.
     chosen = [*((p, True) for p in own), *[(own[0], False)] * (most - len(own))]
@@ -143,7 +145,7 @@ def share_of(
     text_parts = _parts(sorted(texts, key=lambda row: len(ids[row])), count)
     chunks = []
     for pictures, rows in zip(_parts(chosen, count), text_parts, strict=True):
-        patches = [opened[p] or usable[0] for p, _ in pictures]
+        patches = [opened[p] or _blank(patch, merge) for p, _ in pictures]
         queries, query_rows = [], []
         for n, (position, real) in enumerate(pictures):
             tokens = patches[n].rows * patches[n].columns // merge**2
@@ -151,15 +153,20 @@ def share_of(
                 queries.append((n, prompts(plan.queries[row][1], image_tokens=tokens)))
                 query_rows.append(row if real else -1)
         # Every chunk has a text, as every forward of a wrapped network must use all of its weights.
-        filled = rows or texts[:1]
+        filled = rows or list(ids)[:1]
         chunks.append(Chunk(patches, queries, query_rows, [ids[row] for row in filled], rows or [-1], packed))
     return Share(plan, chunks, [p for p, patches in opened.items() if patches is None])
 
 
-def _own(count: int, rank: int, ranks: int, what: str) -> tuple[list[int], int]:
-    """The rows of one process, and the most that any has."""
+def _blank(patch: int, merge: int) -> Patches:
+    """Stands for a picture that cannot be used, whose queries do not count: one image token."""
+    return Patches(np.zeros((merge**2, 3 * patch**2), dtype=np.uint8), merge, merge)
+
+
+def _own(count: int, rank: int, ranks: int) -> tuple[list[int], int]:
+    """The pictures of one process, and the most that any has."""
     if count < ranks:
-        raise DatasetError(f"a batch of {count} {what} cannot be shared by {ranks} processes; make it larger")
+        raise DatasetError(f"a batch of {count} pictures cannot be shared by {ranks} processes; make it larger")
     bounds = [count * r // ranks for r in range(ranks + 1)]
     return list(range(bounds[rank], bounds[rank + 1])), -(-count // ranks)
 
@@ -260,6 +267,9 @@ def accumulate(
 
     Returns:
         ``loss``, ``accuracy``, ``temperature`` and ``candidates``, the same in all processes.
+
+    Raises:
+        DatasetError: No picture of the batch can be used.
     """
     ranks = accelerator.num_processes
     once = len(share.chunks) == 1
@@ -291,6 +301,8 @@ def accumulate(
     all_queries = _gather(accelerator, [o[0] for o in outputs], query_rows, len(plan.queries))
     all_candidates = _gather(accelerator, candidates, text_rows, len(plan.candidates))
     counted = _counted(accelerator, share, device)
+    if not bool(counted.any()):
+        raise DatasetError(f"none of a batch's {len(plan.pictures)} pictures can be used; look at the data's rows")
     differentiate = partial(
         loss_gradients,
         all_queries,

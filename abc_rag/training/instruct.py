@@ -50,7 +50,7 @@ def instruct(config: InstructConfig, *, say: Callable[[str], None] = lambda _: N
     """
     out = Path(config.out).expanduser()
     if not is_finished(config, "adapter_model.safetensors"):
-        run(Instructing(config), config, say=say)
+        run(lambda: Instructing(config), config, say=say)
     return out
 
 
@@ -98,6 +98,7 @@ class Instructing(ContrastiveObjective[PairsRow]):
                 pairs = tuple(pairs[i] for i in sorted(rng.sample(range(len(pairs)), self._config.pairs)))
             asked += [(n, row, pair) for pair in pairs]
         candidates = {pair.phrase.text: pair.phrase for _, _, pair in asked}
+        owners = {pair.phrase.text: n for n, _, pair in reversed(asked)}
         position = {text: n for n, text in enumerate(candidates)}
         targets = np.array([position[pair.phrase.text] for _, _, pair in asked])
         excluded = self._source.excluded([(row, pair) for _, row, pair in asked], list(candidates.values())).copy()
@@ -108,6 +109,7 @@ class Instructing(ContrastiveObjective[PairsRow]):
             tuple(candidates),
             targets,
             excluded,
+            tuple(owners[text] for text in candidates),
         )
 
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: Share, step: int) -> dict[str, float]:
@@ -127,7 +129,7 @@ class Instructing(ContrastiveObjective[PairsRow]):
         config = self._config
         write_card(out, stage="instruct", run=run, source=self._source.describe(), bad=self._source.bad.as_dict())
         head_hidden = self._network.head.linear_layer1.out_features
-        ABCSettings(out.resolve().name, config.min_tokens, config.max_tokens, head_hidden).write(out)
+        ABCSettings(out.resolve().name, config.min_tokens, config.tokens_in_use, head_hidden).write(out)
         parts = {
             "base": _as_seen_from(out, config.base),
             "base_revision": config.base_revision,

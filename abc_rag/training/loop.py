@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,6 +23,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from filelock import FileLock, Timeout
 from torch import nn
 
 from abc_rag import __version__
@@ -43,6 +45,8 @@ class Objective(ABC, Generic[Batch]):
 
     label: str
     model: nn.Module
+    data: Mapping[str, Any] = {}
+    """What tells whether the data are still those that the run began with."""
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
@@ -61,30 +65,78 @@ class Objective(ABC, Generic[Batch]):
         """Write the result, in the main process, from `trained_tensors` and what ``run.json`` holds."""
 
 
-def run(objective: Objective[Any], config: LoopConfig, *, say: Callable[[str], None] = lambda _: None) -> None:
+def run(make: Callable[[], Objective[Any]], config: LoopConfig, *, say: Callable[[str], None] = lambda _: None) -> None:
     """Train, from the last checkpoint if there is one.
 
     Args:
-        objective: What is learnt.
+        make: Makes what is learnt; called when the processes know of each other.
         config: How.
         say: Receives a line of progress now and then where no progress bar can be shown.
 
     Raises:
-        InputError: The folder holds a run with other settings.
-        CheckpointError: A checkpoint cannot be written or read.
+        InputError: The folder holds a run with other settings or other data, or another process trains in it.
+        CheckpointError: Weights, a checkpoint or metrics cannot be written or read.
     """
-    accelerator = Accelerator()
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise InputError(
-            "DeepSpeed is not supported, as its checkpoints are pickles; choose DDP or FSDP in 'accelerate config'"
-        )
+    accelerator = _accelerator()
     out = Path(config.out).expanduser()
+    try:
+        with _locked(out) if accelerator.is_main_process else nullcontext():
+            _run(make, config, out, accelerator, say)
+    except OSError as error:
+        raise CheckpointError(
+            f"{out}: cannot be written ({error}); make room and run the same command again: it goes on"
+        ) from error
+
+
+def _accelerator() -> Accelerator:
+    # Precision is a setting of ours (bf16); Accelerate's own would scale losses that we do not give it.
+    accelerator = Accelerator(mixed_precision="no")
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        raise InputError(
+            "DeepSpeed is not supported: it keeps optimiser states where only its own pickled checkpoints reach them; "
+            "choose DDP or FSDP in 'accelerate config'"
+        )
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise InputError("FSDP 1 is not supported; set fsdp_version: 2 in 'accelerate config'")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise InputError("gradient accumulation changes a contrastive batch; leave it at 1 and set chunk instead")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes != accelerator.num_processes:
+        raise InputError(f"{processes} processes were started, which know of {accelerator.num_processes} only")
+    return accelerator
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{out}: another process trains in this folder; wait for it, or choose another") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            (out / "run.lock").unlink()
+
+
+def _run(
+    make: Callable[[], Objective[Any]],
+    config: LoopConfig,
+    out: Path,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> None:
     main = accelerator.is_main_process
-    if main:
-        _claim(out, config)
-    accelerator.wait_for_everyone()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    objective = make()
+    if main:
+        _claim(out, config, objective.data)
+    accelerator.wait_for_everyone()
     optimizers = _optimizers(objective.model, config)
     model, *prepared = accelerator.prepare(objective.model, *optimizers)
     optimizers = [getattr(o, "optimizer", o) for o in prepared]
@@ -130,13 +182,16 @@ def is_finished(config: LoopConfig, result: str) -> bool:
     """
     out = Path(config.out).expanduser()
     _refuse_another_run(out, config)
-    return (out / result).is_file()
+    found = (out / result).is_file()
+    if found and not (out / "run.json").is_file():
+        raise InputError(f"{out} holds a {result} that no run left there; choose another folder")
+    return found
 
 
 def _refuse_another_run(out: Path, config: LoopConfig) -> None:
     try:
         before = json.loads((out / "run.json").read_text(encoding="utf-8"))["config"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{out / 'run.json'}: is no run's settings ({error}); choose another folder") from error
@@ -149,15 +204,19 @@ def _refuse_another_run(out: Path, config: LoopConfig) -> None:
         raise InputError(f"{out} holds a run with other settings ({'; '.join(changed)}); choose another folder")
 
 
-def _claim(out: Path, config: LoopConfig) -> None:
+def _claim(out: Path, config: LoopConfig, data: Mapping[str, Any]) -> None:
     """Write the run's settings beside what it will produce; refuse a folder that holds another run."""
     _refuse_another_run(out, config)
     if (out / "run.json").exists():
+        before = json.loads((out / "run.json").read_text(encoding="utf-8")).get("data")
+        if before != json.loads(json.dumps(data)):
+            raise InputError(f"{out}: the data have changed since the run began ({before} before, {dict(data)} now)")
         return
     out.mkdir(parents=True, exist_ok=True)
     versions = {"abc-rag": __version__, "torch": torch.__version__, **_code_version()}
     part = out / "run.part"
-    part.write_text(json.dumps({"config": asdict(config), "versions": versions}, indent=2) + "\n", encoding="utf-8")
+    settings = {"config": asdict(config), "data": data, "versions": versions}
+    part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     part.replace(out / "run.json")
 
 

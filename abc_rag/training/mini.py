@@ -45,6 +45,9 @@ from abc_rag.training.pretrain import pretrain
 __all__ = ["MiniConfig", "train_mini"]
 
 
+_NOT_THE_BASES = ("pretrain_steps", "instruct_steps", "lora_lr", "lora_rank", "threads", "checkpoint_every")
+
+
 @dataclass(frozen=True)
 class MiniConfig:
     """What a run of `train_mini` needs to be repeated."""
@@ -119,7 +122,7 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     config = config or MiniConfig()
     out.mkdir(parents=True, exist_ok=True)
     if not is_finished(config.base(out), "model.safetensors"):
-        run(_Base(config, out), config.base(out), say=say)
+        run(lambda: _Base(config, out), config.base(out), say=say)
     pretrain(config.pretrain(out), say=say)
     instruct(config.instruct(out), say=say)
     (out / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
@@ -154,6 +157,7 @@ class _Base(Objective[BaseBatch]):
         self._backbone = backbone
         self._prompts = load_prompts(base)
         self.model = Encoder(network, bf16=config.bf16)
+        self.data = {key: value for key, value in asdict(config).items() if key not in _NOT_THE_BASES}
 
     def batch(self, step: int) -> BaseBatch:
         """One object a picture at first, then mostly two."""
@@ -174,7 +178,8 @@ class _Base(Objective[BaseBatch]):
         queries, answers, temperature = model(batch.pictures, [*asked, *alone], texts)
         phrases, captions = answers.split([len(batch.candidates), len(batch.captions)])
         instructed, images = queries.split([len(asked), len(alone)])
-        targets, own = torch.tensor([t for _, _, t in batch.asked]), torch.arange(len(images))
+        targets = torch.tensor([t for _, _, t in batch.asked], device=images.device)
+        own = torch.arange(len(images), device=images.device)
         t = temperature.clamp(min=0.02)
         to_phrase, right = contrastive_loss(instructed, phrases, targets, t, smoothing=0.0)
         to_text, found = contrastive_loss(images, captions, own, t, smoothing=0.0)

@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig, *, say: Callable[[str], None] = lambda _: N
     """
     out = Path(config.out).expanduser()
     if not is_finished(config, "adapter_model.safetensors"):
-        run(Pretraining(config), config, say=say)
+        run(lambda: Pretraining(config), config, say=say)
     return out
 
 
@@ -90,9 +90,11 @@ class Pretraining(ContrastiveObjective[CaptionRow]):
         """Every caption once, then the negatives that are not among them."""
         rng = random.Random(seeded(self._config.seed, "negatives", step))
         candidates = {row.caption.text: row.caption for row in rows}
-        for index in indices:
+        owners = {row.caption.text: n for n, row in reversed(list(enumerate(rows)))}
+        for n, index in enumerate(indices):
             for negative in self._source.negatives_of(index, self._config.negatives, rng):
                 candidates.setdefault(negative.text, negative)
+                owners.setdefault(negative.text, n)
         position = {text: n for n, text in enumerate(candidates)}
         targets = np.array([position[row.caption.text] for row in rows])
         excluded = self._source.excluded(rows, list(candidates.values())).copy()
@@ -103,6 +105,7 @@ class Pretraining(ContrastiveObjective[CaptionRow]):
             tuple(candidates),
             targets,
             excluded,
+            tuple(owners[text] for text in candidates),
         )
 
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: Share, step: int) -> dict[str, float]:
@@ -121,7 +124,7 @@ class Pretraining(ContrastiveObjective[CaptionRow]):
         """Write adapter, card and settings; see `Objective.save`."""
         config = self._config
         write_card(out, stage="pretrain", run=run, source=self._source.describe(), bad=self._source.bad.as_dict())
-        ABCSettings(out.resolve().name, config.min_tokens, config.max_tokens, config.head_hidden).write(out)
+        ABCSettings(out.resolve().name, config.min_tokens, config.tokens_in_use, config.head_hidden).write(out)
         save_adapter(
             out,
             {name.removeprefix("network."): tensor for name, tensor in tensors.items()},
