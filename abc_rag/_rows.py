@@ -16,6 +16,7 @@ __all__ = ["BadRow", "BadRows", "read_jsonl"]
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5
+_ENOUGH = 5  # lines in a row from the start that are no JSON, after which the file is taken for another kind
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def read_jsonl(path: Path, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]
     Raises:
         DatasetError: The file cannot be read, or too many lines are no JSON objects.
     """
+    wrong = 0
     try:
         with path.open("rb") as handle:
             for number, line in enumerate(handle, 1):
@@ -101,7 +103,13 @@ def read_jsonl(path: Path, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]
                 try:
                     value = json.loads(line)
                 except ValueError as error:  # a UnicodeDecodeError is one too
+                    wrong += 1
                     bad.add(where, "not JSON", str(error))
+                    if wrong == number == _ENOUGH:
+                        raise DatasetError(
+                            f"{path}: is not in JSON lines, as none of its first {_ENOUGH} lines is JSON ({error}); "
+                            "give one object a line"
+                        ) from error
                     continue
                 if not isinstance(value, dict):
                     bad.add(where, "not a JSON object", type(value).__name__)

@@ -67,6 +67,7 @@ class Split:
         candidates: Distinct candidates of all rows.
         rows: Its rows.
         dropped: Places in the rows' lists where an unusable candidate stood.
+        same: Rows whose list has the right candidate again among the others, where it cannot be wrong.
     """
 
     dataset: str
@@ -74,6 +75,7 @@ class Split:
     candidates: list[Item] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     dropped: int = 0
+    same: list[str] = field(default_factory=list)
 
 
 def dataset_files(root: Path, dataset: str) -> list[Path]:
@@ -167,6 +169,8 @@ class _Builder:
                 self._bad.add(where, problem[0], f"{what}: {problem[1]}")
                 return
         others = [item for item in listed[1:] if item != listed[0]]
+        if len(others) < len(listed) - 1:
+            self.split.same.append(where)
         usable = [item for item in others if self._is_usable(where, item)]
         if not usable:
             self._bad.add(where, "nothing to choose from", "all candidates are the right one or unusable")

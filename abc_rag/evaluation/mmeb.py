@@ -54,6 +54,9 @@ _BLOCK = 64  # queries compared with all candidates at once: 64 x 10,000 scores 
 _MISTAKES = 36
 _TITLES = {"classification": "Classification", "vqa": "VQA", "retrieval": "Retrieval", "grounding": "Grounding",
            "ind": "IND", "ood": "OOD", "overall": "Overall"}  # fmt: skip
+# For columns: a terminal of 80 characters shows all seven.
+_SHORT = {**_TITLES, "classification": "Class.", "retrieval": "Retr.", "grounding": "Ground.", "overall": "All"}
+_SOURCES = list(dict.fromkeys(one.source for one in PUBLISHED))
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class DatasetScore:
         candidates: How many distinct candidates they have together.
         ties: Queries whose right candidate ties for the first place, which counts as a miss.
         dropped: Places in the queries' lists that an unusable candidate left empty, which makes them easier.
+        same: Rows whose right candidate stands among the others too, where it does not count.
         where: For each query, where its row stands.
         ranks: For each query, the rank of its right candidate, 1 being the first.
     """
@@ -77,6 +81,7 @@ class DatasetScore:
     candidates: int
     ties: int
     dropped: int
+    same: Sequence[str]
     where: Sequence[str]
     ranks: Sequence[int]
 
@@ -232,6 +237,7 @@ def _evaluate_split(
         candidates=int(offered.sum()),
         ties=sum(one.tie for one in judged),
         dropped=split.dropped + sum(int((~offered[row.others]).sum()) for row in split.rows),
+        same=tuple(split.same),
         where=[split.rows[one.row].where for one in judged],
         ranks=[one.rank for one in judged],
     ), wrong
@@ -314,11 +320,13 @@ def _table_of_datasets(scores: Sequence[DatasetScore]) -> ResultTable:
 
 def _table_of_means(model: str, means: Mapping[str, tuple[float, int]]) -> ResultTable:
     """This model's means above those that others published."""
-    mine: list[Cell] = [model, *(100 * mean for mean, _ in means.values()), "this run"]
-    over: list[Cell] = ["  over so many data sets", *(count for _, count in means.values()), ""]
-    all_of_them: list[Cell] = ["  out of", *(len(names) for names in GROUPS.values()), ""]
-    published: list[list[Cell]] = [[one.model, *one.scores, one.source] for one in PUBLISHED]
-    columns = ["mean hit@1 %", *(_TITLES[group] for group in GROUPS), "source"]
+    mine: list[Cell] = [model, *(100 * mean for mean, _ in means.values())]
+    over: list[Cell] = ["  over so many data sets", *(count for _, count in means.values())]
+    all_of_them: list[Cell] = ["  out of", *(len(names) for names in GROUPS.values())]
+    published: list[list[Cell]] = [
+        [f"{one.model} [{_SOURCES.index(one.source) + 1}]", *one.scores] for one in PUBLISHED
+    ]
+    columns = ["mean hit@1 %", *(_SHORT[group] for group in GROUPS)]
     return ResultTable("Beside published figures", columns, [mine, over, all_of_them, *published])
 
 
@@ -335,4 +343,9 @@ def _notes(scores: Sequence[DatasetScore], missing: Sequence[str], prompts: Prom
     if dropped:
         places = ", ".join(f"{name} {count}" for name, count in dropped.items())
         notes.append(f"unusable candidates left places in lists empty, which makes them easier: {places}")
-    return notes + [f"{one.model} ({one.source}): {one.note}" for one in PUBLISHED if one.note]
+    same = {score.dataset: score.same for score in scores if score.same}
+    if same:
+        rows = ", ".join(f"{name} {len(where)} (first: {where[0]})" for name, where in same.items())
+        notes.append(f"rows that list the right candidate among the wrong ones too, where it does not count: {rows}")
+    notes += [f"[{number}] {source}" for number, source in enumerate(_SOURCES, 1)]
+    return notes + [f"{one.model}: {one.note}" for one in PUBLISHED if one.note]
