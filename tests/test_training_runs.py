@@ -7,6 +7,7 @@ import http.server
 import json
 import math
 import os
+import pty
 import resource
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,25 @@ def test_the_adapters_can_be_used(pretrained: Path, tmp_path: Path) -> None:
     again = load_embedder(other, device="cpu").embed(inputs)
     assert np.abs(again[0] - vectors[0]).max() < 1e-6
     assert np.abs(again[1] - vectors[1]).max() > 1e-5
+
+
+def test_a_terminal_shows_a_bar_with_loss_accuracy_and_temperature(tmp_path: Path) -> None:
+    config = {**SMALL, "out": str(tmp_path / "run"), "steps": 2}
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "abc_rag.cli", "train", "pretrain", *arguments(config)],
+        stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": "160", "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # what reading says when the other end is closed
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0, shown.decode()
+    text = shown.decode()
+    assert "2/2" in text
+    assert all(name in text for name in ("pretrain", "loss", "accuracy", "temperature"))
 
 
 def test_a_finished_run_is_not_repeated(pretrained: Path) -> None:
