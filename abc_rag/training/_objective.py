@@ -8,18 +8,23 @@ import threading
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from peft import LoraConfig
 from torch import nn
 
 from abc_rag._rows import BadRows
 from abc_rag.errors import DatasetError, ImageError, InputError
 from abc_rag.images import ImageLimits
 from abc_rag.models._qwen2_vl import Patches
-from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts
+from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, ABCSettings
+from abc_rag.models.load import is_folder
+from abc_rag.training._adapters import save_adapter
+from abc_rag.training._card import write_card
 from abc_rag.training.config import TrainConfig
 from abc_rag.training.contrastive import Encoder, Plan, Share, share_of
 from abc_rag.training.loop import Objective
@@ -43,6 +48,7 @@ class _Source(Protocol[Row]):  # type: ignore[misc]
 
     def __len__(self) -> int: ...
     def row(self, index: int) -> Row: ...
+    def describe(self) -> dict[str, Any]: ...
 
 
 def seeded(*parts: object) -> int:
@@ -143,6 +149,25 @@ class ContrastiveObjective(Objective[Share], Generic[Row]):
             chunk=self._settings.chunk,
             pool=self._pool,
             packed=not parse_flag_from_env("ACCELERATE_USE_FSDP"),
+        )
+
+    def save_as(
+        self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any], lora: LoraConfig, *, with_head: bool
+    ) -> None:
+        """Write the adapter that `label` names, its card and its settings; the adapter last, as it says "finished"."""
+        config, network = self._settings, self._pictures.network
+        write_card(out, stage=self.label, run=run, source=self._rows.describe(), bad=self._rows.bad.as_dict())
+        head_hidden = network.head.linear_layer1.out_features
+        ABCSettings(out.resolve().name, config.min_tokens, config.tokens_in_use, head_hidden).write(out)
+        save_adapter(
+            out,
+            {name.removeprefix("network."): tensor for name, tensor in tensors.items()},
+            self.label,
+            lora,
+            # A folder's place on this machine tells nobody else anything.
+            base=Path(config.base).name if is_folder(config.base) else config.base,
+            dtype=getattr(torch, config.save_dtype),
+            with_head=with_head,
         )
 
     def _indices(self, step: int) -> list[int]:

@@ -21,8 +21,7 @@ from torch import nn
 
 from abc_rag.models.abc import ABCSettings, load_merged, load_prompts
 from abc_rag.models.load import is_folder, part_folder
-from abc_rag.training._adapters import TEXT_TARGETS, add_lora, save_adapter
-from abc_rag.training._card import write_card
+from abc_rag.training._adapters import TEXT_TARGETS, add_lora
 from abc_rag.training._objective import ContrastiveObjective, frozen_dtype, seeded
 from abc_rag.training._scene_data import ScenePairs
 from abc_rag.training.config import InstructConfig
@@ -127,9 +126,6 @@ class Instructing(ContrastiveObjective[PairsRow]):
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Write adapter, card, settings, and what ``load_embedder`` needs; see `Objective.save`."""
         config = self._config
-        write_card(out, stage="instruct", run=run, source=self._source.describe(), bad=self._source.bad.as_dict())
-        head_hidden = self._network.head.linear_layer1.out_features
-        ABCSettings(out.resolve().name, config.min_tokens, config.tokens_in_use, head_hidden).write(out)
         parts = {
             "base": _as_seen_from(out, config.base),
             "base_revision": config.base_revision,
@@ -138,16 +134,7 @@ class Instructing(ContrastiveObjective[PairsRow]):
             "instruct": "./",
         }
         (out / "parts.json").write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
-        save_adapter(
-            out,
-            {name.removeprefix("network."): tensor for name, tensor in tensors.items()},
-            "instruct",
-            self._lora,
-            # A folder's place on this machine tells nobody else anything.
-            base=Path(config.base).name if is_folder(config.base) else config.base,
-            dtype=getattr(torch, config.save_dtype),
-            with_head=False,
-        )
+        self.save_as(out, tensors, run, self._lora, with_head=False)
 
 
 def _as_seen_from(folder: Path, part: str) -> str:

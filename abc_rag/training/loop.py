@@ -15,7 +15,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -118,9 +118,8 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # The file stays: removed, it could be another process's lock by then.
         lock.release()
-        with suppress(OSError):
-            (out / "run.lock").unlink()
 
 
 def _run(

@@ -16,10 +16,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from abc_rag.models._qwen2_vl import load_backbone
-from abc_rag.models.abc import ABCNetwork, ABCSettings, load_prompts
-from abc_rag.models.load import is_folder, part_folder
-from abc_rag.training._adapters import TEXT_TARGETS, VISION_TARGETS, add_lora, save_adapter
-from abc_rag.training._card import write_card
+from abc_rag.models.abc import ABCNetwork, load_prompts
+from abc_rag.models.load import part_folder
+from abc_rag.training._adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
 from abc_rag.training._objective import ContrastiveObjective, frozen_dtype, init_head, seeded
 from abc_rag.training._scene_data import SceneCaptions
 from abc_rag.training.config import PretrainConfig
@@ -122,19 +121,7 @@ class Pretraining(ContrastiveObjective[CaptionRow]):
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Write adapter, card and settings; see `Objective.save`."""
-        config = self._config
-        write_card(out, stage="pretrain", run=run, source=self._source.describe(), bad=self._source.bad.as_dict())
-        ABCSettings(out.resolve().name, config.min_tokens, config.tokens_in_use, config.head_hidden).write(out)
-        save_adapter(
-            out,
-            {name.removeprefix("network."): tensor for name, tensor in tensors.items()},
-            "pretrain",
-            self._lora,
-            # A folder's place on this machine tells nobody else anything.
-            base=Path(config.base).name if is_folder(config.base) else config.base,
-            dtype=getattr(torch, config.save_dtype),
-            with_head=True,
-        )
+        self.save_as(out, tensors, run, self._lora, with_head=True)
 
 
 def _open(config: PretrainConfig) -> CaptionSource:
