@@ -103,6 +103,25 @@ def test_a_caption_of_two_pictures_is_one_candidate_and_right_for_both(folder: P
     assert any("word for word: 1." in note for note in found.notes)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "karpathy"])
+def test_an_unusable_caption_costs_the_others_nothing(kind: str, folder: Path) -> None:
+    said = ["a cat", " ", 3]
+    if kind == "jsonl":
+        data = jsonl(folder, {"image": "b.png", "captions": said}, {"image": "c.png", "captions": ["a fox"]})
+    else:
+        pictures = [{"filename": "b.png", "split": "test", "sentences": [{"raw": one} for one in said]},
+                    {"filename": "c.png", "split": "test", "sentences": [{"raw": "a fox"}]}]  # fmt: skip
+        data = folder / "karpathy.json"
+        data.write_text(json.dumps({"images": pictures}))
+    found = evaluate_retrieval(Given(VECTORS), data)
+    assert found.settings["counts"] == {"pictures": 2, "captions": 2, "distinct_captions": 2}
+    assert found.bad["count"] == 2
+    assert sorted(problem.split()[0] for problem in found.bad["by_problem"]) in (
+        ["captions", "empty"],
+        ["empty", "raw"],
+    )
+
+
 def test_pictures_elsewhere_captions_limit_and_split(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     data = listed(tmp_path_factory.mktemp("annotations"))
     with pytest.raises(DatasetError, match="3 missing image"):
@@ -123,7 +142,7 @@ def test_pictures_elsewhere_captions_limit_and_split(folder: Path, tmp_path_fact
     ("row", "problem"),
     [
         ({"image": "gone.png", "captions": ["a dog"]}, "missing image"),
-        ({"image": "b.png", "captions": ["a cat", " "]}, "empty captions"),
+        ({"image": "b.png", "captions": [" "]}, "empty captions"),
         ({"image": "b.png", "captions": []}, "empty captions"),
         ({"image": "b.png", "captions": "a cat"}, "captions is not a list"),
         ({"image": "b.png", "captions": [3]}, "captions is not text"),

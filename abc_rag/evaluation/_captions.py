@@ -112,20 +112,29 @@ def _is_row(line: bytes) -> bool:
 def _jsonl(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: BadRows) -> Iterator[CaptionedRow]:
     joined: dict[Path, tuple[str, dict[str, None]]] = {}
     columns: set[str] = set()
-    for _, (name, image, captions) in usable(path, bad, partial(_captioned, folder, columns)):
+    dropped: list[Unusable] = []
+    for where, (name, image, captions) in usable(path, bad, partial(_captioned, folder, columns, dropped)):
+        for one in dropped:
+            bad.add(where, one.problem, one.detail)
         joined.setdefault(image, (name, {}))[1].update(dict.fromkeys(captions))
     for image, (name, found) in joined.items():
         yield CaptionedRow(name, str(image), tuple(found))
 
 
-def _captioned(folder: Path, columns: set[str], raw: dict[str, Any]) -> tuple[str, Path, tuple[str, ...]]:
-    """A row; rows that name one picture are joined. The first usable row says which column all others have."""
+def _captioned(
+    folder: Path, columns: set[str], dropped: list[Unusable], raw: dict[str, Any]
+) -> tuple[str, Path, tuple[str, ...]]:
+    """A row; rows that name one picture are joined. The first usable row says which column all others have.
+
+    An unusable caption costs the others nothing: it goes to ``dropped``, which is this row's alone.
+    """
+    dropped.clear()
     column = "captions" if "captions" in raw else "caption"
     if ("captions" in raw and "caption" in raw) or (columns and column not in columns):
         raise Unusable("mixed columns", "caption and captions")
-    captions = texts_of(raw, column) if column == "captions" else (text_of(raw, column),)
+    captions = texts_of(raw, column, dropped) if column == "captions" else (text_of(raw, column),)
     if not captions:
-        raise Unusable("empty captions")
+        raise dropped[0] if dropped else Unusable("empty captions")
     found = text_of(raw, "image"), find_image(raw, folder), captions
     columns.add(column)
     return found
@@ -172,8 +181,11 @@ def _karpathy(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: 
         if own != split:
             continue
         try:
-            row = _sentences(raw, folder)
+            dropped: list[Unusable] = []
+            row = _sentences(raw, folder, dropped)
             _require_new(raw, "imgid", seen)
+            for one in dropped:
+                bad.add(where, one.problem, one.detail)
             yield row
         except Unusable as error:
             bad.add(where, error.problem, error.detail)
@@ -182,18 +194,19 @@ def _karpathy(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: 
         raise DatasetError(f"{path}: has no split {split!r}; it has {known}")
 
 
-def _sentences(raw: Mapping[str, Any], folder: Path) -> CaptionedRow:
+def _sentences(raw: Mapping[str, Any], folder: Path, dropped: list[Unusable]) -> CaptionedRow:
     name = text_of(raw, "filename")
     sentences = raw.get("sentences")
     if not isinstance(sentences, list):
         raise Unusable("sentences is not a list", type(sentences).__name__)
-    captions = dict.fromkeys(text_of(one if isinstance(one, dict) else {}, "raw") for one in sentences)
+    texts = [one.get("raw") if isinstance(one, dict) else None for one in sentences]
+    captions = texts_of({"raw": texts}, "raw", dropped)
     if not captions:
-        raise Unusable("picture without a caption", name)
+        raise dropped[0] if dropped else Unusable("picture without a caption", name)
     within = raw.get("filepath")  # MSCOCO's pictures lie in train2014/ and val2014/, or all in one folder
     if isinstance(within, str) and within and (folder / within / name).is_file():
         name = f"{within}/{name}"
-    return CaptionedRow(name, str(find_image({"image": name}, folder)), tuple(captions))
+    return CaptionedRow(name, str(find_image({"image": name}, folder)), captions)
 
 
 _READERS = {"jsonl": _jsonl, "mscoco": _mscoco, "karpathy": _karpathy}

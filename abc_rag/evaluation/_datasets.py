@@ -163,12 +163,20 @@ def text_of(raw: Mapping[str, Any], name: str) -> str:
     return _text(raw[name], name)
 
 
-def texts_of(raw: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """A column's list of texts, equal ones once."""
+def texts_of(raw: Mapping[str, Any], name: str, dropped: list[Unusable] | None = None) -> tuple[str, ...]:
+    """A column's list of texts, equal ones once. An unusable one goes to ``dropped``; without it, it costs the row."""
     values = raw.get(name)
     if not isinstance(values, list):
         raise Unusable(f"{name} is not a list", type(values).__name__)
-    return tuple(dict.fromkeys(_text(value, name) for value in values))
+    found: dict[str, None] = {}
+    for value in values:
+        try:
+            found[_text(value, name)] = None
+        except Unusable as error:
+            if dropped is None:
+                raise
+            dropped.append(error)
+    return tuple(found)
 
 
 def _text(value: object, name: str) -> str:
