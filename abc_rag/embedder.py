@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from abc_rag.errors import ABCRagError, InputError
+from abc_rag._progress import progress_bar
+from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.types import URL, DataURI, Fingerprint, Image, ImageSource, Input, InstructedImage, Text
 
 __all__ = ["BatchSize", "Embedder", "Vectors"]
@@ -19,6 +23,8 @@ Vectors = npt.NDArray[np.float32]
 BatchSize = int | Literal["auto"]
 
 _UNIT_TOLERANCE = 1e-2
+# Inputs embedded together where an embedder has no stream of its own.
+_CHUNK = 64
 
 
 class Embedder(ABC):
@@ -58,21 +64,130 @@ class Embedder(ABC):
             InputError: An input is not one of the three types, or cannot be used; the message says which.
             ImageError: A picture cannot be opened or exceeds a limit.
         """
-        _refuse_single(inputs, (str, bytes, Text, Image, InstructedImage), "inputs")
-        items = list(inputs)
-        for position, item in enumerate(items):
-            if not isinstance(item, (Text, Image, InstructedImage)):
-                raise InputError(
-                    f"input {position} is a {type(item).__name__}; wrap it as abc_rag.Text(text), "
-                    "abc_rag.Image(source) or abc_rag.InstructedImage(source, instruction)"
-                )
-        if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-            raise InputError(f"batch_size must be 'auto' or a positive int, not {batch_size!r}")
+        items = _checked(inputs, batch_size)
         if not items:
             return np.zeros((0, self.dim), dtype=np.float32)
         vectors = self._embed(items, batch_size=batch_size, progress=progress)
         self._check(vectors, len(items))
         return vectors
+
+    async def aembed(self, inputs: Iterable[Input], *, batch_size: BatchSize = "auto") -> Vectors:
+        """`embed` for event loops: other tasks run meanwhile, and cancelling the task gives up what has not begun."""
+        items = _checked(inputs, batch_size)
+        if not items:
+            return np.zeros((0, await asyncio.to_thread(lambda: self.dim)), dtype=np.float32)
+        vectors = await self._aembed(items, batch_size=batch_size)
+        self._check(vectors, len(items))
+        return vectors
+
+    @overload
+    def embed_iter(
+        self,
+        inputs: Iterable[Input],
+        *,
+        batch_size: BatchSize = "auto",
+        progress: bool = False,
+        total: int | None = None,
+        return_errors: Literal[False] = False,
+    ) -> Iterator[Vectors]: ...
+
+    @overload
+    def embed_iter(
+        self,
+        inputs: Iterable[Input],
+        *,
+        batch_size: BatchSize = "auto",
+        progress: bool = False,
+        total: int | None = None,
+        return_errors: Literal[True],
+    ) -> Iterator[Vectors | ABCRagError]: ...
+
+    def embed_iter(
+        self,
+        inputs: Iterable[Input],
+        *,
+        batch_size: BatchSize = "auto",
+        progress: bool = False,
+        total: int | None = None,
+        return_errors: bool = False,
+    ) -> Iterator[Vectors | ABCRagError]:
+        """Embed a stream of any length in bounded memory, a little ahead of whoever takes the vectors.
+
+        Inputs are taken from ``inputs`` in the thread of the caller, in order and as there is room. Closing the
+        iterator, or an exception in the loop over it, gives up what has not begun: every vector that was taken belongs
+        to the next input in turn, so a loop that counts can go on from there.
+
+        Args:
+            inputs: Any mix of inputs; a generator is not read to its end first.
+            batch_size: As for `embed`.
+            progress: Show a progress bar with rate and, where ``total`` or the length of ``inputs`` is known, time left.
+            total: How many inputs there are, for the progress bar.
+            return_errors: Give the error of an input that cannot be embedded in place of its vector, and go on.
+
+        Yields:
+            float32 unit vectors of shape ``(dim,)``, one an input, in order.
+
+        Raises:
+            InputError: An input cannot be used, and ``return_errors`` is not set; those before it have been given.
+            ImageError: As above, for a picture.
+        """
+        _refuse_single(inputs, (str, bytes, Text, Image, InstructedImage), "inputs")
+        _check_batch_size(batch_size)
+        if total is None and isinstance(inputs, Sequence):
+            total = len(inputs)
+        return self._stream(iter(inputs), batch_size, progress, total, return_errors)
+
+    def _stream(
+        self, inputs: Iterator[Input], batch_size: BatchSize, progress: bool, total: int | None, return_errors: bool
+    ) -> Iterator[Vectors | ABCRagError]:
+        pulled: deque[InputError | None] = deque()
+
+        def usable() -> Iterator[Input]:
+            for position, item in enumerate(inputs):
+                pulled.append(_wrong_type(position, item))
+                if pulled[-1] is None:
+                    yield item
+
+        position = 0
+        with progress_bar("embedding", total=total, enabled=progress) as bar:
+            for result in itertools.chain(self._embed_each(usable(), batch_size=batch_size), [None]):
+                while pulled and (wrong := pulled.popleft()) is not None:
+                    yield _given(wrong, return_errors)
+                    bar.advance()
+                    position += 1
+                if result is None:
+                    return
+                if isinstance(result, ABCRagError):
+                    if type(result) is InputError:  # that of a picture names the picture
+                        result = _numbered(result, position)
+                    result = _given(result, return_errors)
+                else:
+                    self._check(result[None], 1)
+                yield result
+                bar.advance()
+                position += 1
+
+    def _embed_each(self, inputs: Iterator[Input], *, batch_size: BatchSize) -> Iterator[Vectors | ABCRagError]:
+        """The vector of each input, or its error without the input's number, in order.
+
+        An embedder that can compute ahead overrides this.
+        """
+        while chunk := list(itertools.islice(inputs, _CHUNK)):
+            try:
+                yield from self._embed(chunk, batch_size=batch_size, progress=False)
+            except InputError:
+                # One by one, so that a bad input costs nothing but itself.
+                for item in chunk:
+                    try:
+                        yield self._embed([item], batch_size=1, progress=False)[0]
+                    except ImageError as error:
+                        yield error
+                    except InputError as error:
+                        yield InputError(str(error).removeprefix("input 0: "))
+
+    async def _aembed(self, inputs: Sequence[Input], *, batch_size: BatchSize) -> Vectors:
+        """`_embed` without blocking the event loop."""
+        return await asyncio.to_thread(self._embed, inputs, batch_size=batch_size, progress=False)
 
     def _check(self, vectors: Vectors, count: int) -> None:
         """Refuse what would spoil a store: rows too few, of another length, or of no unit length (NaN included)."""
@@ -108,6 +223,42 @@ class Embedder(ABC):
             Image(source) if instruction is None else InstructedImage(source, instruction) for source in images
         ]
         return self.embed(inputs, batch_size=batch_size, progress=progress)
+
+
+def _checked(inputs: Iterable[Input], batch_size: BatchSize) -> list[Input]:
+    _refuse_single(inputs, (str, bytes, Text, Image, InstructedImage), "inputs")
+    items = list(inputs)
+    for position, item in enumerate(items):
+        if error := _wrong_type(position, item):
+            raise error
+    _check_batch_size(batch_size)
+    return items
+
+
+def _wrong_type(position: int, item: object) -> InputError | None:
+    if isinstance(item, (Text, Image, InstructedImage)):
+        return None
+    return InputError(
+        f"input {position} is a {type(item).__name__}; wrap it as abc_rag.Text(text), "
+        "abc_rag.Image(source) or abc_rag.InstructedImage(source, instruction)"
+    )
+
+
+def _numbered(error: InputError, position: int) -> InputError:
+    numbered = InputError(f"input {position}: {error}")
+    numbered.__cause__ = error
+    return numbered
+
+
+def _given(error: ABCRagError, return_errors: bool) -> ABCRagError:
+    if not return_errors:
+        raise error
+    return error
+
+
+def _check_batch_size(batch_size: BatchSize) -> None:
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size must be 'auto' or a positive int, not {batch_size!r}")
 
 
 def _refuse_single(values: object, single: type | tuple[type, ...], name: str) -> None:

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from abc_rag import ABCCheckpoint, Image, InstructedImage, Text, load_embedder
 from abc_rag.embedder import Embedder
 from abc_rag.errors import CheckpointError, InputError
-from abc_rag.models._qwen2_vl import fit_size, normalise, patchify, resize_as_pillow_12
+from abc_rag.models._pictures import fit_size, patchify, resize_as_pillow_12
+from abc_rag.models._qwen2_vl import normalise
 from abc_rag.models.abc import ABCFamily, ABCNetwork
 
 ATTENTIONS = ("sdpa", "eager")

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from helpers import FIXTURE
 
 from abc_rag.images import ImageLimits
-from abc_rag.models._qwen2_vl import Patches, load_backbone
+from abc_rag.models._pictures import Patches
+from abc_rag.models._qwen2_vl import load_backbone
 from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, _load_adapter, load_merged
 from abc_rag.training._adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
 from abc_rag.training.contrastive import Encoder, Plan, accumulate, share_of

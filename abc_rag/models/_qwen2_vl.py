@@ -7,108 +7,36 @@ model are called one after the other with explicit positions and an explicit mas
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import PIL.Image
 import torch
 from torch import nn
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
-from abc_rag.errors import CheckpointError, InputError
+from abc_rag.errors import CheckpointError
 from abc_rag.models._checkpoint import assign_tensors, iter_tensors, read_json, weight_files
+from abc_rag.models._pictures import Patches
 
 __all__ = [
-    "Patches",
     "PlanePatchEmbed",
     "Qwen2VLBackbone",
     "base_state_dict",
     "build_backbone",
-    "fit_size",
     "load_backbone",
-    "patchify",
-    "resize_as_pillow_12",
+    "normalise",
 ]
 
 # The means and deviations that CLIP normalises with, as in the published preprocessor_config.json.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
-_MAX_ASPECT_RATIO = 200
 
 
-# --- Pictures -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Patches:
-    """A picture cut into patches.
-
-    Attributes:
-        pixels: uint8 of shape ``(rows * columns, 3 * patch * patch)``, patches in the order in which the
-            vision tower merges them (2x2 neighbours together).
-        rows: Patches from top to bottom.
-        columns: Patches from left to right.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    rows: int
-    columns: int
-
-
-def fit_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Nearest (height, width) in multiples of ``factor`` whose area lies in the limits.
-
-    Qwen2-VL's rule: round each side; if the area is then out of bounds, scale both sides by the
-    same amount and round towards the inside.
-
-    Raises:
-        InputError: One side is more than 200 times the other.
-    """
-    if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
-        raise InputError(
-            f"a picture of {width}x{height} pixels is more than {_MAX_ASPECT_RATIO} times as long as wide; crop it"
-        )
-    fitted_h = max(factor, round(height / factor) * factor)
-    fitted_w = max(factor, round(width / factor) * factor)
-    if fitted_h * fitted_w > max_pixels:
-        scale = math.sqrt(height * width / max_pixels)
-        fitted_h = max(factor, math.floor(height / scale / factor) * factor)
-        fitted_w = max(factor, math.floor(width / scale / factor) * factor)
-    elif fitted_h * fitted_w < min_pixels:
-        scale = math.sqrt(min_pixels / (height * width))
-        fitted_h = math.ceil(height * scale / factor) * factor
-        fitted_w = math.ceil(width * scale / factor) * factor
-    return fitted_h, fitted_w
-
-
-def resize_as_pillow_12(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
-    """Bicubic resize with the result of Pillow 10 to 12, which the published weights saw.
-
-    Pillow 13 may run the vertical pass first; one axis at a time, width first, is the older order on
-    every version.
-    """
-    if image.width != width:
-        image = image.resize((width, image.height), PIL.Image.Resampling.BICUBIC)
-    if image.height != height:
-        image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
-    return image
-
-
-def patchify(image: PIL.Image.Image, *, patch: int, merge: int) -> Patches:
-    """Cut an RGB picture, whose sides are multiples of ``patch * merge``, into patches."""
-    array = np.asarray(image, dtype=np.uint8)
-    rows, columns = array.shape[0] // patch, array.shape[1] // patch
-    grid = array.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    # -> row block, column block, row in block, column in block, channel, y, x
-    pixels = grid.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3 * patch * patch)
-    return Patches(np.ascontiguousarray(pixels), rows, columns)
+# --- Pixels ---------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=8)

@@ -15,7 +15,6 @@ One deviation, on purpose: padding never enters the mean, so a vector does not d
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraModel
@@ -34,19 +32,13 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from abc_rag.errors import CheckpointError, InputError
-from abc_rag.images import ImageLimits, content_hash, describe_source, open_image, read_bytes
+from abc_rag.images import ImageLimits
+from abc_rag.models._attention import Segments
 from abc_rag.models._checkpoint import assign_tensors, iter_tensors, read_json, weight_files
-from abc_rag.models._qwen2_vl import (
-    Patches,
-    Qwen2VLBackbone,
-    backbone_name,
-    fit_size,
-    load_backbone,
-    patchify,
-    resize_as_pillow_12,
-)
-from abc_rag.models._vision_cache import SeenPicture, VisionCache
-from abc_rag.models.family import Family, Prepared
+from abc_rag.models._pictures import Patches, QwenPictures
+from abc_rag.models._qwen2_vl import Qwen2VLBackbone, backbone_name, load_backbone
+from abc_rag.models._qwen2_vl_packed import PackedQwen2VL
+from abc_rag.models.family import Family, Picture, Prepared
 from abc_rag.types import Fingerprint, Image, ImageSource, Input, InstructedImage, Text
 
 __all__ = ["ABCFamily", "ABCNetwork", "ABCPrompts", "ABCSettings", "MLPHead", "load_network"]
@@ -131,6 +123,7 @@ class ABCNetwork(nn.Module):
         self.backbone = backbone
         self.head = MLPHead(backbone.hidden_size, head_hidden)
         self.temperature = Temperature()
+        self.compiled = False
         self._instruct_layers: list[BaseTunerLayer] = []
         self._instruct_on = False
 
@@ -157,10 +150,42 @@ class ABCNetwork(nn.Module):
         kept = torch.where(summed.unsqueeze(-1), states.float(), 0.0)
         return kept.sum(dim=1) / lengths.unsqueeze(-1)
 
+    @property
+    def packed(self) -> PackedQwen2VL:
+        """The same backbone for sequences that lie end to end, without gradients."""
+        return PackedQwen2VL(self.backbone, compiled=self.compiled)
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        segments: Segments,
+        *,
+        features: torch.Tensor | None = None,
+        image_positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Unit vectors ``(n, dim)`` in float32 of sequences that lie end to end, without gradients.
+
+        See `PackedQwen2VL.hidden_states`.
+        """
+        states = self.packed.hidden_states(input_ids, segments, features=features, image_positions=image_positions)
+        return nn.functional.normalize(self.head(self.pool_packed(states, input_ids, segments)), dim=-1)
+
+    def pool_packed(self, states: torch.Tensor, input_ids: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """`pool` for sequences that lie end to end: ``(total, hidden)`` to ``(n, hidden)``."""
+        kept = torch.where((input_ids != 0).unsqueeze(-1), states.float(), 0.0)
+        if kept.device.type in ("cpu", "cuda"):
+            summed = torch.segment_reduce(kept, "sum", lengths=segments.counts, axis=0)
+        else:
+            summed = kept.new_zeros(len(segments.lengths), kept.shape[1]).index_add(0, segments.rows, kept)
+        return summed / segments.counts.unsqueeze(-1)
+
     def forward(
         self, input_ids: torch.Tensor, *, lengths: torch.Tensor, features: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Unit vectors ``(batch, dim)`` in float32 of right-padded sequences; see `Qwen2VLBackbone.hidden_states`."""
+        """Unit vectors ``(batch, dim)`` in float32 of right-padded sequences, with gradients.
+
+        See `Qwen2VLBackbone.hidden_states`.
+        """
         states = self.backbone.hidden_states(input_ids, lengths=lengths, features=features)
         pooled = self.pool(states, input_ids, lengths)
         return nn.functional.normalize(self.head(pooled), dim=-1)
@@ -239,11 +264,12 @@ class ABCFamily(Family):
         self._fingerprint = fingerprint
         self._image_limits = image_limits
         self._max_length = int(network.backbone.text_config.max_position_embeddings)
-        # The instruct adapter leaves the vision tower alone, so one pass serves a picture under every instruction.
-        self.vision_cache = VisionCache()
+        backbone = network.backbone
+        resizes = ((_FIRST_MIN_TOKENS, _FIRST_MAX_TOKENS), (fingerprint.min_tokens, fingerprint.max_tokens))
+        self._recipe = QwenPictures(backbone.patch, backbone.merge, resizes)
 
     def at(self, *, min_tokens: int, max_tokens: int) -> ABCFamily:
-        """The same network at another resolution, with a vision cache of its own."""
+        """The same network at another resolution."""
         limits = replace(self._fingerprint, min_tokens=min_tokens, max_tokens=max_tokens)
         return ABCFamily(self.network, self._prompts, fingerprint=limits, image_limits=self._image_limits)
 
@@ -262,13 +288,34 @@ class ABCFamily(Family):
         """Where the network is."""
         return self.network.backbone.device
 
-    def prepare(self, item: Input) -> Prepared:
-        """Prompt, tokenise and preprocess; see `Family.prepare`."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.network.backbone.dtype
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """Which pictures are accepted."""
+        return self._image_limits
+
+    @property
+    def recipe(self) -> QwenPictures:
+        """How pictures are opened: resized twice, as published."""
+        return self._recipe
+
+    def picture_tokens(self, opened: Patches) -> int:
+        """How many image tokens an opened picture has."""
+        return opened.patches // self.network.backbone.merge**2
+
+    def prepare(self, item: Input, picture: Picture | None = None) -> Prepared:
+        """Prompt and tokenise; see `Family.prepare`."""
         if isinstance(item, Text):
             prepared = Prepared("text", self._prompts(item.text))
         else:
+            if picture is None:
+                opened = self.prepare_image(item.source)
+                picture = Picture("", self.picture_tokens(opened), opened)
             instruction = f"Instruction: {item.instruction}" if isinstance(item, InstructedImage) else ""
-            picture = self._picture(item.source)
             ids = self._prompts(instruction, image_tokens=picture.tokens)
             prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, picture)
         if prepared.tokens > self._max_length:
@@ -278,74 +325,38 @@ class ABCFamily(Family):
             )
         return prepared
 
-    def _picture(self, source: ImageSource) -> SeenPicture:
-        if isinstance(source, PIL.Image.Image):
-            data, key = None, content_hash(source, limits=self._image_limits)
-        else:
-            data = read_bytes(source, limits=self._image_limits)
-            key = hashlib.sha256(data).hexdigest()
-        seen = self.vision_cache.get(key)
-        if seen is None:
-            name = describe_source(source)
-            patches = self.prepare_image(source if data is None else data, name=name)
-            seen = SeenPicture(key, patches.rows * patches.columns // self.network.backbone.merge**2, patches)
-            self.vision_cache.put(seen)
-        return seen
-
     def prepare_image(self, source: ImageSource, *, name: str | None = None) -> Patches:
         """Open, resize twice as published, and cut into patches; ``name`` is for messages."""
-        image = open_image(source, limits=self._image_limits, name=name).image
-        backbone = self.network.backbone
-        factor = backbone.patch * backbone.merge
-        limits = (
-            (_FIRST_MIN_TOKENS, _FIRST_MAX_TOKENS),
-            (self._fingerprint.min_tokens, self._fingerprint.max_tokens),
-        )
-        for fewest, most in limits:
-            height, width = fit_size(
-                image.height,
-                image.width,
-                factor=factor,
-                min_pixels=fewest * factor**2,
-                max_pixels=most * factor**2,
-            )
-            image = resize_as_pillow_12(image, height, width)
-        return patchify(image, patch=backbone.patch, merge=backbone.merge)
+        return self._recipe.open(source, limits=self._image_limits, name=name)
+
+    def see(self, opened: Sequence[Patches]) -> list[torch.Tensor]:
+        """Vision features of some pictures; see `Family.see`."""
+        with torch.inference_mode():
+            features = self.network.packed.image_features(opened)
+            # Copies, as a slice would keep all the others in memory.
+            return [part.clone() for part in features.split([self.picture_tokens(one) for one in opened])]
 
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """Embed a batch of one kind; see `Family.forward`."""
+        unseen = {id(p.picture): p.picture for p in batch if p.picture is not None and p.picture.features is None}
+        if unseen:
+            for picture, features in zip(unseen.values(), self.see([p.opened for p in unseen.values()]), strict=True):
+                picture.features = features
+        # The longest first, so that those of one length are neighbours.
+        order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
+        chosen = [batch[i] for i in order]
         device = self.device
-        lengths = torch.tensor([p.tokens for p in batch], device=device)
-        ids = np.zeros((len(batch), max(p.tokens for p in batch)), dtype=np.int64)
-        for row, prepared in zip(ids, batch, strict=True):
-            row[: prepared.tokens] = prepared.input_ids
+        ids = np.concatenate([p.input_ids for p in chosen])
+        pictures = [p.picture.features.to(device) for p in chosen if p.picture is not None and p.picture.features is not None]
         with torch.inference_mode():
-            self.network.set_instruct(batch[0].kind == "image+instruction")
-            features = self._features([p.picture for p in batch if p.picture is not None])
-            rows: torch.Tensor = self.network(torch.from_numpy(ids).to(device), lengths=lengths, features=features)
-            return rows
-
-    def _features(self, pictures: Sequence[SeenPicture]) -> torch.Tensor | None:
-        """Vision features of all pictures in turn; only what no earlier pass has seen is computed, and once."""
-        known: dict[str, torch.Tensor] = {}
-        todo: dict[str, SeenPicture] = {}
-        for picture in pictures:
-            # An earlier batch of the same call may have seen it since it was prepared.
-            seen = picture if picture.features is not None else self.vision_cache.get(picture.key)
-            if seen is not None and seen.features is not None:
-                known[picture.key] = seen.features
-            else:
-                todo[picture.key] = picture
-        if todo:
-            computed = self.network.backbone.image_features([p.patches for p in todo.values() if p.patches is not None])
-            start = 0
-            for picture in todo.values():
-                # A copy, as a slice would keep all the others in memory.
-                features = computed[start : start + picture.tokens].clone()
-                start += picture.tokens
-                known[picture.key] = features
-                self.vision_cache.put(SeenPicture(picture.key, picture.tokens, features=features))
-        return torch.cat([known[p.key] for p in pictures]) if pictures else None
+            self.network.set_instruct(chosen[0].kind == "image+instruction")
+            rows = self.network.embed(
+                torch.from_numpy(ids).to(device),
+                Segments([p.tokens for p in chosen], device),
+                features=torch.cat(pictures) if pictures else None,
+                image_positions=torch.from_numpy(np.flatnonzero(ids == self.network.backbone.image_token_id)).to(device),
+            )
+            return rows[torch.from_numpy(np.argsort(order)).to(device)]
 
 
 # --- Weights --------------------------------------------------------------------------------------

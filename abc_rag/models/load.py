@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from abc_rag.embedder import Embedder
+    from abc_rag.engine.settings import EngineSettings
     from abc_rag.images import ImageLimits
     from abc_rag.models.family import Family
 
@@ -87,6 +88,7 @@ def load_embedder(
     max_tokens: int | None = None,
     attention: Attention = "auto",
     image_limits: ImageLimits | None = None,
+    engine: EngineSettings | None = None,
 ) -> Embedder:
     """An embedder for a model. The weights are loaded on first use.
 
@@ -95,7 +97,8 @@ def load_embedder(
             the hub on first use); a folder with ``base/``, ``pretrain/`` and ``instruct/``, or one that
             ``abc-rag train instruct`` wrote; or an `ABCCheckpoint`.
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
-        device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), or any torch device.
+        device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), any torch device, or ``"cuda:*"``: all GPUs, each
+            with its own copy of the weights.
         dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere.
         min_tokens: Fewest image tokens (of 28x28 pixels) that a picture is resized to. If not given: what the
             checkpoint was made for, which is 256 for ABC and 9 for abc-mini.
@@ -103,6 +106,7 @@ def load_embedder(
         attention: ``"auto"`` is torch's own kernels (``"sdpa"``); or ``"eager"``, or ``"flash_attention_2"`` where
             that package is installed.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
+        engine: What the engine may use: workers, batches, caches. See `abc_rag.engine.EngineSettings`.
 
     Returns:
         An `Embedder`.
@@ -126,12 +130,19 @@ def load_embedder(
         raise InputError(f"min_tokens ({min_tokens}) is larger than max_tokens ({max_tokens})")
     load = _source(model)
 
-    def build() -> Family:
-        return _build(load(device), device, dtype, min_tokens, max_tokens, attention, image_limits)
-
     from abc_rag.engine.local import LocalEmbedder
+    from abc_rag.engine.settings import EngineSettings
 
-    return LocalEmbedder(build)
+    settings = engine or EngineSettings()
+
+    def build() -> list[Family]:
+        parts, devices = load(device), _devices(device)
+        return [
+            _build(parts, found, dtype, min_tokens, max_tokens, attention, image_limits, compiled=settings.compile)
+            for found in devices
+        ]
+
+    return LocalEmbedder(build, settings)
 
 
 def local_revision(model: ModelName) -> str | None:
@@ -321,6 +332,18 @@ def _fetch(repository: str, revision: str | None) -> Path:
         ) from error
 
 
+def _devices(device: str) -> list[torch.device]:
+    """One device, or with ``"cuda:*"`` all GPUs."""
+    import torch
+
+    if device != "cuda:*":
+        return [_device(device)]
+    count = torch.cuda.device_count()
+    if not count:
+        raise InputError("device 'cuda:*' cannot be used here (there is no CUDA GPU); use 'auto' or 'cpu'")
+    return [_device(f"cuda:{index}") for index in range(count)]
+
+
 def _device(device: str) -> torch.device:
     import torch
 
@@ -338,12 +361,14 @@ def _device(device: str) -> torch.device:
 
 def _build(
     parts: _Parts,
-    device: str,
+    found: torch.device,
     dtype: DType,
     min_tokens: int | None,
     max_tokens: int | None,
     attention: Attention,
     image_limits: ImageLimits | None,
+    *,
+    compiled: bool = False,
 ) -> Family:
     import torch
 
@@ -352,7 +377,6 @@ def _build(
     from abc_rag.models.abc import ABCFamily, ABCSettings, load_network, load_prompts
     from abc_rag.types import Fingerprint
 
-    found = _device(device)
     precision = getattr(torch, dtype if dtype != "auto" else "bfloat16" if found.type == "cuda" else "float32")
     settings = ABCSettings.read(parts.settings_in) if parts.settings_in else ABCSettings(name=parts.name)
     limits = replace(
@@ -373,6 +397,7 @@ def _build(
         device=str(found),
         head_hidden=settings.head_hidden,
     )
+    network.compiled = compiled
     revision = parts.revision or folder_revision(parts.base, parts.pretrain, parts.instruct)
     return ABCFamily(
         network,

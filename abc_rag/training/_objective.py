@@ -20,7 +20,7 @@ from torch import nn
 from abc_rag._rows import BadRows
 from abc_rag.errors import DatasetError, ImageError, InputError
 from abc_rag.images import ImageLimits
-from abc_rag.models._qwen2_vl import Patches
+from abc_rag.models._pictures import Patches
 from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, ABCSettings
 from abc_rag.models.load import is_folder
 from abc_rag.training._adapters import save_adapter

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from abc_rag._rows import BadRows
-from abc_rag.models._qwen2_vl import Patches, patchify, resize_as_pillow_12
+from abc_rag.models._pictures import Patches, patchify, resize_as_pillow_12
 from abc_rag.scenes import (
     BACKGROUNDS,
     KINDS,

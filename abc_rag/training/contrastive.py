@@ -31,7 +31,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from abc_rag.errors import DatasetError
-from abc_rag.models._qwen2_vl import Patches
+from abc_rag.models._pictures import Patches
 from abc_rag.models.abc import ABCNetwork, ABCPrompts
 from abc_rag.training.losses import loss_gradients
 

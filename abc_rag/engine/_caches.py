@@ -1,0 +1,211 @@
+"""What is remembered: vision features and finished vectors, by content, bounded in bytes, in memory and on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from abc_rag.errors import InputError
+
+__all__ = ["DiskTier", "TensorCache"]
+
+_SUFFIX = ".safetensors"
+_ABANDONED_S = 3600.0  # a half-written file this old has no writer any more
+
+
+class TensorCache:
+    """The tensors used last, as many as fit into so many bytes. Safe to use from many threads.
+
+    Args:
+        most_bytes: Memory; 0 keeps none there.
+        disk: Where they are kept as well, or None.
+        scope: Goes into the names on disk: whatever, beside its key, a tensor depends on.
+    """
+
+    def __init__(self, most_bytes: int, *, disk: DiskTier | None = None, scope: str = "") -> None:
+        self.most_bytes = most_bytes
+        self._disk = disk
+        self._scope = scope
+        self._held = 0
+        self._tensors: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is ever remembered."""
+        return self.most_bytes > 0 or self._disk is not None
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory in use."""
+        return self._held
+
+    def get(self, key: str) -> torch.Tensor | None:
+        """The tensor, if it is remembered."""
+        with self._lock:
+            found = self._tensors.get(key)
+            if found is not None:
+                self._tensors.move_to_end(key)
+                return found
+        if self._disk is None:
+            return None
+        found = self._disk.get(self._name(key))
+        if found is not None:
+            self._remember(key, found)
+        return found
+
+    def put(self, key: str, tensor: torch.Tensor) -> None:
+        """Remember a tensor, which nobody may change from now on."""
+        self._remember(key, tensor)
+        if self._disk is not None:
+            self._disk.put(self._name(key), tensor)
+
+    def clear(self) -> None:
+        """Forget what is in memory."""
+        with self._lock:
+            self._tensors.clear()
+            self._held = 0
+
+    def _remember(self, key: str, tensor: torch.Tensor) -> None:
+        with self._lock:
+            known = self._tensors.pop(key, None)
+            if known is not None:
+                self._held -= known.nbytes
+            if tensor.nbytes > self.most_bytes:
+                return  # it would push out all others and then go as well
+            self._tensors[key] = tensor
+            self._held += tensor.nbytes
+            while self._held > self.most_bytes:
+                self._held -= self._tensors.popitem(last=False)[1].nbytes
+
+    def _name(self, key: str) -> str:
+        return hashlib.sha256(f"{self._scope}\n{key}".encode()).hexdigest()
+
+
+class DiskTier:
+    """Tensors in a folder, each in a safetensors file of its own; several processes may share the folder.
+
+    A file appears whole or not at all, is written by a thread of its own, and what was used longest ago goes first.
+    Writing that fails (a full disk) loses nothing but the file.
+
+    Args:
+        folder: Made if missing.
+        most_bytes: Most bytes of all files.
+
+    Raises:
+        InputError: The folder cannot be made.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], most_bytes: int) -> None:
+        self._folder = Path(folder).expanduser()
+        self._most_bytes = most_bytes
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cache folder {folder}: cannot be made ({error.strerror}); choose another") from error
+        self._held: int | None = None
+        self._todo: queue.Queue[tuple[str, torch.Tensor] | None] = queue.Queue(64)
+        self._writer: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def get(self, name: str) -> torch.Tensor | None:
+        """The tensor of that name, on the CPU; None if it is not there, or is damaged."""
+        file = self._file(name)
+        try:
+            found = load(file.read_bytes())["tensor"]
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, KeyError, ValueError):
+            with contextlib.suppress(OSError):
+                file.unlink()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(file)
+        return found
+
+    def put(self, name: str, tensor: torch.Tensor) -> None:
+        """Write it soon; not at all if the disk is too slow to follow, as the model must not wait for it."""
+        with self._starting:
+            if self._writer is None or not self._writer.is_alive():
+                self._writer = threading.Thread(target=self._write_all, name="abc-rag-cache", daemon=True)
+                self._writer.start()
+        with contextlib.suppress(queue.Full):
+            self._todo.put_nowait((name, tensor))
+
+    def close(self) -> None:
+        """Write what is waiting, and end the thread."""
+        with self._starting:
+            writer, self._writer = self._writer, None
+        if writer is not None and writer.is_alive():
+            self._todo.put(None)
+            writer.join()
+
+    def _file(self, name: str) -> Path:
+        return self._folder / name[:2] / (name + _SUFFIX)
+
+    def _write_all(self) -> None:
+        while (job := self._todo.get()) is not None:
+            with contextlib.suppress(OSError):
+                self._write(*job)
+
+    def _write(self, name: str, tensor: torch.Tensor) -> None:
+        file = self._file(name)
+        if file.exists():
+            return
+        data = save({"tensor": tensor.detach().cpu().contiguous()})
+        if len(data) > self._most_bytes:
+            return
+        file.parent.mkdir(exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".new-", dir=file.parent)
+        try:
+            with open(handle, "wb") as out:
+                out.write(data)
+            os.replace(temporary, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        self._held = (self._count() if self._held is None else self._held + len(data))
+        if self._held > self._most_bytes:
+            self._held = self._evict()
+
+    def _count(self) -> int:
+        return sum(size for _, size, _ in self._files())
+
+    def _files(self) -> list[tuple[float, int, str]]:
+        """(time of last use, bytes, path) of every file."""
+        found = []
+        for folder in os.scandir(self._folder):
+            if not folder.is_dir():
+                continue
+            for entry in os.scandir(folder.path):
+                with contextlib.suppress(OSError):  # another process has removed it meanwhile
+                    status = entry.stat()
+                    if entry.name.endswith(_SUFFIX):
+                        found.append((status.st_mtime, status.st_size, entry.path))
+                    elif entry.name.startswith(".new-") and time.time() - status.st_mtime > _ABANDONED_S:
+                        os.unlink(entry.path)
+        return found
+
+    def _evict(self) -> int:
+        files = sorted(self._files())
+        held = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            # A little more than needed, so that not every write looks through the folder.
+            if held <= self._most_bytes * 0.9:
+                break
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            held -= size
+        return held

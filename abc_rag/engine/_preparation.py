@@ -1,0 +1,208 @@
+"""Reading, hashing, opening and tokenising inputs, beside the model, by a few threads and the processes they direct."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import weakref
+from concurrent.futures import Future
+from contextlib import nullcontext
+from typing import Any
+
+import PIL.Image
+
+from abc_rag.embedder import Vectors
+from abc_rag.engine._caches import TensorCache
+from abc_rag.engine._processes import PictureProcesses
+from abc_rag.engine._scheduler import Scheduler, Ticket, Work
+from abc_rag.engine._watchdog import Watchdog
+from abc_rag.engine.settings import WorkerKind
+from abc_rag.errors import ImageFormatError
+from abc_rag.images import content_hash, describe_source, read_bytes
+from abc_rag.models.family import Family, Picture
+from abc_rag.types import URL, ImageSource, InstructedImage, Text
+
+__all__ = ["Preparation"]
+
+Settled = list[tuple["Work | Ticket", "Vectors | BaseException"]]
+
+
+class _Slot:
+    """What one thread is at, so that another can take over if it never comes back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.at: Work | Ticket | None = None
+        self.opening: str | None = None
+        self.abandoned = False
+
+
+class Preparation:
+    """Threads that take tickets from the scheduler and give it works.
+
+    Args:
+        family: Whose prompts and pictures.
+        scheduler: Where tickets come from and works go to.
+        vision: Features that are known already.
+        embeddings: Vectors that are known already.
+        workers: How many threads.
+        worker_kind: Where pictures are opened.
+        timeout_s: Seconds for one picture.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        scheduler: Scheduler,
+        *,
+        vision: TensorCache,
+        embeddings: TensorCache,
+        workers: int,
+        worker_kind: WorkerKind,
+        timeout_s: float,
+    ) -> None:
+        self._family = family
+        self._scheduler = scheduler
+        self._vision = vision
+        self._embeddings = embeddings
+        self._timeout_s = timeout_s
+        self._kind = worker_kind
+        self._workers = workers
+        self._watchdog = Watchdog()
+        self.processes = PictureProcesses(family.recipe, family.image_limits, timeout_s, self._watchdog)
+        self._pictures: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
+        self._opening: dict[str, Future[Picture]] = {}
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the threads."""
+        for _ in range(self._workers):
+            self._start_one()
+
+    def close(self) -> None:
+        """End the processes; the threads end when the scheduler stops."""
+        self.processes.close()
+
+    def _start_one(self) -> None:
+        threading.Thread(target=self._run, args=(_Slot(),), name="abc-rag-prepare", daemon=True).start()
+
+    def _run(self, slot: _Slot) -> None:
+        while (tickets := self._scheduler.next_tickets()) is not None:
+            works: list[Work] = []
+            settled: Settled = []
+            for ticket in tickets:
+                self._prepare(ticket, slot, works, settled)
+            with slot.lock:
+                if slot.abandoned:
+                    return  # another thread has taken this one's place
+            self._scheduler.prepared(works, settled)
+
+    def _prepare(self, ticket: Ticket, slot: _Slot, works: list[Work], settled: Settled) -> None:
+        item = ticket.item
+        slot.at = ticket
+        try:
+            if isinstance(item, Text):
+                data, digest = None, None
+                key = b"t" + hashlib.sha256(item.text.encode("utf-8", "surrogatepass")).digest()
+            else:
+                self._scheduler.wait_for_bytes()
+                # Fetching a URL has a limit of its own.
+                with nullcontext() if isinstance(item.source, URL) else self._limited(item.source, slot):
+                    data, digest = self._read(item.source)
+                instruction = item.instruction if isinstance(item, InstructedImage) else None
+                told = "" if instruction is None else f"\0{instruction}"
+                key = b"i" + hashlib.sha256((digest + told).encode("utf-8", "surrogatepass")).digest()
+        except Exception as error:
+            settled.append((ticket, error))
+            return
+        work = self._scheduler.claim(ticket, key)
+        if work is None:
+            return
+        slot.at = work
+        try:
+            known = self._embeddings.get(key.hex()) if self._embeddings.in_use else None
+            if known is not None:
+                settled.append((work, known.numpy().copy()))
+                return
+            picture = None
+            if digest is not None and not isinstance(item, Text):
+                picture, work.held_bytes = self._picture(item.source, data, digest, slot, small=ticket.request.small)
+            work.prepared = self._family.prepare(item, picture)
+            works.append(work)
+        except Exception as error:
+            settled.append((work, error))
+
+    def _read(self, source: ImageSource) -> tuple[bytes | None, str]:
+        limits = self._family.image_limits
+        if isinstance(source, PIL.Image.Image):
+            return None, content_hash(source, limits=limits)
+        data = read_bytes(source, limits=limits)
+        return data, hashlib.sha256(data).hexdigest()
+
+    def _picture(
+        self, source: ImageSource, data: bytes | None, digest: str, slot: _Slot, *, small: bool
+    ) -> tuple[Picture, int]:
+        """The picture, and the bytes that it newly holds; one that several want at once is opened once."""
+        with self._lock:
+            known = self._pictures.get(digest)
+            if known is not None:
+                return known, 0
+            other = self._opening.get(digest)
+            if other is None:
+                mine: Future[Picture] = Future()
+                self._opening[digest] = mine
+        if other is not None:
+            return other.result(), 0
+        slot.opening = digest
+        try:
+            features = self._vision.get(digest) if self._vision.in_use else None
+            if features is not None:
+                picture = Picture(digest, len(features), features=features)
+                held = 0
+            else:
+                opened = self._opened(source, data, slot, small=small)
+                picture = Picture(digest, self._family.picture_tokens(opened), opened)
+                held = int(opened.nbytes)
+        except BaseException as error:
+            self._end_opening(slot, error)
+            raise
+        with self._lock:
+            self._pictures[digest] = picture
+        self._end_opening(slot, picture)
+        return picture, held
+
+    def _end_opening(self, slot: _Slot, result: Picture | BaseException) -> None:
+        """Tell those who wait for the same picture."""
+        with self._lock:
+            future = None if slot.opening is None else self._opening.pop(slot.opening, None)
+            slot.opening = None
+        if future is None:
+            return  # given up already
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    def _opened(self, source: ImageSource, data: bytes | None, slot: _Slot, *, small: bool) -> Any:  # noqa: ANN401
+        name = describe_source(source)
+        elsewhere = self._kind == "process" or (self._kind == "auto" and not small and self._workers > 2)
+        if elsewhere and data is not None and self.processes.usable:
+            return self.processes.open(data, name)
+        with self._limited(source, slot):
+            return self._family.recipe.open(
+                source if data is None else data, limits=self._family.image_limits, name=name
+            )
+
+    def _limited(self, source: ImageSource, slot: _Slot) -> Any:  # noqa: ANN401
+        return self._watchdog.limit(self._timeout_s, lambda: self._abandon(slot, describe_source(source)))
+
+    def _abandon(self, slot: _Slot, name: str) -> None:
+        """A thread cannot be ended: leave it behind with its picture, and go on with another one."""
+        reason = f"takes more than {self._timeout_s:g} s to open; save it anew, or raise EngineSettings.picture_timeout_s"
+        error = ImageFormatError(name, reason)
+        with slot.lock:
+            slot.abandoned = True
+            left = slot.at
+        self._end_opening(slot, error)
+        self._start_one()
+        self._scheduler.prepared([], [] if left is None else [(left, error)])

@@ -1,0 +1,273 @@
+"""The owner of a network: one thread that computes batch after batch, and survives what goes wrong in one of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from abc_rag.embedder import Vectors
+from abc_rag.engine._caches import TensorCache
+from abc_rag.engine._scheduler import Scheduler, Work
+from abc_rag.errors import ABCRagError, InputError
+from abc_rag.models.family import Family, Picture
+
+__all__ = ["BatchReport", "Runner", "is_out_of_memory"]
+
+logger = logging.getLogger("abc_rag")
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """One batch, for who wants to know where the time goes. Times are of `time.perf_counter`, in seconds.
+
+    Attributes:
+        kind: Of its inputs, as the family names it.
+        items: How many inputs.
+        tokens: Their tokens in the language model.
+        patches: What the vision tower saw for it.
+        waited_from: Since when the model had waited for work.
+        begun: When it was handed to the device.
+        ended: When its vectors were on the CPU.
+        device: Where it was computed.
+    """
+
+    kind: str
+    items: int
+    tokens: int
+    patches: int
+    waited_from: float
+    begun: float
+    ended: float
+    device: str
+
+
+@dataclass
+class _Launched:
+    works: list[Work]
+    rows: torch.Tensor
+    copied: Any
+    patches: int
+    waited_from: float
+    begun: float
+
+
+class Runner:
+    """Computes what the scheduler gives, with one network, in one thread.
+
+    Args:
+        family: The network.
+        scheduler: Where works come from.
+        vision: Where vision features go.
+        embeddings: Where vectors go.
+        most_patches: Budget of one pass of the vision tower.
+        report: Called after each batch with a `BatchReport`.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        scheduler: Scheduler,
+        *,
+        vision: TensorCache,
+        embeddings: TensorCache,
+        most_patches: int,
+        report: Callable[[BatchReport], None],
+    ) -> None:
+        self._family = family
+        self._scheduler = scheduler
+        self._vision = vision
+        self._embeddings = embeddings
+        self._most_patches = most_patches
+        self._report = report
+        self._warned = False
+        self._thread = threading.Thread(target=self._run, name="abc-rag-model", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread to end, which it does when the scheduler stops."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
+        before: _Launched | None = None
+        waited_from = time.perf_counter()
+        while True:
+            works = self._scheduler.next_batch(wait=before is None)
+            if works is None:
+                if before is not None:
+                    self._finish(before)
+                return
+            launched = self._launch(works, waited_from) if works else None
+            # The device computes this batch while the vectors of the one before are handed out.
+            if before is not None:
+                self._finish(before)
+            before = launched
+            if before is not None and before.copied is None:
+                self._finish(before)
+                before = None
+            waited_from = time.perf_counter()
+
+    def _launch(self, works: list[Work], waited_from: float) -> _Launched | None:
+        begun = time.perf_counter()
+        try:
+            works, patches = self._see(works)
+            if not works:
+                return None
+            rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
+            copied = None
+            if rows.device.type == "cuda":
+                rows = rows.to("cpu", non_blocking=True)
+                copied = torch.cuda.Event()
+                copied.record()
+            return _Launched(works, rows, copied, patches, waited_from, begun)
+        except Exception as error:
+            self._recover(works, error)
+            return None
+
+    def _finish(self, launched: _Launched) -> None:
+        works = launched.works
+        try:
+            if launched.copied is not None:
+                launched.copied.synchronize()
+            # Copies, so that no vector keeps its whole batch in memory.
+            rows = [row.clone() for row in launched.rows.cpu().float()]
+        except Exception as error:
+            self._recover(works, error)
+            return
+        ended = time.perf_counter()
+        if self._embeddings.in_use:
+            for work, row in zip(works, rows, strict=True):
+                self._embeddings.put(work.key.hex(), row)
+        results: list[tuple[Work, Vectors | BaseException]] = [
+            (work, row.numpy()) for work, row in zip(works, rows, strict=True)
+        ]
+        kind = works[0].prepared.kind if works[0].prepared is not None else ""
+        tokens = sum(work.tokens for work in works)
+        self._scheduler.done(results)
+        self._report(
+            BatchReport(
+                kind,
+                len(works),
+                tokens,
+                launched.patches,
+                launched.waited_from,
+                launched.begun,
+                ended,
+                str(self._family.device),
+            )
+        )
+
+    # --- Pictures -------------------------------------------------------------------------------------
+
+    def _see(self, works: list[Work]) -> tuple[list[Work], int]:
+        """Have the vision tower see what it has not; the works that can go on, and how many patches it saw."""
+        unseen: dict[int, Picture] = {}
+        for work in works:
+            picture = work.prepared.picture if work.prepared is not None else None
+            if picture is not None and picture.features is None:
+                # A batch between its opening and now may have seen the same picture.
+                picture.features = self._vision.get(picture.key) if self._vision.in_use else None
+                if picture.features is None:
+                    unseen[id(picture)] = picture
+        patches = sum(picture.opened.patches for picture in unseen.values())
+        failed = self._see_all(list(unseen.values()))
+        self._scheduler.seen(works)
+        if not failed:
+            return works, patches
+        lost = [(work, failed[id(work.prepared.picture)]) for work in works
+                if work.prepared is not None and id(work.prepared.picture) in failed]  # fmt: skip
+        self._scheduler.done(list(lost))
+        gone = {id(work) for work, _ in lost}
+        return [work for work in works if id(work) not in gone], patches
+
+    def _see_all(self, pictures: list[Picture]) -> dict[int, BaseException]:
+        failed: dict[int, BaseException] = {}
+        at = 0
+        while at < len(pictures):
+            group = [pictures[at]]
+            patches = group[0].opened.patches
+            for picture in pictures[at + 1 :]:
+                if patches + picture.opened.patches > self._most_patches:
+                    break
+                group.append(picture)
+                patches += picture.opened.patches
+            try:
+                features = self._family.see([picture.opened for picture in group])
+            except Exception as error:
+                if len(group) == 1:
+                    failed[id(group[0])] = self._out_of_memory(error) if is_out_of_memory(error) else error
+                    at += 1
+                elif is_out_of_memory(error):
+                    self._most_patches = max(1, patches // 2)
+                    self._free(f"most_patches={self._most_patches}")
+                else:  # find out which one it is
+                    for picture in group:
+                        failed |= self._see_all([picture])
+                    at += len(group)
+                continue
+            for picture, seen in zip(group, features, strict=True):
+                picture.features, picture.opened = seen, None
+                if self._vision.in_use:
+                    self._vision.put(picture.key, seen)
+            at += len(group)
+        return failed
+
+    # --- What goes wrong ------------------------------------------------------------------------------
+
+    def _recover(self, works: list[Work], error: Exception) -> None:
+        if is_out_of_memory(error):
+            if len(works) > 1:
+                tokens = max(1, sum(work.tokens for work in works) // 2)
+                self._scheduler.most_tokens = min(self._scheduler.most_tokens, tokens)
+                self._free(f"most_tokens={self._scheduler.most_tokens}")
+                self._scheduler.put_back(works)
+                return
+            self._free("")
+            error = self._out_of_memory(error)
+        if len(works) == 1:
+            self._scheduler.done([(works[0], error)])
+            return
+        # One of them is to blame: each by itself, so that it fails alone.
+        for work in works:
+            launched = self._launch([work], time.perf_counter())
+            if launched is not None:
+                self._finish(launched)
+
+    def _out_of_memory(self, error: BaseException) -> InputError:
+        made = InputError(
+            f"does not fit into the memory of {self._family.device} even by itself; use fewer image tokens "
+            "(max_tokens), a shorter text, a smaller dtype, or weights='int8'"
+        )
+        made.__cause__ = error
+        return made
+
+    def _free(self, smaller: str) -> None:
+        self._vision.clear()
+        if self._family.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if smaller and not self._warned:
+            self._warned = True
+            logger.warning(
+                "out of memory on %s: going on with smaller batches (%s, EngineSettings sets it for good)",
+                self._family.device,
+                smaller,
+            )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, on whatever device."""
+    if isinstance(error, ABCRagError):
+        return False
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)

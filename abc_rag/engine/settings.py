@@ -1,0 +1,77 @@
+"""What an engine may use: workers, batches, memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from abc_rag.errors import InputError
+
+__all__ = ["EngineSettings", "WorkerKind"]
+
+WorkerKind = Literal["auto", "thread", "process"]
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How a `LocalEmbedder` schedules, caches and prepares. None of it changes a vector beyond rounding.
+
+    Attributes:
+        workers: Threads or processes that open and resize pictures; None is one for each core, at most 8.
+        worker_kind: ``"process"`` opens pictures in other processes, which keep this one's interpreter free and can be
+            killed when a decoder hangs; ``"thread"`` in this one; ``"auto"`` takes processes for a call with many
+            pictures where the machine has cores to spare.
+        picture_timeout_s: Seconds that opening one picture may take (fetching a URL has a limit of its own).
+        most_tokens: Most tokens of a batch in the language model; None chooses by device. An input that is longer
+            is a batch by itself.
+        most_patches: Most patches (14x14 pixels, four to an image token) in one pass of the vision tower; None
+            chooses by device.
+        most_wait_ms: How long the model waits, in milliseconds, for a batch to fill while inputs are being prepared.
+        most_waiting: Most inputs that are prepared, or being prepared, ahead of the model, over all calls.
+        most_waiting_bytes: Most bytes of prepared pictures among them.
+        vision_cache_bytes: Memory for the vision tower's results, by the content of the picture; 0 keeps none.
+        embedding_cache_bytes: Memory for finished vectors, by content and instruction; 0 keeps none.
+        cache_folder: Where both caches also keep what they hold on disk; None keeps nothing on disk.
+        cache_folder_bytes: Most bytes in that folder; what was used longest ago goes first.
+        compile: Run the layers through ``torch.compile``. Needs a C++ compiler on a CPU; the first batches take minutes.
+
+    Raises:
+        InputError: A setting makes no sense.
+    """
+
+    workers: int | None = None
+    worker_kind: WorkerKind = "auto"
+    picture_timeout_s: float = 60.0
+    most_tokens: int | None = None
+    most_patches: int | None = None
+    most_wait_ms: float = 5.0
+    most_waiting: int = 512
+    most_waiting_bytes: int = 256 * 2**20
+    vision_cache_bytes: int = 512 * 2**20
+    embedding_cache_bytes: int = 0
+    cache_folder: str | os.PathLike[str] | None = None
+    cache_folder_bytes: int = 10 * 2**30
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks every setting."""
+        for name, least in (
+            *(("workers", 1), ("most_tokens", 1), ("most_patches", 1), ("most_waiting", 1), ("most_waiting_bytes", 1)),
+            *(("vision_cache_bytes", 0), ("embedding_cache_bytes", 0), ("cache_folder_bytes", 0)),
+        ):
+            value = getattr(self, name)
+            optional = name in ("workers", "most_tokens", "most_patches")
+            if not (value is None and optional) and (type(value) is not int or value < least):
+                raise InputError(f"EngineSettings.{name} must be an int of at least {least}, not {value!r}")
+        for name, low in (("picture_timeout_s", 0.001), ("most_wait_ms", 0.0)):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not low <= value < math.inf:
+                raise InputError(f"EngineSettings.{name} must be a number of at least {low:g}, not {value!r}")
+        if self.worker_kind not in ("auto", "thread", "process"):
+            raise InputError(f"EngineSettings.worker_kind must be auto, thread or process, not {self.worker_kind!r}")
+        if not isinstance(self.cache_folder, (str, os.PathLike, type(None))):
+            raise InputError(f"EngineSettings.cache_folder must be a path or None, not {self.cache_folder!r}")
+        if type(self.compile) is not bool:
+            raise InputError(f"EngineSettings.compile must be True or False, not {self.compile!r}")
