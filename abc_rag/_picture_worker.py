@@ -12,9 +12,8 @@ import json
 import os
 import signal
 import struct
-import sys
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +36,7 @@ def limits_as_json(limits: ImageLimits) -> dict[str, Any]:
     return {**dataclasses.asdict(limits), "formats": sorted(limits.formats)}
 
 
-def write_message(out: BinaryIO, header: dict[str, Any], *parts: Any) -> None:  # noqa: ANN401
+def write_message(out: Any, header: dict[str, Any], *parts: Any) -> None:  # noqa: ANN401
     """Write a header and the bytes that belong to it."""
     encoded = json.dumps(header).encode()
     views = [memoryview(part).cast("B") for part in parts]
@@ -48,7 +47,7 @@ def write_message(out: BinaryIO, header: dict[str, Any], *parts: Any) -> None:  
     out.flush()
 
 
-def read_exactly(source: BinaryIO) -> tuple[dict[str, Any], bytearray]:
+def read_exactly(source: Any) -> tuple[dict[str, Any], bytearray]:  # noqa: ANN401
     """Read what `write_message` wrote.
 
     Raises:
@@ -59,11 +58,11 @@ def read_exactly(source: BinaryIO) -> tuple[dict[str, Any], bytearray]:
     return header, _take(source, payload_bytes)
 
 
-def _take(source: BinaryIO, count: int) -> bytearray:
+def _take(source: Any, count: int) -> bytearray:  # noqa: ANN401
     data = bytearray(count)
     view, at = memoryview(data), 0
     while at < count:
-        got = source.readinto(view[at:])  # type: ignore[attr-defined]
+        got = source.readinto(view[at:])
         if not got:
             raise EOFError("the other side has gone")
         at += got
@@ -103,14 +102,20 @@ def _answer(header: dict[str, Any], data: bytearray) -> tuple[dict[str, Any], li
     return {"numbers": numbers, "arrays": arrays}, parts
 
 
-def main() -> None:
-    """Answer requests until the other side closes the pipe."""
+def main(nice: int = 0) -> None:
+    """Answer requests until the other side closes the pipe.
+
+    Args:
+        nice: By how much to step back behind other work, where the system knows such a thing.
+    """
+    if nice and hasattr(os, "nice"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     # Ctrl-C reaches the whole group; who started this process ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a library prints must not get between the answers.
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    source = sys.stdin.buffer.raw  # type: ignore[attr-defined]
+    source = os.fdopen(0, "rb", buffering=0, closefd=False)
     with open(out.fileno(), "wb", buffering=1 << 16, closefd=False) as buffered:
         while True:
             try:

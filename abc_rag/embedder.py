@@ -120,7 +120,7 @@ class Embedder(ABC):
         Args:
             inputs: Any mix of inputs; a generator is not read to its end first.
             batch_size: As for `embed`.
-            progress: Show a progress bar with rate and, where ``total`` or the length of ``inputs`` is known, time left.
+            progress: Show a progress bar with rate and, where ``total`` or the inputs' length is known, time left.
             total: How many inputs there are, for the progress bar.
             return_errors: Give the error of an input that cannot be embedded in place of its vector, and go on.
 

@@ -176,7 +176,7 @@ class DiskTier:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        self._held = (self._count() if self._held is None else self._held + len(data))
+        self._held = self._count() if self._held is None else self._held + len(data)
         if self._held > self._most_bytes:
             self._held = self._evict()
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import threading
 import weakref
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import PIL.Image
 
 from abc_rag.embedder import Vectors
 from abc_rag.engine._caches import TensorCache
-from abc_rag.engine._processes import PictureProcesses
+from abc_rag.engine._processes import PictureProcesses, too_long
 from abc_rag.engine._scheduler import Scheduler, Ticket, Work
 from abc_rag.engine._watchdog import Watchdog
 from abc_rag.engine.settings import WorkerKind
@@ -23,6 +25,8 @@ from abc_rag.models.family import Family, Picture
 from abc_rag.types import URL, ImageSource, InstructedImage, Text
 
 __all__ = ["Preparation"]
+
+_BEHIND = 19
 
 Settled = list[tuple["Work | Ticket", "Vectors | BaseException"]]
 
@@ -69,7 +73,12 @@ class Preparation:
         self._kind = worker_kind
         self._workers = workers
         self._watchdog = Watchdog()
-        self.processes = PictureProcesses(family.recipe, family.image_limits, timeout_s, self._watchdog)
+        # On a CPU the model computes with all cores at once, and each step waits for the slowest: what prepares for it
+        # takes only the time that is left.
+        self._nice = _BEHIND if family.device.type == "cpu" else 0
+        self.processes = PictureProcesses(
+            family.recipe, family.image_limits, timeout_s, self._watchdog, nice=self._nice
+        )
         self._pictures: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
         self._opening: dict[str, Future[Picture]] = {}
         self._lock = threading.Lock()
@@ -87,6 +96,9 @@ class Preparation:
         threading.Thread(target=self._run, args=(_Slot(),), name="abc-rag-prepare", daemon=True).start()
 
     def _run(self, slot: _Slot) -> None:
+        if self._nice and sys.platform == "linux":  # where a thread has a priority of its own
+            with suppress(OSError):
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         while (tickets := self._scheduler.next_tickets()) is not None:
             works: list[Work] = []
             settled: Settled = []
@@ -198,8 +210,7 @@ class Preparation:
 
     def _abandon(self, slot: _Slot, name: str) -> None:
         """A thread cannot be ended: leave it behind with its picture, and go on with another one."""
-        reason = f"takes more than {self._timeout_s:g} s to open; save it anew, or raise EngineSettings.picture_timeout_s"
-        error = ImageFormatError(name, reason)
+        error = ImageFormatError(name, too_long(self._timeout_s))
         with slot.lock:
             slot.abandoned = True
             left = slot.at

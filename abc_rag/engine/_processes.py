@@ -23,20 +23,23 @@ from abc_rag.errors import ABCRagError, ImageError, ImageFormatError
 from abc_rag.images import ImageLimits
 from abc_rag.models.family import PictureRecipe
 
-__all__ = ["PictureProcesses"]
+__all__ = ["PictureProcesses", "too_long"]
 
 _START_S = 60.0
 # The parent's own path, and neither the current folder nor environment variables, decide what a child imports.
-_PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from abc_rag._picture_worker import main; main()"
+_PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from abc_rag._picture_worker import main; main(int(sys.argv[2]))"
 
 
 class _Child:
     """One process, used by one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, nice: int) -> None:
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _PROGRAM, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [sys.executable, "-I", "-c", _PROGRAM, path, str(nice)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -48,8 +51,8 @@ class _Child:
 
     def ask(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytearray]:
         """Raises EOFError or OSError where the process is gone."""
-        write_message(_Whole(self._requests), header, data)  # type: ignore[arg-type]
-        return read_exactly(self._answers)  # type: ignore[arg-type]
+        write_message(_Whole(self._requests), header, data)
+        return read_exactly(self._answers)
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):
@@ -88,9 +91,13 @@ class PictureProcesses:
         limits: Which are accepted.
         timeout_s: Seconds that one may take.
         watchdog: Ends those that take longer.
+        nice: By how much they step back behind other work (0 to 19).
     """
 
-    def __init__(self, recipe: PictureRecipe, limits: ImageLimits, timeout_s: float, watchdog: Watchdog) -> None:
+    def __init__(
+        self, recipe: PictureRecipe, limits: ImageLimits, timeout_s: float, watchdog: Watchdog, *, nice: int = 0
+    ) -> None:
+        self._nice = nice
         self._recipe = recipe
         self._told = {"recipe": recipe_as_json(recipe), "limits": limits_as_json(limits)}
         self._timeout_s = timeout_s
@@ -118,7 +125,7 @@ class PictureProcesses:
         if not sys.executable:
             return False
         try:
-            child = _Child()
+            child = _Child(self._nice)
         except OSError:
             return False
         self._all.add(child)
@@ -160,7 +167,7 @@ class PictureProcesses:
             except (EOFError, OSError):
                 status = self._gone(child)
                 if overdue.is_set():
-                    raise ImageFormatError(name, _too_long(self._timeout_s)) from None
+                    raise ImageFormatError(name, too_long(self._timeout_s)) from None
                 if attempt == 2:
                     reason = f"ends the process that opens it (exit status {status}); save it anew, or leave it out"
                     raise ImageFormatError(name, reason) from None
@@ -187,7 +194,7 @@ class PictureProcesses:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-            child = _Child()
+            child = _Child(self._nice)
             self._all.add(child)
             return child
 
@@ -209,15 +216,15 @@ class PictureProcesses:
         return self._recipe.opens(**fields)
 
 
-def _too_long(seconds: float) -> str:
+def too_long(seconds: float) -> str:
+    """What is said of a picture that takes longer than it may."""
     return f"takes more than {seconds:g} s to open; save it anew, or raise EngineSettings.picture_timeout_s"
 
 
-def _error(answer: dict[str, Any]) -> Exception:
-    made = getattr(abc_rag.errors, answer["error"], None) if answer["error"] else None
+def _error(answer: dict[str, Any]) -> ABCRagError:
+    made: Any = getattr(abc_rag.errors, answer["error"], None) if answer["error"] else None
     if made is None:
         return ABCRagError(f"a picture could not be opened in another process ({answer['message']})")
-    if issubclass(made, ImageError):
-        return made(answer["source"], answer["message"])
-    error: Exception = made(answer["message"])
+    told = [answer["source"]] if issubclass(made, ImageError) else []
+    error: ABCRagError = made(*told, answer["message"])
     return error

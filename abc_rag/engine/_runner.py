@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from abc_rag.engine._scheduler import Scheduler, Work
 from abc_rag.errors import ABCRagError, InputError
 from abc_rag.models.family import Family, Picture
 
-__all__ = ["BatchReport", "Runner", "is_out_of_memory"]
+__all__ = ["BatchReport", "ModelThread", "Runner", "is_out_of_memory"]
 
 logger = logging.getLogger("abc_rag")
 
@@ -57,6 +59,49 @@ class _Launched:
     begun: float
 
 
+class ModelThread(threading.Thread):
+    """The thread that owns a network: it loads it, and everything that is computed with it is computed here.
+
+    On a CPU that also makes it the only thread with helpers of OpenMP's: with more of them than cores, those of GNU's
+    library stop waiting actively, and each of the many small steps of a network costs a call of the system.
+
+    Args:
+        load: Makes the families.
+    """
+
+    def __init__(self, load: Callable[[], list[Family]]) -> None:
+        super().__init__(name="abc-rag-model", daemon=True)
+        self._load: Callable[[], list[Family]] | None = load
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._loaded: Future[list[Family]] = Future()
+        self.start()
+
+    def run(self) -> None:
+        """Load, then do what is asked for."""
+        try:
+            assert self._load is not None
+            self._loaded.set_result(self._load())
+        except BaseException as error:
+            self._loaded.set_exception(error)
+            return
+        finally:
+            self._load = None
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def families(self) -> list[Family]:
+        """What was loaded; waits for it."""
+        return self._loaded.result()
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Do this after what was asked for before."""
+        self._jobs.put(job)
+
+    def end(self) -> None:
+        """End, after what was asked for before."""
+        self._jobs.put(None)
+
+
 class Runner:
     """Computes what the scheduler gives, with one network, in one thread.
 
@@ -86,16 +131,14 @@ class Runner:
         self._most_patches = most_patches
         self._report = report
         self._warned = False
-        self._thread = threading.Thread(target=self._run, name="abc-rag-model", daemon=True)
+        self.ended = threading.Event()
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def join(self, seconds: float) -> None:
-        """Wait for the thread to end, which it does when the scheduler stops."""
-        if self._thread is not threading.current_thread():
-            self._thread.join(seconds)
+    def run(self) -> None:
+        """Compute until the scheduler stops."""
+        try:
+            self._run()
+        finally:
+            self.ended.set()
 
     def _run(self) -> None:
         before: _Launched | None = None
@@ -126,7 +169,7 @@ class Runner:
             copied = None
             if rows.device.type == "cuda":
                 rows = rows.to("cpu", non_blocking=True)
-                copied = torch.cuda.Event()
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 copied.record()
             return _Launched(works, rows, copied, patches, waited_from, begun)
         except Exception as error:

@@ -14,8 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from abc_rag.embedder import Vectors
 from abc_rag.models.family import Prepared
 from abc_rag.types import Input, Text
@@ -28,6 +26,8 @@ _SMALL = 8
 _TEXTS = 32
 # Batches' worth of work among which the longest is chosen first.
 _AHEAD = 4
+# How long a model that alternates with preparation waits for several batches' worth.
+_PHASE_S = 1.0
 
 
 @dataclass(eq=False)
@@ -94,9 +94,19 @@ class Scheduler:
         most_wait_s: How long the model waits for a batch to fill while inputs are being prepared.
         most_waiting: Most inputs on their way, over all calls.
         most_waiting_bytes: Most bytes of opened pictures.
+        alternate: Prepare the inputs of large calls only while the model waits. On a CPU both want all cores, and every
+            step of the model ends with its slowest core: what overlaps there takes longer than one after the other.
     """
 
-    def __init__(self, *, most_tokens: int, most_wait_s: float, most_waiting: int, most_waiting_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        most_tokens: int,
+        most_wait_s: float,
+        most_waiting: int,
+        most_waiting_bytes: int,
+        alternate: bool = False,
+    ) -> None:
         self.lock = threading.RLock()
         self.most_tokens = most_tokens
         self._most_wait_s = most_wait_s
@@ -114,6 +124,8 @@ class Scheduler:
         self._for_model = threading.Condition(self.lock)
         self._for_bytes = threading.Condition(self.lock)
         self._last_was_small = False
+        self._alternate = alternate
+        self._draining = False
         self._stopped = False
 
     # --- Calls ----------------------------------------------------------------------------------------
@@ -178,7 +190,7 @@ class Scheduler:
         """Wait for inputs to prepare: one with a picture, or some texts; None to stop."""
         with self.lock:
             while not self._stopped:
-                for line in self._to_prepare:
+                for line in self._to_prepare[: 1 if self._draining else 2]:
                     if line:
                         taken = [line.popleft()]
                         while line and isinstance(taken[0].item, Text) and isinstance(line[0].item, Text):
@@ -232,29 +244,37 @@ class Scheduler:
     # --- The model ------------------------------------------------------------------------------------
 
     def next_batch(self, *, wait: bool = True) -> list[Work] | None:
-        """Wait for work of one kind, the longest first; None to stop, an empty list if there is none and ``wait`` is not set."""
+        """Wait for work of one kind, the longest first; None to stop. Without ``wait``, an empty list for none."""
         with self.lock:
             while not self._stopped:
-                if any(self._ready.values()):
-                    oldest = min(works[0].since for works in self._ready.values() if works)
-                    left = oldest + self._most_wait_s - time.monotonic()
-                    full = any(tokens >= self.most_tokens for tokens in self._ready_tokens.values())
-                    nothing_comes = not self._preparing and not any(self._to_prepare)
-                    if full or nothing_comes or left <= 0:
-                        batch = self._take()
-                        if batch:
-                            return batch
-                        continue
+                left = self._left()
+                if left is None or left > 0:
                     if not wait:
                         return []
                     self._for_model.wait(left)
-                elif wait:
-                    self._for_model.wait()
-                else:
-                    return []
+                elif batch := self._take():
+                    return batch
             return None
 
+    def _left(self) -> float | None:
+        """Seconds until a batch should be computed, not more than 0 for now; None while there is nothing."""
+        ready = [works for works in self._ready.values() if works]
+        if self._draining and not ready:
+            self._draining = False
+            self._for_preparation.notify_all()
+        if not ready:
+            return None
+        most_wait, phase = self._most_wait_s, 1
+        if self._alternate and not any(work.small for works in ready for work in works):
+            most_wait, phase = max(most_wait, _PHASE_S), _AHEAD
+        comes = self._preparing or any(self._to_prepare[: 1 if self._draining else 2])
+        full = any(tokens >= phase * self.most_tokens for tokens in self._ready_tokens.values())
+        if self._draining or full or not comes:
+            return 0.0
+        return min(works[0].since for works in ready) + most_wait - time.monotonic()
+
     def _take(self) -> list[Work]:
+        self._draining = self._alternate
         self._drop_unwanted()
         kinds = [kind for kind, works in self._ready.items() if works]
         if not kinds:
@@ -267,7 +287,8 @@ class Scheduler:
         chosen = [work for work in works if work.small][:_SMALL] if small and kind in small else []
         self._last_was_small = first and len(kinds) > 1
         chosen += self._longest(works, set(chosen))
-        batch, tokens, most = [], 0, None
+        batch: list[Work] = []
+        tokens, most = 0, None
         for work in chosen:
             limits = [t.request.most_items for t in work.tickets if t.request.most_items is not None]
             tightest = min([*limits, *([] if most is None else [most])], default=None)
@@ -367,9 +388,3 @@ class Scheduler:
             for request in self._requests:
                 if request not in (told or ()):
                     request.changed()
-
-
-def unit_row(rows: np.ndarray, index: int) -> Vectors:  # type: ignore[type-arg]
-    """One row by itself, so that it does not keep the whole batch in memory."""
-    row: Vectors = np.array(rows[index], dtype=np.float32)
-    return row

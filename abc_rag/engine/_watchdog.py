@@ -13,7 +13,7 @@ __all__ = ["Watchdog"]
 
 
 class Watchdog:
-    """Calls somebody where a block of code takes too long. One thread for all, there while there is something to watch."""
+    """Calls somebody where a block of code takes too long; one thread for all blocks, while there are any."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

@@ -12,8 +12,9 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from abc_rag._progress import progress_bar
 from abc_rag.embedder import BatchSize, Embedder, Vectors
 from abc_rag.engine._caches import DiskTier, TensorCache
 from abc_rag.engine._preparation import Preparation
-from abc_rag.engine._runner import BatchReport, Runner
+from abc_rag.engine._runner import BatchReport, ModelThread, Runner
 from abc_rag.engine._scheduler import Request, Scheduler
 from abc_rag.engine.settings import EngineSettings
 from abc_rag.errors import ABCRagError, ImageError, InputError
@@ -35,7 +36,7 @@ _SMALL_CALL = 8
 # Budgets where the settings leave them to the device. On a GPU a few hundred tokens keep the chip busy, and this many
 # hide the time between batches; on a CPU a batch of this size stays in its caches.
 _TOKENS = {"cpu": 2048, "cuda": 4096}
-_PATCHES = {"cpu": 4096, "cuda": 16384}
+_PATCHES = {"cpu": 1024, "cuda": 16384}
 # How many results may wait for an earlier one, in multiples of what may be on the way.
 _OUT_OF_ORDER = 4
 _JOIN_S = 10.0
@@ -44,7 +45,8 @@ _JOIN_S = 10.0
 class _Machine:
     """All that runs: threads, processes, caches. Knows nothing of the `LocalEmbedder`, so that it can go first."""
 
-    def __init__(self, families: Sequence[Family], settings: EngineSettings, report: Callable[[BatchReport], None]) -> None:
+    def __init__(self, owner: ModelThread, settings: EngineSettings, report: Callable[[BatchReport], None]) -> None:
+        families = owner.families()
         self.pid = os.getpid()
         first = families[0]
         kind = first.device.type
@@ -58,6 +60,7 @@ class _Machine:
             most_wait_s=settings.most_wait_ms / 1000,
             most_waiting=settings.most_waiting,
             most_waiting_bytes=settings.most_waiting_bytes,
+            alternate=kind == "cpu",
         )
         self.preparation = Preparation(
             first,
@@ -81,8 +84,9 @@ class _Machine:
         ]
         self._disk = disk
         self.preparation.start()
-        for runner in self._runners:
-            runner.start()
+        owner.do(self._runners[0].run)
+        for runner in self._runners[1:]:
+            threading.Thread(target=runner.run, name="abc-rag-model", daemon=True).start()
 
     def stop(self) -> None:
         """End everything; who still waits gets an error."""
@@ -92,7 +96,7 @@ class _Machine:
         self.scheduler.stop()
         self.preparation.close()
         for runner in self._runners:
-            runner.join(_JOIN_S)
+            runner.ended.wait(_JOIN_S)
         if self._disk is not None:
             self._disk.close()
 
@@ -121,7 +125,8 @@ class LocalEmbedder(Embedder):
     def __init__(self, load: Callable[[], Family | list[Family]], settings: EngineSettings | None = None) -> None:
         self._load = load
         self.settings = settings or EngineSettings()
-        self._families: list[Family] = []
+        self._owner: ModelThread | None = None
+        self._pid = os.getpid()
         self._loading = threading.RLock()
         self._machine: _Machine | None = None
         self._ending: weakref.finalize[[], LocalEmbedder] | None = None
@@ -130,11 +135,7 @@ class LocalEmbedder(Embedder):
     @property
     def family(self) -> Family:
         """The loaded model family, the first of several; loads it."""
-        with self._loading:
-            if not self._families:
-                loaded = self._load()
-                self._families = loaded if isinstance(loaded, list) else [loaded]
-            return self._families[0]
+        return self._loaded().families()[0]
 
     @property
     def dim(self) -> int:
@@ -184,11 +185,21 @@ class LocalEmbedder(Embedder):
         if ending is not None:
             ending()
 
+    def _loaded(self) -> ModelThread:
+        with self._loading:
+            owner = self._owner
+            if owner is None or (self._pid != os.getpid()):
+                known = None if owner is None else owner.families()  # a forked child has the weights, not the thread
+                owner = ModelThread(partial(_as_list, self._load if known is None else partial(list, known)))
+                owner.families()
+                self._owner, self._pid = owner, os.getpid()
+                weakref.finalize(self, owner.end)
+            return owner
+
     def _running(self) -> _Machine:
         with self._loading:
             if self._machine is None or self._machine.pid != os.getpid():
-                _ = self.family
-                self._machine = _Machine(self._families, self.settings, self._reports)
+                self._machine = _Machine(self._loaded(), self.settings, self._reports)
                 self._ending = weakref.finalize(self, self._machine.stop)
             return self._machine
 
@@ -237,7 +248,7 @@ class LocalEmbedder(Embedder):
 
     def _in_order(
         self, inputs: Iterator[Input], *, small: bool, batch_size: BatchSize
-    ) -> Iterator[Vectors | BaseException]:
+    ) -> Generator[Vectors | BaseException]:
         """Results in the order of the inputs, which are taken from the iterator only as there is room for them."""
         scheduler = self._running().scheduler
         changed = threading.Condition(scheduler.lock)
@@ -271,6 +282,11 @@ class LocalEmbedder(Embedder):
                     waiting.update(_taken(scheduler, request))
         finally:
             scheduler.close(request)
+
+
+def _as_list(load: Callable[[], Family | list[Family]]) -> list[Family]:
+    loaded = load()
+    return loaded if isinstance(loaded, list) else [loaded]
 
 
 @asynccontextmanager

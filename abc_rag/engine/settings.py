@@ -35,7 +35,7 @@ class EngineSettings:
         embedding_cache_bytes: Memory for finished vectors, by content and instruction; 0 keeps none.
         cache_folder: Where both caches also keep what they hold on disk; None keeps nothing on disk.
         cache_folder_bytes: Most bytes in that folder; what was used longest ago goes first.
-        compile: Run the layers through ``torch.compile``. Needs a C++ compiler on a CPU; the first batches take minutes.
+        compile: Run the layers through ``torch.compile``. Needs a C++ compiler on a CPU, and a minute at first.
 
     Raises:
         InputError: A setting makes no sense.

@@ -25,7 +25,6 @@ from abc_rag.evaluation.ctrlbench import SCENES, evaluate_ctrlbench, scene_rows
 from abc_rag.evaluation.image_text import evaluate_retrieval
 from abc_rag.evaluation.results import Cell, Plot, Results, ResultTable, settings
 from abc_rag.evaluation.vqa import evaluate_vqa
-from abc_rag.models._vision_cache import VisionCache
 from abc_rag.models.abc import ABCFamily
 from abc_rag.types import Image, ImageSource
 
@@ -267,22 +266,18 @@ def _image_tokens(embedder: Embedder, pictures: Sequence[ImageSource]) -> float:
 
 def _forget(embedder: Embedder) -> None:
     """Free what is remembered of pictures: each resolution remembers half a gigabyte."""
-    if isinstance(embedder, LocalEmbedder) and isinstance(embedder.family, ABCFamily):
-        embedder.family.vision_cache = VisionCache()
+    if isinstance(embedder, LocalEmbedder):
+        embedder.forget()
 
 
 @contextmanager
 def _remembering_nothing(embedder: Embedder) -> Iterator[None]:
     """Have the vision tower look at every picture anew, as repeated passes would otherwise measure the memory."""
-    if not isinstance(embedder, LocalEmbedder) or not isinstance(embedder.family, ABCFamily):
+    if not isinstance(embedder, LocalEmbedder):
         yield
         return
-    family = embedder.family
-    family.vision_cache = VisionCache(0)
-    try:
+    with embedder.remembering_nothing():
         yield
-    finally:
-        family.vision_cache = VisionCache()
 
 
 def _time(measured: list[_Measured], pictures: Sequence[ImageSource], passes: int, progress: bool) -> list[_Measured]:

@@ -23,9 +23,8 @@ from abc_rag.export._st_files import small_files, write_checkpoint
 from abc_rag.export._st_inputs import as_input, with_prompt
 from abc_rag.images import ImageLimits
 from abc_rag.models._pictures import Patches
-from abc_rag.models._vision_cache import SeenPicture, VisionCache
 from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, ABCSettings, load_prompts
-from abc_rag.models.family import Prepared
+from abc_rag.models.family import Picture, Prepared
 from abc_rag.models.load import load_embedder
 from abc_rag.types import Fingerprint, Input
 
@@ -44,19 +43,9 @@ __all__ = ["ABCModule"]
 
 _WORKERS = min(8, os.cpu_count() or 1)
 _INSTRUCTED = "image+instruction"
+_BATCH_TOKENS = 4096
 _MODEL_KWARGS = {"dtype": "dtype", "torch_dtype": "dtype", "attn_implementation": "attention"}
 _PROCESSOR_KWARGS = {"min_tokens", "max_tokens", "image_limits"}
-
-
-class _Preparer(ABCFamily):
-    """Prepares inputs. Remembers no picture, so that a copy may go to other processes."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "vision_cache"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.vision_cache = VisionCache(0)
 
 
 class ABCModule(InputModule):  # type: ignore[misc]
@@ -91,8 +80,7 @@ class ABCModule(InputModule):  # type: ignore[misc]
         self.fingerprint = fingerprint
         self.settings = settings
         self._files = files
-        self._preparer = _Preparer(network, prompts, fingerprint=fingerprint, image_limits=image_limits)
-        self._preparer.vision_cache = VisionCache(0)
+        self._preparer = ABCFamily(network, prompts, fingerprint=fingerprint, image_limits=image_limits)
         self._computing = threading.Lock()
 
     # --- Loading and saving ---------------------------------------------------------------------------
@@ -279,7 +267,7 @@ class ABCModule(InputModule):  # type: ignore[misc]
             "instructed": torch.tensor([p.kind == _INSTRUCTED for p in prepared]),
             "num_images_per_sample": torch.tensor([int(p.picture is not None) for p in prepared]),
         }
-        patches = [p.picture.patches for p in prepared if p.picture is not None and p.picture.patches is not None]
+        patches = [p.picture.opened for p in prepared if p.picture is not None]
         if patches:
             features["pixel_values"] = torch.from_numpy(np.concatenate([p.pixels for p in patches]))
             features["image_grid_thw"] = torch.tensor([[1, p.rows, p.columns] for p in patches])
@@ -328,22 +316,35 @@ class ABCModule(InputModule):  # type: ignore[misc]
                 parameter.requires_grad_(flag)
 
     def _rows(self, features: Mapping[str, Any]) -> torch.Tensor:
-        from abc_rag.engine.local import _batches
-
         prepared = _prepared(features)
         ids, lengths = features["input_ids"], features["attention_mask"].sum(dim=1)
         order: list[int] = []
         rows = []
-        # As the engine schedules: one kind at a time, of similar length, and so many tokens at most.
-        for positions in _batches(prepared, "auto"):
+        # One kind at a time, of similar length, and so many tokens at most.
+        for positions in _batches(prepared):
             chosen = [prepared[p] for p in positions]
             self.network.set_instruct(chosen[0].kind == _INSTRUCTED)
-            patches = [p.picture.patches for p in chosen if p.picture is not None and p.picture.patches is not None]
+            patches = [p.picture.opened for p in chosen if p.picture is not None]
             vision = self.network.backbone.image_features(patches) if patches else None
             part = ids[positions, : chosen[0].tokens]  # the first is the longest
             rows.append(self.network(part, lengths=lengths[positions], features=vision))
             order += positions
         return torch.cat(rows)[np.argsort(order)]
+
+
+def _batches(prepared: Sequence[Prepared]) -> Iterator[list[int]]:
+    """Positions of inputs of one kind, longest first, that are padded to at most so many tokens together."""
+    order = sorted(range(len(prepared)), key=lambda i: (prepared[i].kind, -prepared[i].tokens))
+    batch: list[int] = []
+    for position in order:
+        if batch:
+            first = prepared[batch[0]]
+            if (len(batch) + 1) * first.tokens > _BATCH_TOKENS or first.kind != prepared[position].kind:
+                yield batch
+                batch = []
+        batch.append(position)
+    if batch:
+        yield batch
 
 
 def _prepared(features: Mapping[str, Any]) -> list[Prepared]:
@@ -360,14 +361,14 @@ def _prepared(features: Mapping[str, Any]) -> list[Prepared]:
     return found
 
 
-def _pictures(features: Mapping[str, Any]) -> Iterator[SeenPicture]:
+def _pictures(features: Mapping[str, Any]) -> Iterator[Picture]:
     grid = features.get("image_grid_thw")
     if grid is None:
         return
     pixels = features["pixel_values"].cpu().numpy()
     start = 0
     for _, rows, columns in grid.tolist():
-        yield SeenPicture("", 0, Patches(pixels[start : start + rows * columns], rows, columns))
+        yield Picture("", 0, Patches(pixels[start : start + rows * columns], rows, columns))
         start += rows * columns
 
 

@@ -10,17 +10,21 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
 
 import torch
 from torch import nn
 
 from abc_rag.errors import MissingExtraError
+from abc_rag.models._linear import onednn_is_faster, onednn_product
 
 __all__ = ["Attend", "Segments", "choose_attention"]
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "Segments", bool], torch.Tensor]
 """``attend(q, k, v, segments, causal)``: q ``(total, heads, dim)``, k and v ``(total, kv_heads, dim)`` -> q's shape."""
+
+# Where plain products beat torch's kernel on a CPU: scores of one sequence and key head, and how many at a time.
+_LEAST_SCORES = 150_000
+_SCORES = 1024 * 1024
 
 
 class Segments:
@@ -61,7 +65,7 @@ class Segments:
 
     @cached_property
     def real(self) -> torch.Tensor:
-        """bool ``(n, longest)``: what is no padding where the sequences are padded."""
+        """Of type bool, ``(n, longest)``: what is no padding where the sequences are padded."""
         return torch.arange(self.longest, device=self.device)[None] < self.counts[:, None]
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
@@ -97,23 +101,48 @@ def choose_attention(name: str, *, device: torch.device, dtype: torch.dtype) -> 
 def _by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool) -> torch.Tensor:
     out = torch.empty_like(q)
     heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
+    groups = heads // kv_heads
+    fast = not causal and q.device.type == "cpu" and q.dtype == torch.float32 and onednn_is_faster()
     for begin, count, length in segments.runs():
         part = slice(begin, begin + count * length)
         keys, values = (x[part].view(count, length, kv_heads, dim).transpose(1, 2) for x in (k, v))
-        queries = q[part].view(count, length, kv_heads, heads // kv_heads, dim)
+        into = out[part].view(count, length, kv_heads, groups, dim)
         if causal:
-            queries = queries.flatten(2, 3).transpose(1, 2)
+            queries = q[part].view(count, length, heads, dim).transpose(1, 2)
             found = nn.functional.scaled_dot_product_attention(
-                queries, keys, values, is_causal=True, enable_gqa=heads != kv_heads
-            ).transpose(1, 2)
+                queries, keys, values, is_causal=True, enable_gqa=groups > 1
+            )
+            into.copy_(found.transpose(1, 2).view_as(into))
+            continue
+        # Without an order of tokens, the heads that share keys are just more queries.
+        queries = q[part].view_as(into).permute(0, 2, 3, 1, 4).reshape(count, kv_heads, groups * length, dim)
+        if fast and groups * length * length >= _LEAST_SCORES:
+            found = _blocked(queries, keys, values)
         else:
-            # Without an order of tokens, the heads that share keys are just more queries.
-            folded = queries.permute(0, 2, 3, 1, 4).reshape(count, kv_heads, -1, dim)
-            found = nn.functional.scaled_dot_product_attention(folded, keys, values)
-            found = found.view(count, kv_heads, heads // kv_heads, length, dim).permute(0, 3, 1, 2, 4)
-        out[part].view(count, length, kv_heads, heads // kv_heads, dim).copy_(
-            found.reshape(queries.shape) if causal else found
-        )
+            found = nn.functional.scaled_dot_product_attention(queries, keys, values)
+        into.copy_(found.view(count, kv_heads, groups, length, dim).permute(0, 3, 1, 2, 4))
+    return out
+
+
+def _blocked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Full attention on a CPU by plain products, so many scores at a time that they stay in the caches.
+
+    torch's own kernel multiplies through MKL; see `abc_rag.models._linear`.
+
+    Args:
+        q: ``(batch, heads, queries, dim)``.
+        k: ``(batch, heads, keys, dim)``.
+        v: As ``k``.
+    """
+    out = torch.empty_like(q)
+    rows = max(64, _SCORES // k.shape[2])
+    scaled, keys, values = q * q.shape[3] ** -0.5, k.contiguous(), v.transpose(2, 3).contiguous()
+    for one in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            for begin in range(0, q.shape[2], rows):
+                scores = onednn_product(scaled[one, head, begin : begin + rows], keys[one, head])
+                torch.softmax(scores, dim=-1, out=scores)
+                out[one, head, begin : begin + rows] = onednn_product(scores, values[one, head])
     return out
 
 
@@ -138,16 +167,19 @@ def _eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments
 def _padded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool) -> torch.Tensor:
     at = (segments.rows, segments.positions)
     size = (len(segments.lengths), segments.longest)
-    wide = []
-    for x in (q, k, v):
+
+    def widened(x: torch.Tensor) -> torch.Tensor:
         padded = x.new_zeros(*size, *x.shape[1:])
         padded[at] = x
-        wide.append(padded.transpose(1, 2))
+        return padded.transpose(1, 2)
+
     mask = segments.real[:, None, None, :]
     if causal:
         steps = torch.arange(segments.longest, device=q.device)
         mask = mask & (steps[:, None] >= steps[None, :])
-    found = nn.functional.scaled_dot_product_attention(*wide, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    found = nn.functional.scaled_dot_product_attention(
+        widened(q), widened(k), widened(v), attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
+    )
     return found.transpose(1, 2)[at]
 
 
@@ -186,11 +218,10 @@ def _flash() -> Attend:
         raise MissingExtraError(
             "attention='flash_attention_2' needs flash-attention: pip install flash-attn, or leave attention='auto'"
         ) from error
-    kernel: Any = flash_attn_varlen_func
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool) -> torch.Tensor:
         ends, longest = segments.bounds, segments.longest
-        found: torch.Tensor = kernel(q, k, v, ends, ends, longest, longest, causal=causal)
+        found: torch.Tensor = flash_attn_varlen_func(q, k, v, ends, ends, longest, longest, causal=causal)
         return found
 
     return attend

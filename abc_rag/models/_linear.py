@@ -15,7 +15,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-__all__ = ["linear"]
+__all__ = ["linear", "onednn_is_faster", "onednn_product"]
 
 # Below this many rows the call costs more than the product.
 _LEAST_ROWS = 32
@@ -40,9 +40,9 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         called: torch.Tensor = layer(x)
         return called
     weight = layer.weight
-    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and len(x) >= _LEAST_ROWS and _onednn():
-        product: torch.Tensor = _pointwise()(x, weight, layer.bias, "none", [], "")
-        return product
+    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and len(x) >= _LEAST_ROWS:
+        if onednn_is_faster():
+            return onednn_product(x, weight, layer.bias)
     return nn.functional.linear(x, weight, layer.bias)
 
 
@@ -57,31 +57,28 @@ def _with_adapter(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 
     return base
 
 
-def _pointwise() -> Callable[..., torch.Tensor]:
-    found: Callable[..., torch.Tensor] = torch.ops.mkldnn._linear_pointwise
-    return found
+def onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ weight.T + bias`` of float32 on a CPU by oneDNN; only where `onednn_is_faster`."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 @lru_cache(maxsize=1)
-def _onednn() -> bool:
-    """Whether oneDNN is here, agrees, and is clearly faster; a few milliseconds, once."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+def onednn_is_faster() -> bool:
+    """Whether oneDNN is here, agrees with torch's default, and is clearly faster; a few milliseconds, once."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     rows, inner, outer = _TRIAL
-    x, weight = torch.randn(rows, inner), torch.randn(outer, inner)
-
-    def ours() -> torch.Tensor:
-        return _pointwise()(x, weight, None, "none", [], "")
-
-    def theirs() -> torch.Tensor:
-        return nn.functional.linear(x, weight)
-
-    try:
-        if not torch.allclose(ours(), theirs(), rtol=1e-4, atol=1e-3):
+    with torch.inference_mode():
+        x, weight = torch.randn(rows, inner), torch.randn(outer, inner)
+        try:
+            if not torch.allclose(onednn_product(x, weight), nn.functional.linear(x, weight), rtol=1e-4, atol=1e-3):
+                return False
+        except (RuntimeError, NotImplementedError):  # an operator of torch's own, which another version may change
             return False
-    except (RuntimeError, NotImplementedError):  # an operator of torch's own, which another version may change
-        return False
-    return _CLEARLY * _best(ours) < _best(theirs)
+        ours = _best(lambda: onednn_product(x, weight))
+        return _CLEARLY * ours < _best(lambda: nn.functional.linear(x, weight))
 
 
 def _best(call: Callable[[], object]) -> float:

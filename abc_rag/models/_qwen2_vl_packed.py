@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers.activations import QuickGELUActivation
 
 from abc_rag.models._attention import Attend, Segments, choose_attention
 from abc_rag.models._linear import linear
@@ -36,6 +37,8 @@ class PackedQwen2VL:
     def __init__(self, backbone: Qwen2VLBackbone, *, compiled: bool = False) -> None:
         self._backbone = backbone
         self._attend: Attend = choose_attention(backbone.attention, device=backbone.device, dtype=backbone.dtype)
+        self._block: Layer
+        self._layer: Layer
         self._block, self._layer = _compiled_layers() if compiled else (_vision_block, _text_layer)
 
     def image_features(self, pictures: Sequence[Patches]) -> torch.Tensor:
@@ -138,8 +141,11 @@ def _vision_block(
     q, k, v = linear(attention.qkv, block.norm1(x)).view(len(x), 3, attention.num_heads, -1).unbind(1)
     # Rotated in single precision, as published.
     q, k = (_rotated(part.float(), rotation).to(part.dtype) for part in (q, k))
-    x = x + linear(attention.proj, attend(q, k, v, segments, False).reshape(len(x), -1))
-    return x + linear(block.mlp.fc2, block.mlp.act(linear(block.mlp.fc1, block.norm2(x))))
+    x = linear(attention.proj, attend(q, k, v, segments, False).reshape(len(x), -1)).add_(x)
+    wide = linear(block.mlp.fc1, block.norm2(x))
+    quick = isinstance(block.mlp.act, QuickGELUActivation)
+    wide = (wide * 1.702).sigmoid_().mul_(wide) if quick else block.mlp.act(wide)
+    return linear(block.mlp.fc2, wide).add_(x)
 
 
 def _text_layer(
@@ -157,11 +163,10 @@ def _text_layer(
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     q, k = _rotated(q, rotation), _rotated(k, rotation)
-    x = x + linear(attention.o_proj, attend(q, k, v, segments, causal).reshape(len(x), -1))
+    x = linear(attention.o_proj, attend(q, k, v, segments, causal).reshape(len(x), -1)).add_(x)
     normed = _rms_norm(layer.post_attention_layernorm, x)
-    return x + linear(
-        mlp.down_proj, nn.functional.silu(linear(mlp.gate_proj, normed)).mul_(linear(mlp.up_proj, normed))
-    )
+    gate = nn.functional.silu(linear(mlp.gate_proj, normed), inplace=True)
+    return linear(mlp.down_proj, gate.mul_(linear(mlp.up_proj, normed))).add_(x)
 
 
 @lru_cache(maxsize=1)

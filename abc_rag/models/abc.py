@@ -334,7 +334,7 @@ class ABCFamily(Family):
         with torch.inference_mode():
             features = self.network.packed.image_features(opened)
             # Copies, as a slice would keep all the others in memory.
-            return [part.clone() for part in features.split([self.picture_tokens(one) for one in opened])]
+            return [part.clone() for part in torch.split(features, [self.picture_tokens(one) for one in opened])]
 
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """Embed a batch of one kind; see `Family.forward`."""
@@ -347,14 +347,15 @@ class ABCFamily(Family):
         chosen = [batch[i] for i in order]
         device = self.device
         ids = np.concatenate([p.input_ids for p in chosen])
-        pictures = [p.picture.features.to(device) for p in chosen if p.picture is not None and p.picture.features is not None]
+        seen = [p.picture.features for p in chosen if p.picture is not None and p.picture.features is not None]
+        at_images = np.flatnonzero(ids == self.network.backbone.image_token_id)
         with torch.inference_mode():
             self.network.set_instruct(chosen[0].kind == "image+instruction")
             rows = self.network.embed(
                 torch.from_numpy(ids).to(device),
                 Segments([p.tokens for p in chosen], device),
-                features=torch.cat(pictures) if pictures else None,
-                image_positions=torch.from_numpy(np.flatnonzero(ids == self.network.backbone.image_token_id)).to(device),
+                features=torch.cat([features.to(device) for features in seen]) if seen else None,
+                image_positions=torch.from_numpy(at_images).to(device),
             )
             return rows[torch.from_numpy(np.argsort(order)).to(device)]
 
