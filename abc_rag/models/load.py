@@ -24,6 +24,7 @@ __all__ = [
     "ABCCheckpoint",
     "Attention",
     "DType",
+    "Weights",
     "checkpoint_folder",
     "default_model",
     "is_folder",
@@ -34,6 +35,7 @@ __all__ = [
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+Weights = Literal["full", "int8", "int4"]
 MODEL_NAMES = ("abc", "abc-mini")
 """What `load_embedder` takes by name; everything else is a folder or an `ABCCheckpoint`."""
 _PARTS = ("base", "pretrain", "instruct")
@@ -86,6 +88,7 @@ def load_embedder(
     min_tokens: int | None = None,
     max_tokens: int | None = None,
     attention: Attention = "auto",
+    weights: Weights = "full",
     image_limits: ImageLimits | None = None,
 ) -> Embedder:
     """An embedder for a model. The weights are loaded on first use.
@@ -96,12 +99,17 @@ def load_embedder(
             ``abc-rag train instruct`` wrote; or an `ABCCheckpoint`.
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), or any torch device.
-        dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere.
+        dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere. All three work on both. float16 is slow on a CPU,
+            and some models exceed its range: then there is an error, and no vector.
         min_tokens: Fewest image tokens (of 28x28 pixels) that a picture is resized to. If not given: what the
             checkpoint was made for, which is 256 for ABC and 9 for abc-mini.
         max_tokens: Most image tokens; 1024 for ABC, 9 for abc-mini. More tokens show more detail and cost more time.
         attention: ``"auto"`` is torch's own kernels (``"sdpa"``); or ``"eager"``, or ``"flash_attention_2"`` where
             that package is installed.
+        weights: ``"int8"`` or ``"int4"`` keeps the language model's matrices in 8 or 4 bits, on a CPU or a CUDA GPU;
+            they are multiplied in ``dtype``. Saves memory, not time, and the vectors are not those of full weights,
+            as the fingerprint says. Loading still needs the whole model in the computer's own memory once. Needs
+            the extra ``quantized``.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
 
     Returns:
@@ -109,6 +117,7 @@ def load_embedder(
 
     Raises:
         InputError: An argument is unusable, or there is no such folder.
+        MissingExtraError: ``weights`` needs a package that is not installed.
         CheckpointError: On first use: files are missing or do not fit.
     """
     if model is None:
@@ -116,6 +125,7 @@ def load_embedder(
     for name, value, allowed in (
         ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
         ("attention", attention, ("auto", "sdpa", "eager", "flash_attention_2")),
+        ("weights", weights, ("full", "int8", "int4")),
     ):
         if value not in allowed:
             raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
@@ -125,16 +135,18 @@ def load_embedder(
     if min_tokens is not None and max_tokens is not None and min_tokens > max_tokens:
         raise InputError(f"min_tokens ({min_tokens}) is larger than max_tokens ({max_tokens})")
     load = _source(model)
+    if weights != "full":
+        import abc_rag.models._quantize  # noqa: F401  (says now if the extra is missing, not after a download)
 
     def build() -> Family:
-        return _build(load(device), device, dtype, min_tokens, max_tokens, attention, image_limits)
+        return _build(load(device), device, dtype, min_tokens, max_tokens, attention, weights, image_limits)
 
     from abc_rag.engine.local import LocalEmbedder
 
     return LocalEmbedder(build)
 
 
-def local_revision(model: ModelName) -> str | None:
+def local_revision(model: ModelName, weights: Weights = "full") -> str | None:
     """The revision that the model's fingerprint will have, if all its files are local; None where the hub decides.
 
     Reads the files' hashes; loads and fetches nothing.
@@ -148,10 +160,16 @@ def local_revision(model: ModelName) -> str | None:
             return None
     elif model == "abc" or _has_hub_parts(model):
         return None
+    parts = _source(model)("cpu")
+    return _revision(parts, weights)
+
+
+def _revision(parts: _Parts, weights: Weights) -> str:
+    """What identifies the weights that compute: rounded ones give vectors of their own."""
     from abc_rag.models._checkpoint import folder_revision
 
-    parts = _source(model)("cpu")
-    return parts.revision or folder_revision(parts.base, parts.pretrain, parts.instruct)
+    files = parts.revision or folder_revision(parts.base, parts.pretrain, parts.instruct)
+    return files if weights == "full" else f"{files}+{weights}"
 
 
 @dataclass(frozen=True)
@@ -343,12 +361,12 @@ def _build(
     min_tokens: int | None,
     max_tokens: int | None,
     attention: Attention,
+    weights: Weights,
     image_limits: ImageLimits | None,
 ) -> Family:
     import torch
 
     from abc_rag.images import ImageLimits
-    from abc_rag.models._checkpoint import folder_revision
     from abc_rag.models.abc import ABCFamily, ABCSettings, load_network, load_prompts
     from abc_rag.types import Fingerprint
 
@@ -372,8 +390,9 @@ def _build(
         dtype=precision,
         device=str(found),
         head_hidden=settings.head_hidden,
+        weights=weights,
     )
-    revision = parts.revision or folder_revision(parts.base, parts.pretrain, parts.instruct)
+    revision = _revision(parts, weights)
     return ABCFamily(
         network,
         load_prompts(parts.base),
