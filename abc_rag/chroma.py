@@ -420,6 +420,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _as_call(config: Mapping[str, Any]) -> str:
-    given = {name: config[name] for name in _DEFAULTS if name != "revision" and config.get(name) != _DEFAULTS[name]}
+    config = _DEFAULTS | dict(config)
+    given = {name: config[name] for name in _DEFAULTS if name != "revision" and config[name] != _DEFAULTS[name]}
     shown = {name: _model_from_json(value) if name == "model" else value for name, value in given.items()}
     return f"ABCEmbeddingFunction({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
