@@ -231,7 +231,7 @@ def test_unknown_weights_are_refused() -> None:
 
 def test_a_device_without_kernels_is_refused() -> None:
     with pytest.raises(InputError, match="weights='int8' runs on cpu and cuda, not on 'meta'"):
-        quantize_linears(torch.nn.Linear(64, 64), "int8", "meta")
+        load_embedder(FIXTURE, device="meta", weights="int8").embed([Text("a")])
 
 
 def test_without_the_extra_the_command_that_installs_it_is_named_and_full_weights_work() -> None:

@@ -38,7 +38,7 @@ except ImportError as error:
 finally:
     _logger.setLevel(_level)
 
-__all__ = ["BLOCK", "DEVICES", "QuantizedLinear", "quantize_linears"]
+__all__ = ["BLOCK", "DEVICES", "QuantizedLinear", "check_device", "quantize_linears"]
 
 BLOCK = 64
 """Neighbouring weights of a row that share a scale."""
@@ -100,6 +100,19 @@ class QuantizedLinear(nn.Module):
         return nn.functional.linear(x, self.dequantized(x.dtype), self.bias)
 
 
+def check_device(weights: str, device: str) -> None:
+    """Refuse a device that is not in `DEVICES`, before anything is loaded.
+
+    Raises:
+        InputError: It is not.
+    """
+    if torch.device(device).type not in DEVICES:
+        raise InputError(
+            f"weights={weights!r} runs on {' and '.join(DEVICES)}, not on {device!r}; choose another device, or "
+            "weights='full' with dtype='bfloat16'"
+        )
+
+
 def quantize_linears(root: nn.Module, weights: Literal["int8", "int4"], device: str) -> None:
     """Replace the linear layers under ``root``, one after the other, so that only one exists twice.
 
@@ -107,14 +120,9 @@ def quantize_linears(root: nn.Module, weights: Literal["int8", "int4"], device: 
     been injected before: peft knows no such layer, but calls one that it has wrapped.
 
     Raises:
-        InputError: The device cannot be used, or there is no layer to replace.
+        InputError: There is no layer to replace.
     """
     target = torch.device(device)
-    if target.type not in DEVICES:
-        raise InputError(
-            f"weights={weights!r} runs on {' and '.join(DEVICES)}, not on {device!r}; choose another device, or "
-            "weights='full' with dtype='bfloat16'"
-        )
     replaced = 0
     for parent in root.modules():
         if isinstance(parent, nn.ModuleDict):  # where peft keeps its matrices

@@ -429,7 +429,12 @@ def load_network(
         InputError: The device or the network's sizes do not allow such weights.
         MissingExtraError: bitsandbytes is needed and not installed.
     """
-    first = device if weights == "full" else "cpu"
+    first = device
+    if weights != "full":
+        from abc_rag.models._quantize import check_device, quantize_linears
+
+        check_device(weights, device)
+        first = "cpu"
     network = load_merged(base, pretrain, attention=attention, dtype=dtype, device=first, head_hidden=head_hidden)
     inject_adapter_in_model(_lora_config(instruct), network.backbone, "instruct")
     _load_adapter(network, instruct, "instruct", {})
@@ -438,8 +443,6 @@ def load_network(
         if ".instruct." in name:
             parameter.data = parameter.data.to(device=device, dtype=dtype)
     if weights != "full":
-        from abc_rag.models._quantize import quantize_linears
-
         quantize_linears(network.backbone.language_model.layers, weights, device)
         network.to(device)
     network.register_instruct_layers()
