@@ -35,6 +35,9 @@ UrlOption = Annotated[
 CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="Collection within the store.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
 MinTokensOption = Annotated[int | None, typer.Option("--min-tokens", help="Fewest image tokens of a picture.")]
+WeightsOption = Annotated[
+    str, typer.Option("--weights", help="full; int8 or int4: less memory, other vectors (extra 'quantized').")
+]
 MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Most image tokens of a picture.")]
 
 _DEFAULT_STORE = Path("abc-rag-store")
@@ -63,10 +66,18 @@ def _expanded(path: Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def _embedder(model: str | None, device: str, min_tokens: int | None, max_tokens: int | None) -> Embedder:
+def _embedder(
+    model: str | None, device: str, min_tokens: int | None, max_tokens: int | None, weights: str = "full"
+) -> Embedder:
     from abc_rag.models.load import load_embedder
 
-    return load_embedder(model, device=device, min_tokens=min_tokens, max_tokens=max_tokens)
+    return load_embedder(
+        model,
+        device=device,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        weights=weights,  # type: ignore[arg-type]  # checked by load_embedder
+    )
 
 
 def _store(path: Path, url: str | None, collection: str, fingerprint: Fingerprint | None) -> ChromaStore:

@@ -49,6 +49,7 @@ from abc_rag.models.load import (
     ABCCheckpoint,
     Attention,
     DType,
+    Weights,
     default_model,
     is_folder,
     load_embedder,
@@ -71,10 +72,11 @@ _DEFAULTS: dict[str, Any] = {
     "min_tokens": None,
     "max_tokens": None,
     "attention": "auto",
+    "weights": "full",
     "instruction": None,
     "revision": None,
 }
-_DECIDE_VECTORS = ("model", "min_tokens", "max_tokens", "instruction")
+_DECIDE_VECTORS = ("model", "weights", "min_tokens", "max_tokens", "instruction")
 
 
 class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
@@ -102,10 +104,12 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         min_tokens: As for `abc_rag.load_embedder`.
         max_tokens: As for `abc_rag.load_embedder`.
         attention: As for `abc_rag.load_embedder`.
+        weights: As for `abc_rag.load_embedder`.
         instruction: What to look at in every image. An empty one is still an instruction.
 
     Raises:
         InputError: A setting is unusable, or there is no such folder.
+        MissingExtraError: ``weights`` needs a package that is not installed.
         CheckpointError: A folder of an `abc_rag.ABCCheckpoint` is missing.
     """
 
@@ -118,6 +122,7 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         min_tokens: int | None = None,
         max_tokens: int | None = None,
         attention: Attention = "auto",
+        weights: Weights = "full",
         instruction: str | None = None,
     ) -> None:
         model = default_model() if model is None else model
@@ -130,15 +135,22 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
             "min_tokens": min_tokens,
             "max_tokens": max_tokens,
             "attention": attention,
+            "weights": weights,
             "instruction": instruction,
             "revision": None,
         }
         _check_config(config)
         # Chroma answers an error in `get_config` by storing no configuration at all: everything is checked here.
         load_embedder(
-            model, device=device, dtype=dtype, min_tokens=min_tokens, max_tokens=max_tokens, attention=attention
+            model,
+            device=device,
+            dtype=dtype,
+            min_tokens=min_tokens,
+            max_tokens=max_tokens,
+            attention=attention,
+            weights=weights,
         )
-        self._config: dict[str, Any] = config | {"revision": local_revision(model)}
+        self._config: dict[str, Any] = config | {"revision": local_revision(model, weights)}
         self._embedder: Embedder | None = None
 
     def __repr__(self) -> str:
@@ -272,7 +284,7 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         A folder may move, if its files are the same.
 
         Raises:
-            InputError: Model, image tokens, instruction, or the revision of the files differ.
+            InputError: Model, weights, image tokens, instruction, or the revision of the files differ.
         """
         differences = _differences(old_config, new_config)
         if differences:
@@ -341,7 +353,7 @@ def _shared_embedder(settings: str) -> Embedder:
         embedder = _ALIVE.get(settings)
         if embedder is None:
             config = json.loads(settings)
-            names = ("device", "dtype", "min_tokens", "max_tokens", "attention")
+            names = ("device", "dtype", "min_tokens", "max_tokens", "attention", "weights")
             embedder = load_embedder(_model_from_json(config["model"]), **{name: config[name] for name in names})
             _ALIVE[settings] = embedder
         if embedder in _RECENT:
@@ -399,15 +411,16 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What makes vectors of ``new`` not comparable with those of ``old``; empty where nothing does."""
     revisions = old.get("revision"), new.get("revision")
     same_files = revisions[0] is not None and revisions[0] == revisions[1]
-    names = [
-        name for name in _DECIDE_VECTORS if old.get(name) != new.get(name) and not (name == "model" and same_files)
-    ]
-    if not same_files and None not in revisions and "model" not in names:
+    # What older versions stored lacks the settings that came later.
+    old, new = _DEFAULTS | dict(old), _DEFAULTS | dict(new)
+    names = [name for name in _DECIDE_VECTORS if old[name] != new[name] and not (name == "model" and same_files)]
+    if not same_files and None not in revisions and not {"model", "weights"} & set(names):
         names.append("revision")
-    return ", ".join(f"{name}: {old.get(name)!r} before, {new.get(name)!r} now" for name in names)
+    return ", ".join(f"{name}: {old[name]!r} before, {new[name]!r} now" for name in names)
 
 
 def _as_call(config: Mapping[str, Any]) -> str:
-    given = {name: config[name] for name in _DEFAULTS if name != "revision" and config.get(name) != _DEFAULTS[name]}
+    config = _DEFAULTS | dict(config)
+    given = {name: config[name] for name in _DEFAULTS if name != "revision" and config[name] != _DEFAULTS[name]}
     shown = {name: _model_from_json(value) if name == "model" else value for name, value in given.items()}
     return f"ABCEmbeddingFunction({', '.join(f'{name}={value!r}' for name, value in shown.items())})"

@@ -41,6 +41,7 @@ from abc_rag._cli_shared import (
     ModelOption,
     StoreOption,
     UrlOption,
+    WeightsOption,
     _console,
     _embedder,
     _expanded,
@@ -89,12 +90,13 @@ def index(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    weights: WeightsOption = "full",
     as_json: JsonOption = False,
 ) -> None:
     """Embed pictures and passages into a store. What is there already is not embedded again."""
     from abc_rag.ingest import index_paths
 
-    embedder = _embedder(model, device, min_tokens, max_tokens)
+    embedder = _embedder(model, device, min_tokens, max_tokens, weights)
     for path in paths:
         if not os.path.exists(_expanded(path)):
             raise InputError(f"{path}: no such file or folder")
@@ -146,6 +148,7 @@ def ask(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    weights: WeightsOption = "full",
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question of what was indexed, or of one picture against it."""
@@ -166,7 +169,7 @@ def ask(
     if image is not None and not os.path.exists(_expanded(image)):
         raise InputError(f"{image}: no such picture")
     _require_filled(store, url, collection)
-    embedder = _embedder(model, device, min_tokens, max_tokens)
+    embedder = _embedder(model, device, min_tokens, max_tokens, weights)
     with _store(store, url, collection, embedder.fingerprint) as opened:
         source = str(_expanded(image)) if image is not None else None
         retriever = Retriever(embedder, opened, rewriter=AsAsked() if as_asked else None)
@@ -263,6 +266,7 @@ def embed(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    weights: WeightsOption = "full",
 ) -> None:
     """Print the vectors of texts and pictures, one JSON object a line: {"input": ..., "vector": [...]}."""
     import numpy as np
@@ -281,7 +285,7 @@ def embed(
             one.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{one!r} is not valid Unicode ({error.reason}); is the terminal set to UTF-8?") from error
-    vectors = _embedder(model, device, min_tokens, max_tokens).embed(inputs, progress=True)
+    vectors = _embedder(model, device, min_tokens, max_tokens, weights).embed(inputs, progress=True)
     if out is not None:
         try:
             with _expanded(out).open("wb") as handle:

@@ -199,9 +199,12 @@ class Embedder(ABC):
         lengths = np.linalg.norm(vectors, axis=1)
         wrong = np.flatnonzero(~(np.abs(lengths - 1) < _UNIT_TOLERANCE))
         if len(wrong):
+            remedy = (
+                "" if np.isfinite(lengths[wrong[0]]) else "; if this is dtype='float16', use 'bfloat16' or 'float32'"
+            )
             raise ABCRagError(
                 f"{type(self).__name__} returned a vector of length {lengths[wrong[0]]:.4g} for input {wrong[0]}; "
-                "expected unit vectors"
+                f"expected unit vectors{remedy}"
             )
 
     def embed_texts(self, texts: Iterable[str], *, batch_size: BatchSize = "auto", progress: bool = False) -> Vectors:

@@ -32,7 +32,8 @@ PACKAGE = Path(next(iter(abc_rag.__path__)))
 DEMO = sorted((PACKAGE / "bundled" / "demo").glob("*.jpg"))
 MINI = PACKAGE / "bundled" / "abc-mini"
 CLOSE = {"rtol": 0, "atol": 1e-5}
-DEFAULTS = {"device": "auto", "dtype": "auto", "min_tokens": None, "max_tokens": None, "attention": "auto"}
+DEFAULTS: dict[str, Any] = {"device": "auto", "dtype": "auto", "min_tokens": None, "max_tokens": None}
+DEFAULTS |= {"attention": "auto", "weights": "full"}
 DEFAULTS["instruction"] = None
 
 Client = Any
@@ -246,6 +247,7 @@ def test_the_configuration_is_plain_json(mini: Embedder) -> None:
     revision = mini.fingerprint.revision
     assert ABCEmbeddingFunction("abc-mini").get_config() == DEFAULTS | {"model": "abc-mini", "revision": revision}
     settings = {"device": "cpu", "dtype": "float32", "min_tokens": 4, "max_tokens": 16, "attention": "eager"}
+    settings["weights"] = "full"
     function = ABCEmbeddingFunction("abc-mini", instruction="what is on the left?", **settings)  # type: ignore[arg-type]
     config = function.get_config()
     assert config == settings | {"model": "abc-mini", "revision": revision, "instruction": "what is on the left?"}
@@ -337,6 +339,7 @@ def test_a_checkpoint_of_parts_comes_back(checkpoint: Path, mini: Embedder) -> N
         ({"model": 5}, "model must be a name, a folder or an abc_rag.ABCCheckpoint, not int"),
         ({"dtype": "float8"}, "dtype must be one of"),
         ({"attention": "flash"}, "attention must be one of"),
+        ({"weights": "int2"}, "weights must be one of"),
         ({"min_tokens": 0}, "min_tokens must be a positive number"),
         ({"min_tokens": 16, "max_tokens": 9}, "is larger than"),
         ({"device": 0}, "device must be a str such as 'cuda:0', not int"),
@@ -524,6 +527,7 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"instruction": "left?"}, "instruction: None before, 'left\\?' now"),
     ({"min_tokens": 4}, "min_tokens: None before, 4 now"),
     ({"max_tokens": 16}, "max_tokens: None before, 16 now"),
+    ({"weights": "int8"}, "weights: 'full' before, 'int8' now"),
     ({"model": "abc"}, "model: 'abc-mini' before, 'abc' now"),
 ]
 

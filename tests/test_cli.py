@@ -445,6 +445,28 @@ def test_a_picture_that_is_none(mini: Embedder, photos: Path, run: Run, monkeypa
             assert f"error: {picture}: {message}" in done.err
 
 
+@pytest.mark.parametrize("command", [["index", "."], ["ask", "x"], ["embed", "x"]], ids=lambda command: str(command[0]))
+def test_the_kind_of_weights_reaches_the_model(
+    command: list[str], filled: Path, fake: FakeEmbedder, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def record(*_: object, weights: str, **__: object) -> Embedder:
+        asked.append(weights)
+        return fake
+
+    monkeypatch.setattr(load, "load_embedder", record)
+    assert run(*command, "--weights", "int8").code == 0
+    assert run(*command).code == 0
+    assert asked == ["int8", "full"]
+
+
+def test_unknown_weights(run: Run) -> None:
+    done = run("embed", "x", "--model", "abc-mini", "--weights", "int2")
+    assert (done.code, done.out) == (2, "")
+    assert "weights must be one of full, int8, int4, not 'int2'" in done.err
+
+
 def test_an_unknown_device(run: Run) -> None:
     done = run("embed", "x", "--model", "abc-mini", "--device", "nonsense")
     assert (done.code, done.out) == (2, "")

@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -429,15 +429,34 @@ def load_network(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     head_hidden: int = _HEAD_HIDDEN,
+    weights: Literal["full", "int8", "int4"] = "full",
 ) -> ABCNetwork:
-    """Read the three parts of an ABC checkpoint into one network, ready to embed; see `load_merged`."""
-    network = load_merged(base, pretrain, attention=attention, dtype=dtype, device=device, head_hidden=head_hidden)
+    """Read the three parts of an ABC checkpoint into one network, ready to embed; see `load_merged`.
+
+    With ``weights="int8"`` or ``"int4"`` the parts are put together in the computer's own memory, in ``dtype``, and
+    reach ``device`` layer by layer: it never holds more than the result and one layer.
+
+    Raises:
+        CheckpointError: As `load_merged`.
+        InputError: The device or the network's sizes do not allow such weights.
+        MissingExtraError: bitsandbytes is needed and not installed.
+    """
+    first = device
+    if weights != "full":
+        from abc_rag.models._quantize import check_device, quantize_linears
+
+        check_device(weights, device)
+        first = "cpu"
+    network = load_merged(base, pretrain, attention=attention, dtype=dtype, device=first, head_hidden=head_hidden)
     inject_adapter_in_model(_lora_config(instruct), network.backbone, "instruct")
     _load_adapter(network, instruct, "instruct", {})
     for name, parameter in network.backbone.named_parameters():
         # Not the whole module: that would round the rotary frequencies too.
         if ".instruct." in name:
             parameter.data = parameter.data.to(device=device, dtype=dtype)
+    if weights != "full":
+        quantize_linears(network.backbone.language_model.layers, weights, device)
+        network.to(device)
     network.register_instruct_layers()
     return network.eval().requires_grad_(False)
 

@@ -25,6 +25,7 @@ __all__ = [
     "ABCCheckpoint",
     "Attention",
     "DType",
+    "Weights",
     "checkpoint_folder",
     "default_model",
     "is_folder",
@@ -35,6 +36,7 @@ __all__ = [
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+Weights = Literal["full", "int8", "int4"]
 MODEL_NAMES = ("abc", "abc-mini")
 """What `load_embedder` takes by name; everything else is a folder or an `ABCCheckpoint`."""
 _PARTS = ("base", "pretrain", "instruct")
@@ -87,6 +89,7 @@ def load_embedder(
     min_tokens: int | None = None,
     max_tokens: int | None = None,
     attention: Attention = "auto",
+    weights: Weights = "full",
     image_limits: ImageLimits | None = None,
     engine: EngineSettings | None = None,
 ) -> Embedder:
@@ -99,12 +102,17 @@ def load_embedder(
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), any torch device, or ``"cuda:*"``: all GPUs, each
             with its own copy of the weights.
-        dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere.
+        dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere. All three work on both. float16 is slow on a CPU,
+            and some models exceed its range: then there is an error, and no vector.
         min_tokens: Fewest image tokens (of 28x28 pixels) that a picture is resized to. If not given: what the
             checkpoint was made for, which is 256 for ABC and 9 for abc-mini.
         max_tokens: Most image tokens; 1024 for ABC, 9 for abc-mini. More tokens show more detail and cost more time.
         attention: ``"auto"`` is torch's own kernels (``"sdpa"``); or ``"eager"``, or ``"flash_attention_2"`` where
             that package is installed.
+        weights: ``"int8"`` or ``"int4"`` keeps the language model's matrices in 8 or 4 bits, on a CPU or a CUDA GPU;
+            they are multiplied in ``dtype``. Saves memory, not time, and the vectors are not those of full weights,
+            as the fingerprint says. Loading still needs the whole model in the computer's own memory once. Needs
+            the extra ``quantized``.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
         engine: What the engine may use: workers, batches, caches. See `abc_rag.engine.EngineSettings`.
 
@@ -113,6 +121,7 @@ def load_embedder(
 
     Raises:
         InputError: An argument is unusable, or there is no such folder.
+        MissingExtraError: ``weights`` needs a package that is not installed.
         CheckpointError: On first use: files are missing or do not fit.
     """
     if model is None:
@@ -120,6 +129,7 @@ def load_embedder(
     for name, value, allowed in (
         ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
         ("attention", attention, ("auto", "sdpa", "eager", "flash_attention_2")),
+        ("weights", weights, ("full", "int8", "int4")),
     ):
         if value not in allowed:
             raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
@@ -129,6 +139,8 @@ def load_embedder(
     if min_tokens is not None and max_tokens is not None and min_tokens > max_tokens:
         raise InputError(f"min_tokens ({min_tokens}) is larger than max_tokens ({max_tokens})")
     load = _source(model)
+    if weights != "full":
+        import abc_rag.models._quantize  # noqa: F401  (says now if the extra is missing, not after a download)
 
     from abc_rag.engine.local import LocalEmbedder
     from abc_rag.engine.settings import EngineSettings
@@ -138,14 +150,16 @@ def load_embedder(
     def build() -> list[Family]:
         parts, devices = load(device), _devices(device)
         return [
-            _build(parts, found, dtype, min_tokens, max_tokens, attention, image_limits, compiled=settings.compile)
-            for found in devices
+            _build(
+                parts, one, dtype, min_tokens, max_tokens, attention, weights, image_limits, compiled=settings.compile
+            )
+            for one in devices
         ]
 
     return LocalEmbedder(build, settings)
 
 
-def local_revision(model: ModelName) -> str | None:
+def local_revision(model: ModelName, weights: Weights = "full") -> str | None:
     """The revision that the model's fingerprint will have, if all its files are local; None where the hub decides.
 
     Reads the files' hashes; loads and fetches nothing.
@@ -159,10 +173,16 @@ def local_revision(model: ModelName) -> str | None:
             return None
     elif model == "abc" or _has_hub_parts(model):
         return None
+    parts = _source(model)("cpu")
+    return _revision(parts, weights)
+
+
+def _revision(parts: _Parts, weights: Weights) -> str:
+    """What identifies the weights that compute: rounded ones give vectors of their own."""
     from abc_rag.models._checkpoint import folder_revision
 
-    parts = _source(model)("cpu")
-    return parts.revision or folder_revision(parts.base, parts.pretrain, parts.instruct)
+    files = parts.revision or folder_revision(parts.base, parts.pretrain, parts.instruct)
+    return files if weights == "full" else f"{files}+{weights}"
 
 
 @dataclass(frozen=True)
@@ -366,6 +386,7 @@ def _build(
     min_tokens: int | None,
     max_tokens: int | None,
     attention: Attention,
+    weights: Weights,
     image_limits: ImageLimits | None,
     *,
     compiled: bool = False,
@@ -373,7 +394,6 @@ def _build(
     import torch
 
     from abc_rag.images import ImageLimits
-    from abc_rag.models._checkpoint import folder_revision
     from abc_rag.models.abc import ABCFamily, ABCSettings, load_network, load_prompts
     from abc_rag.types import Fingerprint
 
@@ -396,9 +416,10 @@ def _build(
         dtype=precision,
         device=str(found),
         head_hidden=settings.head_hidden,
+        weights=weights,
     )
     network.compiled = compiled
-    revision = parts.revision or folder_revision(parts.base, parts.pretrain, parts.instruct)
+    revision = _revision(parts, weights)
     return ABCFamily(
         network,
         load_prompts(parts.base),

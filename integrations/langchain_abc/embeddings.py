@@ -38,6 +38,8 @@ class ABCEmbeddings(BaseModel, Embeddings):
         dtype: ``"auto"`` (bfloat16 on CUDA, else float32), or one of those that torch has.
         min_tokens, max_tokens: Image tokens that a picture is resized to; more show more detail and cost more.
         attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
+        weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
+            ``pip install 'abc-rag[quantized]'``.
         batch_size: ``"auto"`` or a number of items.
         show_progress: A progress bar on standard error.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
@@ -86,6 +88,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
     model: str | os.PathLike[str] | ABCCheckpoint | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    weights: Literal["full", "int8", "int4"] = "full"
     min_tokens: int | None = None
     max_tokens: int | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -118,14 +121,23 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
     def _loading(self) -> tuple[object, ...]:
         """The settings that decide what is loaded."""
-        image_limits = self.image_limits
-        return (self.model, self.device, self.dtype, self.min_tokens, self.max_tokens, self.attention, image_limits)
+        return (
+            self.model,
+            self.device,
+            self.dtype,
+            self.weights,
+            self.min_tokens,
+            self.max_tokens,
+            self.attention,
+            self.image_limits,
+        )
 
     def _load(self) -> Embedder:
         return load_embedder(
             self.model,
             device=self.device,
             dtype=self.dtype,
+            weights=self.weights,
             min_tokens=self.min_tokens,
             max_tokens=self.max_tokens,
             attention=self.attention,

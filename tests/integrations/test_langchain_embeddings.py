@@ -297,6 +297,7 @@ LIMITS = ImageLimits(max_bytes=10_000, formats=frozenset({"PNG", "JPEG"}), allow
     [
         {"model": "abc-mini", "device": "cpu", "max_tokens": 16, "batch_size": 7, "image_limits": LIMITS},
         {"model": ABCCheckpoint("base/id", "/somewhere/else", "id/instruct", base_revision="main"), "dtype": "float32"},
+        {"model": "abc-mini", "weights": "int8"},
         {},
     ],
 )
@@ -327,7 +328,13 @@ def test_a_path_does_not_become_a_name_on_its_way_through_json(tmp_path: Path) -
 def test_what_is_read_back_is_checked() -> None:
     with pytest.raises(ValidationError, match="max_bytes must be an int of at least 1"):
         ABCEmbeddings.model_validate({"model": "abc-mini", "image_limits": {"max_bytes": 0}})
-    for settings in ({"batch_size": 0}, {"batch_size": "large"}, {"dtype": "float8"}, {"attention": "flash"}):
+    for settings in (
+        {"batch_size": 0},
+        {"batch_size": "large"},
+        {"dtype": "float8"},
+        {"attention": "flash"},
+        {"weights": "int2"},
+    ):
         with pytest.raises(ValidationError, match=next(iter(settings))):
             ABCEmbeddings(model="abc-mini", **settings)  # type: ignore[arg-type]
     embeddings = ABCEmbeddings(model="abc-mini")

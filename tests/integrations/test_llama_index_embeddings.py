@@ -259,6 +259,7 @@ SETTINGS: list[dict[str, Any]] = [
         "min_tokens": 4,
         "max_tokens": 16,
         "attention": "eager",
+        "weights": "int8",
         "embed_batch_size": 7,
         "show_progress": True,
         "image_limits": ImageLimits(max_bytes=10**6, allow_urls=True, formats=frozenset({"PNG", "JPEG"})),

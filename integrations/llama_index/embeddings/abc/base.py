@@ -77,6 +77,8 @@ class ABCEmbeddings(MultiModalEmbedding):
         min_tokens: Fewest image tokens that a picture is resized to.
         max_tokens: Most image tokens; more show more detail and cost more.
         attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
+        weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
+            ``pip install 'abc-rag[quantized]'``.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
         show_progress: Show a progress bar in every batch call, also where the call does not ask for one.
     """
@@ -87,6 +89,7 @@ class ABCEmbeddings(MultiModalEmbedding):
     model: str | os.PathLike[str] | ABCCheckpoint | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    weights: Literal["full", "int8", "int4"] = "full"
     min_tokens: int | None = None
     max_tokens: int | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
@@ -113,6 +116,7 @@ class ABCEmbeddings(MultiModalEmbedding):
             self.model,
             device=self.device,
             dtype=self.dtype,
+            weights=self.weights,
             min_tokens=self.min_tokens,
             max_tokens=self.max_tokens,
             attention=self.attention,
