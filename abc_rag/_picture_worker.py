@@ -102,14 +102,8 @@ def _answer(header: dict[str, Any], data: bytearray) -> tuple[dict[str, Any], li
     return {"numbers": numbers, "arrays": arrays}, parts
 
 
-def main(nice: int = 0) -> None:
-    """Answer requests until the other side closes the pipe.
-
-    Args:
-        nice: By how much to step back behind other work, where the system knows such a thing.
-    """
-    if nice and hasattr(os, "nice"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+def main() -> None:
+    """Answer requests until the other side closes the pipe."""
     # Ctrl-C reaches the whole group; who started this process ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a library prints must not get between the answers.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 import threading
 import weakref
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any
 
 import PIL.Image
@@ -25,8 +23,6 @@ from abc_rag.models.family import Family, Picture
 from abc_rag.types import URL, ImageSource, InstructedImage, Text
 
 __all__ = ["Preparation"]
-
-_BEHIND = 19
 
 Settled = list[tuple["Work | Ticket", "Vectors | BaseException"]]
 
@@ -73,12 +69,7 @@ class Preparation:
         self._kind = worker_kind
         self._workers = workers
         self._watchdog = Watchdog()
-        # On a CPU the model computes with all cores at once, and each step waits for the slowest: what prepares for it
-        # takes only the time that is left.
-        self._nice = _BEHIND if family.device.type == "cpu" else 0
-        self.processes = PictureProcesses(
-            family.recipe, family.image_limits, timeout_s, self._watchdog, nice=self._nice
-        )
+        self.processes = PictureProcesses(family.recipe, family.image_limits, timeout_s, self._watchdog)
         self._pictures: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
         self._opening: dict[str, Future[Picture]] = {}
         self._lock = threading.Lock()
@@ -96,9 +87,6 @@ class Preparation:
         threading.Thread(target=self._run, args=(_Slot(),), name="abc-rag-prepare", daemon=True).start()
 
     def _run(self, slot: _Slot) -> None:
-        if self._nice and sys.platform == "linux":  # where a thread has a priority of its own
-            with suppress(OSError):
-                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         while (tickets := self._scheduler.next_tickets()) is not None:
             works: list[Work] = []
             settled: Settled = []

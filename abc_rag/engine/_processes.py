@@ -27,16 +27,21 @@ __all__ = ["PictureProcesses", "too_long"]
 
 _START_S = 60.0
 # The parent's own path, and neither the current folder nor environment variables, decide what a child imports.
-_PROGRAM = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from abc_rag._picture_worker import main; main(int(sys.argv[2]))"
+_PROGRAM = """
+import sys, json
+sys.path[:] = json.loads(sys.argv[1])
+from abc_rag._picture_worker import main
+main()
+"""
 
 
 class _Child:
     """One process, used by one thread at a time."""
 
-    def __init__(self, nice: int) -> None:
+    def __init__(self) -> None:
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _PROGRAM, path, str(nice)],
+            [sys.executable, "-I", "-c", _PROGRAM, path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -91,13 +96,9 @@ class PictureProcesses:
         limits: Which are accepted.
         timeout_s: Seconds that one may take.
         watchdog: Ends those that take longer.
-        nice: By how much they step back behind other work (0 to 19).
     """
 
-    def __init__(
-        self, recipe: PictureRecipe, limits: ImageLimits, timeout_s: float, watchdog: Watchdog, *, nice: int = 0
-    ) -> None:
-        self._nice = nice
+    def __init__(self, recipe: PictureRecipe, limits: ImageLimits, timeout_s: float, watchdog: Watchdog) -> None:
         self._recipe = recipe
         self._told = {"recipe": recipe_as_json(recipe), "limits": limits_as_json(limits)}
         self._timeout_s = timeout_s
@@ -125,7 +126,7 @@ class PictureProcesses:
         if not sys.executable:
             return False
         try:
-            child = _Child(self._nice)
+            child = _Child()
         except OSError:
             return False
         self._all.add(child)
@@ -194,7 +195,7 @@ class PictureProcesses:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-            child = _Child(self._nice)
+            child = _Child()
             self._all.add(child)
             return child
 
