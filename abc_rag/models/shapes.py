@@ -117,7 +117,7 @@ def random_family(
     Args:
         shape: One of `SHAPES`.
         device: Any torch device.
-        dtype: Precision of the backbone and of the instruct adapter; ``"auto"`` is bfloat16 on CUDA and float32 elsewhere.
+        dtype: Of backbone and instruct adapter; ``"auto"`` is bfloat16 on CUDA and float32 elsewhere.
         min_tokens: Fewest image tokens of a picture.
         max_tokens: Most image tokens of a picture.
         attention: As for `abc_rag.load_embedder`.
