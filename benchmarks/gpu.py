@@ -3,8 +3,8 @@
 The limit is what the chip reaches in a large matrix product in the same precision, measured in the same run. The
 utilisation is the share of it that the matrix products of the inputs make up (`abc_rag.models.flops`). A further pass
 records a timeline: when the device computed, when inputs were prepared, and what the device waited for. ``busy`` is the
-share of the time in which it had work, ``while busy`` the utilisation within that time: together they say what holds the
-rest.
+share of the time in which it had work, ``while busy`` the utilisation within that time: together they say what holds
+the rest.
 
 Vectors and vision features are not cached. The network has random weights, made on the device; nothing is fetched.
 
