@@ -29,7 +29,7 @@ from abc_rag.models.shapes import random_family
 from benchmarks._harness import finish, parser, prepare
 
 SIZES = {"texts": [2_000, 20_000, 200_000], "pictures": [500, 1_500, 5_000]}
-QUICK_SIZES = {"texts": [20, 40], "pictures": [4, 8]}
+QUICK_SIZES = {"texts": [20, 40], "pictures": [4]}
 
 
 def main() -> int:

@@ -11,22 +11,21 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("sentence_transformers")
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks is no part of what is installed
+from benchmarks._harness import alternate, ratio, spread
+from benchmarks._timeline import length, merged, shares
+from benchmarks.tables import render
 
-from benchmarks._harness import alternate, ratio, spread  # noqa: E402
-from benchmarks._timeline import length, merged, shares  # noqa: E402
-from benchmarks.tables import render  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 
 def run(name: str, folder: Path, *options: str) -> dict[str, Any]:
     out = folder / f"{name}.json"
-    found = [str(ROOT), *[path for path in (os.environ.get("PYTHONPATH"),) if path]]
+    # One thread: two that share a busy core wait for one another most of the time.
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--shape", "tiny", "--threads", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--shape", "tiny", "--json", str(out), *options],
+        [*command, "--json", str(out), *options],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(found), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -116,7 +115,7 @@ def test_memory(tmp_path: Path) -> None:
     assert [kind["kind"] for kind in found["kinds"]] == ["texts", "pictures"]
     for kind in found["kinds"]:
         peaks = [one["peak_bytes"] for one in kind["runs"]]
-        assert [one["count"] for one in kind["runs"]] == ([20, 40] if kind["kind"] == "texts" else [4, 8])
+        assert [one["count"] for one in kind["runs"]] == ([20, 40] if kind["kind"] == "texts" else [4])
         assert all(one["before_bytes"] <= one["peak_bytes"] for one in kind["runs"])
         assert kind["growth"] == pytest.approx(peaks[-1] / peaks[0] - 1)
 
