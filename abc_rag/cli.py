@@ -1,4 +1,4 @@
-"""The command line: ``abc-rag index | ask | embed | info | demo | evaluate | train | export``.
+"""The command line: ``abc-rag index | ask | embed | info | demo | evaluate | train | export | bench``.
 
 Exit status: 0 done; 1 failed; 2 the command line or an input is wrong; 3 done, but some files could not be used;
 130 interrupted.
@@ -21,6 +21,7 @@ from rich.table import Table
 
 from abc_rag import (
     __version__,
+    _cli_bench,
     _cli_build,
     _cli_evaluate,
     _cli_evaluate_mini,
@@ -71,6 +72,7 @@ app.add_typer(train, name="train")
 app.add_typer(export, name="export")
 # Importing these has put their commands into the groups above.
 _ = (_cli_build, _cli_evaluate, _cli_evaluate_mini, _cli_export, _cli_mmeb, _cli_negatives, _cli_train)
+app.command("bench")(_cli_bench.bench_command)
 
 
 @app.command()

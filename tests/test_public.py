@@ -147,7 +147,7 @@ def test_integrations_use_only_what_is_public() -> None:
 
 
 # Who may import whom: nothing may import what stands further down this list than itself.
-LAYERS = ["errors", "types", "images", "instructions", "embedder", "models", "engine", "chroma", "store"]
+LAYERS = ["errors", "types", "images", "instructions", "embedder", "models", "engine", "bench", "chroma", "store"]
 LAYERS += ["ingest", "retriever", "training", "evaluation", "export", "cli"]
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from abc_rag.models._vision_cache import SeenPicture, VisionCache
 
 from abc_rag import DataURI, Image, ImageSource, Input, InstructedImage, Text, load_embedder
 from abc_rag.embedder import Embedder
 from abc_rag.models._pictures import Patches
 from abc_rag.models._qwen2_vl import Qwen2VLBackbone
-from abc_rag.models._vision_cache import SeenPicture, VisionCache
 from abc_rag.models.abc import ABCFamily
 from abc_rag.scenes import Placed, Scene, render
 

@@ -76,8 +76,8 @@ def export_sentence_transformers(
         MissingExtraError: sentence-transformers is not installed.
     """
     _require_library()
-    from abc_rag.export._st_files import PARTS, copy_parts
     from abc_rag.models._checkpoint import folder_revision
+    from abc_rag.models._checkpoint_files import PARTS, copy_parts
     from abc_rag.models.abc import ABCSettings
     from abc_rag.models.load import _source
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from abc_rag.errors import ABCRagError, InputError, MissingExtraError
-from abc_rag.export._st_files import small_files, write_checkpoint
 from abc_rag.export._st_inputs import as_input, with_prompt
 from abc_rag.images import ImageLimits
+from abc_rag.models._checkpoint_files import small_files, write_checkpoint
 from abc_rag.models._pictures import Patches
 from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, ABCSettings, load_prompts
 from abc_rag.models.family import Picture, Prepared

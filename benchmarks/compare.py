@@ -1,0 +1,178 @@
+"""The engine against what one would otherwise write.
+
+Sides, all with the same weights, the same machine and in one process:
+
+* ``engine``: abc-rag, as `load_embedder` gives it
+* ``one``: the straightforward port (transformers, peft), one item at a time
+* ``padded``: the same in padded batches in the order of arrival
+* ``sentence-transformers``: ``encode`` on the exported model
+* ``recompute`` (rows with instructions): abc-rag without its vision cache, one call for each instruction
+
+Before anything is timed, the vectors of all sides have to agree. Every round has texts and pictures that no side has
+seen before; no vectors are cached. The image token limits are the published 256 to 1024 for every shape.
+
+    python -m benchmarks.compare --shape mini --json results/compare-mini.json
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from abc_rag import Image, Input, InstructedImage, Text, load_embedder
+from abc_rag._bench_inputs import QUESTIONS, random_jpeg, random_passage
+from abc_rag.embedder import Embedder
+from abc_rag.engine import EngineSettings
+from abc_rag.export.sentence_transformers import export_sentence_transformers, load_sentence_transformer
+from abc_rag.models.shapes import write_random_checkpoint
+from benchmarks._baseline import Port
+from benchmarks._harness import alternate, finish, parser, prepare, ratio, spread
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+# Width and height in pixels: thumbnails to photographs, upright and wide.
+SIZES = ((224, 224), (320, 240), (480, 640), (640, 480), (800, 600), (1024, 768), (1280, 720), (600, 1000))
+
+SIDES = ["sentence-transformers", "recompute"]
+Side = Callable[[Sequence[Input]], np.ndarray]
+
+
+def main() -> int:
+    """Run the benchmark; the exit status is 1 if vectors differ."""
+    options = parser(__doc__, shapes=("tiny", "mini", "2b"))
+    options.add_argument("--texts", type=int, default=192, help="passages of a round")
+    options.add_argument("--pictures", type=int, default=8, help="pictures of a round")
+    options.add_argument("--batch-size", type=int, default=16, help="of the padded batches and of encode")
+    options.add_argument("--rows", nargs="*", default=None, help="measure only these rows")
+    options.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="besides engine and port")
+    arguments = options.parse_args()
+    prepare(arguments)
+    if arguments.quick:
+        arguments.texts, arguments.pictures = 6, 2
+    with tempfile.TemporaryDirectory(prefix="abc-rag-benchmark-") as folder:
+        sides = open_sides(Path(folder), arguments)
+        rows = make_rows(arguments.texts, arguments.pictures, arguments.seed)
+        differences = compare_vectors(sides, rows)
+        limit = TOLERANCE[arguments.dtype]
+        wrong = {name: found for name, found in differences.items() if not found <= limit}
+        if wrong:
+            print(f"vectors differ by more than {limit:g}: {wrong}", file=sys.stderr)
+            return 1
+        results = [
+            measure(name, make, sides, arguments.rounds)
+            for name, make in rows.items()
+            if arguments.rows is None or name in arguments.rows
+        ]
+    finish("compare", arguments, {"tolerance": limit, "differences": differences, "agree": True, "rows": results})
+    return 0
+
+
+def open_sides(folder: Path, arguments: Any) -> dict[str, Side]:  # noqa: ANN401
+    """Load the same random weights for every side that is wanted."""
+    limits = {"min_tokens": arguments.min_tokens, "max_tokens": arguments.max_tokens}
+    placed = {**limits, "device": arguments.device, "dtype": arguments.dtype}
+    checkpoint = folder / "checkpoint"
+    write_random_checkpoint(arguments.shape, checkpoint, **limits, seed=arguments.seed)
+    port = Port(checkpoint, device=arguments.device, dtype=getattr(torch, arguments.dtype), **limits)
+    size = arguments.batch_size
+    engine = load_embedder(checkpoint, engine=EngineSettings(embedding_cache_bytes=0), **placed)
+    sides: dict[str, Side] = {
+        "engine": engine.embed,
+        "one": port.one_at_a_time,
+        "padded": lambda items: port.padded(items, size),
+    }
+    if "sentence-transformers" in arguments.sides:
+        export_sentence_transformers(checkpoint, folder / "export", check=False)
+        library = load_sentence_transformer(folder / "export", **placed)
+        sides["sentence-transformers"] = lambda items: library.encode(
+            list(items), batch_size=size, show_progress_bar=False
+        )
+    if "recompute" in arguments.sides:
+        settings = EngineSettings(embedding_cache_bytes=0, vision_cache_bytes=0)
+        forgetful = load_embedder(checkpoint, engine=settings, **placed)
+        sides["recompute"] = lambda items: one_instruction_at_a_time(forgetful, items)
+    return sides
+
+
+def one_instruction_at_a_time(embedder: Embedder, items: Sequence[Input]) -> np.ndarray:
+    """One call for each instruction, over all pictures."""
+    vectors = np.empty((len(items), embedder.dim), dtype=np.float32)
+    asked = [item.instruction if isinstance(item, InstructedImage) else "" for item in items]
+    for instruction in dict.fromkeys(asked):
+        chosen = [n for n, other in enumerate(asked) if other == instruction]
+        vectors[chosen] = embedder.embed([items[n] for n in chosen])
+    return vectors
+
+
+def make_rows(texts: int, pictures: int, seed: int) -> dict[str, Callable[[int], list[Input]]]:
+    """For each row of the table, what makes the inputs of a round."""
+
+    def words(number: int) -> list[Input]:
+        rng = random.Random(f"{seed} {number}")
+        # Short ones are the most, as in any collection.
+        lengths = [round(5 * 80 ** rng.random()) for _ in range(texts)]
+        return [Text(random_passage(rng, length)) for length in lengths]
+
+    def files(row: str, number: int, count: int) -> list[bytes]:
+        rng = np.random.default_rng([seed, sum(row.encode()), number])
+        order = rng.permutation(np.arange(count) % len(SIZES))
+        return [random_jpeg(rng, *SIZES[n]) for n in order]
+
+    def alone(number: int) -> list[Input]:
+        return [Image(file) for file in files("images", number, pictures)]
+
+    def instructed(instructions: int) -> Callable[[int], list[Input]]:
+        # Fewer pictures where each is asked more, so that all rows take a similar time.
+        count = max(2, pictures // instructions)
+        return lambda number: [
+            InstructedImage(file, question)
+            for file in files(f"instructed {instructions}", number, count)
+            for question in QUESTIONS[:instructions]
+        ]
+
+    def mixed(number: int) -> list[Input]:
+        found = [*words(number)[: 8 * pictures]]
+        found += [Image(file) for file in files("mixed", number, pictures // 2)]
+        found += [InstructedImage(file, QUESTIONS[0]) for file in files("mixed too", number, pictures // 2)]
+        random.Random(number).shuffle(found)
+        return found
+
+    return {
+        "texts": words,
+        "images": alone,
+        "1 instruction": instructed(1),
+        "4 instructions": instructed(4),
+        "16 instructions": instructed(16),
+        "all kinds": mixed,
+    }
+
+
+def compare_vectors(sides: dict[str, Side], rows: dict[str, Callable[[int], list[Input]]]) -> dict[str, float]:
+    """Largest difference of any number of the vectors of each side to those of the port, item by item."""
+    # Some of every kind, in an order that mixes them; a number that no round has.
+    items = [item for make in rows.values() for item in make(10**6)[:4]]
+    random.Random(0).shuffle(items)
+    expected = sides["one"](items)
+    return {name: float(np.abs(side(items) - expected).max()) for name, side in sides.items() if name != "one"}
+
+
+def measure(name: str, make: Callable[[int], list[Input]], sides: dict[str, Side], rounds: int) -> dict[str, Any]:
+    """One row of the table."""
+    chosen = {side: call for side, call in sides.items() if side != "recompute" or "instruction" in name}
+    seconds = alternate(chosen, make, rounds=rounds)
+    return {
+        "row": name,
+        "items": len(make(1)),
+        "seconds": {side: spread(took) for side, took in seconds.items()},
+        "ratios": {side: ratio(took, seconds["engine"]) for side, took in seconds.items() if side != "engine"},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""How much of the chip is used: pictures from JPEG files at 256, 512 and 1024 tokens, passages of 12, 100 and 512.
+
+The limit is what the chip reaches in a large matrix product in the same precision, measured in the same run. The
+utilisation is the share of it that the matrix products of the inputs make up (`abc_rag.models.flops`). A further pass
+records a timeline: when the device computed, when inputs were prepared, and what the device waited for. ``busy`` is the
+share of the time in which it had work, ``while busy`` the utilisation within that time: together they say what holds
+the rest.
+
+Vectors and vision features are not cached. The network has random weights, made on the device; nothing is fetched.
+
+    python -m benchmarks.gpu --shape 7b --device cuda --dtype bfloat16 --json results/gpu-7b.json --timeline results
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from abc_rag import Image, Input, Text
+from abc_rag._bench_inputs import random_jpeg, random_passage
+from abc_rag.bench import input_flops, matmul_rate
+from abc_rag.engine import EngineSettings, LocalEmbedder
+from abc_rag.models.abc import ABCFamily
+from abc_rag.models.shapes import random_family
+from benchmarks._harness import finish, parser, prepare, spread
+from benchmarks._timeline import Recorder, draw, merged, shares
+
+PICTURES = (256, 512, 1024)
+PASSAGES = (12, 100, 512)
+_DRAWN = 32
+
+
+def main() -> int:
+    """Run the benchmark."""
+    options = parser(__doc__, rounds=3)
+    options.add_argument("--seconds", type=float, default=10.0, help="of each round of each row")
+    options.add_argument("--pictures", nargs="*", type=int, default=list(PICTURES), help="tokens of the pictures")
+    options.add_argument("--passages", nargs="*", type=int, default=list(PASSAGES), help="tokens of the passages")
+    options.add_argument("--attention", default="auto", help="as for load_embedder")
+    options.add_argument("--workers", type=int, default=None, help="of the engine, that open pictures")
+    options.add_argument("--timeline", type=Path, default=None, help="folder for drawings of the timelines")
+    arguments = options.parse_args()
+    prepare(arguments)
+    if arguments.quick:
+        arguments.seconds, arguments.pictures, arguments.passages = 0.05, [4, 16], [12]
+    family = random_family(
+        arguments.shape,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        attention=arguments.attention,
+        seed=arguments.seed,
+    )
+    backbone = family.network.backbone
+    limit = matmul_rate(backbone.device, backbone.dtype, seconds=0.01 if arguments.quick else 2.0)
+    rows = [measure(f"pictures of {n} tokens", family, n, arguments, limit) for n in arguments.pictures]
+    rows += [measure(f"passages of {n} tokens", family, -n, arguments, limit) for n in arguments.passages]
+    finish("gpu", arguments, {"limit": limit, "memory_bytes": memory(backbone.device), "rows": rows})
+    return 0
+
+
+def memory(device: torch.device) -> int | None:
+    """Most memory of the device that was in use, in bytes."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def measure(name: str, shared: ABCFamily, tokens: int, arguments: Any, limit: float) -> dict[str, Any]:  # noqa: ANN401
+    """One row: pictures of so many tokens, or, with a negative number, passages."""
+    of_pictures = tokens > 0
+    family = shared.at(min_tokens=tokens, max_tokens=tokens) if of_pictures else shared
+    with tempfile.TemporaryDirectory(prefix="abc-rag-benchmark-") if of_pictures else nullcontext("") as folder:
+        make = pictures(Path(folder), tokens, arguments) if of_pictures else passages(family, -tokens, arguments.seed)
+        found_tokens, flops = input_flops(family, make(1)[0])
+        embedder = LocalEmbedder(lambda: family, settings(arguments))
+        count = warm_up(embedder, make, arguments)
+        rates = []
+        for _ in range(arguments.rounds):
+            inputs = make(count)
+            start = time.perf_counter()
+            embedder.embed(inputs)
+            rates.append(count / (time.perf_counter() - start))
+        timeline = record(name, family, make(max(2, count // 2)), arguments)
+    rate = spread(rates)
+    used = rate["median"] * flops / limit
+    return {
+        "row": name,
+        "items": count,
+        "tokens": found_tokens,
+        "flops_each": flops,
+        "per_second": rate,
+        "utilisation": used,
+        "while_busy": used / timeline["shares"]["busy"] if timeline["shares"]["busy"] else None,
+        "timeline": timeline,
+    }
+
+
+def settings(arguments: Any, **others: Any) -> EngineSettings:  # noqa: ANN401
+    """An engine that remembers nothing."""
+    return EngineSettings(workers=arguments.workers, vision_cache_bytes=0, embedding_cache_bytes=0, **others)
+
+
+def warm_up(embedder: LocalEmbedder, make: Callable[[int], list[Input]], arguments: Any) -> int:  # noqa: ANN401
+    """How many inputs fill a round."""
+    count, took = 2, 0.0
+    while took < arguments.seconds / 4:
+        count *= 2
+        inputs = make(count)
+        start = time.perf_counter()
+        embedder.embed(inputs)
+        took = time.perf_counter() - start
+    return max(2, round(count * arguments.seconds / took))
+
+
+def record(name: str, family: ABCFamily, inputs: list[Input], arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A pass with a recorder, which sees threads but no other processes."""
+    embedder = LocalEmbedder(lambda: family, settings(arguments, worker_kind="thread"))
+    with Recorder(family) as recorder:
+        start = time.perf_counter()
+        embedder.embed(inputs)
+        seconds = time.perf_counter() - start
+        computed, prepared = recorder.intervals()
+    drawn = None
+    if arguments.timeline is not None:
+        path = arguments.timeline / f"timeline-{arguments.shape}-{name.replace(' ', '-')}.png"
+        drawn = str(path) if draw(path, name, computed, prepared) else None
+    return {
+        "seconds": seconds,
+        "items": len(inputs),
+        "batches": len(computed),
+        "shares": shares(computed, prepared, seconds),
+        "computed": rounded(computed),
+        "prepared": rounded(merged(prepared)),
+        "drawing": drawn,
+    }
+
+
+def rounded(intervals: list[tuple[float, float]]) -> list[list[float]]:
+    """To a tenth of a millisecond; the first thousand are enough to see what happens."""
+    return [[round(start, 4), round(end, 4)] for start, end in intervals[:1000]]
+
+
+def pictures(folder: Path, tokens: int, arguments: Any) -> Callable[[int], list[Input]]:  # noqa: ANN401
+    """JPEG files of about half as many pixels again as are needed. The same in each round, as nothing is cached."""
+    side = 28 * tokens**0.5
+    size = round(1.4 * side), round(1.05 * side)
+    drawn = [random_jpeg(np.random.default_rng([arguments.seed, number]), *size) for number in range(_DRAWN)]
+    files: list[Path] = []
+
+    def make(count: int) -> list[Input]:
+        for number in range(len(files), count):
+            files.append(folder / f"{number}.jpg")
+            # Another content each time: a JPEG's reader ignores what stands behind its end.
+            files[-1].write_bytes(drawn[number % _DRAWN] + number.to_bytes(4, "big"))
+        return [Image(path) for path in files[:count]]
+
+    return make
+
+
+def passages(family: ABCFamily, tokens: int, seed: int) -> Callable[[int], list[Input]]:
+    """Each another one, of so many tokens in all."""
+    rng = random.Random(seed)
+    words = max(1, tokens - family.prepare(Text("")).tokens)
+    return lambda count: [Text(random_passage(rng, words)) for _ in range(count)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""How long one query waits for its vector: alone, and while a thread indexes in the background with the same embedder.
+
+Queries are a passage of about 12 tokens, and a picture (JPEG, never seen before) with a question. They come one after
+the other with a short pause, as a user's do. The background embeds passages and pictures in turn, without end.
+
+    python -m benchmarks.latency --shape mini --json results/latency-mini.json
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from abc_rag import Image, Input, InstructedImage, Text
+from abc_rag._bench_inputs import QUESTIONS, random_jpeg, random_passage
+from abc_rag.engine import EngineSettings, LocalEmbedder
+from abc_rag.models.shapes import random_family
+from benchmarks._harness import finish, parser, prepare, spread
+
+
+def main() -> int:
+    """Run the benchmark."""
+    options = parser(__doc__)
+    options.add_argument("--queries", type=int, default=100, help="of each kind")
+    options.add_argument("--pause-ms", type=float, default=20.0, help="between two queries")
+    arguments = options.parse_args()
+    prepare(arguments)
+    count = 6 if arguments.quick else arguments.queries
+    embedder = LocalEmbedder(
+        lambda: random_family(
+            arguments.shape,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            min_tokens=arguments.min_tokens,
+            max_tokens=arguments.max_tokens,
+            seed=arguments.seed,
+        ),
+        EngineSettings(embedding_cache_bytes=0),
+    )
+    rows = []
+    for name, make in (("text", text), ("picture with a question", question)):
+        for beside in (False, True):
+            rng = np.random.default_rng([arguments.seed, len(rows)])
+            embedder.embed([make(rng)])
+            with Background(embedder, arguments.seed + len(rows)) if beside else nullcontext() as background:
+                done, start = background.count if background else 0, time.perf_counter()
+                took = measure(embedder, make, rng, count, arguments.pause_ms / 1000)
+                indexed = (background.count - done) / (time.perf_counter() - start) if background else 0.0
+            rows.append(row(name, beside, took, indexed))
+    finish("latency", arguments, {"rows": rows})
+    return 0
+
+
+def text(rng: np.random.Generator) -> Input:
+    """A query of about 12 tokens."""
+    return Text(random_passage(random.Random(int(rng.integers(2**32))), 10))
+
+
+def question(rng: np.random.Generator) -> Input:
+    """A picture as a camera or a browser gives it, and what is asked of it."""
+    return InstructedImage(random_jpeg(rng), QUESTIONS[int(rng.integers(len(QUESTIONS)))])
+
+
+def measure(
+    embedder: LocalEmbedder,
+    make: Callable[[np.random.Generator], Input],
+    rng: np.random.Generator,
+    count: int,
+    pause: float,
+) -> list[float]:
+    """Milliseconds of each query."""
+    took = []
+    for _ in range(count):
+        item = make(rng)
+        time.sleep(pause)
+        start = time.perf_counter()
+        embedder.embed([item])
+        took.append(1000 * (time.perf_counter() - start))
+    return took
+
+
+def row(name: str, beside: bool, took: list[float], indexed: float) -> dict[str, Any]:
+    """One row of the table."""
+    return {
+        "query": name,
+        "beside_index_run": beside,
+        "count": len(took),
+        "p50_ms": float(np.percentile(took, 50)),
+        "p99_ms": float(np.percentile(took, 99)),
+        "ms": spread(took),
+        "indexed_per_second": indexed,
+    }
+
+
+class Background:
+    """An index run in a thread, as long as the block runs.
+
+    Attributes:
+        count: How many inputs it has embedded.
+    """
+
+    def __init__(self, embedder: LocalEmbedder, seed: int) -> None:
+        self.count = 0
+        self._embedder = embedder
+        self._seed = seed
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="index run", daemon=True)
+
+    def __enter__(self) -> Background:
+        """Returns when it is at work."""
+        self._thread.start()
+        while self.count == 0 and self._thread.is_alive():
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Returns when it has come to rest, so that what is measured next is alone."""
+        self._ended.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            for _ in self._embedder.embed_iter(self._inputs()):
+                self.count += 1
+                if self._ended.is_set():
+                    break
+        except BaseException as error:  # raised in the thread that measures
+            self._error = error
+
+    def _inputs(self) -> Iterator[Input]:
+        rng = np.random.default_rng([self._seed, 1])
+        words = random.Random(self._seed)
+        # Made before: making them would compete with what is measured.
+        files = [random_jpeg(rng) for _ in range(16)]
+        while not self._ended.is_set():
+            yield Text(random_passage(words, 100))
+            # Another content each time: a JPEG's reader ignores what stands behind its end.
+            yield Image(files[words.randrange(16)] + words.randbytes(8))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

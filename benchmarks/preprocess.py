@@ -1,0 +1,147 @@
+"""Opening and cutting up pictures: abc-rag against the processor of transformers, and how it scales with workers.
+
+Each case fixes the number of image tokens. ``ready`` pictures are in memory and have the right size already, so that
+only the cutting up remains; ``memory`` pictures have to be resized; ``jpeg`` files are opened as well. The results have
+to be bit-identical: the pixels that abc-rag hands to the network, normalised, against ``pixel_values`` of transformers.
+abc-rag leaves the normalisation to the device, so it is not in its time; a second ratio adds what it takes on this CPU.
+
+Scaling: JPEG files through `Family.prepare` in 1, 2, ... threads.
+
+    python -m benchmarks.preprocess --json results/preprocess.json
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from abc_rag import Image
+from abc_rag._bench_inputs import random_jpeg
+from abc_rag.models._qwen2_vl import normalise
+from abc_rag.models.abc import ABCFamily
+from abc_rag.models.shapes import random_family
+from benchmarks._baseline import StockPictures
+from benchmarks._harness import alternate, finish, parser, prepare, ratio, spread
+
+# A square of so many tokens has a side of 28 pixels times the root.
+TOKENS = (64, 256, 1024)
+
+
+def main() -> int:
+    """Run the benchmark; the exit status is 1 if a pixel differs."""
+    options = parser(__doc__, shapes=("tiny",), rounds=7)
+    options.set_defaults(shape="tiny")
+    options.add_argument("--pictures", type=int, default=24, help="pictures of a round at 256 tokens")
+    arguments = options.parse_args()
+    prepare(arguments)
+    # One picture at a time on one thread: what differs is the work, not how it is spread.
+    torch.set_num_threads(arguments.threads or 1)
+    tokens = (4, 16) if arguments.quick else TOKENS
+    pictures = 4 if arguments.quick else arguments.pictures
+    cases = [measure(n, source, arguments, pictures) for n in tokens for source in ("ready", "memory", "jpeg")]
+    scaling = [measure_workers(n, arguments, 2 * pictures) for n in tokens]
+    identical = all(case["identical"] for case in cases)
+    finish("preprocess", arguments, {"identical": identical, "cases": cases, "scaling": scaling})
+    if not identical:
+        print("pixels differ", file=sys.stderr)
+    return 0 if identical else 1
+
+
+def make_pictures(tokens: int, source: str, seed: Sequence[int], count: int) -> list[Any]:
+    """Pictures in memory, or the bytes of JPEG files."""
+    side = 28 * round(tokens**0.5)
+    # A photograph of about half as many pixels again; its sides need both passes of the resize.
+    width, height = (side, side) if source == "ready" else (round(1.4 * side), round(1.05 * side))
+    rng = np.random.default_rng(list(seed))
+    files = [random_jpeg(rng, width, height) for _ in range(count)]
+    if source == "jpeg":
+        return files
+    return [PIL.Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+
+
+def measure(tokens: int, source: str, arguments: Any, pictures: int) -> dict[str, Any]:  # noqa: ANN401
+    """One row of the table; seconds are those of one picture."""
+    family = random_family("tiny", min_tokens=tokens, max_tokens=tokens)
+    stock = StockPictures(min_tokens=tokens, max_tokens=tokens)
+    count = max(2, pictures * 256 // max(256, tokens))
+
+    def make(number: int) -> list[Any]:
+        return make_pictures(tokens, source, (arguments.seed, tokens, number), count)
+
+    def ours(batch: list[Any]) -> object:
+        return [family.prepare_image(picture) for picture in batch]
+
+    def theirs(batch: list[Any]) -> object:
+        return [stock([_opened(picture)]) for picture in batch]
+
+    cut = [torch.from_numpy(patches.pixels) for patches in map(family.prepare_image, make(0))]
+    timed = {"engine": ours, "stock": theirs, "normalise": lambda _: [normalise(pixels) for pixels in cut]}
+    seconds = alternate(timed, make, rounds=arguments.rounds)
+    each = {name: [took / count for took in values] for name, values in seconds.items()}
+    return {
+        "tokens": tokens,
+        "source": source,
+        "pictures": count,
+        "identical": all(_identical(family, stock, picture) for picture in make(10**6)[:4]),
+        "seconds_each": {name: spread(values) for name, values in each.items()},
+        "ratio": ratio(each["stock"], each["engine"]),
+        "ratio_with_normalise": ratio(
+            each["stock"], [a + b for a, b in zip(each["engine"], each["normalise"], strict=True)]
+        ),
+    }
+
+
+def _opened(picture: Any) -> PIL.Image.Image:  # noqa: ANN401
+    return PIL.Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
+
+
+def _identical(family: ABCFamily, stock: StockPictures, picture: Any) -> bool:  # noqa: ANN401
+    theirs, grid = stock([_opened(picture)])
+    patches = family.prepare_image(picture)
+    ours = normalise(torch.from_numpy(patches.pixels)).view(len(patches.pixels), 3, 1, 14, 14)
+    same = torch.equal(theirs.view(-1, 3, 2, 14, 14), ours.expand(-1, -1, 2, -1, -1))
+    return same and grid.tolist() == [[1, patches.rows, patches.columns]]
+
+
+def measure_workers(tokens: int, arguments: Any, pictures: int) -> dict[str, Any]:  # noqa: ANN401
+    """Pictures a second with some threads, in alternating rounds."""
+    family = random_family("tiny", min_tokens=tokens, max_tokens=tokens)
+    cores = os.cpu_count() or 1
+    workers = [n for n in (1, 2, 4, 8, 16, 32) if n <= max(2, cores)]
+
+    def prepare_all(pool: ThreadPoolExecutor) -> Callable[[list[bytes]], object]:
+        # Prompt and tokens as well: it is what the engine asks for.
+        return lambda files: list(pool.map(lambda file: family.prepare(Image(file)), files))
+
+    pools = {n: ThreadPoolExecutor(n) for n in workers}
+    family.vision_cache.most_bytes = 0
+    seconds = alternate(
+        {str(n): prepare_all(pool) for n, pool in pools.items()},
+        lambda number: make_pictures(tokens, "jpeg", (arguments.seed, tokens, number, 1), pictures),
+        rounds=arguments.rounds,
+    )
+    for pool in pools.values():
+        pool.shutdown()
+    return {
+        "tokens": tokens,
+        "pictures": pictures,
+        "workers": {
+            n: {
+                "per_second": pictures / spread(took)["median"],
+                "ratio": ratio(seconds["1"], took),
+            }
+            for n, took in seconds.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""The benchmarks run and say what they should; how fast anything is, no test asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks._harness import alternate, ratio, spread
+from benchmarks._timeline import length, merged, shares
+from benchmarks.tables import render
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(name: str, folder: Path, *options: str) -> dict[str, Any]:
+    out = folder / f"{name}.json"
+    # One thread: two that share a busy core wait for one another most of the time.
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--shape", "tiny", "--threads", "1"]
+    done = subprocess.run(
+        [*command, "--json", str(out), *options],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(out.read_text())
+    assert result["benchmark"] == name
+    assert result["options"]["shape"] == "tiny"
+    assert result["command"].startswith(f"python -m benchmarks.{name} --quick")
+    assert {"processor", "cores", "threads", "torch", "transformers", "python"} <= set(result["machine"])
+    assert result["date"]
+    assert render(result).startswith(f"**{name}, tiny**")
+    return result
+
+
+def assert_spread(value: dict[str, float]) -> None:
+    assert 0 < value["min"] <= value["q1"] <= value["q3"] <= value["max"]
+    assert value["median"] > 0
+
+
+# --- Arithmetic -------------------------------------------------------------------------------------------
+
+
+def test_every_side_gets_the_same_new_inputs_and_its_turn_to_be_first() -> None:
+    seen: list[tuple[str, int]] = []
+    sides = {name: lambda number, name=name: seen.append((name, number)) for name in "abc"}
+    seconds = alternate(sides, lambda number: number, rounds=3)
+    assert seen == [(name, n) for n, order in enumerate(("abc", "bca", "cab", "abc")) for name in order]
+    assert {name: len(took) for name, took in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_medians_and_ratios() -> None:
+    assert spread([4.0, 1.0, 2.0, 3.0, 10.0]) == {"median": 3, "q1": 2, "q3": 4, "min": 1, "max": 10}
+    found = ratio([2.0, 6.0, 4.0], [1.0, 2.0, 4.0])
+    assert found == {"median": 2, "q1": 1.5, "q3": 2.5, "min": 1, "max": 3}
+
+
+def test_what_a_device_waits_for() -> None:
+    computed, prepared = [(2.0, 3.0), (3.0, 4.0), (6.0, 7.0)], [(0.0, 2.5), (1.0, 2.0), (5.5, 6.5)]
+    assert merged(computed) == [(2.0, 4.0), (6.0, 7.0)]
+    assert length(prepared) == 3.5
+    assert shares(computed, prepared, 10.0) == {
+        "busy": 0.3,
+        "waiting_for_preparation": 0.25,
+        "waiting_otherwise": 0.45,
+    }
+
+
+def test_a_file_of_something_else_is_refused() -> None:
+    with pytest.raises(ValueError, match="None is none of compare, preprocess"):
+        render({})
+
+
+# --- Each command -----------------------------------------------------------------------------------------
+
+
+def test_compare(tmp_path: Path) -> None:
+    found = run("compare", tmp_path)
+    assert found["agree"] is True
+    assert set(found["differences"]) == {"engine", "padded", "sentence-transformers", "recompute"}
+    assert max(found["differences"].values()) <= found["tolerance"] == 1e-4
+    sides = {"engine", "one", "padded", "sentence-transformers"}
+    for row in found["rows"]:
+        expected = sides | ({"recompute"} if "instruction" in row["row"] else set())
+        assert set(row["seconds"]) == expected
+        assert set(row["ratios"]) == expected - {"engine"}
+        for value in (*row["seconds"].values(), *row["ratios"].values()):
+            assert_spread(value)
+    names = ["texts", "images", "1 instruction", "4 instructions", "16 instructions", "all kinds"]
+    assert [row["row"] for row in found["rows"]] == names
+
+
+def test_preprocess(tmp_path: Path) -> None:
+    found = run("preprocess", tmp_path)
+    assert found["identical"] is True
+    assert all(case["identical"] for case in found["cases"])
+    assert {case["source"] for case in found["cases"]} == {"ready", "memory", "jpeg"}
+    for case in found["cases"]:
+        assert set(case["seconds_each"]) == {"engine", "stock", "normalise"}
+        assert_spread(case["ratio"])
+    for case in found["scaling"]:
+        assert {"1", "2"} <= set(case["workers"])
+
+
+def test_memory(tmp_path: Path) -> None:
+    found = run("memory", tmp_path)
+    assert [kind["kind"] for kind in found["kinds"]] == ["texts", "pictures"]
+    for kind in found["kinds"]:
+        peaks = [one["peak_bytes"] for one in kind["runs"]]
+        assert [one["count"] for one in kind["runs"]] == ([20, 40] if kind["kind"] == "texts" else [4])
+        assert all(one["before_bytes"] <= one["peak_bytes"] for one in kind["runs"])
+        assert kind["growth"] == pytest.approx(peaks[-1] / peaks[0] - 1)
+
+
+def test_gpu_on_a_cpu(tmp_path: Path) -> None:
+    found = run("gpu", tmp_path, "--timeline", str(tmp_path))
+    assert found["limit"] > 0
+    assert [row["row"] for row in found["rows"]] == [
+        "pictures of 4 tokens",
+        "pictures of 16 tokens",
+        "passages of 12 tokens",
+    ]
+    for row in found["rows"]:
+        assert row["utilisation"] == pytest.approx(row["per_second"]["median"] * row["flops_each"] / found["limit"])
+        timeline = row["timeline"]
+        assert sum(timeline["shares"].values()) == pytest.approx(1, abs=1e-3)
+        assert timeline["batches"] == len(timeline["computed"]) > 0
+        assert all(0 <= start <= end <= timeline["seconds"] + 1e-3 for start, end in timeline["computed"])
+        if timeline["drawing"] is not None:
+            assert Path(timeline["drawing"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_latency(tmp_path: Path) -> None:
+    found = run("latency", tmp_path)
+    assert [(row["query"], row["beside_index_run"]) for row in found["rows"]] == [
+        ("text", False),
+        ("text", True),
+        ("picture with a question", False),
+        ("picture with a question", True),
+    ]
+    for row in found["rows"]:
+        assert row["count"] == 6
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
