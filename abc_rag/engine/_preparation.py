@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 import weakref
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -32,6 +33,7 @@ class _Slot:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.thread = threading.current_thread()
         self.at: Work | Ticket | None = None
         self.opening: str | None = None
         self.abandoned = False
@@ -73,6 +75,7 @@ class Preparation:
         self._pictures: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
         self._opening: dict[str, Future[Picture]] = {}
         self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
 
     def start(self) -> None:
         """Start the threads."""
@@ -83,10 +86,23 @@ class Preparation:
         """End the processes; the threads end when the scheduler stops."""
         self.processes.close()
 
-    def _start_one(self) -> None:
-        threading.Thread(target=self._run, args=(_Slot(),), name="abc-rag-prepare", daemon=True).start()
+    def join(self, seconds: float) -> None:
+        """Wait for the threads, but for those that were left behind with a picture."""
+        until = time.monotonic() + seconds
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until - time.monotonic()))
 
-    def _run(self, slot: _Slot) -> None:
+    def _start_one(self) -> None:
+        thread = threading.Thread(target=self._run, name="abc-rag-prepare", daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+        thread.start()
+
+    def _run(self) -> None:
+        slot = _Slot()
         while (tickets := self._scheduler.next_tickets()) is not None:
             works: list[Work] = []
             settled: Settled = []
@@ -202,6 +218,8 @@ class Preparation:
         with slot.lock:
             slot.abandoned = True
             left = slot.at
+        with self._lock:
+            self._threads.discard(slot.thread)
         self._end_opening(slot, error)
         self._start_one()
         self._scheduler.prepared([], [] if left is None else [(left, error)])

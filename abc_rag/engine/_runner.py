@@ -19,7 +19,10 @@ from abc_rag.engine._scheduler import Scheduler, Work
 from abc_rag.errors import ABCRagError, InputError
 from abc_rag.models.family import Family, Picture
 
-__all__ = ["BatchReport", "ModelThread", "Runner", "is_out_of_memory"]
+__all__ = ["JOIN_S", "BatchReport", "ModelThread", "Runner", "is_out_of_memory"]
+
+JOIN_S = 10.0
+"""How long threads that were told to end are waited for."""
 
 logger = logging.getLogger("abc_rag")
 
@@ -98,8 +101,10 @@ class ModelThread(threading.Thread):
         self._jobs.put(job)
 
     def end(self) -> None:
-        """End, after what was asked for before."""
+        """End, after what was asked for before, and wait for that: a thread must not outlive the interpreter."""
         self._jobs.put(None)
+        if self is not threading.current_thread():
+            self.join(JOIN_S)
 
 
 class Runner:

@@ -22,7 +22,7 @@ from abc_rag._progress import progress_bar
 from abc_rag.embedder import BatchSize, Embedder, Vectors
 from abc_rag.engine._caches import DiskTier, TensorCache
 from abc_rag.engine._preparation import Preparation
-from abc_rag.engine._runner import BatchReport, ModelThread, Runner
+from abc_rag.engine._runner import JOIN_S, BatchReport, ModelThread, Runner
 from abc_rag.engine._scheduler import Request, Scheduler
 from abc_rag.engine.settings import EngineSettings
 from abc_rag.errors import ABCRagError, ImageError, InputError
@@ -39,7 +39,6 @@ _TOKENS = {"cpu": 2048, "cuda": 4096}
 _PATCHES = {"cpu": 1024, "cuda": 16384}
 # How many results may wait for an earlier one, in multiples of what may be on the way.
 _OUT_OF_ORDER = 4
-_JOIN_S = 10.0
 
 
 class _Machine:
@@ -95,8 +94,9 @@ class _Machine:
         self.scheduler.fail_all(ABCRagError("the embedder was closed while it computed; open another one"))
         self.scheduler.stop()
         self.preparation.close()
+        self.preparation.join(JOIN_S)
         for runner in self._runners:
-            runner.ended.wait(_JOIN_S)
+            runner.ended.wait(JOIN_S)
         if self._disk is not None:
             self._disk.close()
 
