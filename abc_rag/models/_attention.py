@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from abc_rag.errors import MissingExtraError
-from abc_rag.models._linear import onednn_is_faster, onednn_product
+from abc_rag.models._linear import onednn_is_faster, onednn_product, rounded_rows
 
-__all__ = ["Attend", "Segments", "choose_attention"]
+__all__ = ["Attend", "Segments", "attend_to_segments", "choose_attention"]
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "Segments", bool], torch.Tensor]
 """``attend(q, k, v, segments, causal)``: q ``(total, heads, dim)``, k and v ``(total, kv_heads, dim)`` -> q's shape."""
 
-# Where plain products beat torch's kernel on a CPU: scores of one sequence and key head, and how many at a time.
-_LEAST_SCORES = 150_000
-_SCORES = 1024 * 1024
+# Where plain products beat torch's kernel on a CPU: scores of one sequence and key head; and queries at a time.
+_LEAST_SCORES = 250_000
+_ROWS = 256
 
 
 class Segments:
@@ -98,6 +98,18 @@ def choose_attention(name: str, *, device: torch.device, dtype: torch.dtype) -> 
     return _by_length if device.type == "cpu" else _padded
 
 
+def attend_to_segments(
+    attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool
+) -> torch.Tensor:
+    """``attend`` for tensors with more rows than the segments have: the others come out as zeros."""
+    more = len(q) - segments.total
+    if not more:
+        return attend(q, k, v, segments, causal)
+    total = segments.total
+    found = attend(q[:total], k[:total], v[:total], segments, causal)
+    return nn.functional.pad(found, (0, 0, 0, 0, 0, more))
+
+
 def _by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool) -> torch.Tensor:
     out = torch.empty_like(q)
     heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
@@ -116,34 +128,45 @@ def _by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segm
             continue
         # Without an order of tokens, the heads that share keys are just more queries.
         queries = q[part].view_as(into).permute(0, 2, 3, 1, 4).reshape(count, kv_heads, groups * length, dim)
-        if fast and groups * length * length >= _LEAST_SCORES:
+        if fast and _suits_blocks(groups * length, length):
             found = _blocked(queries, keys, values)
         else:
             found = nn.functional.scaled_dot_product_attention(queries, keys, values)
-        into.copy_(found.view(count, kv_heads, groups, length, dim).permute(0, 3, 1, 2, 4))
+        into.copy_(found.reshape(count, kv_heads, groups, length, dim).permute(0, 3, 1, 2, 4))
     return out
 
 
 def _blocked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Full attention on a CPU by plain products, so many scores at a time that they stay in the caches.
 
-    torch's own kernel multiplies through MKL; see `abc_rag.models._linear`.
+    torch's own kernel multiplies through MKL; see `abc_rag.models._linear`, also for why sizes are rounded.
 
     Args:
         q: ``(batch, heads, queries, dim)``.
         k: ``(batch, heads, keys, dim)``.
         v: As ``k``.
     """
-    out = torch.empty_like(q)
-    rows = max(64, _SCORES // k.shape[2])
-    scaled, keys, values = q * q.shape[3] ** -0.5, k.contiguous(), v.transpose(2, 3).contiguous()
-    for one in range(q.shape[0]):
-        for head in range(q.shape[1]):
-            for begin in range(0, q.shape[2], rows):
-                scores = onednn_product(scaled[one, head, begin : begin + rows], keys[one, head])
-                torch.softmax(scores, dim=-1, out=scores)
-                out[one, head, begin : begin + rows] = onednn_product(scores, values[one, head])
-    return out
+    count, heads, queries, dim = q.shape
+    length = k.shape[2]
+    rows, columns = -(-queries // _ROWS) * _ROWS, rounded_rows(length)
+    scaled, keys = q.new_zeros(count, heads, rows, dim), k.new_zeros(count, heads, columns, dim)
+    values, out = v.new_zeros(count, heads, dim, columns), torch.empty_like(scaled)
+    torch.mul(q, dim**-0.5, out=scaled[:, :, :queries])
+    keys[:, :, :length] = k
+    values[:, :, :, :length] = v.transpose(2, 3)
+    for one, head, begin in itertools.product(range(count), range(heads), range(0, rows, _ROWS)):
+        scores = onednn_product(scaled[one, head, begin : begin + _ROWS], keys[one, head])
+        scores[:, length:] = -torch.inf
+        torch.softmax(scores, dim=-1, out=scores)
+        out[one, head, begin : begin + _ROWS] = onednn_product(scores, values[one, head])
+    return out[:, :, :queries]
+
+
+def _suits_blocks(queries: int, keys: int) -> bool:
+    """Whether there are enough scores, and rounding adds few."""
+    scores = queries * keys
+    rounded = -(-queries // _ROWS) * _ROWS * rounded_rows(keys)
+    return scores >= _LEAST_SCORES and rounded <= 1.25 * scores
 
 
 def _eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool) -> torch.Tensor:

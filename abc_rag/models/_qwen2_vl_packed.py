@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers.activations import QuickGELUActivation
 
-from abc_rag.models._attention import Attend, Segments, choose_attention
-from abc_rag.models._linear import linear
+from abc_rag.models._attention import Attend, Segments, attend_to_segments, choose_attention
+from abc_rag.models._linear import linear, onednn_is_faster, rounded_rows
 from abc_rag.models._pictures import Patches
 from abc_rag.models._qwen2_vl import Qwen2VLBackbone, normalise
 
@@ -48,17 +48,18 @@ class PackedQwen2VL:
         pixels = torch.from_numpy(
             np.concatenate([p.pixels for p in pictures]) if len(pictures) > 1 else pictures[0].pixels
         )
-        states = visual.patch_embed(normalise(_moved(pixels, backbone.device)))
         segments = Segments([p.rows * p.columns for p in pictures], backbone.device)
+        pixels_in = self._rounded(normalise(_moved(pixels, backbone.device)))
+        states = linear(visual.patch_embed.proj, pixels_in.to(backbone.dtype))
         at = np.concatenate([_grid_positions(p.rows, p.columns, backbone.merge) for p in pictures])
-        cos, sin = visual.rotary_pos_emb(states, _moved(torch.from_numpy(at), backbone.device))
+        cos, sin = visual.rotary_pos_emb(states, self._rounded(_moved(torch.from_numpy(at), backbone.device)))
         rotation = _rotation(cos[:, None], sin[:, None])
         for block in visual.blocks:
             states = self._block(block, states, rotation, segments, self._attend)
         merger = visual.merger
         merged = merger.ln_q(states).view(-1, merger.hidden_size)
         features: torch.Tensor = linear(merger.mlp[2], merger.mlp[1](linear(merger.mlp[0], merged)))
-        return features
+        return features[: segments.total // backbone.merge**2]
 
     def hidden_states(
         self,
@@ -87,14 +88,23 @@ class PackedQwen2VL:
         states = model.embed_tokens(input_ids)
         if features is not None and image_positions is not None:
             states = states.index_copy(0, image_positions, features.to(states.dtype))
-        positions = segments.positions if position_ids is None else position_ids
+        states = self._rounded(states)
+        positions = self._rounded(segments.positions if position_ids is None else position_ids)
         # Three equal axes of positions are one: transformers' own code then mixes equal halves.
         cos, sin = model.rotary_emb(states, positions.expand(3, 1, -1))
         rotation = _rotation(cos[0][:, None], sin[0][:, None])
         for layer in model.layers:
             states = self._layer(layer, states, rotation, segments, self._attend, causal)
-        normed: torch.Tensor = _rms_norm(model.norm, states)
+        normed: torch.Tensor = _rms_norm(model.norm, states[: segments.total])
         return normed
+
+    def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of zeros added where products want round numbers of them; see `abc_rag.models._linear`."""
+        backbone = self._backbone
+        if backbone.device.type != "cpu" or backbone.dtype != torch.float32 or not onednn_is_faster():
+            return rows
+        more = rounded_rows(len(rows)) - len(rows)
+        return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) if more else rows
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -141,7 +151,7 @@ def _vision_block(
     q, k, v = linear(attention.qkv, block.norm1(x)).view(len(x), 3, attention.num_heads, -1).unbind(1)
     # Rotated in single precision, as published.
     q, k = (_rotated(part.float(), rotation).to(part.dtype) for part in (q, k))
-    x = linear(attention.proj, attend(q, k, v, segments, False).reshape(len(x), -1)).add_(x)
+    x = linear(attention.proj, attend_to_segments(attend, q, k, v, segments, False).reshape(len(x), -1)).add_(x)
     wide = linear(block.mlp.fc1, block.norm2(x))
     quick = isinstance(block.mlp.act, QuickGELUActivation)
     wide = (wide * 1.702).sigmoid_().mul_(wide) if quick else block.mlp.act(wide)
@@ -163,7 +173,7 @@ def _text_layer(
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     q, k = _rotated(q, rotation), _rotated(k, rotation)
-    x = linear(attention.o_proj, attend(q, k, v, segments, causal).reshape(len(x), -1)).add_(x)
+    x = linear(attention.o_proj, attend_to_segments(attend, q, k, v, segments, causal).reshape(len(x), -1)).add_(x)
     normed = _rms_norm(layer.post_attention_layernorm, x)
     gate = nn.functional.silu(linear(mlp.gate_proj, normed), inplace=True)
     return linear(mlp.down_proj, gate.mul_(linear(mlp.up_proj, normed))).add_(x)
