@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from abc_rag.bench import processor_name
@@ -22,6 +24,7 @@ from abc_rag.models.shapes import SHAPES
 
 Inputs = TypeVar("Inputs")
 
+_ANSWER = "answer: "
 _LIBRARIES = ("abc-rag", "torch", "transformers", "peft", "sentence-transformers", "numpy", "pillow")
 
 
@@ -54,31 +57,95 @@ def prepare(arguments: argparse.Namespace) -> None:
         arguments.min_tokens, arguments.max_tokens = min(arguments.min_tokens, 4), min(arguments.max_tokens, 16)
 
 
-def alternate(
-    sides: Mapping[str, Callable[[Inputs], object]], make: Callable[[int], Inputs], *, rounds: int
-) -> dict[str, list[float]]:
+def alternate(sides: Mapping[str, Callable[[int], float]], *, rounds: int) -> dict[str, list[float]]:
     """Seconds of every side in every round.
 
     Each round has inputs of its own, the same for all sides, and begins with another side, so that neither what
     remains from before nor what the machine does meanwhile favours one of them. A round that is not counted goes first.
 
     Args:
-        sides: What to measure, by name.
-        make: Makes the inputs of a round from its number.
+        sides: By name, what measures a round of that number, in seconds.
         rounds: How many.
     """
     names = list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
-        inputs = make(number)
         first = number % len(names)
         for name in [*names[first:], *names[:first]]:
-            start = time.perf_counter()
-            sides[name](inputs)
-            took = time.perf_counter() - start
+            took = sides[name](number)
             if number > 0:
                 seconds[name].append(took)
     return seconds
+
+
+def timed(call: Callable[[Inputs], object], make: Callable[[int], Inputs]) -> Callable[[int], float]:
+    """A side for `alternate` that runs in this process; making the inputs is not in its time."""
+
+    def measure(number: int) -> float:
+        inputs = make(number)
+        start = time.perf_counter()
+        call(inputs)
+        return time.perf_counter() - start
+
+    return measure
+
+
+class Child:
+    """One side in a process of its own, as a user would have it: threads of one library would slow down another's.
+
+    Args:
+        benchmark: Which module to run; it is given the same options as this process.
+        arguments: What follows ``--child``.
+    """
+
+    def __init__(self, benchmark: str, arguments: Sequence[str]) -> None:
+        command = [sys.executable, "-m", f"benchmarks.{benchmark}", *sys.argv[1:], "--child", *arguments]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # All are loading at the same time; nothing is measured before each has answered.
+
+    def __enter__(self) -> Child:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+    def seconds(self, row: str, number: int) -> float:
+        """How long it takes for the inputs of one round."""
+        return float(self._ask({"row": row, "number": number})["seconds"])
+
+    def vectors(self, row: str, number: int, file: Path) -> npt.NDArray[np.float32]:
+        """Its vectors for the inputs of one round; ``file`` is where they are handed over."""
+        self._ask({"row": row, "number": number, "file": str(file)})
+        found: npt.NDArray[np.float32] = np.load(file, allow_pickle=False)
+        return found
+
+    def _ask(self, asked: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        # Libraries print to the same stream.
+        for line in self._process.stdout:
+            if line.startswith(_ANSWER):
+                answer: dict[str, Any] = json.loads(line.removeprefix(_ANSWER))
+                return answer
+        raise SystemExit(f"a side has failed (exit status {self._process.wait()})")
+
+
+def serve(side: Callable[[Inputs], npt.NDArray[np.float32]], make: Callable[[str, int], Inputs]) -> None:
+    """What a `Child` does: answer until its input ends."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        inputs = make(asked["row"], asked["number"])
+        start = time.perf_counter()
+        vectors = side(inputs)
+        answer = {"seconds": time.perf_counter() - start}
+        if "file" in asked:
+            np.save(asked["file"], vectors, allow_pickle=False)
+        print(_ANSWER + json.dumps(answer), flush=True)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The engine against what one would otherwise write.
 
-Sides, all with the same weights, the same machine and in one process:
+Sides, all with the same weights, each in a process of its own as a user would have it, and measured in turn:
 
 * ``engine``: abc-rag, as `load_embedder` gives it
 * ``one``: the straightforward port (transformers, peft), one item at a time
@@ -16,10 +16,13 @@ seen before; no vectors are cached. The image token limits are the published 256
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +33,15 @@ from abc_rag import Image, Input, InstructedImage, Text, load_embedder
 from abc_rag._bench_inputs import QUESTIONS, random_jpeg, random_passage
 from abc_rag.embedder import Embedder
 from abc_rag.engine import EngineSettings
-from abc_rag.export.sentence_transformers import export_sentence_transformers, load_sentence_transformer
 from abc_rag.models.shapes import write_random_checkpoint
-from benchmarks._baseline import Port
-from benchmarks._harness import alternate, finish, parser, prepare, ratio, spread
+from benchmarks._harness import Child, alternate, finish, parser, prepare, ratio, serve, spread
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 # Width and height in pixels: thumbnails to photographs, upright and wide.
 SIZES = ((224, 224), (320, 240), (480, 640), (640, 480), (800, 600), (1024, 768), (1280, 720), (600, 1000))
 
 SIDES = ["sentence-transformers", "recompute"]
+PORT = ["one", "padded"]
 Side = Callable[[Sequence[Input]], np.ndarray]
 
 
@@ -51,21 +53,29 @@ def main() -> int:
     options.add_argument("--batch-size", type=int, default=16, help="of the padded batches and of encode")
     options.add_argument("--rows", nargs="*", default=None, help="measure only these rows")
     options.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="besides engine and port")
+    options.add_argument("--child", nargs=2, default=None, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = options.parse_args()
     prepare(arguments)
     if arguments.quick:
         arguments.texts, arguments.pictures = 6, 2
-    with tempfile.TemporaryDirectory(prefix="abc-rag-benchmark-") as folder:
-        sides = open_sides(Path(folder), arguments)
-        rows = make_rows(arguments.texts, arguments.pictures, arguments.seed)
-        differences = compare_vectors(sides, rows)
+    rows = make_rows(arguments.texts, arguments.pictures, arguments.seed)
+    if arguments.child is not None:
+        side = open_side(arguments.child[0], Path(arguments.child[1]), arguments)
+        serve(side, lambda row, number: compared(rows) if row == "compared" else rows[row](number))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="abc-rag-benchmark-") as made, ExitStack() as stack:
+        folder = Path(made)
+        write_random_checkpoint(arguments.shape, folder / "checkpoint", **limits(arguments), seed=arguments.seed)
+        names = ["engine", *PORT, *arguments.sides]
+        sides = {name: stack.enter_context(Child("compare", [name, made])) for name in names}
+        differences = compare_vectors(sides, folder)
         limit = TOLERANCE[arguments.dtype]
         wrong = {name: found for name, found in differences.items() if not found <= limit}
         if wrong:
             print(f"vectors differ by more than {limit:g}: {wrong}", file=sys.stderr)
             return 1
         results = [
-            measure(name, make, sides, arguments.rounds)
+            measure(name, len(make(1)), sides, arguments.rounds)
             for name, make in rows.items()
             if arguments.rows is None or name in arguments.rows
         ]
@@ -73,31 +83,30 @@ def main() -> int:
     return 0
 
 
-def open_sides(folder: Path, arguments: Any) -> dict[str, Side]:  # noqa: ANN401
-    """Load the same random weights for every side that is wanted."""
-    limits = {"min_tokens": arguments.min_tokens, "max_tokens": arguments.max_tokens}
-    placed = {**limits, "device": arguments.device, "dtype": arguments.dtype}
-    checkpoint = folder / "checkpoint"
-    write_random_checkpoint(arguments.shape, checkpoint, **limits, seed=arguments.seed)
-    port = Port(checkpoint, device=arguments.device, dtype=getattr(torch, arguments.dtype), **limits)
-    size = arguments.batch_size
-    engine = load_embedder(checkpoint, engine=EngineSettings(embedding_cache_bytes=0), **placed)
-    sides: dict[str, Side] = {
-        "engine": engine.embed,
-        "one": port.one_at_a_time,
-        "padded": lambda items: port.padded(items, size),
-    }
-    if "sentence-transformers" in arguments.sides:
+def limits(arguments: Any) -> dict[str, int]:  # noqa: ANN401
+    """Fewest and most image tokens."""
+    return {"min_tokens": arguments.min_tokens, "max_tokens": arguments.max_tokens}
+
+
+def open_side(name: str, folder: Path, arguments: Any) -> Side:  # noqa: ANN401
+    """Load the weights for one side."""
+    placed = {**limits(arguments), "device": arguments.device, "dtype": arguments.dtype}
+    checkpoint, size = folder / "checkpoint", arguments.batch_size
+    if name in PORT:
+        from benchmarks._baseline import Port
+
+        port = Port(checkpoint, **{**placed, "dtype": getattr(torch, arguments.dtype)})
+        return port.one_at_a_time if name == "one" else partial(port.padded, batch_size=size)
+    if name == "sentence-transformers":
+        from abc_rag.export.sentence_transformers import export_sentence_transformers, load_sentence_transformer
+
         export_sentence_transformers(checkpoint, folder / "export", check=False)
         library = load_sentence_transformer(folder / "export", **placed)
-        sides["sentence-transformers"] = lambda items: library.encode(
-            list(items), batch_size=size, show_progress_bar=False
-        )
-    if "recompute" in arguments.sides:
+        return lambda items: library.encode(list(items), batch_size=size, show_progress_bar=False)
+    if name == "recompute":
         settings = EngineSettings(embedding_cache_bytes=0, vision_cache_bytes=0)
-        forgetful = load_embedder(checkpoint, engine=settings, **placed)
-        sides["recompute"] = lambda items: one_instruction_at_a_time(forgetful, items)
-    return sides
+        return partial(one_instruction_at_a_time, load_embedder(checkpoint, engine=settings, **placed))
+    return load_embedder(checkpoint, engine=EngineSettings(embedding_cache_bytes=0), **placed).embed
 
 
 def one_instruction_at_a_time(embedder: Embedder, items: Sequence[Input]) -> np.ndarray:
@@ -153,22 +162,26 @@ def make_rows(texts: int, pictures: int, seed: int) -> dict[str, Callable[[int],
     }
 
 
-def compare_vectors(sides: dict[str, Side], rows: dict[str, Callable[[int], list[Input]]]) -> dict[str, float]:
-    """Largest difference of any number of the vectors of each side to those of the port, item by item."""
-    # Some of every kind, in an order that mixes them; a number that no round has.
+def compared(rows: dict[str, Callable[[int], list[Input]]]) -> list[Input]:
+    """Some of every kind, in an order that mixes them; a number that no round has."""
     items = [item for make in rows.values() for item in make(10**6)[:4]]
     random.Random(0).shuffle(items)
-    expected = sides["one"](items)
-    return {name: float(np.abs(side(items) - expected).max()) for name, side in sides.items() if name != "one"}
+    return items
 
 
-def measure(name: str, make: Callable[[int], list[Input]], sides: dict[str, Side], rounds: int) -> dict[str, Any]:
+def compare_vectors(sides: dict[str, Child], folder: Path) -> dict[str, float]:
+    """Largest difference of any number of the vectors of each side to those of the port, item by item."""
+    vectors = {name: side.vectors("compared", 0, folder / f"{name}.npy") for name, side in sides.items()}
+    return {name: float(np.abs(found - vectors["one"]).max()) for name, found in vectors.items() if name != "one"}
+
+
+def measure(name: str, items: int, sides: dict[str, Child], rounds: int) -> dict[str, Any]:
     """One row of the table."""
-    chosen = {side: call for side, call in sides.items() if side != "recompute" or "instruction" in name}
-    seconds = alternate(chosen, make, rounds=rounds)
+    chosen = {side: child for side, child in sides.items() if side != "recompute" or "instruction" in name}
+    seconds = alternate({side: partial(child.seconds, name) for side, child in chosen.items()}, rounds=rounds)
     return {
         "row": name,
-        "items": len(make(1)),
+        "items": items,
         "seconds": {side: spread(took) for side, took in seconds.items()},
         "ratios": {side: ratio(took, seconds["engine"]) for side, took in seconds.items() if side != "engine"},
     }

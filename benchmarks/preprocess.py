@@ -29,7 +29,7 @@ from abc_rag.models._qwen2_vl import normalise
 from abc_rag.models.abc import ABCFamily
 from abc_rag.models.shapes import random_family
 from benchmarks._baseline import StockPictures
-from benchmarks._harness import alternate, finish, parser, prepare, ratio, spread
+from benchmarks._harness import alternate, finish, parser, prepare, ratio, spread, timed
 
 # A square of so many tokens has a side of 28 pixels times the root.
 TOKENS = (64, 256, 1024)
@@ -83,8 +83,8 @@ def measure(tokens: int, source: str, arguments: Any, pictures: int) -> dict[str
         return [stock([_opened(picture)]) for picture in batch]
 
     cut = [torch.from_numpy(patches.pixels) for patches in map(family.prepare_image, make(0))]
-    timed = {"engine": ours, "stock": theirs, "normalise": lambda _: [normalise(pixels) for pixels in cut]}
-    seconds = alternate(timed, make, rounds=arguments.rounds)
+    sides = {"engine": ours, "stock": theirs, "normalise": lambda _: [normalise(pixels) for pixels in cut]}
+    seconds = alternate({name: timed(side, make) for name, side in sides.items()}, rounds=arguments.rounds)
     each = {name: [took / count for took in values] for name, values in seconds.items()}
     return {
         "tokens": tokens,
@@ -122,12 +122,11 @@ def measure_workers(tokens: int, arguments: Any, pictures: int) -> dict[str, Any
         return lambda files: list(pool.map(lambda file: family.prepare(Image(file)), files))
 
     pools = {n: ThreadPoolExecutor(n) for n in workers}
-    family.vision_cache.most_bytes = 0
-    seconds = alternate(
-        {str(n): prepare_all(pool) for n, pool in pools.items()},
-        lambda number: make_pictures(tokens, "jpeg", (arguments.seed, tokens, number, 1), pictures),
-        rounds=arguments.rounds,
-    )
+
+    def make(number: int) -> list[bytes]:
+        return make_pictures(tokens, "jpeg", (arguments.seed, tokens, number, 1), pictures)
+
+    seconds = alternate({str(n): timed(prepare_all(pool), make) for n, pool in pools.items()}, rounds=arguments.rounds)
     for pool in pools.values():
         pool.shutdown()
     return {

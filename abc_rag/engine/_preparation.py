@@ -6,8 +6,8 @@ import hashlib
 import threading
 import time
 import weakref
-from concurrent.futures import Future
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import PIL.Image
@@ -21,7 +21,7 @@ from abc_rag.engine.settings import WorkerKind
 from abc_rag.errors import ImageFormatError
 from abc_rag.images import content_hash, describe_source, read_bytes
 from abc_rag.models.family import Family, Picture
-from abc_rag.types import URL, ImageSource, InstructedImage, Text
+from abc_rag.types import URL, Image, ImageSource, Input, InstructedImage, Text
 
 __all__ = ["Preparation"]
 
@@ -36,6 +36,7 @@ class _Slot:
         self.thread = threading.current_thread()
         self.at: Work | Ticket | None = None
         self.opening: str | None = None
+        self.steps = 0
         self.abandoned = False
 
 
@@ -73,7 +74,7 @@ class Preparation:
         self._watchdog = Watchdog()
         self.processes = PictureProcesses(family.recipe, family.image_limits, timeout_s, self._watchdog)
         self._pictures: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
-        self._opening: dict[str, Future[Picture]] = {}
+        self._opening: dict[str, list[tuple[Input, Work]]] = {}
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
 
@@ -111,6 +112,7 @@ class Preparation:
             with slot.lock:
                 if slot.abandoned:
                     return  # another thread has taken this one's place
+                slot.at, slot.opening = None, None
             self._scheduler.prepared(works, settled)
 
     def _prepare(self, ticket: Ticket, slot: _Slot, works: list[Work], settled: Settled) -> None:
@@ -118,7 +120,7 @@ class Preparation:
         slot.at = ticket
         try:
             if isinstance(item, Text):
-                data, digest = None, None
+                data, digest = None, ""
                 key = b"t" + hashlib.sha256(item.text.encode("utf-8", "surrogatepass")).digest()
             else:
                 self._scheduler.wait_for_bytes()
@@ -139,12 +141,10 @@ class Preparation:
             known = self._embeddings.get(key.hex()) if self._embeddings.in_use else None
             if known is not None:
                 settled.append((work, known.numpy().copy()))
-                return
-            picture = None
-            if digest is not None and not isinstance(item, Text):
-                picture, work.held_bytes = self._picture(item.source, data, digest, slot, small=ticket.request.small)
-            work.prepared = self._family.prepare(item, picture)
-            works.append(work)
+            elif isinstance(item, Text):
+                self._finish([(item, work)], None, works, settled)
+            else:
+                self._with_picture(item, work, data, digest, slot, works, settled, small=ticket.request.small)
         except Exception as error:
             settled.append((work, error))
 
@@ -155,49 +155,60 @@ class Preparation:
         data = read_bytes(source, limits=limits)
         return data, hashlib.sha256(data).hexdigest()
 
-    def _picture(
-        self, source: ImageSource, data: bytes | None, digest: str, slot: _Slot, *, small: bool
-    ) -> tuple[Picture, int]:
-        """The picture, and the bytes that it newly holds; one that several want at once is opened once."""
+    def _finish(
+        self, waiting: list[tuple[Input, Work]], picture: Picture | None, works: list[Work], settled: Settled
+    ) -> None:
+        for item, work in waiting:
+            try:
+                work.prepared = self._family.prepare(item, picture)
+                works.append(work)
+            except Exception as error:
+                settled.append((work, error))
+
+    def _with_picture(
+        self,
+        item: Image | InstructedImage,
+        work: Work,
+        data: bytes | None,
+        digest: str,
+        slot: _Slot,
+        works: list[Work],
+        settled: Settled,
+        *,
+        small: bool,
+    ) -> None:
+        """Finish a work with its picture; one that another thread is opening is finished there."""
         with self._lock:
-            known = self._pictures.get(digest)
-            if known is not None:
-                return known, 0
-            other = self._opening.get(digest)
-            if other is None:
-                mine: Future[Picture] = Future()
-                self._opening[digest] = mine
-        if other is not None:
-            return other.result(), 0
-        slot.opening = digest
+            picture = self._pictures.get(digest)
+            if picture is None:
+                if digest in self._opening:
+                    self._opening[digest].append((item, work))
+                    return
+                self._opening[digest] = [(item, work)]
+                slot.opening = digest
+        if picture is not None:
+            self._finish([(item, work)], picture, works, settled)
+            return
         try:
             features = self._vision.get(digest) if self._vision.in_use else None
-            if features is not None:
-                picture = Picture(digest, len(features), features=features)
-                held = 0
-            else:
-                opened = self._opened(source, data, slot, small=small)
+            if features is None:
+                opened = self._opened(item.source, data, slot, small=small)
                 picture = Picture(digest, self._family.picture_tokens(opened), opened)
-                held = int(opened.nbytes)
-        except BaseException as error:
-            self._end_opening(slot, error)
-            raise
-        with self._lock:
-            self._pictures[digest] = picture
-        self._end_opening(slot, picture)
-        return picture, held
+                work.held_bytes = int(opened.nbytes)
+            else:
+                picture = Picture(digest, len(features), features=features)
+        except Exception as error:
+            settled.extend((other, error) for _, other in self._end_opening(digest, None))
+            return
+        self._finish(self._end_opening(digest, picture), picture, works, settled)
 
-    def _end_opening(self, slot: _Slot, result: Picture | BaseException) -> None:
-        """Tell those who wait for the same picture."""
+    def _end_opening(self, digest: str, picture: Picture | None) -> list[tuple[Input, Work]]:
+        """Who waits for a picture; none if it has been given up."""
         with self._lock:
-            future = None if slot.opening is None else self._opening.pop(slot.opening, None)
-            slot.opening = None
-        if future is None:
-            return  # given up already
-        if isinstance(result, BaseException):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
+            waiting = self._opening.pop(digest, [])
+            if picture is not None and waiting:
+                self._pictures[digest] = picture
+            return waiting
 
     def _opened(self, source: ImageSource, data: bytes | None, slot: _Slot, *, small: bool) -> Any:  # noqa: ANN401
         name = describe_source(source)
@@ -209,17 +220,30 @@ class Preparation:
                 source if data is None else data, limits=self._family.image_limits, name=name
             )
 
-    def _limited(self, source: ImageSource, slot: _Slot) -> Any:  # noqa: ANN401
-        return self._watchdog.limit(self._timeout_s, lambda: self._abandon(slot, describe_source(source)))
+    @contextmanager
+    def _limited(self, source: ImageSource, slot: _Slot) -> Iterator[None]:
+        with slot.lock:
+            slot.steps += 1
+            step = slot.steps
+        try:
+            with self._watchdog.limit(self._timeout_s, lambda: self._abandon(slot, step, describe_source(source))):
+                yield
+        finally:
+            with slot.lock:
+                slot.steps += 1
 
-    def _abandon(self, slot: _Slot, name: str) -> None:
+    def _abandon(self, slot: _Slot, step: int, name: str) -> None:
         """A thread cannot be ended: leave it behind with its picture, and go on with another one."""
         error = ImageFormatError(name, too_long(self._timeout_s))
         with slot.lock:
+            if slot.steps != step:
+                return  # it has ended just now
             slot.abandoned = True
-            left = slot.at
+            left, opening = slot.at, slot.opening
         with self._lock:
             self._threads.discard(slot.thread)
-        self._end_opening(slot, error)
         self._start_one()
-        self._scheduler.prepared([], [] if left is None else [(left, error)])
+        lost: list[Work | Ticket] = [] if left is None else [left]
+        if opening is not None:
+            lost += [work for _, work in self._end_opening(opening, None) if work is not left]
+        self._scheduler.prepared([], [(one, error) for one in lost])
