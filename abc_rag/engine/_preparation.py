@@ -105,15 +105,21 @@ class Preparation:
     def _run(self) -> None:
         slot = _Slot()
         while (tickets := self._scheduler.next_tickets()) is not None:
-            works: list[Work] = []
-            settled: Settled = []
-            for ticket in tickets:
-                self._prepare(ticket, slot, works, settled)
-            with slot.lock:
-                if slot.abandoned:
-                    return  # another thread has taken this one's place
-                slot.at, slot.opening = None, None
-            self._scheduler.prepared(works, settled)
+            self._prepare_all(tickets, slot)
+            if slot.abandoned:
+                return  # another thread has taken this one's place
+            del tickets  # a thread that waits holds on to no picture
+
+    def _prepare_all(self, tickets: list[Ticket], slot: _Slot) -> None:
+        works: list[Work] = []
+        settled: Settled = []
+        for ticket in tickets:
+            self._prepare(ticket, slot, works, settled)
+        with slot.lock:
+            if slot.abandoned:
+                return
+            slot.at, slot.opening = None, None
+        self._scheduler.prepared(works, settled)
 
     def _prepare(self, ticket: Ticket, slot: _Slot, works: list[Work], settled: Settled) -> None:
         item = ticket.item

@@ -162,6 +162,8 @@ class Runner:
             if before is not None and before.copied is None:
                 self._finish(before)
                 before = None
+            # While it waits, nothing of a batch is kept in memory.
+            del works, launched
             waited_from = time.perf_counter()
 
     def _launch(self, works: list[Work], waited_from: float) -> _Launched | None:
