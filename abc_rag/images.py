@@ -51,6 +51,7 @@ __all__ = [
     "content_hash",
     "describe_source",
     "open_image",
+    "open_pixels",
     "read_bytes",
 ]
 
@@ -139,15 +140,36 @@ def open_image(
     """
     name = describe_source(source) if name is None else name
     if isinstance(source, PIL.Image.Image):
-        with _LOADING:
-            copy, orientation, digest = _copy_pil(source, name, limits)
+        copy, orientation = _copy_pil(source, name, limits)
         mime = _MIME.get(getattr(source, "format", None) or "")
-        return OpenedImage(_to_rgb(copy, orientation if exif else 1, name), digest, name, mime)
+        return OpenedImage(_to_rgb(copy, orientation if exif else 1, name), _hash_pil(copy, orientation), name, mime)
     data = read_bytes(source, limits=limits)
     kind = _identify(data, name, limits)
-    decoded = _decode(data, kind, name, limits)
-    image = _to_rgb(decoded, _orientation(decoded) if exif else 1, name)
-    return OpenedImage(image, hashlib.sha256(data).hexdigest(), name, _MIME[kind])
+    return OpenedImage(_decoded(data, kind, name, limits, exif), hashlib.sha256(data).hexdigest(), name, _MIME[kind])
+
+
+def open_pixels(
+    source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, name: str | None = None
+) -> PIL.Image.Image:
+    """The picture that `open_image` gives, without its hash.
+
+    Args:
+        source: As for `open_image`.
+        limits: As for `open_image`.
+        name: As for `open_image`.
+
+    Returns:
+        The pixels, mode ``"RGB"``, upright.
+
+    Raises:
+        ImageError: As `open_image` does.
+        InputError: As `open_image` does.
+    """
+    name = describe_source(source) if name is None else name
+    if isinstance(source, PIL.Image.Image):
+        return _to_rgb(*_copy_pil(source, name, limits), name)
+    data = read_bytes(source, limits=limits)
+    return _decoded(data, _identify(data, name, limits), name, limits, True)
 
 
 def content_hash(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> str:
@@ -165,8 +187,7 @@ def content_hash(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -
         InputError: As `open_image` does.
     """
     if isinstance(source, PIL.Image.Image):
-        with _LOADING:
-            return _copy_pil(source, describe_source(source), limits)[2]
+        return _hash_pil(*_copy_pil(source, describe_source(source), limits))
     return hashlib.sha256(read_bytes(source, limits=limits)).hexdigest()
 
 
@@ -302,19 +323,27 @@ def _check_size(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
         raise ImageLimitError(name, f"{measured} ImageLimits.max_pixels={limits.max_pixels:,}; {_RAISE_PILLOWS_LIMIT}")
 
 
-def _copy_pil(source: PIL.Image.Image, name: str, limits: ImageLimits) -> tuple[PIL.Image.Image, int, str]:
-    """A copy to work on, its EXIF orientation, and its hash."""
+def _decoded(data: bytes, kind: str, name: str, limits: ImageLimits, exif: bool) -> PIL.Image.Image:
+    decoded = _decode(data, kind, name, limits)
+    return _to_rgb(decoded, _orientation(decoded) if exif else 1, name)
+
+
+def _copy_pil(source: PIL.Image.Image, name: str, limits: ImageLimits) -> tuple[PIL.Image.Image, int]:
+    """A copy to work on, and its EXIF orientation."""
     _check_size(source.size, name, limits)
     try:
-        copy = source.copy()
-        orientation = _orientation(source)
-        digest = hashlib.sha256(f"{copy.mode} {copy.width} {copy.height} {orientation}\n".encode())
-        if copy.mode in ("P", "PA"):
-            digest.update(bytes(copy.getpalette("RGB") or ()))
-        digest.update(copy.tobytes())
+        with _LOADING:
+            return source.copy(), _orientation(source)
     except Exception as error:
         _raise_for(error, name, "cannot be loaded")
-    return copy, orientation, digest.hexdigest()
+
+
+def _hash_pil(image: PIL.Image.Image, orientation: int) -> str:
+    digest = hashlib.sha256(f"{image.mode} {image.width} {image.height} {orientation}\n".encode())
+    if image.mode in ("P", "PA"):
+        digest.update(bytes(image.getpalette("RGB") or ()))
+    digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 def _orientation(image: PIL.Image.Image) -> int:

@@ -66,6 +66,7 @@ def test_public_names() -> None:
         "content_hash",
         "describe_source",
         "open_image",
+        "open_pixels",
         "read_bytes",
     ]
 

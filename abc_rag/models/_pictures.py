@@ -14,7 +14,7 @@ import numpy.typing as npt
 import PIL.Image
 
 from abc_rag.errors import InputError
-from abc_rag.images import ImageLimits, open_image
+from abc_rag.images import ImageLimits, open_pixels
 from abc_rag.types import ImageSource
 
 __all__ = ["Patches", "QwenPictures", "fit_size", "patchify", "resize_as_pillow_12"]
@@ -71,7 +71,7 @@ class QwenPictures:
             ImageError: It cannot be opened, or exceeds a limit.
             InputError: It is too long for its width.
         """
-        image = open_image(source, limits=limits, name=name).image
+        image = open_pixels(source, limits=limits, name=name)
         factor = self.patch * self.merge
         for fewest, most in self.resizes:
             height, width = fit_size(

@@ -36,7 +36,9 @@ class PackedQwen2VL:
 
     def __init__(self, backbone: Qwen2VLBackbone, *, compiled: bool = False) -> None:
         self._backbone = backbone
-        self._attend: Attend = choose_attention(backbone.attention, device=backbone.device, dtype=backbone.dtype)
+        attend = choose_attention(backbone.attention, device=backbone.device, dtype=backbone.dtype)
+        # Its kernels are finished ones, and compiled code would be made anew for every mix of lengths.
+        self._attend: Attend = torch.compiler.disable(attend) if compiled else attend  # type: ignore[no-untyped-call]
         self._block: Layer
         self._layer: Layer
         self._block, self._layer = _compiled_layers() if compiled else (_vision_block, _text_layer)
