@@ -7,6 +7,7 @@ Sides, all with the same weights, each in a process of its own as a user would h
 * ``padded``: the same in padded batches in the order of arrival
 * ``sentence-transformers``: ``encode`` on the exported model
 * ``recompute`` (rows with instructions): abc-rag without its vision cache, one call for each instruction
+* ``compiled`` (only with ``--sides compiled``): abc-rag with ``EngineSettings(compile=True)``
 
 Before anything is timed, the vectors of all sides have to agree. Every round has texts and pictures that no side has
 seen before; no vectors are cached. The image token limits are the published 256 to 1024 for every shape.
@@ -40,7 +41,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 # Width and height in pixels: thumbnails to photographs, upright and wide.
 SIZES = ((224, 224), (320, 240), (480, 640), (640, 480), (800, 600), (1024, 768), (1280, 720), (600, 1000))
 
-SIDES = ["sentence-transformers", "recompute"]
+SIDES = ["sentence-transformers", "recompute", "compiled"]
 PORT = ["one", "padded"]
 Side = Callable[[Sequence[Input]], np.ndarray]
 
@@ -52,7 +53,7 @@ def main() -> int:
     options.add_argument("--pictures", type=int, default=8, help="pictures of a round")
     options.add_argument("--batch-size", type=int, default=16, help="of the padded batches and of encode")
     options.add_argument("--rows", nargs="*", default=None, help="measure only these rows")
-    options.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="besides engine and port")
+    options.add_argument("--sides", nargs="*", default=SIDES[:2], choices=SIDES, help="besides engine and port")
     options.add_argument("--child", nargs=2, default=None, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = options.parse_args()
     prepare(arguments)
@@ -106,7 +107,8 @@ def open_side(name: str, folder: Path, arguments: Any) -> Side:  # noqa: ANN401
     if name == "recompute":
         settings = EngineSettings(embedding_cache_bytes=0, vision_cache_bytes=0)
         return partial(one_instruction_at_a_time, load_embedder(checkpoint, engine=settings, **placed))
-    return load_embedder(checkpoint, engine=EngineSettings(embedding_cache_bytes=0), **placed).embed
+    settings = EngineSettings(embedding_cache_bytes=0, compile=name == "compiled")
+    return load_embedder(checkpoint, engine=settings, **placed).embed
 
 
 def one_instruction_at_a_time(embedder: Embedder, items: Sequence[Input]) -> np.ndarray:

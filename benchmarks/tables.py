@@ -68,7 +68,7 @@ def _percent(value: float) -> str:
 
 
 def _compare(result: Result) -> list[str]:
-    sides = ("one", "padded", "sentence-transformers", "recompute")
+    sides = ("one", "padded", "sentence-transformers", "recompute", "compiled")
     rows = [
         [
             row["row"],
@@ -81,7 +81,7 @@ def _compare(result: Result) -> list[str]:
     columns = ["", "items", "abc-rag, items/s", "x one at a time", "x padded batches", "x sentence-transformers"]
     worst = max(result["differences"].values())
     return [
-        _table([*columns, "x recomputing"], rows),
+        _table([*columns, "x recomputing", "x compiled"], rows),
         f"Largest difference of any number of the vectors of all sides: {worst:.0e}.",
     ]
 

@@ -136,6 +136,7 @@ class Runner:
         self._most_patches = most_patches
         self._report = report
         self._warned = False
+        self._in_between = False
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -269,7 +270,22 @@ class Runner:
                 if self._vision.in_use:
                     self._vision.put(picture.key, seen)
             at += len(group)
+            if at < len(pictures):
+                self._compute_small()
         return failed
+
+    def _compute_small(self) -> None:
+        """Somebody who waits for one answer does not wait for all pictures of another call's batch."""
+        if self._in_between:
+            return
+        self._in_between = True
+        try:
+            if works := self._scheduler.next_small():
+                launched = self._launch(works, time.perf_counter())
+                if launched is not None:
+                    self._finish(launched)
+        finally:
+            self._in_between = False
 
     # --- What goes wrong ------------------------------------------------------------------------------
 

@@ -256,6 +256,13 @@ class Scheduler:
                     return batch
             return None
 
+    def next_small(self) -> list[Work]:
+        """What small calls wait for, of one kind, to be computed between two parts of a batch; or an empty list."""
+        with self.lock:
+            small = [work for works in self._ready.values() for work in works if work.small and work.wanted]
+            kind = small[0].prepared.kind if small and small[0].prepared is not None else None
+            return [] if kind is None else self._remove(kind, [w for w in small if w in self._ready[kind]][:_SMALL])
+
     def _left(self) -> float | None:
         """Seconds until a batch should be computed, not more than 0 for now; None while there is nothing."""
         ready = [works for works in self._ready.values() if works]
@@ -297,9 +304,12 @@ class Scheduler:
             batch.append(work)
             tokens += work.tokens
             most = tightest
+        return self._remove(kind, batch)
+
+    def _remove(self, kind: str, batch: list[Work]) -> list[Work]:
         taken = set(batch)
-        self._ready[kind] = [work for work in works if work not in taken]
-        self._ready_tokens[kind] -= tokens
+        self._ready[kind] = [work for work in self._ready[kind] if work not in taken]
+        self._ready_tokens[kind] -= sum(work.tokens for work in batch)
         return batch
 
     def _longest(self, works: list[Work], but: set[Work]) -> list[Work]:
