@@ -142,6 +142,8 @@ class Runner:
     def run(self) -> None:
         """Compute until the scheduler stops."""
         try:
+            if self._family.device.type == "cuda":
+                torch.cuda.set_device(self._family.device)
             self._run()
         finally:
             self.ended.set()
@@ -176,7 +178,8 @@ class Runner:
             rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
             copied = None
             if rows.device.type == "cuda":
-                rows = rows.to("cpu", non_blocking=True)
+                # Into pinned memory, as only then the copy runs beside the next batch.
+                rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
                 copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 copied.record()
             return _Launched(works, rows, copied, patches, waited_from, begun)

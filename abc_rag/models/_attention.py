@@ -55,13 +55,16 @@ class Segments:
     @cached_property
     def positions(self) -> torch.Tensor:
         """int64 ``(total,)``: 0, 1, 2, ... within each sequence."""
-        begins = self.bounds[:-1].long().repeat_interleave(self.counts)
+        # With the size given, a GPU need not be asked for it.
+        begins = self.bounds[:-1].long().repeat_interleave(self.counts, output_size=self.total)
         return torch.arange(self.total, device=self.device) - begins
 
     @cached_property
     def rows(self) -> torch.Tensor:
         """int64 ``(total,)``: which sequence a token belongs to."""
-        return torch.arange(len(self.lengths), device=self.device).repeat_interleave(self.counts)
+        return torch.arange(len(self.lengths), device=self.device).repeat_interleave(
+            self.counts, output_size=self.total
+        )
 
     @cached_property
     def real(self) -> torch.Tensor:

@@ -174,7 +174,8 @@ class ABCNetwork(nn.Module):
         """`pool` for sequences that lie end to end: ``(total, hidden)`` to ``(n, hidden)``."""
         kept = torch.where((input_ids != 0).unsqueeze(-1), states.float(), 0.0)
         if kept.device.type in ("cpu", "cuda"):
-            summed = torch.segment_reduce(kept, "sum", lengths=segments.counts, axis=0)
+            # "Unsafe" only leaves out checks, for which a GPU would have to be waited for.
+            summed = torch.segment_reduce(kept, "sum", lengths=segments.counts, axis=0, unsafe=True)
         else:
             summed = kept.new_zeros(len(segments.lengths), kept.shape[1]).index_add(0, segments.rows, kept)
         return summed / segments.counts.unsqueeze(-1)
