@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -56,12 +55,16 @@ def embedded(
             continue
         waiting: deque[P] = deque([first])
         results: list[Vectors | ABCRagError] = []
-        with closing(embedder.embed_iter(_inputs(waiting, parts), return_errors=True)) as stream:
+        stream = embedder.embed_iter(_inputs(waiting, parts), return_errors=True)
+        try:
             for result in stream:
                 results.append(result)
                 while waiting and len(results) == len(waiting[0].inputs):
                     part, finished, results = waiting.popleft(), results, []
                     yield part, finished
+        finally:
+            if isinstance(stream, Generator):  # gives up what has not begun
+                stream.close()
         for part in waiting:  # one without inputs
             yield part, []
 

@@ -187,7 +187,8 @@ def mime_type_of(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, name: str
         ImageFormatError: It is empty, of a format that is not read, or its header is corrupt.
     """
     name = describe_source(data) if name is None else name
-    kind = _identify(read_bytes(data, limits=limits), name, limits)
+    _check_bytes(data, name, limits)
+    kind = _identify(data, name, limits)
     _begin(data, kind, name, limits)
     return _MIME[kind]
 
@@ -249,11 +250,15 @@ def read_bytes(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> 
         data = _read_file(os.fsdecode(source), name, limits)
     else:
         raise InputError(f"{name} has no encoded bytes; save it, or use open_image")
+    _check_bytes(data, name, limits)
+    return data
+
+
+def _check_bytes(data: bytes, name: str, limits: ImageLimits) -> None:
     if len(data) > limits.max_bytes:
         _refuse(name, f"{len(data):,} bytes", "max_bytes", limits)
     if not data:
         raise ImageFormatError(name, "is empty (0 bytes); pass a picture's encoded bytes")
-    return data
 
 
 def _identify(data: bytes, name: str, limits: ImageLimits) -> str:
