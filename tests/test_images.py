@@ -65,6 +65,7 @@ def test_public_names() -> None:
         "OpenedImage",
         "content_hash",
         "describe_source",
+        "mime_type_of",
         "open_image",
         "read_bytes",
     ]

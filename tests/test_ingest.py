@@ -16,11 +16,22 @@ import pytest
 import abc_rag._ahead
 import abc_rag.embedder
 import abc_rag.images
-from abc_rag import ChromaStore, Image, Input, InstructedImage, Record, Text, ingest
+from abc_rag import (
+    ChromaStore,
+    EngineSettings,
+    Image,
+    Input,
+    InstructedImage,
+    Record,
+    Text,
+    ingest,
+    load_embedder,
+)
 from abc_rag.embedder import BatchSize, Embedder, Vectors
-from abc_rag.errors import InputError
+from abc_rag.engine import WorkerKind
+from abc_rag.errors import InputError, PartialIndexError
 from abc_rag.images import ImageLimits, content_hash
-from abc_rag.ingest import IMAGE_SUFFIXES, IndexReport, index_paths, passages_of
+from abc_rag.ingest import IMAGE_SUFFIXES, IndexReport, index_images, index_paths, passages_of
 from abc_rag.store import image_id, text_id
 from abc_rag.testing import FakeEmbedder
 
@@ -602,6 +613,25 @@ def test_abc_mini_finds_what_it_indexed(mini: Embedder, tmp_path: Path) -> None:
             best = store.search(mini.embed([Image(path)])[0], k=2)
             assert best[0].record.source == str(path)
             assert best[0].score > 0.999 > best[1].score
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_what_a_worker_cannot_open_is_named_by_its_file(kind: WorkerKind, tmp_path: Path) -> None:
+    fine = [picture(tmp_path / f"{colour}.png", colour, (60, 60)) for colour in ("red", "blue")]
+    bad = tmp_path / "green.png"
+    bad.write_bytes(picture(tmp_path / "green.png", "green", (60, 60)).read_bytes()[:-20])
+    model = load_embedder("abc-mini", device="cpu", engine=EngineSettings(workers=2, worker_kind=kind))
+    with ChromaStore(path=tmp_path / "one", fingerprint=model.fingerprint) as store:
+        report = index_paths([tmp_path], model, store, facets=["what is on the left?"])
+        assert (report.added, report.facets) == (2, 2)
+        ((file, reason),) = report.failed
+        assert file == str(bad)
+        assert reason.startswith("cannot be decoded as PNG")
+    with ChromaStore(path=tmp_path / "two", fingerprint=model.fingerprint) as store:
+        with pytest.raises(PartialIndexError, match=r"input 1: .*green\.png: cannot be decoded as PNG") as caught:
+            index_images([fine[0], bad, fine[1]], model, store)
+        assert caught.value.ids == [id_of(fine[0]), None, id_of(fine[1])]
+    model.close()  # type: ignore[attr-defined]
 
 
 def test_what_came_from_files_that_are_gone_is_removed_where_that_is_asked_for(tmp_path: Path) -> None:
