@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from abc_rag.embedder import Embedder
+    from abc_rag.engine.settings import EngineSettings
     from abc_rag.errors import ABCRagError
     from abc_rag.images import ImageLimits
     from abc_rag.models.load import ABCCheckpoint, load_embedder
@@ -37,6 +38,7 @@ __all__ = [
     "ChromaStore",
     "DataURI",
     "Embedder",
+    "EngineSettings",
     "Fingerprint",
     "Hit",
     "Image",
@@ -64,6 +66,7 @@ _HOME = {
     "ChromaStore": "store",
     "DataURI": "types",
     "Embedder": "embedder",
+    "EngineSettings": "engine.settings",
     "Fingerprint": "types",
     "Hit": "types",
     "Image": "types",

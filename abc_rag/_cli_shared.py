@@ -25,7 +25,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", help="abc-mini, abc, or a checkpoint folder. Default: $ABC_RAG_MODEL, else abc."),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, cuda:* (all GPUs), mps, ...")]
 StoreOption = Annotated[
     Path, typer.Option("--store", "-s", envvar="ABC_RAG_STORE", help="Folder of the embedded Chroma store.")
 ]
@@ -38,6 +38,7 @@ MinTokensOption = Annotated[int | None, typer.Option("--min-tokens", help="Fewes
 WeightsOption = Annotated[
     str, typer.Option("--weights", help="full; int8 or int4: less memory, other vectors (extra 'quantized').")
 ]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Threads or processes that open pictures.")]
 MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Most image tokens of a picture.")]
 
 _DEFAULT_STORE = Path("abc-rag-store")
@@ -67,8 +68,15 @@ def _expanded(path: Path) -> Path:
 
 
 def _embedder(
-    model: str | None, device: str, min_tokens: int | None, max_tokens: int | None, weights: str = "full"
+    model: str | None,
+    device: str,
+    min_tokens: int | None,
+    max_tokens: int | None,
+    weights: str = "full",
+    *,
+    workers: int | None = None,
 ) -> Embedder:
+    from abc_rag.engine import EngineSettings
     from abc_rag.models.load import load_embedder
 
     return load_embedder(
@@ -77,6 +85,7 @@ def _embedder(
         min_tokens=min_tokens,
         max_tokens=max_tokens,
         weights=weights,  # type: ignore[arg-type]  # checked by load_embedder
+        engine=EngineSettings(workers=workers),
     )
 
 

@@ -43,6 +43,7 @@ from abc_rag._cli_shared import (
     StoreOption,
     UrlOption,
     WeightsOption,
+    WorkersOption,
     _console,
     _embedder,
     _expanded,
@@ -93,12 +94,13 @@ def index(
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
     weights: WeightsOption = "full",
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Embed pictures and passages into a store. What is there already is not embedded again."""
     from abc_rag.ingest import index_paths
 
-    embedder = _embedder(model, device, min_tokens, max_tokens, weights)
+    embedder = _embedder(model, device, min_tokens, max_tokens, weights, workers=workers)
     for path in paths:
         if not os.path.exists(_expanded(path)):
             raise InputError(f"{path}: no such file or folder")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from abc_rag._progress import progress_bar
+from abc_rag._threads import in_thread
 from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.types import URL, DataURI, Fingerprint, Image, ImageSource, Input, InstructedImage, Text
 
@@ -75,7 +76,7 @@ class Embedder(ABC):
         """`embed` for event loops: other tasks run meanwhile, and cancelling the task gives up what has not begun."""
         items = _checked(inputs, batch_size)
         if not items:
-            return np.zeros((0, await asyncio.to_thread(lambda: self.dim)), dtype=np.float32)
+            return np.zeros((0, await in_thread(lambda: self.dim)), dtype=np.float32)
         vectors = await self._aembed(items, batch_size=batch_size)
         self._check(vectors, len(items))
         return vectors
@@ -187,7 +188,7 @@ class Embedder(ABC):
 
     async def _aembed(self, inputs: Sequence[Input], *, batch_size: BatchSize) -> Vectors:
         """`_embed` without blocking the event loop."""
-        return await asyncio.to_thread(self._embed, inputs, batch_size=batch_size, progress=False)
+        return await in_thread(partial(self._embed, inputs, batch_size=batch_size, progress=False))
 
     def _check(self, vectors: Vectors, count: int) -> None:
         """Refuse what would spoil a store: rows too few, of another length, or of no unit length (NaN included)."""

@@ -50,6 +50,7 @@ __all__ = [
     "OpenedImage",
     "content_hash",
     "describe_source",
+    "mime_type_of",
     "open_image",
     "open_pixels",
     "read_bytes",
@@ -191,6 +192,28 @@ def content_hash(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -
     return hashlib.sha256(read_bytes(source, limits=limits)).hexdigest()
 
 
+def mime_type_of(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, name: str | None = None) -> str:
+    """What a picture's bytes are, from their signature and header; nothing is decoded.
+
+    Args:
+        data: Encoded bytes.
+        limits: What the picture may cost; all of them are checked, as far as the header tells.
+        name: What it is called in messages, where ``"bytes (123 KB)"`` says less.
+
+    Returns:
+        Such as ``"image/png"``.
+
+    Raises:
+        ImageLimitError: It exceeds a limit.
+        ImageFormatError: It is empty, of a format that is not read, or its header is corrupt.
+    """
+    name = describe_source(data) if name is None else name
+    _check_bytes(data, name, limits)
+    kind = _identify(data, name, limits)
+    _begin(data, kind, name, limits)
+    return _MIME[kind]
+
+
 def describe_source(source: ImageSource) -> str:
     """A picture's name for messages: one line, at most 300 characters, without passwords.
 
@@ -248,11 +271,15 @@ def read_bytes(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> 
         data = _read_file(os.fsdecode(source), name, limits)
     else:
         raise InputError(f"{name} has no encoded bytes; save it, or use open_image")
+    _check_bytes(data, name, limits)
+    return data
+
+
+def _check_bytes(data: bytes, name: str, limits: ImageLimits) -> None:
     if len(data) > limits.max_bytes:
         _refuse(name, f"{len(data):,} bytes", "max_bytes", limits)
     if not data:
         raise ImageFormatError(name, "is empty (0 bytes); pass a picture's encoded bytes")
-    return data
 
 
 def _identify(data: bytes, name: str, limits: ImageLimits) -> str:
@@ -270,7 +297,8 @@ def _identify(data: bytes, name: str, limits: ImageLimits) -> str:
     return kind
 
 
-def _decode(data: bytes, kind: str, name: str, limits: ImageLimits) -> ImageFile.ImageFile:
+def _begin(data: bytes, kind: str, name: str, limits: ImageLimits) -> tuple[ImageFile.ImageFile, _Stream]:
+    """A picture whose header has been read and checked, and the bytes that it is decoded from."""
     try:
         # WebP decoders allocate their canvas when made, so its size is read before one is.
         if kind == "WEBP":
@@ -287,6 +315,14 @@ def _decode(data: bytes, kind: str, name: str, limits: ImageLimits) -> ImageFile
             frames = getattr(image, "n_frames", 1)
         if frames > limits.max_frames:
             _refuse(name, f"at least {frames:,} frames", "max_frames", limits)
+    except Exception as error:
+        _raise_for(error, name, f"cannot be decoded as {kind}")
+    return image, stream
+
+
+def _decode(data: bytes, kind: str, name: str, limits: ImageLimits) -> ImageFile.ImageFile:
+    image, stream = _begin(data, kind, name, limits)
+    try:
         if kind == "PNG":
             # Pillow checks no checksum of pixel data while decoding, and bears a missing end.
             PngImagePlugin.PngImageFile(io.BytesIO(data)).verify()

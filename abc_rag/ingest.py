@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from abc_rag._ahead import Part, embedded, named
 from abc_rag._ingest_images import checked_facets, index_images, store_facets
 from abc_rag._progress import progress_bar
 from abc_rag.embedder import Embedder, Vectors
-from abc_rag.errors import InputError
-from abc_rag.images import DEFAULT_LIMITS, ImageLimits, OpenedImage, content_hash, open_image
+from abc_rag.errors import ABCRagError, InputError
+from abc_rag.images import DEFAULT_LIMITS, ImageLimits, mime_type_of, read_bytes
 from abc_rag.store import ChromaStore, image_id, text_id
 from abc_rag.types import Image, Input, InstructedImage, Modality, Record, Text
 
@@ -21,11 +24,11 @@ __all__ = ["IMAGE_SUFFIXES", "TEXT_SUFFIXES", "IndexReport", "index_images", "in
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 TEXT_SUFFIXES = frozenset({".md", ".txt"})
-# Files looked at together.
+# Files looked at together, and the bytes of pictures that they may have.
 _CHUNK = 64
-# What is embedded and stored together: an interrupted run loses no more, and pictures are held decoded meanwhile.
+_MOST_BYTES = 64 * 2**20
+# Vectors that are stored together: an interrupted run loses few more.
 _MOST_ITEMS = 256
-_MOST_PIXELS = 64_000_000
 _PAGE = 256
 _MAX_TEXT_BYTES = 20 * 2**20
 
@@ -51,10 +54,33 @@ class IndexReport:
 
 @dataclass
 class _Item:
-    """A picture or a passage, and the files that hold it."""
+    """A picture or a passage, and the files that hold it.
+
+    Attributes:
+        record: What is stored of it.
+        paths: The files.
+        data: Of a picture: its bytes.
+        is_new: It is not stored yet.
+        lacks: Of a picture: the facets that it gets.
+    """
 
     record: Record
     paths: list[Path]
+    data: bytes
+    is_new: bool = True
+    lacks: Sequence[str] = ()
+
+    def inputs(self) -> list[Input]:
+        own: Input = Text(self.record.text) if self.record.modality == "text" else Image(self.data)
+        return [*([own] if self.is_new else []), *(InstructedImage(self.data, facet) for facet in self.lacks)]
+
+
+@dataclass
+class _Group(Part):
+    """What is stored together, and how many files are done then."""
+
+    items: Sequence[_Item]
+    files: int = 0
 
 
 @dataclass
@@ -66,9 +92,9 @@ class _Run:
         known: File -> ids that were made from it before.
         seen: Id -> the first file in which it was found now; only what is stored.
         stale: Ids that are no longer in the file they came from -> that file.
+        flying: Ids of what is being embedded.
     """
 
-    embedder: Embedder
     store: ChromaStore
     limits: ImageLimits
     facets: Sequence[str]
@@ -77,10 +103,11 @@ class _Run:
     known: dict[str, set[str]] = field(default_factory=dict)
     seen: dict[str, str] = field(default_factory=dict)
     stale: dict[str, str] = field(default_factory=dict)
+    flying: set[str] = field(default_factory=set)
 
-    def fail(self, path: Path, error: InputError) -> None:
-        reason = str(error).removeprefix("input 0: ").removeprefix(f"{path}: ")
-        self.report.failed.append((str(path), reason))
+    def fail(self, error: ABCRagError, *paths: Path) -> None:
+        reason = str(named(error, str(paths[0]))).removeprefix(f"{paths[0]}: ")
+        self.report.failed += [(str(path), reason) for path in paths]
 
 
 def index_paths(
@@ -109,7 +136,7 @@ def index_paths(
             A search takes the best of a picture's vectors. Pictures stored before get those that they lack.
         prune: Remove what came from files of the given folders that are gone. Folders that are not there at the time,
             such as those of a disk that is not connected, look just like that.
-        limits: Which pictures are accepted.
+        limits: Which pictures are accepted. The embedder's own limits hold as well.
         progress: Show a progress bar with rate and time left.
 
     Returns:
@@ -118,14 +145,18 @@ def index_paths(
     Raises:
         InputError: A path does not exist, or a facet is blank.
     """
-    run = _Run(embedder, store, limits, checked_facets(facets), IndexReport())
+    run = _Run(store, limits, checked_facets(facets), IndexReport())
     files = _files(paths, run.report)
     _look_up(run)
-    with progress_bar("indexing", total=len(files), enabled=progress) as bar:
-        for start in range(0, len(files), _CHUNK):
-            chunk = files[start : start + _CHUNK]
-            _index_chunk(chunk, run)
-            bar.advance(len(chunk))
+    with (
+        progress_bar("indexing", total=len(files), enabled=progress) as bar,
+        closing(embedded(embedder, _groups(files, run))) as groups,
+    ):
+        for group, results in groups:
+            _store(group, results, run)
+            bar.advance(group.files)
+    places = {str(path): place for place, path in enumerate(files)}
+    run.report.failed.sort(key=lambda failure: places.get(failure[0], -1))
     # Only now that all new content is safe, and that it is known which file holds what: a run that dies before
     # leaves too much, never too little, and the next one tidies up.
     _move(run)
@@ -189,45 +220,115 @@ def _look_up(run: _Run) -> None:
             run.known.setdefault(record.source, set()).add(record.id)
 
 
-def _index_chunk(files: Sequence[Path], run: _Run) -> None:
+def _groups(files: Sequence[Path], run: _Run) -> Iterator[_Group | None]:
+    """What has to be embedded, read as it is asked for."""
+    for chunk, items in _chunks(files, run):
+        if not run.flying.isdisjoint(items):
+            yield None  # what is stored is known only after these
+        lacking = _lacking({id_: item for id_, item in items.items() if id_ not in run.seen}, run)
+        run.flying.update(item.record.id for item in lacking)
+        inputs: list[Input] = []
+        some: list[_Item] = []
+        for item in lacking:
+            wanted = item.inputs()
+            if some and len(inputs) + len(wanted) > _MOST_ITEMS:
+                yield _Group(inputs, sum(len(one.data) for one in some), some)
+                inputs, some = [], []
+            inputs += wanted
+            some.append(item)
+        yield _Group(inputs, sum(len(one.data) for one in some), some, files=chunk)
+
+
+def _chunks(files: Sequence[Path], run: _Run) -> Iterator[tuple[int, dict[str, _Item]]]:
+    """Some files, and what is in them."""
+    count = held = 0
     items: dict[str, _Item] = {}
     for path in files:
+        if count and (count >= _CHUNK or held >= _MOST_BYTES):
+            yield count, items
+            count, held, items = 0, 0, {}
+        count += 1
         try:
-            found = _records_of(path, run.limits)
+            found, data = _records_of(path, run.limits)
         except InputError as error:
-            run.fail(path, error)
+            run.fail(error, path)
             continue
+        held += len(data)
         for record in found:
-            if record.id not in run.seen:
-                items.setdefault(record.id, _Item(record, [])).paths.append(path)
+            items.setdefault(record.id, _Item(record, [], data)).paths.append(path)
         gone = run.known.get(str(path), set()) - {record.id for record in found}
         run.stale.update((old, str(path)) for old in gone)
-    stored = run.store.has(items)
-    run.report.unchanged += len(stored)
-    run.seen.update((known, items[known].record.source) for known in items if known in stored)
-    for group in _groups((item for item in items.values() if item.record.id not in stored), run):
-        records, vectors = _embed_each(group, run)
-        if records:
-            run.store.add(records, vectors)
-            run.report.added += len(records)
-            run.seen.update((record.id, record.source) for record in records)
-    if run.facets:
-        _add_facets([i for i in items.values() if i.record.modality == "image" and i.record.id in run.seen], run)
+    if count:
+        yield count, items
 
 
-def _records_of(path: Path, limits: ImageLimits) -> list[Record]:
+def _records_of(path: Path, limits: ImageLimits) -> tuple[list[Record], bytes]:
+    """What a file holds; with the bytes of a picture."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{path}: its name is not valid Unicode; rename it") from error
     kind = _modality(path)
     if kind == "image":
-        sha256 = content_hash(path, limits=limits)
-        return [Record(image_id(sha256), "image", source=str(path), sha256=sha256)]
+        data = read_bytes(path, limits=limits)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return [Record(image_id(sha256), "image", source=str(path), sha256=sha256)], data
     if kind == "text":
-        return [Record(text_id(text), "text", text=text, source=str(path)) for text in dict.fromkeys(passages_of(path))]
+        passages = dict.fromkeys(passages_of(path))
+        return [Record(text_id(text), "text", text=text, source=str(path)) for text in passages], b""
     known = ", ".join(sorted(IMAGE_SUFFIXES | TEXT_SUFFIXES))
     raise InputError(f"{path}: files of this kind are not indexed; these are: {known}")
+
+
+def _lacking(items: Mapping[str, _Item], run: _Run) -> list[_Item]:
+    """Those that are not stored, or not with all facets."""
+    stored = run.store.has(items)
+    run.report.unchanged += len(stored)
+    run.seen.update((known, items[known].record.source) for known in items if known in stored)
+    pictures = [item for item in items.values() if item.record.modality == "image"]
+    have = run.store.facet_names([p.record.id for p in pictures if p.record.id in stored]) if run.facets else {}
+    for picture in pictures:
+        picture.lacks = [facet for facet in run.facets if facet not in have.get(picture.record.id, ())]
+    lacking = []
+    for id_, item in items.items():
+        item.is_new = id_ not in stored
+        if not item.is_new and not item.lacks:
+            continue
+        if item.record.modality == "image":
+            try:
+                mime_type = mime_type_of(item.data, limits=run.limits, name=str(item.paths[0]))
+            except InputError as error:
+                run.fail(error, *item.paths)
+                continue
+            item.record = replace(item.record, mime_type=mime_type)
+        lacking.append(item)
+    return lacking
+
+
+def _store(group: _Group, results: Sequence[Vectors | ABCRagError], run: _Run) -> None:
+    """Store what could be embedded; of a picture's facets, all or none."""
+    records: list[Record] = []
+    vectors: list[Vectors] = []
+    facets: dict[tuple[str, str], Vectors] = {}
+    rest = iter(results)
+    for item in group.items:
+        given = [next(rest) for _ in item.inputs()]
+        found = [result for result in given if not isinstance(result, ABCRagError)]
+        if item.is_new and not isinstance(given[0], ABCRagError):
+            records.append(item.record)
+            vectors.append(given[0])
+        if len(found) == len(given):
+            own = found[-len(item.lacks) :] if item.lacks else []
+            facets.update(zip(((item.record.id, facet) for facet in item.lacks), own, strict=True))
+        else:
+            run.fail(next(result for result in given if isinstance(result, ABCRagError)), *item.paths)
+    if records:
+        run.store.add(records, vectors)
+    run.report.added += len(records)
+    run.seen.update((record.id, record.source) for record in records)
+    store_facets(run.store, facets)
+    run.report.facets += len(facets)
+    run.flying.difference_update(item.record.id for item in group.items)
 
 
 def passages_of(path: Path) -> list[str]:
@@ -259,82 +360,6 @@ def _paragraphs(text: str) -> Iterator[list[str]]:
         elif lines:
             yield lines
             lines = []
-
-
-def _groups(items: Iterable[_Item], run: _Run) -> Iterator[list[tuple[_Item, Input]]]:
-    """What is embedded together; pictures are opened as late as that."""
-    group: list[tuple[_Item, Input]] = []
-    pixels = 0
-    for item in items:
-        one: Input = Text(item.record.text)
-        size = 0
-        if item.record.modality == "image":
-            try:
-                opened = _opened(item, run.limits)
-            except InputError as error:
-                _fail(item, error, run)
-                continue
-            one, size = Image(opened.image), opened.size[0] * opened.size[1]
-            item.record = replace(item.record, mime_type=opened.mime_type or "")
-        if group and (len(group) >= _MOST_ITEMS or pixels + size > _MOST_PIXELS):
-            yield group
-            group, pixels = [], 0
-        group.append((item, one))
-        pixels += size
-    if group:
-        yield group
-
-
-def _opened(item: _Item, limits: ImageLimits) -> OpenedImage:
-    path = item.paths[0]
-    opened = open_image(path, limits=limits)
-    if image_id(opened.sha256) != item.record.id:
-        raise InputError(f"{path}: changed while it was read; index it again")
-    return opened
-
-
-def _embed_each(group: Sequence[tuple[_Item, Input]], run: _Run) -> tuple[list[Record], list[Vectors]]:
-    """Embed together; where that fails, one by one, so that a bad item costs nothing but itself."""
-    try:
-        return [item.record for item, _ in group], list(run.embedder.embed([one for _, one in group]))
-    except InputError:
-        records, vectors = [], []
-        for item, one in group:
-            try:
-                vectors.append(run.embedder.embed([one])[0])
-                records.append(item.record)
-            except InputError as error:
-                _fail(item, error, run)
-        return records, vectors
-
-
-def _add_facets(pictures: Sequence[_Item], run: _Run) -> None:
-    """Give stored pictures the facets that they lack; a few pictures at a time, each with all of its facets."""
-    have = run.store.facet_names(item.record.id for item in pictures)
-    lacking = [item for item in pictures if set(run.facets) - have.get(item.record.id, set())]
-    for group in _groups(lacking, run):
-        try:
-            _embed_facets(group, have, run)
-        except InputError:
-            # One by one, so that a bad picture costs nothing but itself.
-            for pair in group:
-                try:
-                    _embed_facets([pair], have, run)
-                except InputError as error:
-                    _fail(pair[0], error, run)
-
-
-def _embed_facets(group: Sequence[tuple[_Item, Input]], have: Mapping[str, set[str]], run: _Run) -> None:
-    lacks = [(item, one, facet) for item, one in group for facet in run.facets
-             if facet not in have.get(item.record.id, ()) and isinstance(one, Image)]  # fmt: skip
-    vectors = run.embedder.embed([InstructedImage(one.source, facet) for _, one, facet in lacks])
-    store_facets(run.store, [(item.record.id, facet) for item, _, facet in lacks], vectors)
-    run.report.facets += len(lacks)
-
-
-def _fail(item: _Item, error: InputError, run: _Run) -> None:
-    for path in item.paths:
-        run.fail(path, error)
 
 
 def _move(run: _Run) -> None:

@@ -26,16 +26,19 @@ every passage.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from abc_rag._ahead import Part, embedded, named
 from abc_rag.embedder import Embedder, Vectors
-from abc_rag.errors import ImageError, InputError
-from abc_rag.images import ImageLimits, content_hash, read_bytes
+from abc_rag.errors import ABCRagError, ImageError, InputError
+from abc_rag.images import ImageLimits, read_bytes
 from abc_rag.instructions import Rewrite, Rewriter, RuleRewriter
 from abc_rag.store import ChromaStore
 from abc_rag.types import Hit, Image, ImageSource, Input, InstructedImage, Modality, Text, Trace
@@ -47,9 +50,6 @@ logger = logging.getLogger(__name__)
 # How much a second look counts: of 0, 0.5, 0.7, 0.8, 0.9 and 1 the best on abc-mini's scenes, where 0.8 to 1 differ by
 # less than one point in a hundred; the least of these keeps most of what the instruction does not ask for.
 _WEIGHT = 0.8
-# Pictures that are read and embedded together, and the bytes that they may have: bounds the memory.
-_TOGETHER = 64
-_TOGETHER_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -219,24 +219,25 @@ class Retriever:
         seen = self.store.facet_vectors([hit.id for hit in pictures], instruction)
         notes: dict[str, str] = {}
         unseen = [hit for hit in pictures if hit.id not in seen]
-        inputs: dict[str, Input] = {}
-        held = 0
-        for hit in unseen:
+        with closing(embedded(self.embedder, self._looks(unseen, instruction, notes))) as looks:
+            for look, (result,) in looks:
+                if isinstance(result, ABCRagError):
+                    error = named(result, look.hit.source)
+                    notes[look.hit.id] = str(error) if isinstance(error, ImageError) else f"{look.hit.id}: {error}"
+                else:
+                    seen[look.hit.id] = result
+        for note in notes.values():
+            logger.warning("no second look at a picture that was found: %s", note)
+        return seen, notes
+
+    def _looks(self, hits: Sequence[Hit], instruction: str, notes: dict[str, str]) -> Iterator[_Look]:
+        for hit in hits:
             try:
                 content = self._content(hit)
             except ImageError as error:
                 notes[hit.id] = str(error)
-                continue
-            if inputs and (len(inputs) >= _TOGETHER or held + len(content) > _TOGETHER_BYTES):
-                seen |= self._embedded(inputs, notes)
-                inputs, held = {}, 0
-            inputs[hit.id] = InstructedImage(content, instruction)
-            held += len(content)
-        if inputs:
-            seen |= self._embedded(inputs, notes)
-        for note in notes.values():
-            logger.warning("no second look at a picture that was found: %s", note)
-        return seen, notes
+            else:
+                yield _Look([InstructedImage(content, instruction)], len(content), hit)
 
     def _content(self, hit: Hit) -> bytes:
         """A picture's bytes, if they are still those that were embedded."""
@@ -246,22 +247,16 @@ class Retriever:
                 raise ImageError(hit.source, "was kept in the store's folder; open the store with pictures=FOLDER")
             raise ImageError(hit.id, "was stored without a source; store it with one, or keep a copy")
         data = read_bytes(source, limits=self._limits)
-        if hit.record.sha256 and content_hash(data, limits=self._limits) != hit.record.sha256:
+        if hit.record.sha256 and hashlib.sha256(data).hexdigest() != hit.record.sha256:
             raise ImageError(hit.source, "holds another picture than the one that was indexed; index it again")
         return data
 
-    def _embedded(self, inputs: Mapping[str, Input], notes: dict[str, str]) -> dict[str, Vectors]:
-        """Embed together; where that fails, one by one, so that a bad picture costs nothing but itself."""
-        try:
-            return dict(zip(inputs, self.embedder.embed(inputs.values()), strict=True))
-        except InputError:
-            found = {}
-            for id_, one in inputs.items():
-                try:
-                    found[id_] = self.embedder.embed([one])[0]
-                except InputError as error:
-                    notes[id_] = f"{id_}: {error}"
-            return found
+
+@dataclass
+class _Look(Part):
+    """A picture that is looked at again."""
+
+    hit: Hit
 
 
 def diverse(hits: Sequence[Hit], vectors: Mapping[str, Vectors], k: int, weight: float) -> list[Hit]:

@@ -12,7 +12,6 @@ import base64
 import binascii
 import functools
 import hashlib
-import io
 import os
 import re
 import urllib.parse
@@ -28,6 +27,8 @@ from abc_rag.types import URL, DataURI, Fingerprint, ImageSource, Input, Instruc
 if TYPE_CHECKING:
     import PIL.Image
 
+    from abc_rag.images import ImageLimits
+
 __all__ = ["FakeEmbedder"]
 
 
@@ -39,8 +40,8 @@ class FakeEmbedder(Embedder):
     agree. A picture with an instruction lies between the picture and the instruction's text. Equal
     inputs give equal vectors, in every process and on every machine.
 
-    Bytes that are not a picture are taken as they are, so tests need no real pictures. A `URL` is
-    never fetched: its address stands for the picture.
+    Bytes that do not begin like a picture are taken as they are, so tests need no real pictures; those
+    that do, and are broken, are refused. A `URL` is never fetched: its address stands for the picture.
 
     Args:
         dim: Length of a vector.
@@ -116,16 +117,26 @@ def _content(source: ImageSource) -> bytes:
         except (OSError, ValueError) as error:
             raise ImageFetchError(os.fspath(source), f"cannot be read ({error}); correct the path") from error
     else:
-        return _pixels(source)
+        return _pixels(source, source)
 
-    import PIL.Image
+    from abc_rag.images import _identify
 
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            return _pixels(image)
-    except (OSError, ValueError, SyntaxError):
+        _identify(data, "bytes", _any_size())
+    except ImageFormatError:
         return data
+    return _pixels(data, source)
 
 
-def _pixels(image: PIL.Image.Image) -> bytes:
-    return f"{image.size}".encode() + image.convert("RGB").tobytes()
+def _pixels(picture: bytes | PIL.Image.Image, source: ImageSource) -> bytes:
+    from abc_rag.images import describe_source, open_image
+
+    image = open_image(picture, limits=_any_size(), name=describe_source(source)).image
+    return f"{image.size}".encode() + image.tobytes()
+
+
+def _any_size() -> ImageLimits:
+    from abc_rag.images import ImageLimits
+
+    most = 2**62
+    return ImageLimits(max_bytes=most, max_pixels=most, max_aspect_ratio=1e9, max_frames=most)

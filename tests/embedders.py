@@ -1,13 +1,15 @@
-"""An embedder whose vectors a test gives, and which counts what it is asked for."""
+"""An embedder whose vectors a test gives, and which counts what it is asked for; and a hold on the real one."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from abc_rag.embedder import BatchSize, Embedder, Vectors
+from abc_rag.engine import BatchReport, LocalEmbedder
 from abc_rag.errors import ImageFormatError
 from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text
 
@@ -56,3 +58,19 @@ class Given(Embedder):
             return one.text
         assert isinstance(one, (Image, InstructedImage))
         return Path(str(one.source)).stem, one.instruction if isinstance(one, InstructedImage) else None
+
+
+class Held:
+    """Notes how many inputs each batch of an engine has, and holds its model back after each until it is let on."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        assert isinstance(embedder, LocalEmbedder)
+        self.batches: list[int] = []
+        self.begun = threading.Semaphore(0)
+        self.on = threading.Semaphore(0)
+        embedder.report_to(self)
+
+    def __call__(self, report: BatchReport) -> None:
+        self.batches.append(report.items)
+        self.begun.release()
+        assert self.on.acquire(timeout=60), "nobody let the model go on"

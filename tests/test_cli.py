@@ -92,7 +92,7 @@ def filled(fake: FakeEmbedder, photos: Path, run: Run) -> Path:
 
 
 def test_index_says_what_it_did(fake: FakeEmbedder, photos: Path, run: Run) -> None:
-    first = run("index", photos, "--store", "s")
+    first = run("index", photos, "--store", "s", "--workers", "1")
     assert first == (0, "4 added, 0 unchanged, 0 removed, 0 failed; 4 in s\n", "")
     again = run("index", photos, "--store", "s", "--json")
     assert (again.code, again.err) == (0, "")

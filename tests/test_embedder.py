@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from abc_rag import URL, DataURI, Image, Input, InstructedImage, Text
+from abc_rag import URL, DataURI, Image, Input, InstructedImage, Text, load_embedder
 from abc_rag.embedder import BatchSize, Embedder, Vectors
 from abc_rag.errors import ABCRagError, InputError
 from abc_rag.testing import FakeEmbedder
@@ -116,3 +118,22 @@ def test_vectors_that_would_spoil_a_store_are_refused(returned: Any, message: st
 
 def test_sound_vectors_pass() -> None:
     assert Broken(UNIT).embed([Text("a"), Text("b")]) is UNIT
+
+
+async def test_awaiting_does_without_the_shared_pool_of_the_loop() -> None:
+    class Stopping(FakeEmbedder):
+        def _embed(self, *_: Any, **__: Any) -> Vectors:
+            raise StopIteration
+
+    class Refusing(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("the loop's shared pool was used")
+
+    asyncio.get_running_loop().set_default_executor(Refusing())
+    assert (await FakeEmbedder().aembed([Text("a")])).shape == (1, 32)
+    assert (await FakeEmbedder().aembed([])).shape == (0, 32)
+    mini = load_embedder("abc-mini", device="cpu")  # loaded while it is awaited
+    assert (await mini.aembed([Text("a")])).shape == (1, mini.dim)
+    # No future can hold this one: without help the loop would wait for ever.
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(Stopping().aembed([Text("a")]), timeout=60)

@@ -20,7 +20,7 @@ from PIL import ImageFile, ImageOps
 
 from abc_rag import images
 from abc_rag.errors import ImageError, ImageFetchError, ImageFormatError, ImageLimitError, InputError
-from abc_rag.images import ImageLimits, content_hash, describe_source, open_image, read_bytes
+from abc_rag.images import ImageLimits, content_hash, describe_source, mime_type_of, open_image, read_bytes
 from abc_rag.types import URL, DataURI
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -65,6 +65,7 @@ def test_public_names() -> None:
         "OpenedImage",
         "content_hash",
         "describe_source",
+        "mime_type_of",
         "open_image",
         "open_pixels",
         "read_bytes",
@@ -527,3 +528,22 @@ def test_threads() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert [opened.image.tobytes() for opened in pool.map(open_image, sources)] == expected
         assert {opened.sha256 for opened in pool.map(open_image, [lazy] * 16)} == {content_hash(lazy)}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_mime_type_is_told_by_the_bytes_without_decoding(kind: str) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (40, 30), "red").save(buffer, kind)
+    data = buffer.getvalue()
+    assert mime_type_of(data) == open_image(data).mime_type == f"image/{kind.lower()}"
+    for limits, said in (
+        (ImageLimits(max_pixels=1000), "max_pixels"),
+        (ImageLimits(max_bytes=10), "max_bytes"),
+        (ImageLimits(max_aspect_ratio=1.1), "max_aspect_ratio"),
+        (ImageLimits(formats=frozenset({"PNG"} if kind != "PNG" else {"JPEG"})), "formats"),
+    ):
+        with pytest.raises(ImageError, match=rf"^a\.x: .*{said}"):
+            mime_type_of(data, limits=limits, name="a.x")
+    for bad, said in ((b"", "0 bytes"), (b"<html>", "web page"), (data[:12], "corrupt or truncated")):
+        with pytest.raises(ImageFormatError, match=rf"^bytes \(\d+ B\): .*{said}"):
+            mime_type_of(bad)

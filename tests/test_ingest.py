@@ -7,16 +7,31 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from abc_rag import ChromaStore, Image, Input, Record, Text, ingest
+import abc_rag._ahead
+import abc_rag.embedder
+import abc_rag.images
+from abc_rag import (
+    ChromaStore,
+    EngineSettings,
+    Image,
+    Input,
+    InstructedImage,
+    Record,
+    Text,
+    ingest,
+    load_embedder,
+)
 from abc_rag.embedder import BatchSize, Embedder, Vectors
-from abc_rag.errors import InputError
+from abc_rag.engine import WorkerKind
+from abc_rag.errors import InputError, PartialIndexError
 from abc_rag.images import ImageLimits, content_hash
-from abc_rag.ingest import IMAGE_SUFFIXES, IndexReport, index_paths, passages_of
+from abc_rag.ingest import IMAGE_SUFFIXES, IndexReport, index_images, index_paths, passages_of
 from abc_rag.store import image_id, text_id
 from abc_rag.testing import FakeEmbedder
 
@@ -39,8 +54,9 @@ class Counting(FakeEmbedder):
             raise KeyboardInterrupt
         if self.refuse and any(isinstance(one, Text) and self.refuse in one.text for one in inputs):
             raise InputError(f"input 0: I do not embed {self.refuse!r}")
+        vectors = super()._embed(inputs, batch_size=batch_size, progress=progress)
         self.batches.append(list(inputs))
-        return super()._embed(inputs, batch_size=batch_size, progress=progress)
+        return vectors
 
 
 def picture(path: Path, colour: str, size: tuple[int, int] = (6, 5)) -> Path:
@@ -384,6 +400,7 @@ def test_an_interrupt_loses_neither_the_old_nor_the_new(
     folder: Path, store: ChromaStore, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest, "_CHUNK", 1)
+    monkeypatch.setattr(abc_rag.embedder, "_CHUNK", 1)
     files = [passage(folder / f"{i}.txt", f"old {i}") for i in range(3)]
     index()
     for i, file in enumerate(files):
@@ -399,6 +416,7 @@ def test_an_interrupt_loses_neither_the_old_nor_the_new(
 
 def test_a_long_text_is_stored_bit_by_bit(folder: Path, store: ChromaStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest, "_MOST_ITEMS", 10)
+    monkeypatch.setattr(abc_rag.embedder, "_CHUNK", 10)
     passage(folder / "long.txt", "\n\n".join(f"passage {i}" for i in range(35)))
     first = Counting(interrupt_at=3)
     with pytest.raises(KeyboardInterrupt):
@@ -409,13 +427,15 @@ def test_a_long_text_is_stored_bit_by_bit(folder: Path, store: ChromaStore, monk
     assert [len(batch) for batch in second.batches] == [10, 5]
 
 
-def test_few_pixels_are_held_at_once(folder: Path, store: ChromaStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "_MOST_PIXELS", 250)
-    for i, size in enumerate([(10, 10), (10, 10), (10, 10), (30, 30), (2, 2)]):
-        picture(folder / f"{i}.png", "red", size=(size[0], size[1] + (i < 3) * i))
+def test_few_bytes_are_held_at_once(folder: Path, store: ChromaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = ["red", "green", "blue", "white", "black"]
+    sizes = [len(picture(folder / f"{i}.png", colour).read_bytes()) for i, colour in enumerate(colours)]
+    # Three files are read together, and embedded before others are read.
+    monkeypatch.setattr(ingest, "_MOST_BYTES", sum(sizes[:3]))
+    monkeypatch.setattr(abc_rag._ahead, "_MOST_BYTES", sum(sizes[:3]))
     embedder = Counting()
     assert counts(index_paths([folder], embedder, store)) == (5, 0, 0, 0)
-    assert [len(batch) for batch in embedder.batches] == [2, 1, 1, 1]
+    assert [len(batch) for batch in embedder.batches] == [3, 2]
     assert store.count() == 5
 
 
@@ -563,17 +583,23 @@ def test_an_item_that_the_model_refuses_costs_only_itself(folder: Path, store: C
     assert again.embedded == 1
 
 
-def test_a_picture_reaches_the_embedder_upright_and_decoded_once(folder: Path, store: ChromaStore) -> None:
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    path = folder / "turned.jpg"
-    PIL.Image.new("RGB", (8, 4), "red").save(path, exif=exif)
+def test_a_picture_is_read_once_and_reaches_the_embedder_as_it_is(
+    folder: Path, store: ChromaStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = picture(folder / "a.jpg", "red")
+    reads: list[str] = []
+    read_file = abc_rag.images._read_file
+
+    def read(name: str, *others: Any) -> bytes:
+        reads.append(name)
+        return read_file(name, *others)
+
+    monkeypatch.setattr(abc_rag.images, "_read_file", read)
     embedder = Counting()
-    index_paths([path], embedder, store)
-    ((given,),) = embedder.batches
-    assert isinstance(given, Image)
-    assert isinstance(given.source, PIL.Image.Image)
-    assert given.source.size == (4, 8)
+    index_paths([path], embedder, store, facets=["what is on the left?"])
+    assert reads == [str(path)]
+    ((whole, left),) = embedder.batches
+    assert (whole, left) == (Image(path.read_bytes()), InstructedImage(path.read_bytes(), "what is on the left?"))
 
 
 # --- The model --------------------------------------------------------------------------------------------
@@ -587,6 +613,25 @@ def test_abc_mini_finds_what_it_indexed(mini: Embedder, tmp_path: Path) -> None:
             best = store.search(mini.embed([Image(path)])[0], k=2)
             assert best[0].record.source == str(path)
             assert best[0].score > 0.999 > best[1].score
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_what_a_worker_cannot_open_is_named_by_its_file(kind: WorkerKind, tmp_path: Path) -> None:
+    fine = [picture(tmp_path / f"{colour}.png", colour, (60, 60)) for colour in ("red", "blue")]
+    bad = tmp_path / "green.png"
+    bad.write_bytes(picture(tmp_path / "green.png", "green", (60, 60)).read_bytes()[:-20])
+    model = load_embedder("abc-mini", device="cpu", engine=EngineSettings(workers=2, worker_kind=kind))
+    with ChromaStore(path=tmp_path / "one", fingerprint=model.fingerprint) as store:
+        report = index_paths([tmp_path], model, store, facets=["what is on the left?"])
+        assert (report.added, report.facets) == (2, 2)
+        ((file, reason),) = report.failed
+        assert file == str(bad)
+        assert reason.startswith("cannot be decoded as PNG")
+    with ChromaStore(path=tmp_path / "two", fingerprint=model.fingerprint) as store:
+        with pytest.raises(PartialIndexError, match=r"input 1: .*green\.png: cannot be decoded as PNG") as caught:
+            index_images([fine[0], bad, fine[1]], model, store)
+        assert caught.value.ids == [id_of(fine[0]), None, id_of(fine[1])]
+    model.close()  # type: ignore[attr-defined]
 
 
 def test_what_came_from_files_that_are_gone_is_removed_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import abc_rag
 from abc_rag import ChromaStore, Image, Input, InstructedImage, ingest
 from abc_rag.embedder import BatchSize, Vectors
 from abc_rag.errors import InputError
-from abc_rag.images import content_hash
+from abc_rag.images import content_hash, open_image
 from abc_rag.ingest import index_paths
 from abc_rag.store import image_id, text_id
 from abc_rag.testing import FakeEmbedder
@@ -35,7 +35,7 @@ class Counting(FakeEmbedder):
 
     def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
         for one in inputs:
-            if isinstance(one, InstructedImage) and one.source.size[0] == self.refuse_width:  # type: ignore[union-attr]
+            if isinstance(one, InstructedImage) and open_image(one.source).size[0] == self.refuse_width:
                 raise InputError("input 0: I do not look at this")
         self.given += inputs
         return super()._embed(inputs, batch_size=batch_size, progress=progress)
@@ -192,10 +192,10 @@ def test_bad_facets_are_refused_before_anything(
 # Small groups, so that there is much to be interrupted; dies at the n-th call, before or after it is answered.
 DIES = """
 import os, signal, sys
-from abc_rag import ChromaStore, ingest
+from abc_rag import ChromaStore, embedder, ingest
 from abc_rag.testing import FakeEmbedder
 folder, place, at, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-ingest._CHUNK = ingest._MOST_ITEMS = 2
+ingest._CHUNK = ingest._MOST_ITEMS = embedder._CHUNK = 2
 class Dying(FakeEmbedder):
     calls = 0
     def _embed(self, inputs, **options):

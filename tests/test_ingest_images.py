@@ -26,6 +26,7 @@ from abc_rag import (
     Input,
     InstructedImage,
     Record,
+    _ahead,
     _image_bytes,
     _ingest_images,
 )
@@ -63,7 +64,7 @@ class Counting(Embedder):
 
     def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
         for one in inputs:
-            if isinstance(one, self.under) and one.source.size[0] == self.refuse_width:  # type: ignore[union-attr]
+            if isinstance(one, self.under) and open_image(one.source).size[0] == self.refuse_width:  # type: ignore[attr-defined]
                 raise InputError("I do not look at this")
         self.batches.append(list(inputs))
         return self.inner.embed(inputs, batch_size=batch_size)
@@ -327,13 +328,29 @@ def test_another_picture_under_an_id_of_the_callers_is_embedded(store: ChromaSto
 
 
 def test_few_are_held_at_once(store: ChromaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [encoded("red", size=(2, i)) for i in range(1, 10)]
+    sizes = [len(data) for data in images]
     monkeypatch.setattr(_ingest_images, "_MOST_ITEMS", 3)
-    monkeypatch.setattr(_ingest_images, "_MOST_PIXELS", 100)
-    sizes = [(2, i) for i in range(1, 6)] + [(9, 9), (9, 8), (30, 30), (1, 1)]
+    monkeypatch.setattr(_ingest_images, "_MOST_BYTES", sum(sizes[3:5]))
+    monkeypatch.setattr(_ahead, "_MOST_BYTES", 1)
     embedder = Counting()
-    index_images([encoded("red", size=size) for size in sizes], embedder, store)
-    assert [len(batch) for batch in embedder.batches] == [3, 2 + 1, 1, 1, 1]
-    assert store.count() == len(sizes)
+    index_images(images, embedder, store)
+    assert [len(batch) for batch in embedder.batches] == [2, 2, 2, 2, 1]
+    assert store.count() == len(images)
+
+
+def test_what_is_on_its_way_counts_as_stored(store: ChromaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ingest_images, "_MOST_ITEMS", 1)
+    red, blue = encoded("red"), encoded("blue")
+    index_images([red], FakeEmbedder(), store, ids=["x"], facets=[LEFT])
+    embedder = Counting()
+    # The first drops what the third would find.
+    index_images([blue, blue, red], embedder, store, ids=["x", "y", "x"], facets=[LEFT])
+    assert embedder.embedded == 6
+    assert store.facet_names(["x", "y"]) == {"x": {LEFT}, "y": {LEFT}}
+    for id_, image in (("x", red), ("y", blue)):
+        expected = FakeEmbedder().embed([InstructedImage(image, LEFT)])[0]
+        np.testing.assert_allclose(store.facet_vectors([id_], LEFT)[id_], expected, atol=1e-6)
 
 
 # -- bad pictures ----------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from abc_rag.errors import CheckpointError, InputError
 PACKAGE = Path(abc_rag.__file__).parent
 ROOT = PACKAGE.parent
 INTEGRATIONS = ROOT / "integrations"
-NAMES = """URL ABCCheckpoint ABCRagError ChromaStore DataURI Embedder Fingerprint Hit Image ImageLimits ImageSource
-    Input InstructedImage Record Retriever Text Trace __version__ load_embedder""".split()
+NAMES = """URL ABCCheckpoint ABCRagError ChromaStore DataURI Embedder EngineSettings Fingerprint Hit Image ImageLimits
+    ImageSource Input InstructedImage Record Retriever Text Trace __version__ load_embedder""".split()
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +87,7 @@ def loaded():
     return [name for name in {HEAVY!r} if name in sys.modules]
 import abc_rag
 found = [loaded()]
-from abc_rag import URL, DataURI, Embedder, Fingerprint, Hit, Image, InstructedImage, Record, Text
+from abc_rag import URL, DataURI, Embedder, EngineSettings, Fingerprint, Hit, Image, InstructedImage, Record, Text
 import abc_rag.errors
 Image("photo.jpg"), Text("words"), InstructedImage(b"", "left?")
 found.append(loaded())

@@ -83,13 +83,21 @@ def test_the_chroma_example(photos: Path) -> None:
 
 
 def test_the_plain_example(photos: Path) -> None:
-    names = run_example("load_embedder(")
+    names = run_example("index_paths(")
     pictures = len(list((photos / "photos").iterdir()))
     assert (names["report"].added, names["report"].facets) == (pictures, 2 * pictures)
     hits = names["answer"].hits
     assert Path(hits[0].source).name == "rose-fox.jpg"
     assert hits[0].trace.instruction == "what is on the left?"
     assert names["passages"].hits == []  # the folder holds no text
+
+
+def test_the_example_of_streams_and_event_loops(photos: Path) -> None:
+    names = run_example("embed_iter")
+    assert set(names["vectors"]) == {path.name for path in (photos / "photos").iterdir()}
+    assert [rows.shape for rows in names["rows"]] == [(1, 192)] * 3
+    assert (photos / "seen").is_dir()
+    names["embedder"].close()
 
 
 def run_commands(marker: str, count: int) -> None:

@@ -250,6 +250,10 @@ def spoil(how: str, retriever: Retriever, path: Path) -> str:
     if how == "refused":
         retriever.embedder.refuse = [path.read_bytes()]  # type: ignore[attr-defined]
         return "red: .*I do not look at this"
+    if how == "broken":  # and stored by a caller who did not say what it was
+        path.write_bytes(path.read_bytes()[:-20])
+        retriever.store.add([replace(record, sha256="")], [retriever.store.vectors(["red"])["red"]])
+        return r"red.png: .*corrupt or truncated"
     change = {
         "no source": ({"source": ""}, "red: was stored without a source"),
         "url": ({"source": "https://x.org/a.png", "source_type": "url"}, "x.org/a.png: fetching .* is off"),
@@ -259,7 +263,7 @@ def spoil(how: str, retriever: Retriever, path: Path) -> str:
     return change[1]
 
 
-@pytest.mark.parametrize("how", ["gone", "replaced", "refused", "no source", "url", "not a path"])
+@pytest.mark.parametrize("how", ["gone", "replaced", "refused", "broken", "no source", "url", "not a path"])
 def test_a_picture_that_cannot_be_seen_keeps_its_score(
     retriever: Retriever, photos: dict[str, Path], caplog: pytest.LogCaptureFixture, how: str
 ) -> None:

@@ -80,6 +80,9 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path) -> None:
         FakeEmbedder().embed_images([tmp_path / "missing"])
     with pytest.raises(ImageFormatError, match="base64"):
         FakeEmbedder().embed_images([DataURI("data:image/png;base64,a")])
+    (tmp_path / "cut.png").write_bytes(png()[:-20])
+    with pytest.raises(ImageFormatError, match=r"cut\.png: .*corrupt or truncated"):
+        FakeEmbedder().embed_images([tmp_path / "cut.png"])
 
 
 def test_every_process_makes_the_same_vectors_without_torch() -> None:

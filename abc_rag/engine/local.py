@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 
 from abc_rag._progress import progress_bar
+from abc_rag._threads import in_thread
 from abc_rag.embedder import BatchSize, Embedder, Vectors
 from abc_rag.engine._caches import DiskTier, TensorCache
 from abc_rag.engine._preparation import Preparation
@@ -226,7 +227,9 @@ class LocalEmbedder(Embedder):
                     yield _failed(result, position)
 
     async def _aembed(self, inputs: Sequence[Input], *, batch_size: BatchSize) -> Vectors:
-        machine = await asyncio.to_thread(self._running)
+        machine = self._machine
+        if machine is None or machine.pid != os.getpid():
+            machine = await in_thread(self._running)
         distinct, rows = _distinct(inputs)
         vectors = np.empty((len(inputs), self.dim), dtype=np.float32)
         async with _awaited(machine.scheduler, small=len(distinct) <= _SMALL_CALL, batch_size=batch_size) as (

@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, ConfigDict, PrivateAttr, field_serializer, model_validator
 
-from abc_rag import ABCCheckpoint, Embedder, Image, ImageLimits, ImageSource, Input, InstructedImage, load_embedder
-from abc_rag.errors import ImageError, InputError
-from langchain_abc._worker import Worker
+from abc_rag import (
+    ABCCheckpoint,
+    Embedder,
+    EngineSettings,
+    Image,
+    ImageLimits,
+    ImageSource,
+    Input,
+    InstructedImage,
+    Text,
+    load_embedder,
+)
+from abc_rag.errors import InputError
 
 __all__ = ["ABCEmbeddings"]
-
-T = TypeVar("T")
-
-# What is awaited at once: after so many, cancelling takes effect and other requests get their turn.
-_TEXTS = 256
-_PICTURES = 64
 
 
 class ABCEmbeddings(BaseModel, Embeddings):
@@ -41,8 +45,9 @@ class ABCEmbeddings(BaseModel, Embeddings):
         weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
             ``pip install 'abc-rag[quantized]'``.
         batch_size: ``"auto"`` or a number of items.
-        show_progress: A progress bar on standard error.
+        show_progress: A progress bar on standard error, for calls that are not awaited.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
+        engine: What the engine may use, as ``abc_rag.EngineSettings``: workers, batches, caches.
 
     Instantiate:
         .. code-block:: python
@@ -77,8 +82,8 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
             vector = await embeddings.aembed_query("a dog to the left of a car")
 
-        The model computes in one thread of its own, so the event loop is never blocked. Awaited calls take turns, and
-        can be cancelled: work that waits never starts, and long lists end after the 256 texts or 64 pictures begun.
+        The event loop is never blocked, not even while the model is loaded. Calls that are awaited at the same time are
+        computed together. What a cancelled call has waiting is not computed.
     """
 
     model_config = ConfigDict(
@@ -95,6 +100,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
     batch_size: int | Literal["auto"] = "auto"
     show_progress: bool = False
     image_limits: ImageLimits | None = None
+    engine: EngineSettings | None = None
 
     _runtime: _Runtime = PrivateAttr(default_factory=lambda: _Runtime())
 
@@ -113,6 +119,13 @@ class ABCEmbeddings(BaseModel, Embeddings):
             return {key: _written(value) for key, value in dataclasses.asdict(model).items()}
         return _written(model)
 
+    @field_serializer("engine", when_used="json")
+    def _write_engine(self, engine: EngineSettings | None) -> dict[str, Any] | None:
+        if engine is None:
+            return None
+        folder = None if engine.cache_folder is None else os.fspath(engine.cache_folder)
+        return {**dataclasses.asdict(engine), "cache_folder": folder}
+
     def __copy__(self) -> ABCEmbeddings:
         """A shallow copy, which loads anew only where its settings are changed."""
         copied = super().__copy__()
@@ -130,6 +143,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
             self.max_tokens,
             self.attention,
             self.image_limits,
+            self.engine,
         )
 
     def _load(self) -> Embedder:
@@ -142,6 +156,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
             max_tokens=self.max_tokens,
             attention=self.attention,
             image_limits=self.image_limits,
+            engine=self.engine,
         )
 
     @property
@@ -161,10 +176,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
         Raises:
             abc_rag.errors.InputError: A passage is no ``str`` or is too long; the message names its position.
         """
-        vectors: list[list[float]] = self.embedder.embed_texts(
-            texts, batch_size=self.batch_size, progress=self.show_progress
-        ).tolist()
-        return vectors
+        return self._embed(_texts(texts))
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a question or a description; the same space and the same vector as for a passage."""
@@ -195,20 +207,17 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed passages without blocking the event loop; see `embed_documents`."""
-        if not isinstance(texts, (list, tuple)):
-            # Refuses a single text, and turns whatever else is iterable into what can be cut.
-            return await self._runtime.worker.run(self.embed_documents, texts)
-        return await self._in_slices(self.embed_documents, texts, _TEXTS)
+        return await self._aembed(_texts(texts))
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a question without blocking the event loop; see `embed_query`."""
-        return await self._runtime.worker.run(self.embed_query, text)
+        return (await self.aembed_documents([text]))[0]
 
     async def aembed_images(
         self, images: Sequence[ImageSource], *, instruction: str | Sequence[str] | None = None
     ) -> list[list[float]]:
         """Embed pictures without blocking the event loop; see `embed_images`."""
-        return await self._in_slices(self._embed, _pictures(images, instruction), _PICTURES)
+        return await self._aembed(_pictures(images, instruction))
 
     async def aembed_image(self, uris: Sequence[ImageSource], *, instruction: str | None = None) -> list[list[float]]:
         """Embed pictures without blocking the event loop; see `embed_images`."""
@@ -220,19 +229,8 @@ class ABCEmbeddings(BaseModel, Embeddings):
         ).tolist()
         return vectors
 
-    async def _in_slices(
-        self, embed: Callable[[list[T]], list[list[float]]], items: Sequence[T], size: int
-    ) -> list[list[float]]:
-        vectors: list[list[float]] = []
-        for start, part in _slices(items, size):
-            try:
-                vectors += await self._runtime.worker.run(embed, part)
-            except ImageError:
-                raise  # names its picture
-            except InputError as error:
-                if start == 0:
-                    raise
-                raise InputError(f"counting from input {start}: {error}") from error
+    async def _aembed(self, inputs: Sequence[Input]) -> list[list[float]]:
+        vectors: list[list[float]] = (await self.embedder.aembed(inputs, batch_size=self.batch_size)).tolist()
         return vectors
 
 
@@ -240,7 +238,6 @@ class _Runtime:
     """What an `ABCEmbeddings` computes with; no part of its value."""
 
     def __init__(self) -> None:
-        self.worker = Worker("langchain-abc")
         self._lock = threading.Lock()
         self._made: tuple[tuple[object, ...], Embedder] | None = None
 
@@ -252,7 +249,7 @@ class _Runtime:
             return self._made[1]
 
     def copied(self) -> _Runtime:
-        """With a thread of its own, and the same weights."""
+        """Another that computes with the same weights."""
         copied = _Runtime()
         copied._made = self._made
         return copied
@@ -261,7 +258,7 @@ class _Runtime:
         return self.copied()
 
     def __reduce__(self) -> tuple[type[_Runtime], tuple[()]]:
-        # Neither weights nor threads travel; whoever unpickles loads anew, when first asked for a vector.
+        # Neither weights nor locks travel; whoever unpickles loads anew, when first asked for a vector.
         return _Runtime, ()
 
     def __eq__(self, other: object) -> bool:
@@ -269,6 +266,18 @@ class _Runtime:
         return isinstance(other, _Runtime)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _texts(texts: Iterable[str]) -> list[Input]:
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise InputError(f"texts must be a list; got a single {type(texts).__name__}: pass [text]")
+    made: list[Input] = []
+    for position, text in enumerate(texts):
+        try:
+            made.append(Text(text))
+        except InputError as error:
+            raise InputError(f"input {position}: {error}") from error
+    return made
 
 
 def _pictures(images: Sequence[ImageSource], instruction: str | Sequence[str] | None) -> list[Input]:
@@ -281,12 +290,6 @@ def _pictures(images: Sequence[ImageSource], instruction: str | Sequence[str] | 
     if len(each) != len(images):
         raise InputError(f"{len(each)} instructions for {len(images)} pictures; give one for all, or one for each")
     return [InstructedImage(source, one) for source, one in zip(images, each, strict=True)]
-
-
-def _slices(items: Sequence[T], size: int) -> Iterator[tuple[int, list[T]]]:
-    # An empty list goes to the embedder too, which gives no vectors for it.
-    for start in range(0, max(1, len(items)), size):
-        yield start, list(items[start : start + size])
 
 
 def _written(part: str | os.PathLike[str] | None) -> str | None:

@@ -7,19 +7,20 @@ import copy
 import inspect
 import pickle
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+from embedders import Held
 from langchain_abc import ABCEmbeddings, ABCVectorStore, InstructionRetriever
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from pydantic import ValidationError
 
-from abc_rag import ABCCheckpoint, Embedder, ImageLimits, Text
+from abc_rag import ABCCheckpoint, Embedder, EngineSettings, ImageLimits
 from abc_rag.embedder import BatchSize, Vectors
 from abc_rag.errors import ImageError, InputError
 from abc_rag.scenes import Placed, Scene, render
@@ -114,93 +115,76 @@ async def test_async_gives_the_same(embeddings: ABCEmbeddings, pictures: dict[st
     assert await embeddings.aembed_documents([]) == await embeddings.aembed_images([]) == []
 
 
-# --- Taking turns -----------------------------------------------------------------------------------------
+# --- Awaiting -----------------------------------------------------------------------------------------
 
 
-class Gated(FakeEmbedder):
-    """Says when it has begun, and waits to be let on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.begun = threading.Semaphore(0)
-        self.on = threading.Semaphore(0)
-        self.seen: list[list[Input]] = []
-
-    def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
-        self.seen.append(list(inputs))
-        self.begun.release()
-        self.on.acquire()
-        return super()._embed(inputs, batch_size=batch_size, progress=progress)
-
-    @property
-    def sizes(self) -> list[int]:
-        return [len(inputs) for inputs in self.seen]
+@pytest.fixture
+def held() -> Iterator[tuple[ABCEmbeddings, Held]]:
+    """Embeddings whose model is held back after each batch."""
+    embeddings = ABCEmbeddings(model="abc-mini", device="cpu")
+    hold = Held(embeddings.embedder)
+    yield embeddings, hold
+    hold.on.release(10_000)
 
 
-class GatedEmbeddings(ABCEmbeddings):
-    """ABCEmbeddings over an embedder that the test holds back."""
-
-    model: str = "fake"
-
-    def _load(self) -> Embedder:
-        return Gated()
-
-    @property
-    def gate(self) -> Gated:
-        assert isinstance(self.embedder, Gated)
-        return self.embedder
+LONG = [f"number {i} " + "of many long texts that fill a batch sooner " * 2 for i in range(600)]
 
 
-async def test_the_loop_runs_on_while_the_model_computes_and_work_that_is_cancelled_in_line_never_starts() -> None:
-    embeddings = GatedEmbeddings()
-    first = asyncio.ensure_future(embeddings.aembed_query("first"))
-    await asyncio.to_thread(embeddings.gate.begun.acquire)
-    # Only a loop that is not blocked by the first gets here.
+async def test_what_is_awaited_at_the_same_time_is_computed_together(
+    held: tuple[ABCEmbeddings, Held], pictures: dict[str, str]
+) -> None:
+    embeddings, hold = held
+    await embeddings.aembed_query("first")
+    # Only a loop that is not blocked by the model gets here.
+    queries = [f"a dog and {i} cats" for i in range(20)]
+    texts = [asyncio.ensure_future(embeddings.aembed_query(query)) for query in queries]
+    seen = [asyncio.ensure_future(embeddings.aembed_image(uris=[path])) for path in pictures.values()]
+    await asyncio.sleep(0)
+    hold.on.release(1000)
+    found, images = await asyncio.gather(*texts), await asyncio.gather(*seen)
+    assert sum(hold.batches) == 1 + 20 + 3
+    assert len(hold.batches) < 20
+    assert np.allclose(found, embeddings.embed_documents(queries), atol=1e-5)
+    assert np.allclose([rows[0] for rows in images], embeddings.embed_images(list(pictures.values())), atol=1e-5)
+
+
+async def test_work_that_is_cancelled_in_line_never_starts(held: tuple[ABCEmbeddings, Held]) -> None:
+    embeddings, hold = held
+    await embeddings.aembed_query("first")
     second = asyncio.ensure_future(embeddings.aembed_query("second"))
     third = asyncio.ensure_future(embeddings.aembed_query("third"))
     await asyncio.sleep(0)
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
         await second
-    embeddings.gate.on.release(3)
-    assert len(await first) == len(await third) == 32
-    assert embeddings.gate.seen == [[Text("first")], [Text("third")]]
+    hold.on.release(1000)
+    assert len(await third) == embeddings.embedder.dim
+    assert sum(hold.batches) == 2
 
 
-@pytest.mark.parametrize(("kind", "size", "many"), [("documents", 256, 600), ("images", 64, 150)])
-async def test_long_lists_let_others_in_between(kind: str, size: int, many: int) -> None:
-    embeddings = GatedEmbeddings()
-    gate = embeddings.gate
-    if kind == "documents":
-        long = asyncio.ensure_future(embeddings.aembed_documents([str(i) for i in range(many)]))
-    else:
-        long = asyncio.ensure_future(embeddings.aembed_image(uris=[b"%d" % i for i in range(many)], instruction="it"))
-    await asyncio.to_thread(gate.begun.acquire)
+async def test_long_lists_let_others_in_between(held: tuple[ABCEmbeddings, Held]) -> None:
+    embeddings, hold = held
+    long = asyncio.ensure_future(embeddings.aembed_documents(LONG))
+    await asyncio.to_thread(hold.begun.acquire)
     between = asyncio.ensure_future(embeddings.aembed_query("between"))
     await asyncio.sleep(0)
-    gate.on.release(9)
-    vectors = await long
+    hold.on.release(4)
     await between
-    assert gate.sizes == [size, 1, size, many - 2 * size]
-    # In order, although in parts.
-    assert np.allclose(vectors, np.concatenate([FakeEmbedder().embed(part) for part in gate.seen if len(part) > 1]))
+    assert not long.done()
+    hold.on.release(1000)
+    assert np.allclose(await long, embeddings.embed_documents(LONG), atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("documents", 256), ("images", 64)])
-async def test_long_lists_can_be_cancelled_in_between(kind: str, size: int) -> None:
-    embeddings = GatedEmbeddings()
-    gate = embeddings.gate
-    if kind == "documents":
-        long = asyncio.ensure_future(embeddings.aembed_documents([str(i) for i in range(600)]))
-    else:
-        long = asyncio.ensure_future(embeddings.aembed_images([b"%d" % i for i in range(600)]))
-    await asyncio.to_thread(gate.begun.acquire)
+async def test_long_lists_can_be_cancelled_in_between(held: tuple[ABCEmbeddings, Held]) -> None:
+    embeddings, hold = held
+    long = asyncio.ensure_future(embeddings.aembed_documents(LONG))
+    await asyncio.to_thread(hold.begun.acquire)
     long.cancel()
     with pytest.raises(asyncio.CancelledError):
         await long
-    gate.on.release(9)
+    hold.on.release(1000)
     await embeddings.aembed_query("next")
-    assert gate.sizes == [size, 1]
+    assert sum(hold.batches) < 300
 
 
 async def test_what_leaves_the_thread_arrives() -> None:
@@ -220,7 +204,10 @@ async def test_what_leaves_the_thread_arrives() -> None:
 async def test_a_bad_input_is_named_by_its_place_also_in_a_long_list(embeddings: ABCEmbeddings) -> None:
     texts: list[Any] = ["a dog"] * 300
     texts[270] = 5
-    with pytest.raises(InputError, match=r"counting from input 256: Text\.text must be a str, not int"):
+    with pytest.raises(InputError, match=r"input 270: Text\.text must be a str, not int"):
+        await embeddings.aembed_documents(texts)
+    texts[270] = "word " * 3000
+    with pytest.raises(InputError, match=r"input 270: .*2048"):
         await embeddings.aembed_documents(texts)
     with pytest.raises(ImageError, match=r"^gone\.png: "):
         await embeddings.aembed_image(uris=["gone.png"])
@@ -228,7 +215,8 @@ async def test_a_bad_input_is_named_by_its_place_also_in_a_long_list(embeddings:
         await embeddings.aembed_documents("a dog")  # type: ignore[arg-type]
 
 
-async def test_async_runs_in_a_thread_of_its_own_while_the_shared_pool_is_full(embeddings: ABCEmbeddings) -> None:
+async def test_async_does_without_the_shared_pool_also_while_the_model_loads() -> None:
+    embeddings = ABCEmbeddings(model="abc-mini", device="cpu")
     release = threading.Event()
     loop = asyncio.get_running_loop()
     busy = [loop.run_in_executor(None, release.wait) for _ in range(64)]
@@ -298,6 +286,10 @@ LIMITS = ImageLimits(max_bytes=10_000, formats=frozenset({"PNG", "JPEG"}), allow
         {"model": "abc-mini", "device": "cpu", "max_tokens": 16, "batch_size": 7, "image_limits": LIMITS},
         {"model": ABCCheckpoint("base/id", "/somewhere/else", "id/instruct", base_revision="main"), "dtype": "float32"},
         {"model": "abc-mini", "weights": "int8"},
+        {
+            "model": "abc-mini",
+            "engine": EngineSettings(workers=3, most_wait_ms=2.5, cache_folder="cache", compile=True),
+        },
         {},
     ],
 )
@@ -314,6 +306,7 @@ def test_settings_can_be_written_down_and_read_back(settings: dict[str, Any]) ->
     ):
         assert again == made
         assert again.image_limits == settings.get("image_limits")
+        assert again.engine == settings.get("engine")
         assert type(again.model) is type(made.model)
     assert made != ABCEmbeddings(**settings, min_tokens=3)
 
@@ -328,6 +321,10 @@ def test_a_path_does_not_become_a_name_on_its_way_through_json(tmp_path: Path) -
 def test_what_is_read_back_is_checked() -> None:
     with pytest.raises(ValidationError, match="max_bytes must be an int of at least 1"):
         ABCEmbeddings.model_validate({"model": "abc-mini", "image_limits": {"max_bytes": 0}})
+    with pytest.raises(ValidationError, match="workers must be an int of at least 1"):
+        ABCEmbeddings.model_validate({"model": "abc-mini", "engine": {"workers": 0}})
+    made = ABCEmbeddings(model="abc-mini", engine=EngineSettings(cache_folder=Path("cache")))
+    assert ABCEmbeddings.model_validate_json(made.model_dump_json()).engine == EngineSettings(cache_folder="cache")
     for settings in (
         {"batch_size": 0},
         {"batch_size": "large"},

@@ -17,13 +17,13 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from llama_index.core.schema import BaseNode, ImageType
 from llama_index.core.utils import get_tqdm_iterable, iter_batch
 from llama_index.embeddings.abc.nodes import Pictured, Worded, as_source, assign, blamed, contents, sources, split
-from llama_index.embeddings.abc.worker import Worker
 from llama_index_instrumentation import get_dispatcher
 
 from abc_rag import (
     URL,
     ABCCheckpoint,
     Embedder,
+    EngineSettings,
     Image,
     ImageLimits,
     Input,
@@ -58,8 +58,8 @@ class ABCEmbeddings(MultiModalEmbedding):
         ```
 
     A picture is a path (a ``str`` is always a path, never a URL), ``BytesIO``, bytes, ``abc_rag.URL``,
-    ``abc_rag.DataURI`` or a PIL image. One call of the model is made for each batch of ``embed_batch_size``. Awaited
-    calls compute in one thread of their own, so neither the event loop nor its shared threads wait for the model.
+    ``abc_rag.DataURI`` or a PIL image. The embedder is called once for each batch of ``embed_batch_size``. Awaited
+    calls block neither the event loop nor its shared threads, and those awaited at the same time are computed together.
 
     As a transformation of an ``IngestionPipeline``, LlamaIndex's own classes embed the *metadata* of a picture's node
     as if it were the picture. This one gives such a node its picture's vector, and keeps the vector of its caption in
@@ -80,6 +80,7 @@ class ABCEmbeddings(MultiModalEmbedding):
         weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
             ``pip install 'abc-rag[quantized]'``.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
+        engine: What the engine may use, as ``abc_rag.EngineSettings``: workers, batches, caches.
         show_progress: Show a progress bar in every batch call, also where the call does not ask for one.
     """
 
@@ -94,6 +95,7 @@ class ABCEmbeddings(MultiModalEmbedding):
     max_tokens: int | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     image_limits: ImageLimits | None = None
+    engine: EngineSettings | None = None
     show_progress: bool = False
     # What LlamaIndex's events show. Made from `model`, so not a setting.
     model_name: str = Field(default="", exclude=True)
@@ -101,7 +103,6 @@ class ABCEmbeddings(MultiModalEmbedding):
     embeddings_cache: Any | None = Field(default=None, exclude=True)
 
     _embedder: Embedder = PrivateAttr()
-    _worker: Worker = PrivateAttr()
 
     @model_validator(mode="after")
     def _prepare(self) -> ABCEmbeddings:
@@ -121,8 +122,8 @@ class ABCEmbeddings(MultiModalEmbedding):
             max_tokens=self.max_tokens,
             attention=self.attention,
             image_limits=self.image_limits,
+            engine=self.engine,
         )
-        self._worker = Worker("llama-index-abc")
         return self
 
     @classmethod
@@ -146,6 +147,13 @@ class ABCEmbeddings(MultiModalEmbedding):
         if limits is None:
             return None
         return {**dataclasses.asdict(limits), "formats": sorted(limits.formats)}  # JSON knows no sets
+
+    @field_serializer("engine")
+    def _write_engine(self, engine: EngineSettings | None) -> dict[str, Any] | None:
+        if engine is None:
+            return None
+        folder = None if engine.cache_folder is None else os.fspath(engine.cache_folder)
+        return {**dataclasses.asdict(engine), "cache_folder": folder}
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ABCEmbeddings:
         return copy.copy(self)  # weights are shared
@@ -269,7 +277,6 @@ class ABCEmbeddings(MultiModalEmbedding):
         embeddings: list[Embedding] = []
         batches = list(iter_batch(_pictures(img_file_paths, instruction), self.embed_batch_size))
         shown = show_progress or self.show_progress
-        # The worker computes one batch at a time whatever is asked, so nothing is gained by asking for all at once.
         for batch in get_tqdm_iterable(batches, shown, "Generating instructed image embeddings"):
             with self._callback(batch) as found:
                 found += await self._aembed(batch)
@@ -336,8 +343,11 @@ class ABCEmbeddings(MultiModalEmbedding):
         return vectors
 
     async def _aembed(self, inputs: Sequence[Input]) -> list[Embedding]:
-        # The base class computes in the loop's thread; its shared pool would make every other awaited call wait.
-        return await self._worker.run(lambda: self._embed(inputs))
+        try:
+            vectors: list[Embedding] = (await self._embedder.aembed(inputs)).tolist()
+        except ImageError as error:
+            raise self._blamed(error, inputs) from error
+        return vectors
 
     def _blamed(self, error: ImageError, inputs: Sequence[Input]) -> ImageError:
         unnamed = len(inputs) > 1 and not error.source.startswith("picture ")
