@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from abc_rag.errors import CheckpointError
 from abc_rag.models._checkpoint import weight_files
+from abc_rag.models._peft import LoraConfig
 from abc_rag.models._qwen2_vl import base_state_dict
 from abc_rag.models.abc import ABCNetwork, ABCSettings
 

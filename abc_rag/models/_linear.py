@@ -14,8 +14,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
+
+from abc_rag.models._peft import LoraLayer
 
 __all__ = ["linear", "onednn_is_faster", "onednn_product", "rounded_rows"]
 

@@ -8,7 +8,6 @@ some CPUs; only its functions that make codes and read them are used here, which
 
 from __future__ import annotations
 
-import logging
 from functools import lru_cache
 from typing import Literal
 
@@ -16,27 +15,23 @@ import torch
 from torch import nn
 
 from abc_rag.errors import InputError, MissingExtraError
+from abc_rag.models._peft import quiet
 
-# On some CPUs it warns on import that a kernel which is not used here could not be fetched.
-_logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-_level = _logger.level
-_logger.setLevel(logging.ERROR)
 try:
-    from bitsandbytes.functional import (
-        QuantState,
-        create_linear_map,
-        dequantize_4bit,
-        dequantize_blockwise,
-        quantize_4bit,
-        quantize_blockwise,
-    )
+    with quiet():
+        from bitsandbytes.functional import (
+            QuantState,
+            create_linear_map,
+            dequantize_4bit,
+            dequantize_blockwise,
+            quantize_4bit,
+            quantize_blockwise,
+        )
 except ImportError as error:
     raise MissingExtraError(
         f"weights='int8' and 'int4' need bitsandbytes, which cannot be imported ({error}); "
         "pip install 'abc-rag[quantized]'"
     ) from error
-finally:
-    _logger.setLevel(_level)
 
 __all__ = ["BLOCK", "DEVICES", "QuantizedLinear", "check_device", "quantize_linears"]
 

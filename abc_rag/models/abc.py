@@ -24,9 +24,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoTokenizer
@@ -35,6 +32,7 @@ from abc_rag.errors import CheckpointError, InputError
 from abc_rag.images import ImageLimits
 from abc_rag.models._attention import Segments
 from abc_rag.models._checkpoint import assign_tensors, iter_tensors, read_json, weight_files
+from abc_rag.models._peft import BaseTunerLayer, LoraConfig, LoraModel, inject_adapter_in_model
 from abc_rag.models._pictures import Patches, QwenPictures
 from abc_rag.models._qwen2_vl import Qwen2VLBackbone, backbone_name, load_backbone
 from abc_rag.models._qwen2_vl_packed import PackedQwen2VL

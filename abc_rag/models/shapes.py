@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import inject_adapter_in_model
 from torch import nn
 from transformers import Qwen2VLConfig
 
@@ -20,6 +19,7 @@ from abc_rag.errors import InputError
 from abc_rag.images import ImageLimits
 from abc_rag.models._checkpoint import read_json
 from abc_rag.models._checkpoint_files import small_files, write_checkpoint
+from abc_rag.models._peft import inject_adapter_in_model
 from abc_rag.models._qwen2_vl import build_backbone
 from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCSettings, _lora_config, load_prompts
 from abc_rag.models.load import checkpoint_folder

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from abc_rag.errors import CheckpointError
+from abc_rag.models._peft import LoraConfig, inject_adapter_in_model
 
 __all__ = ["TEXT_TARGETS", "VISION_TARGETS", "add_lora", "save_adapter", "save_tensors"]
 

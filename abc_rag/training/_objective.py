@@ -14,12 +14,12 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from peft import LoraConfig
 from torch import nn
 
 from abc_rag._rows import BadRows
 from abc_rag.errors import DatasetError, ImageError, InputError
 from abc_rag.images import ImageLimits
+from abc_rag.models._peft import LoraConfig
 from abc_rag.models._pictures import Patches
 from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, ABCSettings
 from abc_rag.models.load import is_folder
