@@ -122,7 +122,6 @@ def measure_workers(tokens: int, arguments: Any, pictures: int) -> dict[str, Any
         return lambda files: list(pool.map(lambda file: family.prepare(Image(file)), files))
 
     pools = {n: ThreadPoolExecutor(n) for n in workers}
-    family.vision_cache.most_bytes = 0
     seconds = alternate(
         {str(n): prepare_all(pool) for n, pool in pools.items()},
         lambda number: make_pictures(tokens, "jpeg", (arguments.seed, tokens, number, 1), pictures),
