@@ -200,6 +200,9 @@ class Runner:
         ]
         kind = works[0].prepared.kind if works[0].prepared is not None else ""
         tokens = sum(work.tokens for work in works)
+        for work in works:
+            # Threads that wait for more may hold a work for long; its picture must not be known because of that.
+            work.prepared = None
         self._scheduler.done(results)
         self._report(
             BatchReport(
