@@ -127,6 +127,7 @@ class Scheduler:
         self._alternate = alternate
         self._draining = False
         self._stopped = False
+        self._failure: BaseException | None = None
 
     # --- Calls ----------------------------------------------------------------------------------------
 
@@ -146,6 +147,9 @@ class Scheduler:
         with self.lock:
             request.waiting += 1
             self._waiting += 1
+            if self._failure is not None:
+                self._deliver(Ticket(request, position, item), self._failure)
+                return
             self._to_prepare[0 if request.small else 1].append(Ticket(request, position, item))
             self._for_preparation.notify()
 
@@ -171,8 +175,9 @@ class Scheduler:
                 condition.notify_all()
 
     def fail_all(self, error: BaseException) -> None:
-        """Give an error to everybody who waits."""
+        """Give an error to everybody who waits, and to whoever comes later."""
         with self.lock:
+            self._failure = error
             works = list(self._in_flight.values())
             tickets = [ticket for line in self._to_prepare for ticket in line]
             for line in self._to_prepare:
@@ -239,6 +244,8 @@ class Scheduler:
                 self._ready.setdefault(work.prepared.kind, []).append(work)
                 self._ready_tokens[work.prepared.kind] = self._ready_tokens.get(work.prepared.kind, 0) + work.tokens
             self._tell(told)
+            if self._failure is not None:
+                self.fail_all(self._failure)  # these were being prepared when the others failed
             self._for_model.notify()
 
     # --- The model ------------------------------------------------------------------------------------
@@ -352,6 +359,8 @@ class Scheduler:
     # --- Under the lock -------------------------------------------------------------------------------
 
     def _settle(self, work: Work, result: Vectors | BaseException) -> None:
+        if self._in_flight.get(work.key) is not work:
+            return  # it has failed meanwhile
         self._forget(work)
         for ticket in work.tickets:
             self._deliver(ticket, result)
