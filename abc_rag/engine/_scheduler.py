@@ -276,6 +276,7 @@ class Scheduler:
             most_wait, phase = max(most_wait, _PHASE_S), _AHEAD
         comes = self._preparing or any(self._to_prepare[: 1 if self._draining else 2])
         full = any(tokens >= phase * self.most_tokens for tokens in self._ready_tokens.values())
+        full = full or self._held_bytes >= self._most_waiting_bytes  # no more can be prepared
         if self._draining or full or not comes:
             return 0.0
         return min(works[0].since for works in ready) + most_wait - time.monotonic()
