@@ -288,12 +288,14 @@ class Scheduler:
         if not kinds:
             return []
         small = [kind for kind in kinds if any(work.small for work in self._ready[kind])]
-        # Small calls go first, but every other batch is for whoever has waited longest.
+        # Small calls go first, but every other batch begins with what has waited longest.
         first = bool(small) and not self._last_was_small
         kind = min(small if first else kinds, key=lambda k: self._ready[k][0].since)
         works = self._ready[kind]
         chosen = [work for work in works if work.small][:_SMALL] if small and kind in small else []
-        self._last_was_small = first and len(kinds) > 1
+        if chosen and not first:
+            chosen = [works[0], *(work for work in chosen if work is not works[0])]
+        self._last_was_small = first and (len(kinds) > 1 or len(chosen) < len(works))
         chosen += self._longest(works, set(chosen))
         batch: list[Work] = []
         tokens, most = 0, None
