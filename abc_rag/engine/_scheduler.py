@@ -388,7 +388,7 @@ class Scheduler:
         request.waiting -= 1
         self._waiting -= 1
         # Raised in several threads, one error would collect all their tracebacks.
-        request.results[ticket.position] = copy.copy(result) if isinstance(result, BaseException) else result
+        request.results[ticket.position] = _copied(result) if isinstance(result, BaseException) else result
 
     def _tell(self, told: set[Request]) -> None:
         for request in told:
@@ -400,3 +400,10 @@ class Scheduler:
             for request in self._requests:
                 if request not in (told or ()):
                     request.changed()
+
+
+def _copied(error: BaseException) -> BaseException:
+    try:
+        return copy.copy(error)
+    except Exception:  # it cannot be made anew from its message
+        return error
