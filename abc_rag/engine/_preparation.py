@@ -111,6 +111,7 @@ class Preparation:
             with slot.lock:
                 if slot.abandoned:
                     return  # another thread has taken this one's place
+                slot.at = None
             self._scheduler.prepared(works, settled)
 
     def _prepare(self, ticket: Ticket, slot: _Slot, works: list[Work], settled: Settled) -> None:
@@ -128,13 +129,16 @@ class Preparation:
                 instruction = item.instruction if isinstance(item, InstructedImage) else None
                 told = "" if instruction is None else f"\0{instruction}"
                 key = b"i" + hashlib.sha256((digest + told).encode("utf-8", "surrogatepass")).digest()
-        except Exception as error:
+        except BaseException as error:  # libraries in other languages raise those too
             settled.append((ticket, error))
             return
-        work = self._scheduler.claim(ticket, key)
-        if work is None:
-            return
-        slot.at = work
+        with slot.lock:
+            if slot.abandoned:
+                return  # it has failed; nobody would end what is claimed now
+            work = self._scheduler.claim(ticket, key)
+            if work is None:
+                return
+            slot.at = work
         try:
             known = self._embeddings.get(key.hex()) if self._embeddings.in_use else None
             if known is not None:
@@ -145,7 +149,7 @@ class Preparation:
                 picture, work.held_bytes = self._picture(item.source, data, digest, slot, small=ticket.request.small)
             work.prepared = self._family.prepare(item, picture)
             works.append(work)
-        except Exception as error:
+        except BaseException as error:
             settled.append((work, error))
 
     def _read(self, source: ImageSource) -> tuple[bytes | None, str]:
@@ -210,14 +214,16 @@ class Preparation:
             )
 
     def _limited(self, source: ImageSource, slot: _Slot) -> Any:  # noqa: ANN401
-        return self._watchdog.limit(self._timeout_s, lambda: self._abandon(slot, describe_source(source)))
+        at = slot.at
+        return self._watchdog.limit(self._timeout_s, lambda: self._abandon(slot, at, describe_source(source)))
 
-    def _abandon(self, slot: _Slot, name: str) -> None:
+    def _abandon(self, slot: _Slot, left: Work | Ticket | None, name: str) -> None:
         """A thread cannot be ended: leave it behind with its picture, and go on with another one."""
         error = ImageFormatError(name, too_long(self._timeout_s))
         with slot.lock:
+            if slot.at is not left:
+                return  # it has come back just now
             slot.abandoned = True
-            left = slot.at
         with self._lock:
             self._threads.discard(slot.thread)
         self._end_opening(slot, error)
