@@ -155,7 +155,7 @@ class PictureProcesses:
             InputError: It cannot be used.
         """
         for attempt in (1, 2):
-            child = self._taken()
+            child = self._taken(new=attempt == 2)
             overdue = threading.Event()
 
             def end(child: _Child = child, overdue: threading.Event = overdue) -> None:
@@ -191,9 +191,10 @@ class PictureProcesses:
         for child in children:
             child.end()
 
-    def _taken(self) -> _Child:
+    def _taken(self, *, new: bool) -> _Child:
         with self._lock:
-            if self._idle:
+            # Those that are idle may all have been killed; a second picture's death in a new one is the picture's doing.
+            if self._idle and not new:
                 return self._idle.pop()
             child = _Child()
             self._all.add(child)
