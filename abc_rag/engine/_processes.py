@@ -107,6 +107,7 @@ class PictureProcesses:
         self._all: set[_Child] = set()
         self._lock = threading.Lock()
         self._usable: bool | None = None
+        self._closed = False
 
     @property
     def usable(self) -> bool:
@@ -180,19 +181,23 @@ class PictureProcesses:
                 self._gone(child)
             else:
                 with self._lock:
-                    self._idle.append(child)
+                    if not self._closed:
+                        self._idle.append(child)
             return self._opened(answer, payload)
         raise AssertionError("unreachable")
 
     def close(self) -> None:
         """End all processes. Whoever waits for one gets an error."""
         with self._lock:
+            self._closed = True
             children, self._all, self._idle = list(self._all), set(), []
         for child in children:
             child.end()
 
     def _taken(self, *, new: bool) -> _Child:
         with self._lock:
+            if self._closed:
+                raise ABCRagError("the embedder was closed while it opened pictures; open another one")
             # Those that are idle may all have been killed; a second picture's death in a new one is the picture's doing.
             if self._idle and not new:
                 return self._idle.pop()
