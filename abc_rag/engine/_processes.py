@@ -198,7 +198,7 @@ class PictureProcesses:
         with self._lock:
             if self._closed:
                 raise ABCRagError("the embedder was closed while it opened pictures; open another one")
-            # Those that are idle may all have been killed; a second picture's death in a new one is the picture's doing.
+            # Those that are idle may all have been killed; that a new one dies is the picture's doing.
             if self._idle and not new:
                 return self._idle.pop()
             child = _Child()

@@ -202,7 +202,7 @@ class Runner:
         ended = time.perf_counter()
         if self._embeddings.in_use:
             for work, row in zip(works, rows, strict=True):
-                self._embeddings.put(work.key.hex(), row)
+                self._embeddings.put(work.key.hex(), row.clone())  # what a caller gets, it may change
         results: list[tuple[Work, Vectors | BaseException]] = [
             (work, row.numpy()) for work, row in zip(works, rows, strict=True)
         ]

@@ -365,8 +365,9 @@ class Scheduler:
         if self._in_flight.get(work.key) is not work:
             return  # it has failed meanwhile
         self._forget(work)
-        for ticket in work.tickets:
-            self._deliver(ticket, result)
+        for number, ticket in enumerate(work.tickets):
+            # Each caller may do with its vector as it likes.
+            self._deliver(ticket, result if isinstance(result, BaseException) or number == 0 else result.copy())
 
     def _forget(self, work: Work) -> None:
         if self._in_flight.get(work.key) is work:
