@@ -16,7 +16,9 @@ Interval = tuple[float, float]
 
 
 class Recorder:
-    """Watches a family at work: every `prepare` and every `forward`, in seconds since the recorder was made.
+    """Watches a family at work, in seconds since the recorder was made.
+
+    Opening a picture and `prepare` are preparation, `see` and `forward` are computation.
 
     On CUDA a forward counts from when the device begins it to when it ends it, as events on its stream say; the host
     is far ahead by then. What other processes prepare is not seen.
@@ -38,19 +40,24 @@ class Recorder:
     def __enter__(self) -> Recorder:
         # On the instance alone; the class keeps what it has.
         family: Any = self._family
+        recipe = family.recipe
+        object.__setattr__(recipe, "open", self._watch(recipe.open, self._host, self._prepared))  # it is frozen
         family.prepare = self._watch(family.prepare, self._host, self._prepared)
-        family.forward = self._watch(family.forward, self._device if self._cuda else self._host, self._computed)
+        on_device = self._device if self._cuda else self._host
+        family.see = self._watch(family.see, on_device, self._computed)
+        family.forward = self._watch(family.forward, on_device, self._computed)
         return self
 
     def __exit__(self, *_: object) -> None:
         family: Any = self._family
-        del family.prepare, family.forward
+        del family.prepare, family.see, family.forward
+        object.__delattr__(family.recipe, "open")
 
     def _watch(
-        self, call: Callable[[Any], Any], timed: Callable[[Callable[[], Any]], tuple[Any, Any]], into: list[Any]
-    ) -> Callable[[Any], Any]:
-        def watched(value: Any) -> Any:  # noqa: ANN401
-            result, interval = timed(lambda: call(value))
+        self, call: Callable[..., Any], timed: Callable[[Callable[[], Any]], tuple[Any, Any]], into: list[Any]
+    ) -> Callable[..., Any]:
+        def watched(*values: Any, **named: Any) -> Any:  # noqa: ANN401
+            result, interval = timed(lambda: call(*values, **named))
             with self._lock:
                 into.append(interval)
             return result

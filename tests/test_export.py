@@ -289,12 +289,12 @@ def test_another_resolution_and_limits(tiny_model: Any, tmp_path: Path) -> None:
 
 def test_half_precision(done: SentenceTransformersExport, model: Any) -> None:
     engine = load_embedder("abc-mini", device="cpu", dtype="bfloat16").embed([Text("a red cube")])
-    for loaded in (
-        load_trusted(done.folder, model_kwargs={"torch_dtype": torch.bfloat16}),
-        load_sentence_transformer(done.folder, device="cpu", dtype="bfloat16"),
-    ):
-        assert largest(loaded.encode(["a red cube"]), engine) <= TOLERANCE
-        assert largest(loaded.encode(["a red cube"]), model.encode(["a red cube"])) < 0.05
+    trusted = load_trusted(done.folder, model_kwargs={"torch_dtype": torch.bfloat16}).encode(["a red cube"])
+    ours = load_sentence_transformer(done.folder, device="cpu", dtype="bfloat16").encode(["a red cube"])
+    assert largest(trusted, ours) <= TOLERANCE
+    # The engine computes without padding, in another order of operations, each of which rounds to 8 bits.
+    assert largest(ours, engine) < 0.005
+    assert 1e-5 < largest(ours, model.encode(["a red cube"])) < 0.01
     with pytest.raises(InputError, match=r"load it with model_kwargs=\{\"dtype\": \"bfloat16\"\}"):
         pickle.loads(pickle.dumps(model)).half().encode("a red cube")
 

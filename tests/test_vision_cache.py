@@ -5,47 +5,73 @@ from __future__ import annotations
 import base64
 import io
 import random
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from abc_rag.models._vision_cache import SeenPicture, VisionCache
 
 from abc_rag import DataURI, Image, ImageSource, Input, InstructedImage, Text, load_embedder
 from abc_rag.embedder import Embedder
-from abc_rag.models._pictures import Patches
-from abc_rag.models._qwen2_vl import Qwen2VLBackbone
+from abc_rag.engine import EngineSettings, LocalEmbedder
+from abc_rag.engine._caches import TensorCache
 from abc_rag.models.abc import ABCFamily
+from abc_rag.models.family import Picture, Prepared
 from abc_rag.scenes import Placed, Scene, render
 
+ROOM = 512 * 2**20
 
-class Counting(Qwen2VLBackbone):
+
+class Counting(ABCFamily):
     """Counts the pictures that its vision tower computes."""
 
     computed: int
+    before_seeing: Callable[[], object]
+    prepared: list[Prepared] | None  # where a test wants to have them; they keep pictures alive
 
-    def image_features(self, pictures: Sequence[Patches]) -> torch.Tensor:
-        self.computed += len(pictures)
-        return super().image_features(pictures)
+    def prepare(self, item: Input, picture: Picture | None = None) -> Prepared:
+        prepared = super().prepare(item, picture)
+        if self.prepared is not None:
+            self.prepared.append(prepared)
+        return prepared
+
+    def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
+        self.before_seeing()
+        self.computed += len(opened)
+        return super().see(opened)
 
 
 class Counted:
     """abc-mini with an empty cache; ``computed()`` tells how many pictures it has seen since it was last asked."""
 
     def __init__(self) -> None:
-        self.embedder: Embedder = load_embedder("abc-mini", device="cpu")
-        self.family: ABCFamily = self.embedder.family  # type: ignore[attr-defined]
-        self.backbone = self.family.network.backbone
-        self.backbone.__class__ = Counting
-        self.backbone.computed = 0  # type: ignore[assignment]
+        embedder = load_embedder("abc-mini", device="cpu")
+        assert isinstance(embedder, LocalEmbedder)
+        self.embedder = embedder
+        self.family: Counting = embedder.family  # type: ignore[assignment]
+        self.family.__class__ = Counting
+        self.family.computed = 0
+        self.family.before_seeing = lambda: None
+        self.family.prepared = None
 
     def computed(self) -> int:
-        count, self.backbone.computed = self.backbone.computed, 0  # type: ignore[assignment]
-        return int(count)
+        count, self.family.computed = self.family.computed, 0
+        return count
+
+    @property
+    def cache(self) -> TensorCache:
+        return self.embedder._running().vision
+
+    def remember(self, most_bytes: int) -> None:
+        """Begin with an empty cache of so many bytes."""
+        self.cache.clear()
+        self.cache.most_bytes = most_bytes
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +81,15 @@ def loaded() -> Counted:
 
 @pytest.fixture
 def counted(loaded: Counted) -> Counted:
-    loaded.family.vision_cache = VisionCache()
+    loaded.remember(ROOM)
     loaded.computed()
+    loaded.family.prepared = None
     return loaded
 
 
 @pytest.fixture(scope="module")
 def uncached() -> Embedder:
-    embedder = load_embedder("abc-mini", device="cpu")
-    embedder.family.vision_cache = VisionCache(0)  # type: ignore[attr-defined]
-    return embedder
+    return load_embedder("abc-mini", device="cpu", engine=EngineSettings(vision_cache_bytes=0))
 
 
 def draw(path: Path, left: str, right: str, background: str = "blue") -> Path:
@@ -119,7 +144,7 @@ def test_remembered_pictures_have_the_same_vectors(counted: Counted, uncached: E
     for batch_size in ("auto", 3):
         np.testing.assert_allclose(counted.embedder.embed(mixed, batch_size=batch_size), expected, atol=1e-6)
     # One that is known, one that is not, and one that is there twice, in one batch.
-    counted.family.vision_cache = VisionCache()
+    counted.remember(ROOM)
     counted.embedder.embed([mixed[0]])
     np.testing.assert_allclose(
         counted.embedder.embed([mixed[-2], mixed[1], mixed[-2], mixed[-3]]), expected[[-2, 1, -2, -3]], atol=1e-6
@@ -156,7 +181,7 @@ def test_sixteen_threads_see_what_one_sees(counted: Counted, uncached: Embedder,
     expected = uncached.embed(mixed)
     room = _bytes_of(counted, photos[0])
     for most, at_most in ((512 * 2**20, 3), (2 * room, 16 * len(mixed)), (0, 16 * len(mixed))):
-        counted.family.vision_cache = VisionCache(most)
+        counted.remember(most)
         counted.computed()
 
         def shuffled(seed: int) -> float:
@@ -167,6 +192,7 @@ def test_sixteen_threads_see_what_one_sees(counted: Counted, uncached: Embedder,
         with ThreadPoolExecutor(16) as pool:
             assert max(pool.map(shuffled, range(16))) < 1e-6
         assert 3 <= counted.computed() <= at_most
+        assert counted.cache.held_bytes <= most
 
 
 # -- bounded memory --------------------------------------------------------------------------------
@@ -174,21 +200,17 @@ def test_sixteen_threads_see_what_one_sees(counted: Counted, uncached: Embedder,
 
 def _bytes_of(counted: Counted, photo: Path) -> int:
     """What is held of a picture once it has been seen."""
+    counted.remember(ROOM)
     counted.embedder.embed([Image(photo)])
-    seen = counted.family.prepare(Image(photo)).picture
-    assert seen is not None
-    assert seen.features is not None
-    assert seen.patches is None
-    return seen.bytes
+    tokens, width = 9, counted.family.network.backbone.hidden_size
+    assert counted.cache.held_bytes == 4 * tokens * width
+    return counted.cache.held_bytes
 
 
 def test_the_picture_used_longest_ago_is_forgotten(counted: Counted, photos: list[Path]) -> None:
     a, b, c = (Image(photo) for photo in photos[:3])
     room = 2 * _bytes_of(counted, photos[0])
-    patches = counted.family.prepare(Image(photos[3])).picture
-    assert patches is not None
-    # Patches are larger than features, so that room for them is left beside two that have been seen.
-    counted.family.vision_cache = VisionCache(room + patches.bytes)
+    counted.remember(room)
     counted.computed()
 
     def seen_anew(one: Image) -> bool:
@@ -196,62 +218,113 @@ def test_the_picture_used_longest_ago_is_forgotten(counted: Counted, photos: lis
         return counted.computed() == 1
 
     assert [seen_anew(one) for one in (a, b, a)] == [True, True, False]
-    counted.family.vision_cache.most_bytes = room
     assert [seen_anew(one) for one in (a, b)] == [False, False]
     assert [seen_anew(one) for one in (c, b)] == [True, False]
     assert seen_anew(a)
+    assert counted.cache.held_bytes == room
 
 
-def test_nothing_need_be_remembered(counted: Counted, uncached: Embedder, photos: list[Path]) -> None:
-    counted.family.vision_cache = VisionCache(0)
+@pytest.mark.parametrize("batch_size", ["auto", 1])
+def test_nothing_need_be_remembered(
+    counted: Counted, uncached: Embedder, photos: list[Path], batch_size: object
+) -> None:
+    counted.remember(0)
     asked = [InstructedImage(photos[0], instruction) for instruction in INSTRUCTIONS[:4]]
     expected = uncached.embed(asked)
-    for batch_size, passes in (("auto", 1), (1, 4)):
-        np.testing.assert_allclose(counted.embedder.embed(asked, batch_size=batch_size), expected, atol=1e-6)
-        assert counted.computed() == passes
+    np.testing.assert_allclose(counted.embedder.embed(asked, batch_size=batch_size), expected, atol=1e-6)
+    assert 1 <= counted.computed() <= 4
+    assert counted.cache.held_bytes == 0
+    counted.embedder.embed(asked[:1])
+    counted.embedder.embed(asked[:1])
+    assert counted.computed() == 2
 
 
-def picture(key: str, numbers: int) -> SeenPicture:
-    return SeenPicture(key, 1, features=torch.zeros(1, numbers))
+@pytest.mark.parametrize("batch_size", ["auto", 1])
+def test_those_on_their_way_share_a_picture_though_nothing_is_remembered(
+    counted: Counted, photos: list[Path], batch_size: object
+) -> None:
+    counted.remember(0)
+    asked = [InstructedImage(photos[0], instruction) for instruction in INSTRUCTIONS[:4]]
+    prepared = counted.family.prepared = []
+    given_up = threading.Event()
+
+    def wait_for_the_others() -> None:
+        while len(prepared) < 4 and not given_up.wait(0.01):
+            pass
+
+    counted.family.before_seeing = wait_for_the_others
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(counted.embedder.embed, [one], batch_size=batch_size) for one in asked]
+            for call in calls:
+                call.result(60)
+    finally:
+        given_up.set()
+        counted.family.before_seeing = lambda: None
+    assert counted.computed() == 1
+    assert len({id(one.picture) for one in prepared}) == 1
 
 
-def held(cache: VisionCache, keys: str = "abcdef") -> str:
+def test_a_picture_that_has_been_seen_holds_no_pixels(counted: Counted, photos: list[Path]) -> None:
+    kept = counted.family.prepared = []
+    counted.embedder.embed([Image(photos[0])])
+    counted.embedder.embed([InstructedImage(photos[0], "x")])
+    assert counted.computed() == 1
+    first, again = (prepared.picture for prepared in kept)
+    assert first.opened is None
+    assert again.opened is None
+    assert torch.equal(again.features, first.features)
+
+
+def test_a_picture_is_let_go_when_its_vector_is_there(counted: Counted, photos: list[Path]) -> None:
+    counted.remember(0)
+    kept = counted.family.prepared = []
+    counted.embedder.embed([Image(photos[0])])
+    gone = weakref.ref(kept.pop().picture)
+    assert gone() is None
+
+
+def numbers(count: int) -> torch.Tensor:
+    return torch.zeros(1, count)
+
+
+def held(cache: TensorCache, keys: str = "abcdef") -> str:
     return "".join(key for key in keys if cache.get(key) is not None)
 
 
 def test_as_many_as_fit() -> None:
-    cache = VisionCache(4 * 10)
-    for key, numbers in zip("abcd", (4, 4, 2, 1), strict=True):
-        cache.put(picture(key, numbers))
+    cache = TensorCache(4 * 10)
+    for key, count in zip("abcd", (4, 4, 2, 1), strict=True):
+        cache.put(key, numbers(count))
     assert held(cache) == "bcd"
     assert cache.get("b") is not None
-    cache.put(picture("e", 5))  # c was used longest ago
+    cache.put("e", numbers(5))  # c was used longest ago
     assert held(cache) == "bde"
-    cache.put(picture("b", 1))
-    cache.put(picture("f", 4))
+    cache.put("b", numbers(1))
+    cache.put("f", numbers(4))
     assert held(cache) == "bef"
+    assert cache.held_bytes == 4 * 10
 
 
 def test_one_that_does_not_fit_pushes_out_no_other() -> None:
-    cache = VisionCache(4 * 10)
-    cache.put(picture("a", 4))
-    cache.put(picture("b", 11))
+    cache = TensorCache(4 * 10)
+    cache.put("a", numbers(4))
+    cache.put("b", numbers(11))
     assert held(cache) == "a"
-    cache.put(picture("a", 11))
+    cache.put("a", numbers(11))
     assert held(cache) == ""
-    cache.put(picture("c", 10))
+    assert cache.held_bytes == 0
+    cache.put("c", numbers(10))
     assert held(cache) == "c"
 
 
-def test_features_are_not_replaced_by_patches() -> None:
-    cache = VisionCache()
-    seen = picture("a", 3)
-    cache.put(seen)
-    cache.put(SeenPicture("a", 1, patches=Patches(np.zeros((4, 6), dtype=np.uint8), 2, 2)))
-    assert cache.get("a") is seen
-    unseen = SeenPicture("b", 1, patches=Patches(np.zeros((4, 6), dtype=np.uint8), 2, 2))
-    cache.put(unseen)
-    assert cache.get("b") is unseen
-    assert unseen.bytes == 24
-    cache.put(picture("b", 3))
-    assert cache.get("b").patches is None  # type: ignore[union-attr]
+def test_what_was_put_last_is_what_is_remembered() -> None:
+    cache = TensorCache(4 * 10)
+    first, second = numbers(3), numbers(5)
+    cache.put("a", first)
+    cache.put("a", second)
+    assert cache.get("a") is second
+    assert cache.held_bytes == second.nbytes
+    cache.clear()
+    assert cache.get("a") is None
+    assert cache.held_bytes == 0

@@ -136,13 +136,16 @@ class Preparation:
                 instruction = item.instruction if isinstance(item, InstructedImage) else None
                 told = "" if instruction is None else f"\0{instruction}"
                 key = b"i" + hashlib.sha256((digest + told).encode("utf-8", "surrogatepass")).digest()
-        except Exception as error:
+        except BaseException as error:  # libraries in other languages raise those too
             settled.append((ticket, error))
             return
-        work = self._scheduler.claim(ticket, key)
-        if work is None:
-            return
-        slot.at = work
+        with slot.lock:
+            if slot.abandoned:
+                return  # it has failed; nobody would end what is claimed now
+            work = self._scheduler.claim(ticket, key)
+            if work is None:
+                return
+            slot.at = work
         try:
             known = self._embeddings.get(key.hex()) if self._embeddings.in_use else None
             if known is not None:
@@ -151,7 +154,7 @@ class Preparation:
                 self._finish([(item, work)], None, works, settled)
             else:
                 self._with_picture(item, work, data, digest, slot, works, settled, small=ticket.request.small)
-        except Exception as error:
+        except BaseException as error:
             settled.append((work, error))
 
     def _read(self, source: ImageSource) -> tuple[bytes | None, str]:
@@ -168,7 +171,7 @@ class Preparation:
             try:
                 work.prepared = self._family.prepare(item, picture)
                 works.append(work)
-            except Exception as error:
+            except BaseException as error:
                 settled.append((work, error))
 
     def _with_picture(
@@ -203,7 +206,7 @@ class Preparation:
                 work.held_bytes = int(opened.nbytes)
             else:
                 picture = Picture(digest, len(features), features=features)
-        except Exception as error:
+        except BaseException as error:
             settled.extend((other, error) for _, other in self._end_opening(digest, None))
             return
         self._finish(self._end_opening(digest, picture), picture, works, settled)

@@ -107,6 +107,7 @@ class PictureProcesses:
         self._all: set[_Child] = set()
         self._lock = threading.Lock()
         self._usable: bool | None = None
+        self._closed = False
 
     @property
     def usable(self) -> bool:
@@ -155,7 +156,7 @@ class PictureProcesses:
             InputError: It cannot be used.
         """
         for attempt in (1, 2):
-            child = self._taken()
+            child = self._taken(new=attempt == 2)
             overdue = threading.Event()
 
             def end(child: _Child = child, overdue: threading.Event = overdue) -> None:
@@ -180,20 +181,25 @@ class PictureProcesses:
                 self._gone(child)
             else:
                 with self._lock:
-                    self._idle.append(child)
+                    if not self._closed:
+                        self._idle.append(child)
             return self._opened(answer, payload)
         raise AssertionError("unreachable")
 
     def close(self) -> None:
         """End all processes. Whoever waits for one gets an error."""
         with self._lock:
+            self._closed = True
             children, self._all, self._idle = list(self._all), set(), []
         for child in children:
             child.end()
 
-    def _taken(self) -> _Child:
+    def _taken(self, *, new: bool) -> _Child:
         with self._lock:
-            if self._idle:
+            if self._closed:
+                raise ABCRagError("the embedder was closed while it opened pictures; open another one")
+            # Those that are idle may all have been killed; that a new one dies is the picture's doing.
+            if self._idle and not new:
                 return self._idle.pop()
             child = _Child()
             self._all.add(child)

@@ -145,6 +145,12 @@ class Runner:
             if self._family.device.type == "cuda":
                 torch.cuda.set_device(self._family.device)
             self._run()
+        except BaseException as error:
+            # Nobody may wait for a thread that has gone.
+            logger.exception("the model's thread has failed")
+            failed = ABCRagError(f"the model's thread has failed ({type(error).__name__}: {error}); close the embedder")
+            failed.__cause__ = error
+            self._scheduler.fail_all(failed)
         finally:
             self.ended.set()
 
@@ -183,7 +189,7 @@ class Runner:
                 copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 copied.record()
             return _Launched(works, rows, copied, patches, waited_from, begun)
-        except Exception as error:
+        except BaseException as error:  # libraries in other languages raise those too
             self._recover(works, error)
             return None
 
@@ -194,31 +200,32 @@ class Runner:
                 launched.copied.synchronize()
             # Copies, so that no vector keeps its whole batch in memory.
             rows = [row.clone() for row in launched.rows.cpu().float()]
+            if len(rows) != len(works):
+                raise ABCRagError(f"{type(self._family).__name__} gave {len(rows)} vectors for {len(works)} inputs")
         except Exception as error:
             self._recover(works, error)
             return
         ended = time.perf_counter()
         if self._embeddings.in_use:
             for work, row in zip(works, rows, strict=True):
-                self._embeddings.put(work.key.hex(), row)
+                self._embeddings.put(work.key.hex(), row.clone())  # what a caller gets, it may change
         results: list[tuple[Work, Vectors | BaseException]] = [
             (work, row.numpy()) for work, row in zip(works, rows, strict=True)
         ]
         kind = works[0].prepared.kind if works[0].prepared is not None else ""
         tokens = sum(work.tokens for work in works)
+        for work in works:
+            # Threads that wait for more may hold a work for long; its picture must not be known because of that.
+            work.prepared = None
         self._scheduler.done(results)
-        self._report(
-            BatchReport(
-                kind,
-                len(works),
-                tokens,
-                launched.patches,
-                launched.waited_from,
-                launched.begun,
-                ended,
-                str(self._family.device),
-            )
+        device = str(self._family.device)
+        report = BatchReport(
+            kind, len(works), tokens, launched.patches, launched.waited_from, launched.begun, ended, device
         )
+        try:
+            self._report(report)
+        except Exception:
+            logger.exception("the listener to batches has failed")
 
     # --- Pictures -------------------------------------------------------------------------------------
 
@@ -292,7 +299,7 @@ class Runner:
 
     # --- What goes wrong ------------------------------------------------------------------------------
 
-    def _recover(self, works: list[Work], error: Exception) -> None:
+    def _recover(self, works: list[Work], error: BaseException) -> None:
         if is_out_of_memory(error):
             if len(works) > 1:
                 tokens = max(1, sum(work.tokens for work in works) // 2)

@@ -127,6 +127,7 @@ class Scheduler:
         self._alternate = alternate
         self._draining = False
         self._stopped = False
+        self._failure: BaseException | None = None
 
     # --- Calls ----------------------------------------------------------------------------------------
 
@@ -146,6 +147,9 @@ class Scheduler:
         with self.lock:
             request.waiting += 1
             self._waiting += 1
+            if self._failure is not None:
+                self._deliver(Ticket(request, position, item), self._failure)
+                return
             self._to_prepare[0 if request.small else 1].append(Ticket(request, position, item))
             self._for_preparation.notify()
 
@@ -171,8 +175,9 @@ class Scheduler:
                 condition.notify_all()
 
     def fail_all(self, error: BaseException) -> None:
-        """Give an error to everybody who waits."""
+        """Give an error to everybody who waits, and to whoever comes later."""
         with self.lock:
+            self._failure = error
             works = list(self._in_flight.values())
             tickets = [ticket for line in self._to_prepare for ticket in line]
             for line in self._to_prepare:
@@ -239,6 +244,8 @@ class Scheduler:
                 self._ready.setdefault(work.prepared.kind, []).append(work)
                 self._ready_tokens[work.prepared.kind] = self._ready_tokens.get(work.prepared.kind, 0) + work.tokens
             self._tell(told)
+            if self._failure is not None:
+                self.fail_all(self._failure)  # these were being prepared when the others failed
             self._for_model.notify()
 
     # --- The model ------------------------------------------------------------------------------------
@@ -276,6 +283,7 @@ class Scheduler:
             most_wait, phase = max(most_wait, _PHASE_S), _AHEAD
         comes = self._preparing or any(self._to_prepare[: 1 if self._draining else 2])
         full = any(tokens >= phase * self.most_tokens for tokens in self._ready_tokens.values())
+        full = full or self._held_bytes >= self._most_waiting_bytes  # no more can be prepared
         if self._draining or full or not comes:
             return 0.0
         return min(works[0].since for works in ready) + most_wait - time.monotonic()
@@ -287,12 +295,14 @@ class Scheduler:
         if not kinds:
             return []
         small = [kind for kind in kinds if any(work.small for work in self._ready[kind])]
-        # Small calls go first, but every other batch is for whoever has waited longest.
+        # Small calls go first, but every other batch begins with what has waited longest.
         first = bool(small) and not self._last_was_small
         kind = min(small if first else kinds, key=lambda k: self._ready[k][0].since)
         works = self._ready[kind]
         chosen = [work for work in works if work.small][:_SMALL] if small and kind in small else []
-        self._last_was_small = first and len(kinds) > 1
+        if chosen and not first:
+            chosen = [works[0], *(work for work in chosen if work is not works[0])]
+        self._last_was_small = first and (len(kinds) > 1 or len(chosen) < len(works))
         chosen += self._longest(works, set(chosen))
         batch: list[Work] = []
         tokens, most = 0, None
@@ -362,9 +372,12 @@ class Scheduler:
     # --- Under the lock -------------------------------------------------------------------------------
 
     def _settle(self, work: Work, result: Vectors | BaseException) -> None:
+        if self._in_flight.get(work.key) is not work:
+            return  # it has failed meanwhile
         self._forget(work)
-        for ticket in work.tickets:
-            self._deliver(ticket, result)
+        for number, ticket in enumerate(work.tickets):
+            # Each caller may do with its vector as it likes.
+            self._deliver(ticket, result if isinstance(result, BaseException) or number == 0 else result.copy())
 
     def _forget(self, work: Work) -> None:
         if self._in_flight.get(work.key) is work:
@@ -386,7 +399,7 @@ class Scheduler:
         request.waiting -= 1
         self._waiting -= 1
         # Raised in several threads, one error would collect all their tracebacks.
-        request.results[ticket.position] = copy.copy(result) if isinstance(result, BaseException) else result
+        request.results[ticket.position] = _copied(result) if isinstance(result, BaseException) else result
 
     def _tell(self, told: set[Request]) -> None:
         for request in told:
@@ -398,3 +411,10 @@ class Scheduler:
             for request in self._requests:
                 if request not in (told or ()):
                     request.changed()
+
+
+def _copied(error: BaseException) -> BaseException:
+    try:
+        return copy.copy(error)
+    except Exception:  # it cannot be made anew from its message
+        return error
