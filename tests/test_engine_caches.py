@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_family import LONG, Toy, png
+from toy_family import LONG, Toy, png, wait_until
 
 from abc_rag import Image, Input, InstructedImage, Text, load_embedder
 from abc_rag.engine import EngineSettings, LocalEmbedder
@@ -148,14 +149,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wreck", ["gone", "a file"])
 def test_a_folder_that_goes_away_costs_only_the_cache(wreck: str, tmp_path: Path) -> None:
-    import shutil
-
     toy = Toy()
     settings = EngineSettings(workers=1, cache_folder=tmp_path / "cache", embedding_cache_bytes=1)
     embedder = LocalEmbedder(lambda: toy, settings)
     embedder.embed([Image(png(3))])
     embedder.close()
     embedder.embed([Text("a")])
+    embedder._running()._disk.close()  # type: ignore[union-attr]  (what waits is written)
     shutil.rmtree(tmp_path / "cache")
     if wreck == "a file":
         (tmp_path / "cache").write_text("in the way")
@@ -197,13 +197,6 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
 
 
 # --- Both tiers -------------------------------------------------------------------------------------------
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONG
-    while not true():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.002)
 
 
 def test_memory_is_asked_first_and_filled_from_the_disk(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,16 @@ from abc_rag.embedder import Vectors
 from abc_rag.models.family import Family, Picture, Prepared
 from abc_rag.types import Fingerprint
 
-LONG = 30.0
+LONG = 60.0
 """Seconds after which what a test waits for will not come any more."""
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for what nobody tells."""
+    deadline = time.monotonic() + LONG
+    while not true():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.002)
 
 
 def png(width: int, height: int = 1, colour: tuple[int, int, int] | None = None) -> bytes:
