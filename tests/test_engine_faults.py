@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import toy_pictures
-from toy_family import LONG, Toy, png
+from toy_family import LONG, Toy, png, wait_until
 from toy_pictures import HANGS, KILLS
 
 from abc_rag import Image, ImageLimits, Input, InstructedImage, Text, load_embedder
@@ -33,13 +32,6 @@ ENOUGH = 30.0
 SOON = 0.4
 """Seconds for a picture where one does."""
 NO_KILL = pytest.mark.skipif(sys.platform == "win32", reason="other signals there")
-
-
-def wait_until(true: Any) -> None:
-    deadline = time.monotonic() + LONG
-    while not true():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.002)
 
 
 def alive(pid: int) -> bool:
@@ -180,7 +172,7 @@ def test_processes_killed_at_work_cost_nothing(processes: LocalEmbedder, photos:
         finally:
             stop.set()
         killing.result(LONG)
-    assert not killed & set(processes.worker_pids)
+    wait_until(lambda: not any(map(alive, killed)))
 
 
 @NO_KILL

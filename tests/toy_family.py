@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,19 @@ from toy_pictures import ToyOpened, ToyPictures
 
 from abc_rag import Image, ImageLimits, Input, InstructedImage, Text
 from abc_rag.embedder import Vectors
-from abc_rag.errors import InputError
 from abc_rag.models.family import Family, Picture, Prepared
 from abc_rag.types import Fingerprint
 
-LONG = 30.0
+LONG = 60.0
 """Seconds after which what a test waits for will not come any more."""
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for what nobody tells."""
+    deadline = time.monotonic() + LONG
+    while not true():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.002)
 
 
 def png(width: int, height: int = 1, colour: tuple[int, int, int] | None = None) -> bytes:
@@ -105,7 +113,7 @@ class Toy(Family):
             raise self.no_memory()
         if any(one.patches in self.blind for one in opened):
             raise ValueError("cannot be seen")
-        return [torch.from_numpy(one.pixels.astype(np.float32)) for one in opened]
+        return [features_of(one) for one in opened]
 
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
         items = [one for one in batch if isinstance(one, ToyPrepared)]
@@ -135,13 +143,19 @@ class Toy(Family):
         for item in inputs:
             prepared = self.prepare(item)
             if prepared.picture is not None:
-                prepared.picture.features = torch.from_numpy(prepared.picture.opened.pixels.astype(np.float32))
+                prepared.picture.features = features_of(prepared.picture.opened)
             rows.append(self._vector(prepared).numpy())
         return np.stack(rows)
 
     def said(self) -> list[list[str]]:
         """What the texts and instructions of each batch were."""
         return [[said_by(one) for one in batch] for batch in self.batches]
+
+
+def features_of(opened: ToyOpened) -> torch.Tensor:
+    """All pixels, for each token."""
+    pixels = torch.from_numpy(opened.pixels.astype(np.float32)).reshape(1, -1)
+    return pixels.repeat(opened.tokens, 1)
 
 
 def said_by(one: ToyPrepared) -> str:
@@ -152,10 +166,6 @@ def said_by(one: ToyPrepared) -> str:
 def words(count: int, first: str = "w") -> str:
     """A text of so many tokens."""
     return " ".join([first, *["w"] * (count - 1)])
-
-
-def no_such_input() -> InputError:
-    return InputError("is no good")
 
 
 def pictures(*widths: int) -> list[Any]:

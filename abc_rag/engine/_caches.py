@@ -31,10 +31,14 @@ class TensorCache:
         most_bytes: Memory; 0 keeps none there.
         disk: Where they are kept as well, or None.
         scope: Goes into the names on disk: whatever, beside its key, a tensor depends on.
+
+    Attributes:
+        paused: Set it, and nothing is found or remembered until it is unset.
     """
 
     def __init__(self, most_bytes: int, *, disk: DiskTier | None = None, scope: str = "") -> None:
         self.most_bytes = most_bytes
+        self.paused = False
         self._disk = disk
         self._scope = scope
         self._held = 0
@@ -43,8 +47,8 @@ class TensorCache:
 
     @property
     def in_use(self) -> bool:
-        """Whether anything is ever remembered."""
-        return self.most_bytes > 0 or self._disk is not None
+        """Whether anything is remembered."""
+        return not self.paused and (self.most_bytes > 0 or self._disk is not None)
 
     @property
     def held_bytes(self) -> int:
@@ -53,6 +57,8 @@ class TensorCache:
 
     def get(self, key: str) -> torch.Tensor | None:
         """The tensor, if it is remembered."""
+        if self.paused:
+            return None
         with self._lock:
             found = self._tensors.get(key)
             if found is not None:
@@ -67,6 +73,8 @@ class TensorCache:
 
     def put(self, key: str, tensor: torch.Tensor) -> None:
         """Remember a tensor, which nobody may change from now on."""
+        if self.paused:
+            return
         self._remember(key, tensor)
         if self._disk is not None:
             self._disk.put(self._name(key), tensor)

@@ -49,6 +49,7 @@ class _Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
+        self.started = False
 
     @property
     def pid(self) -> int:
@@ -132,9 +133,7 @@ class PictureProcesses:
             return False
         self._all.add(child)
         try:
-            with self._watchdog.limit(_START_S, child.kill):
-                # No picture: a child that works says just that, by the name of an error.
-                answer, _ = child.ask({**self._told, "name": "a trial"}, b"no picture")
+            answer = self._start(child)
         except (EOFError, OSError):
             answer = {}
         if issubclass(getattr(abc_rag.errors, answer.get("error") or "-", type), ABCRagError):
@@ -143,6 +142,14 @@ class PictureProcesses:
         self._all.discard(child)
         child.end()
         return False
+
+    def _start(self, child: _Child) -> dict[str, Any]:
+        """Wait until a child has imported what it needs, which is no part of a picture's time."""
+        with self._watchdog.limit(_START_S, child.kill):
+            # No picture: a child that works says just that, by the name of an error.
+            answer, _ = child.ask({**self._told, "name": "a trial"}, b"no picture")
+        child.started = True
+        return answer
 
     def open(self, data: bytes, name: str) -> Any:  # noqa: ANN401  (what the recipe says)
         """Open a picture.
@@ -164,6 +171,8 @@ class PictureProcesses:
                 child.kill()
 
             try:
+                if not child.started:
+                    self._start(child)
                 with self._watchdog.limit(self._timeout_s, end):
                     answer, payload = child.ask({**self._told, "name": name}, data)
             except (EOFError, OSError):

@@ -169,15 +169,14 @@ class LocalEmbedder(Embedder):
         """Have the model see every picture anew within the block, as measuring it needs."""
         machine = self._running()
         caches = (machine.vision, machine.embeddings)
-        most = [cache.most_bytes for cache in caches]
         for cache in caches:
-            cache.most_bytes = 0
+            cache.paused = True
             cache.clear()
         try:
             yield
         finally:
-            for cache, bytes_ in zip(caches, most, strict=True):
-                cache.most_bytes = bytes_
+            for cache in caches:
+                cache.paused = False
 
     def close(self) -> None:
         """End threads and worker processes, and empty the caches. The next call starts anew."""
