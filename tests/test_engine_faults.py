@@ -25,6 +25,7 @@ from toy_pictures import HANGS, KILLS
 from abc_rag import Image, ImageLimits, Input, InstructedImage, Text, load_embedder
 from abc_rag.embedder import Embedder
 from abc_rag.engine import EngineSettings, LocalEmbedder
+from abc_rag.engine._preparation import _Slot
 from abc_rag.errors import ABCRagError, ImageError, ImageFormatError, InputError
 
 ENOUGH = 30.0
@@ -113,7 +114,7 @@ def test_processes_open_pictures_bit_for_bit_as_threads_do(processes: LocalEmbed
         preparations.append(embedder._running().preparation)
     assert len(processes.worker_pids) >= 1
     assert threads.worker_pids == []  # type: ignore[attr-defined]
-    slot: Any = type("Slot", (), {"at": None, "opening": None})
+    slot = _Slot()
     for photo in photos[:6]:
         ours, theirs = (p._opened(photo.source, photo.source, slot, small=False) for p in preparations)
         assert type(ours) is type(theirs)

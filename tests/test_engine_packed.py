@@ -114,13 +114,14 @@ def test_one_sequence_cannot_spoil_another(attend: Any, causal: bool) -> None:
 
 
 @pytest.mark.skipif(not HAS_ONEDNN, reason="this build of torch has no oneDNN")
-@pytest.mark.parametrize("scores", [64 * 40, 100 * 40, 2**20])
-def test_blocks_of_scores_are_one_attention(scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_attention, "_SCORES", scores)
+# Queries of more than one block, or of less than one; keys that are rounded up, and keys that are not.
+@pytest.mark.parametrize("rows", [64, 256])
+@pytest.mark.parametrize("keys", [40, 300, 384])
+def test_blocks_of_scores_are_one_attention(rows: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_attention, "_ROWS", rows)
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 3, 210, 16, generator=generator)
-    k, v = torch.randn(2, 2, 3, 40, 16, generator=generator)
-    assert (max(64, scores // 40) < 210) == (scores < 2**20)  # more than one block, but for the last
+    k, v = torch.randn(2, 2, 3, keys, 16, generator=generator)
     expected = (q.double() @ k.double().transpose(2, 3) / 4).softmax(-1) @ v.double()
     torch.testing.assert_close(_blocked(q, k, v), expected.float(), **EXACT)
 
@@ -139,6 +140,7 @@ def test_blocks_are_taken_where_they_are_faster_and_change_nothing(monkeypatch: 
     expected = by_hand(q, k, v, lengths, False)
     monkeypatch.setattr(_attention, "_blocked", counted)
     monkeypatch.setattr(_attention, "_LEAST_SCORES", 3 * 50 * 50)
+    monkeypatch.setattr(_attention, "_ROWS", 50)  # nothing is rounded
     for faster in (False, True):
         monkeypatch.setattr(_attention, "onednn_is_faster", lambda faster=faster: faster)
         torch.testing.assert_close(_by_length(q, k, v, Segments(lengths, CPU), False), expected, **EXACT)
