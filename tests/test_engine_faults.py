@@ -478,3 +478,12 @@ def test_everything_at_once(dangerous: Any, tmp_path: Path) -> None:
     assert embedder._running().scheduler._waiting == 0
     assert embedder._running().scheduler._held_bytes == 0
     assert embedder._running().scheduler._in_flight == {}
+
+
+def test_equal_bad_pictures_are_named_each_by_its_own_name(tmp_path: Path) -> None:
+    embedder = load_embedder("abc-mini", device="cpu")
+    paths = [tmp_path / name for name in ("first.png", "second.png", "third.png")]
+    for path in paths:
+        path.write_bytes(b"\x89PNG\r\n\x1a\n and nothing else")
+    errors = list(embedder.embed_iter([Image(path) for path in paths], return_errors=True))
+    assert [str(error).partition(":")[0] for error in errors] == [str(path) for path in paths]

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from abc_rag.embedder import Vectors
+from abc_rag.errors import ImageError
+from abc_rag.images import describe_source
 from abc_rag.models.family import Prepared
 from abc_rag.types import Input, Text
 
@@ -399,7 +401,7 @@ class Scheduler:
         request.waiting -= 1
         self._waiting -= 1
         # Raised in several threads, one error would collect all their tracebacks.
-        request.results[ticket.position] = _copied(result) if isinstance(result, BaseException) else result
+        request.results[ticket.position] = _copied(result, ticket.item) if isinstance(result, BaseException) else result
 
     def _tell(self, told: set[Request]) -> None:
         for request in told:
@@ -413,8 +415,11 @@ class Scheduler:
                     request.changed()
 
 
-def _copied(error: BaseException) -> BaseException:
+def _copied(error: BaseException, item: Input) -> BaseException:
     try:
+        if isinstance(error, ImageError) and not isinstance(item, Text):
+            # Found out for one of several names of the same content.
+            return type(error)(describe_source(item.source), error.reason)
         return copy.copy(error)
     except Exception:  # it cannot be made anew from its message
         return error

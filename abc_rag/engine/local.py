@@ -47,6 +47,7 @@ class _Machine:
 
     def __init__(self, owner: ModelThread, settings: EngineSettings, report: Callable[[BatchReport], None]) -> None:
         families = owner.families()
+        self._owner = owner
         self.pid = os.getpid()
         first = families[0]
         kind = first.device.type
@@ -96,8 +97,9 @@ class _Machine:
         self.scheduler.stop()
         self.preparation.close()
         self.preparation.join(JOIN_S)
-        for runner in self._runners:
-            runner.ended.wait(JOIN_S)
+        if threading.current_thread() is not self._owner:  # an embedder may be collected in any thread
+            for runner in self._runners:
+                runner.ended.wait(JOIN_S)
         if self._disk is not None:
             self._disk.close()
 
