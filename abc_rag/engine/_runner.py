@@ -6,8 +6,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from abc_rag.models.family import Family, Picture
 
 __all__ = ["JOIN_S", "BatchReport", "ModelThread", "Runner", "is_out_of_memory"]
 
+# Up to so many tokens one core of a CPU is as quick as all: after a pause, threads that have to be woken for each small
+# step take several times as long as the steps.
+_ALONE = 128
 JOIN_S = 10.0
 """How long threads that were told to end are waited for."""
 
@@ -74,6 +78,7 @@ class ModelThread(threading.Thread):
 
     def __init__(self, load: Callable[[], list[Family]]) -> None:
         super().__init__(name="abc-rag-model", daemon=True)
+        self._threads = torch.get_num_threads()
         self._load: Callable[[], list[Family]] | None = load
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loaded: Future[list[Family]] = Future()
@@ -81,6 +86,8 @@ class ModelThread(threading.Thread):
 
     def run(self) -> None:
         """Load, then do what is asked for."""
+        # Another embedder may be computing with one thread just now, and a new thread would do the same for good.
+        torch.set_num_threads(self._threads)
         try:
             assert self._load is not None
             self._loaded.set_result(self._load())
@@ -181,7 +188,9 @@ class Runner:
             works, patches = self._see(works)
             if not works:
                 return None
-            rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
+            alone = self._family.device.type == "cpu" and not patches and sum(work.tokens for work in works) <= _ALONE
+            with one_thread() if alone else nullcontext():
+                rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
             copied = None
             if rows.device.type == "cuda":
                 # Into pinned memory, as only then the copy runs beside the next batch.
@@ -337,6 +346,17 @@ class Runner:
                 self._family.device,
                 smaller,
             )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch use this thread alone within the block; others that have used torch before are not concerned."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -33,7 +33,7 @@ from abc_rag.types import DataURI, Fingerprint, Image, Input, Text
 __all__ = ["LocalEmbedder"]
 
 # A call of no more inputs than this is somebody who waits for an answer.
-_SMALL_CALL = 8
+_SMALL_CALL = 4
 # Budgets where the settings leave them to the device. On a GPU a few hundred tokens keep the chip busy, and this many
 # hide the time between batches; on a CPU a batch of this size stays in its caches.
 _TOKENS = {"cpu": 2048, "cuda": 4096}
