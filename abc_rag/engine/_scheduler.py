@@ -22,7 +22,7 @@ from abc_rag.types import Input, Text
 
 __all__ = ["Request", "Scheduler", "Ticket", "Work"]
 
-# A call with no more inputs than these goes before those with more, and is never told to wait for room.
+# Most inputs of small calls in one batch, and what such a call may give without being told to wait for room.
 _SMALL = 8
 # Texts prepared in one go: each takes little more than handing it over.
 _TEXTS = 32
