@@ -326,16 +326,16 @@ def test_equal_inputs_are_computed_once_whatever_they_are_called(toy: Toy, opene
 
 def test_calls_at_the_same_time_share_what_they_have_in_common(toy: Toy, opened: Any) -> None:
     embedder = opened()
-    inputs = [Text(f"t {number}") for number in range(8)]
+    inputs = [Text(f"t {number}") for number in range(4)]
     with held(toy, 8) as pool:
-        calls = [pool.submit(embedder.embed, random.Random(seed).sample(inputs, 8)) for seed in range(8)]
+        calls = [pool.submit(embedder.embed, random.Random(seed).sample(inputs, 4)) for seed in range(8)]
         scheduler = embedder._running().scheduler
-        wait_until(lambda: scheduler._waiting == 64 and not any(scheduler._to_prepare) and not scheduler._preparing)
+        wait_until(lambda: scheduler._waiting == 32 and not any(scheduler._to_prepare) and not scheduler._preparing)
         toy.gate.set()
         for seed, call in enumerate(calls):
-            expected = toy.expected(random.Random(seed).sample(inputs, 8))
+            expected = toy.expected(random.Random(seed).sample(inputs, 4))
             np.testing.assert_array_equal(call.result(LONG), expected)
-    assert sum(map(len, toy.batches)) == 8
+    assert sum(map(len, toy.batches)) == 4
 
 
 def test_single_texts_of_many_threads_share_batches(toy: Toy, opened: Any) -> None:
