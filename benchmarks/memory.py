@@ -40,7 +40,7 @@ def main() -> int:
     options.add_argument("--kinds", nargs="*", default=list(SIZES), choices=list(SIZES))
     options.add_argument("--texts", nargs="*", type=int, default=None, help="how many passages, smallest first")
     options.add_argument("--pictures", nargs="*", type=int, default=None, help="how many pictures, smallest first")
-    options.add_argument("--vision-cache-mb", type=int, default=8, help="of the engine; full after few hundred pictures")
+    options.add_argument("--vision-cache-mb", type=int, default=8, help="of the engine; full after some hundreds")
     options.add_argument("--child", nargs=2, default=None, metavar=("KIND", "COUNT"), help=argparse.SUPPRESS)
     arguments = options.parse_args()
     prepare(arguments)
