@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from toy_family import LONG, Toy, pictures, png, wait_until, words
 
-from abc_rag import Image, Input, InstructedImage, Text
+from abc_rag import Image, Input, InstructedImage, Text, load_embedder
 from abc_rag.engine import EngineSettings, LocalEmbedder
 from abc_rag.engine._scheduler import Request, Scheduler, Work
 from abc_rag.errors import ABCRagError, InputError
@@ -800,3 +801,11 @@ def test_a_forked_child_embeds_with_threads_of_its_own() -> None:
         """
     )
     assert (done.returncode, done.stdout) == (0, "both\n"), done.stderr
+
+
+def test_a_picture_whose_instruction_is_too_long_leaves_no_bytes_uncounted() -> None:
+    embedder = load_embedder("abc-mini", device="cpu")
+    picture = PIL.Image.new("RGB", (60, 60), "red")
+    with pytest.raises(InputError, match="longer than the model's"):
+        embedder.embed([InstructedImage(picture, "left " * 4000)])
+    assert embedder._running().scheduler._held_bytes == 0  # type: ignore[attr-defined]

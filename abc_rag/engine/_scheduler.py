@@ -235,6 +235,7 @@ class Scheduler:
                 tickets = one.tickets if isinstance(one, Work) else [one]
                 told |= {ticket.request for ticket in tickets}
                 if isinstance(one, Work):
+                    one.held_bytes = 0  # never counted, as it comes to an end before it waits
                     self._settle(one, result)
                 else:
                     self._deliver(one, result)
