@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -85,7 +86,12 @@ def _show(result: BenchResult) -> None:
     _say(f"limit: {_operations(result.limit)} in a matrix product in {machine['dtype']}")
     rates = Table("", "tokens each", "a second", "share of the limit")
     for rate in result.throughputs:
-        rates.add_row(rate.name, str(rate.tokens), f"{rate.per_second:,.4g}", f"{100 * rate.share:.0f} %")
+        rates.add_row(
+            rate.name,
+            str(rate.tokens),
+            f"{rate.per_second:,.4g}",
+            "?" if math.isnan(rate.share) else f"{100 * rate.share:.0f} %",
+        )
     for column in rates.columns[1:]:
         column.justify = "right"
     queries = Table("", "median ms", "99 % within ms", "measured")

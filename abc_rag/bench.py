@@ -2,11 +2,12 @@
 
 The limit is what the machine reaches in one large matrix product, in the model's precision. A rate's share of it is
 ``operations of the inputs / (seconds * limit)``, where only the matrix products of the inputs count
-(`abc_rag.models.flops.count_flops`); padding, opening pictures and waiting show up as what is missing to 1.
+(`abc_rag.models.family.Family.count_flops`); padding, opening pictures and waiting show up as what is missing to 1.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import random
@@ -24,8 +25,7 @@ import torch
 from abc_rag._bench_inputs import QUESTIONS, random_jpeg, random_passage
 from abc_rag.engine.local import LocalEmbedder
 from abc_rag.errors import InputError
-from abc_rag.models.abc import ABCFamily
-from abc_rag.models.flops import count_flops
+from abc_rag.models.family import Family
 from abc_rag.types import Image, Input, InstructedImage, Text
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "Throughput",
     "bench",
     "estimate_seconds",
-    "input_flops",
     "matmul_rate",
     "processor_name",
 ]
@@ -48,6 +47,7 @@ _MATMUL, _TEXTS, _PICTURES, _LATENCY = 0.05, 0.09, 0.18, 0.06
 _MOST_AT_ONCE = 2000
 _FEWEST_QUERIES, _MOST_QUERIES = 8, 400
 _PARTS = 3
+_TRIAL_WORDS = (8, 64)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Throughput:
         items: How many at once.
         seconds: How long they took, the median of some times.
         tokens: Of one item, in the language model.
-        flops: Operations that one item needs.
+        flops: Operations that one item needs; NaN where they are not known for the family.
         limit: What the machine reaches in a matrix product, operations a second.
     """
 
@@ -77,7 +77,7 @@ class Throughput:
 
     @property
     def share(self) -> float:
-        """Share of the limit, in [0, 1]."""
+        """Share of the limit, in [0, 1]; NaN where it is not known."""
         return self.per_second * self.flops / self.limit
 
 
@@ -124,26 +124,32 @@ class BenchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; rates and shares included."""
-        rows = [{**asdict(t), "per_second": t.per_second, "share": t.share} for t in self.throughputs]
+        rows = [
+            {**asdict(t), "per_second": t.per_second, "flops": _known(t.flops), "share": _known(t.share)}
+            for t in self.throughputs
+        ]
         return {**asdict(self), "throughputs": rows}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def bench(embedder: LocalEmbedder, *, items: int = 100_000, seconds: float = 30.0) -> BenchResult:
     """Measure a model on this machine.
 
     Args:
-        embedder: Of an ABC model.
+        embedder: From `abc_rag.load_embedder`.
         items: For how many items to estimate.
         seconds: About how long to measure. A model that takes longer for one input takes longer here.
 
     Raises:
-        InputError: Its operations cannot be counted, or an argument makes no sense.
+        InputError: An argument makes no sense, or the model takes no passages or no pictures.
     """
     if items < 1 or not seconds > 0:
         raise InputError(f"items and seconds must be positive, not {items} and {seconds:g}")
-    family = _abc(embedder)
-    backbone = family.network.backbone
-    limit = matmul_rate(backbone.device, backbone.dtype, seconds=_MATMUL * seconds)
+    family = embedder.family
+    limit = matmul_rate(family.device, family.dtype, seconds=_MATMUL * seconds)
     rng = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="abc-rag-bench-") as folder:
         files = _Pictures(Path(folder))
@@ -156,8 +162,8 @@ def bench(embedder: LocalEmbedder, *, items: int = 100_000, seconds: float = 30.
 
         rates = []
         for tokens in PASSAGES:
-            if tokens <= backbone.text_config.max_position_embeddings:
-                passages = _passages(family, rng, tokens)
+            passages = _passages(family, rng, tokens)
+            if _fits(family, passages):
                 rates.append(_throughput(embedder, f"passages of {tokens} tokens", passages, _TEXTS * seconds, limit))
         picture = _throughput(embedder, "pictures, from JPEG files", pictures, _PICTURES * seconds, limit)
         rates.append(picture)
@@ -169,7 +175,7 @@ def bench(embedder: LocalEmbedder, *, items: int = 100_000, seconds: float = 30.
     passage = min(rates[:-2], key=lambda rate: abs(rate.tokens - 100))
     return BenchResult(
         str(embedder.fingerprint),
-        _machine(backbone.device, backbone.dtype),
+        _machine(family.device, family.dtype),
         limit,
         tuple(rates),
         latencies,
@@ -229,28 +235,6 @@ def _wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def input_flops(family: ABCFamily, item: Input) -> tuple[int, float]:
-    """Tokens in the language model, and operations, of one input whose picture has not been seen before."""
-    prepared = family.prepare(item)
-    network = family.network
-    tokens = 0 if prepared.picture is None else prepared.picture.tokens
-    flops = count_flops(
-        network.backbone.config,
-        tokens=prepared.tokens,
-        patches=tokens * network.backbone.merge**2,
-        instructed=isinstance(item, InstructedImage),
-        head_hidden=network.head.linear_layer1.out_features,
-    )
-    return prepared.tokens, flops
-
-
-def _abc(embedder: LocalEmbedder) -> ABCFamily:
-    family = embedder.family
-    if not isinstance(family, ABCFamily):
-        raise InputError(f"the operations of {family.fingerprint.model} are not known; bench measures ABC models")
-    return family
-
-
 class _Pictures:
     """JPEG files, as many as are asked for, each another one."""
 
@@ -270,15 +254,27 @@ class _Pictures:
         return path
 
 
-def _passages(family: ABCFamily, rng: random.Random, tokens: int) -> Callable[[int], list[Input]]:
-    words = max(1, tokens - family.prepare(Text("")).tokens)
+def _passages(family: Family, rng: random.Random, tokens: int) -> Callable[[int], list[Input]]:
+    # What a word costs, and what the prompt around it does, is the tokenizer's business.
+    few, many = (family.prepare(Text(random_passage(rng, words))).tokens for words in _TRIAL_WORDS)
+    per_word = max(0.1, (many - few) / (_TRIAL_WORDS[1] - _TRIAL_WORDS[0]))
+    words = max(1, round((tokens - few) / per_word) + _TRIAL_WORDS[0])
     return lambda count: [Text(random_passage(rng, words)) for _ in range(count)]
+
+
+def _fits(family: Family, make: Callable[[int], list[Input]]) -> bool:
+    """Whether the model reads texts of that length."""
+    try:
+        family.prepare(make(1)[0])
+    except InputError:
+        return False
+    return True
 
 
 def _throughput(
     embedder: LocalEmbedder, name: str, make: Callable[[int], list[Input]], seconds: float, limit: float
 ) -> Throughput:
-    tokens, flops = input_flops(_abc(embedder), make(1)[0])
+    tokens, flops = embedder.family.count_flops(make(1)[0])
     count, took = 0, 0.0
     # The first inputs warm up and say how many fill the time.
     for wanted in (1, 4, 16):

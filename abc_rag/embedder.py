@@ -13,6 +13,7 @@ from typing import Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from abc_rag._inputs import BASIC_TYPES, INPUT_TYPES
 from abc_rag._progress import progress_bar
 from abc_rag._threads import in_thread
 from abc_rag.errors import ABCRagError, ImageError, InputError
@@ -24,6 +25,7 @@ Vectors = npt.NDArray[np.float32]
 BatchSize = int | Literal["auto"]
 
 _UNIT_TOLERANCE = 1e-2
+_LEAST_LENGTH = 1e-12  # no division by zero
 # Inputs embedded together where an embedder has no stream of its own.
 _CHUNK = 64
 
@@ -45,6 +47,11 @@ class Embedder(ABC):
     def fingerprint(self) -> Fingerprint:
         """Which model, revision and resolution make these vectors."""
 
+    @property
+    def accepts(self) -> tuple[type, ...]:
+        """Which of the input types can be embedded."""
+        return BASIC_TYPES
+
     @abstractmethod
     def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
         """Embed checked inputs; return float32 of shape ``(len(inputs), dim)``, unit rows, in order."""
@@ -53,7 +60,8 @@ class Embedder(ABC):
         """Embed any mix of texts, pictures and pictures with instructions.
 
         Args:
-            inputs: `Text`, `Image` and `InstructedImage` values, in any mix.
+            inputs: `Text`, `Image` and `InstructedImage` values, in any mix; and `InstructedText` and `Interleaved`
+                where `accepts` has them.
             batch_size: Most items computed at once; ``"auto"`` bounds the tokens in flight instead.
                 The result does not depend on it.
             progress: Show a progress bar with rate and time left on standard error.
@@ -62,10 +70,10 @@ class Embedder(ABC):
             float32 array of shape ``(n, dim)``; row ``i`` is the unit vector of input ``i``.
 
         Raises:
-            InputError: An input is not one of the three types, or cannot be used; the message says which.
+            InputError: An input is of no type that is accepted, or cannot be used; the message says which.
             ImageError: A picture cannot be opened or exceeds a limit.
         """
-        items = _checked(inputs, batch_size)
+        items = self._checked(inputs, batch_size)
         if not items:
             return np.zeros((0, self.dim), dtype=np.float32)
         vectors = self._embed(items, batch_size=batch_size, progress=progress)
@@ -74,7 +82,7 @@ class Embedder(ABC):
 
     async def aembed(self, inputs: Iterable[Input], *, batch_size: BatchSize = "auto") -> Vectors:
         """`embed` for event loops: other tasks run meanwhile, and cancelling the task gives up what has not begun."""
-        items = _checked(inputs, batch_size)
+        items = self._checked(inputs, batch_size)
         if not items:
             return np.zeros((0, await in_thread(lambda: self.dim)), dtype=np.float32)
         vectors = await self._aembed(items, batch_size=batch_size)
@@ -132,7 +140,7 @@ class Embedder(ABC):
             InputError: An input cannot be used, and ``return_errors`` is not set; those before it have been given.
             ImageError: As above, for a picture.
         """
-        _refuse_single(inputs, (str, bytes, Text, Image, InstructedImage), "inputs")
+        _refuse_single(inputs, (str, bytes, *INPUT_TYPES), "inputs")
         _check_batch_size(batch_size)
         if total is None and isinstance(inputs, Sequence):
             total = len(inputs)
@@ -145,7 +153,7 @@ class Embedder(ABC):
 
         def usable() -> Iterator[Input]:
             for position, item in enumerate(inputs):
-                pulled.append(_wrong_type(position, item))
+                pulled.append(self._wrong_type(position, item))
                 if pulled[-1] is None:
                     yield item
 
@@ -190,6 +198,29 @@ class Embedder(ABC):
         """`_embed` without blocking the event loop."""
         return await in_thread(partial(self._embed, inputs, batch_size=batch_size, progress=False))
 
+    def _checked(self, inputs: Iterable[Input], batch_size: BatchSize) -> list[Input]:
+        _refuse_single(inputs, (str, bytes, *INPUT_TYPES), "inputs")
+        items = list(inputs)
+        for position, item in enumerate(items):
+            if error := self._wrong_type(position, item):
+                raise error
+        _check_batch_size(batch_size)
+        return items
+
+    def _wrong_type(self, position: int, item: object) -> InputError | None:
+        # What everybody takes first: asking which others are accepted may load a model.
+        if isinstance(item, BASIC_TYPES) or (isinstance(item, INPUT_TYPES) and isinstance(item, self.accepts)):
+            return None
+        if isinstance(item, INPUT_TYPES):
+            return InputError(
+                f"input {position} is {_with_article(type(item))}, which {self.fingerprint.model} does not take; it "
+                f"takes {', '.join(kind.__name__ for kind in self.accepts)}"
+            )
+        return InputError(
+            f"input {position} is a {type(item).__name__}; wrap it as abc_rag.Text(text), "
+            "abc_rag.Image(source) or abc_rag.InstructedImage(source, instruction)"
+        )
+
     def _check(self, vectors: Vectors, count: int) -> None:
         """Refuse what would spoil a store: rows too few, of another length, or of no unit length (NaN included)."""
         wanted = (count, self.dim)
@@ -207,6 +238,30 @@ class Embedder(ABC):
                 f"{type(self).__name__} returned a vector of length {lengths[wrong[0]]:.4g} for input {wrong[0]}; "
                 f"expected unit vectors{remedy}"
             )
+
+    def similarity(self, first: npt.ArrayLike, second: npt.ArrayLike) -> Vectors:
+        """How alike vectors are: the cosine of each of the first with each of the second.
+
+        Args:
+            first: Vectors ``(n, dim)`` that `embed` gave, or one of them, ``(dim,)``.
+            second: Others ``(m, dim)``, or one, ``(dim,)``.
+
+        Returns:
+            float32 ``(n, m)``, in [-1, 1]; an axis is left out where one vector was given.
+
+        Raises:
+            InputError: They are of different length, or no vectors.
+        """
+        a, b = (np.asarray(vectors, dtype=np.float32) for vectors in (first, second))
+        if not (a.ndim in (1, 2) and b.ndim in (1, 2) and a.shape[-1] == b.shape[-1]):
+            raise InputError(
+                f"similarity compares vectors (dim,) or (n, dim) of one length, not {a.shape} with {b.shape}; "
+                "pass what embed returned"
+            )
+        lengths = [np.linalg.norm(vectors, axis=-1, keepdims=True) for vectors in (a, b)]
+        a, b = (vectors / np.maximum(length, _LEAST_LENGTH) for vectors, length in zip((a, b), lengths, strict=True))
+        cosines: Vectors = np.asarray(np.clip(a @ b.T, -1.0, 1.0), dtype=np.float32)
+        return cosines
 
     def embed_texts(self, texts: Iterable[str], *, batch_size: BatchSize = "auto", progress: bool = False) -> Vectors:
         """Embed passages; shape ``(n, dim)``. See `embed`."""
@@ -229,23 +284,8 @@ class Embedder(ABC):
         return self.embed(inputs, batch_size=batch_size, progress=progress)
 
 
-def _checked(inputs: Iterable[Input], batch_size: BatchSize) -> list[Input]:
-    _refuse_single(inputs, (str, bytes, Text, Image, InstructedImage), "inputs")
-    items = list(inputs)
-    for position, item in enumerate(items):
-        if error := _wrong_type(position, item):
-            raise error
-    _check_batch_size(batch_size)
-    return items
-
-
-def _wrong_type(position: int, item: object) -> InputError | None:
-    if isinstance(item, (Text, Image, InstructedImage)):
-        return None
-    return InputError(
-        f"input {position} is a {type(item).__name__}; wrap it as abc_rag.Text(text), "
-        "abc_rag.Image(source) or abc_rag.InstructedImage(source, instruction)"
-    )
+def _with_article(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
 
 
 def _numbered(error: InputError, position: int) -> InputError:

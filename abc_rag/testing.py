@@ -20,9 +20,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from abc_rag._inputs import INPUT_TYPES
 from abc_rag.embedder import BatchSize, Embedder, Vectors
 from abc_rag.errors import ImageFetchError, ImageFormatError, InputError
-from abc_rag.types import URL, DataURI, Fingerprint, ImageSource, Input, InstructedImage, Text
+from abc_rag.types import (
+    URL,
+    DataURI,
+    Fingerprint,
+    ImageSource,
+    Input,
+    InstructedImage,
+    InstructedText,
+    Interleaved,
+    Text,
+)
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -67,9 +78,19 @@ class FakeEmbedder(Embedder):
     def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
         return np.stack([self._vector(item) for item in inputs]).astype(np.float32)
 
+    @property
+    def accepts(self) -> tuple[type, ...]:
+        """All types."""
+        return INPUT_TYPES
+
     def _vector(self, item: Input) -> Vectors:
         if isinstance(item, Text):
             return self._text(item.text)
+        if isinstance(item, InstructedText):
+            return _unit(self._text(item.text) + self._text(item.instruction))
+        if isinstance(item, Interleaved):
+            # Weighted, so that order counts.
+            return _unit(np.sum([self._vector(part) / (2 + n) for n, part in enumerate(item.parts)], axis=0))
         picture = self._hashed("picture", _content(item.source))
         if not isinstance(item, InstructedImage):
             return picture

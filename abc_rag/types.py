@@ -7,7 +7,7 @@ Nothing here is guessed. A plain ``str`` given as a picture's source is always a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union
@@ -26,6 +26,8 @@ __all__ = [
     "ImageSource",
     "Input",
     "InstructedImage",
+    "InstructedText",
+    "Interleaved",
     "MetadataValue",
     "Modality",
     "Record",
@@ -105,7 +107,49 @@ class InstructedImage:
         _require_text(self.instruction, "InstructedImage.instruction")
 
 
-Input = Text | Image | InstructedImage
+@dataclass(frozen=True)
+class InstructedText:
+    """A text, such as a question, and what is looked for with it; for models that were trained for it."""
+
+    text: str
+    instruction: str
+
+    def __post_init__(self) -> None:
+        _require_text(self.text, "InstructedText.text")
+        _require_text(self.instruction, "InstructedText.instruction")
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """Texts and any number of pictures in the order in which the model is to read them.
+
+    Nothing is added between the parts, and no prompt around them: a text that stands behind a picture begins with the
+    space or line break that belongs there.
+
+    Attributes:
+        parts: `Text` and `Image` values; kept as a tuple.
+    """
+
+    parts: Sequence[Text | Image]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.parts, (str, bytes, Text, Image)) or not isinstance(self.parts, Iterable):
+            raise InputError(
+                f"Interleaved takes a list of Text and Image values, not a single {type(self.parts).__name__}"
+            )
+        parts = tuple(self.parts)
+        for number, part in enumerate(parts):
+            if not isinstance(part, (Text, Image)):
+                raise InputError(
+                    f"part {number} of an Interleaved is a {type(part).__name__}; wrap it as abc_rag.Text(text) or "
+                    "abc_rag.Image(source)"
+                )
+        if not parts:
+            raise InputError("an Interleaved has no parts; give it Text and Image values")
+        object.__setattr__(self, "parts", parts)
+
+
+Input = Text | InstructedText | Image | InstructedImage | Interleaved
 
 
 @dataclass(frozen=True)

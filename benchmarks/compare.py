@@ -52,6 +52,7 @@ def main() -> int:
     options.add_argument("--texts", type=int, default=192, help="passages of a round")
     options.add_argument("--pictures", type=int, default=8, help="pictures of a round")
     options.add_argument("--batch-size", type=int, default=16, help="of the padded batches and of encode")
+    options.add_argument("--compared", type=int, default=4, help="inputs of each row whose vectors have to agree")
     options.add_argument("--rows", nargs="*", default=None, help="measure only these rows")
     options.add_argument("--sides", nargs="*", default=SIDES[:-1], choices=SIDES, help="besides the engine")
     options.add_argument("--child", nargs=2, default=None, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
@@ -62,7 +63,8 @@ def main() -> int:
     rows = make_rows(arguments.texts, arguments.pictures, arguments.seed)
     if arguments.child is not None:
         side = open_side(arguments.child[0], Path(arguments.child[1]), arguments)
-        serve(side, lambda row, number: compared(rows) if row == "compared" else rows[row](number))
+        first = arguments.compared
+        serve(side, lambda row, number: compared(rows, first) if row == "compared" else rows[row](number))
         return 0
     with tempfile.TemporaryDirectory(prefix="abc-rag-benchmark-") as made, ExitStack() as stack:
         folder = Path(made)
@@ -164,9 +166,9 @@ def make_rows(texts: int, pictures: int, seed: int) -> dict[str, Callable[[int],
     }
 
 
-def compared(rows: dict[str, Callable[[int], list[Input]]]) -> list[Input]:
-    """Some of every kind, in an order that mixes them; a number that no round has."""
-    items = [item for make in rows.values() for item in make(10**6)[:4]]
+def compared(rows: dict[str, Callable[[int], list[Input]]], first: int) -> list[Input]:
+    """The first few of every row, in an order that mixes them; a number that no round has."""
+    items = [item for make in rows.values() for item in make(10**6)[:first]]
     random.Random(0).shuffle(items)
     return items
 

@@ -27,7 +27,7 @@ import torch
 
 from abc_rag import Image, Input, Text
 from abc_rag._bench_inputs import random_jpeg, random_passage
-from abc_rag.bench import input_flops, matmul_rate
+from abc_rag.bench import matmul_rate
 from abc_rag.engine import EngineSettings, LocalEmbedder
 from abc_rag.models.abc import ABCFamily
 from abc_rag.models.shapes import random_family
@@ -78,7 +78,7 @@ def measure(name: str, shared: ABCFamily, tokens: int, arguments: Any, limit: fl
     family = shared.at(min_tokens=tokens, max_tokens=tokens) if of_pictures else shared
     with tempfile.TemporaryDirectory(prefix="abc-rag-benchmark-") if of_pictures else nullcontext("") as folder:
         make = pictures(Path(folder), tokens, arguments) if of_pictures else passages(family, -tokens, arguments.seed)
-        found_tokens, flops = input_flops(family, make(1)[0])
+        found_tokens, flops = family.count_flops(make(1)[0])
         embedder = LocalEmbedder(lambda: family, settings(arguments))
         count = warm_up(embedder, make, arguments)
         rates = []

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from abc_rag import Image, Input, InstructedImage, Text, cli, load_embedder
 from abc_rag._bench_inputs import QUESTIONS, random_jpeg, random_passage
 from abc_rag._cli_bench import _duration, _operations
-from abc_rag.bench import Throughput, bench, estimate_seconds, input_flops, matmul_rate
+from abc_rag.bench import Throughput, bench, estimate_seconds, matmul_rate
 from abc_rag.engine.local import LocalEmbedder
 from abc_rag.errors import InputError
 from abc_rag.models._qwen2_vl import Qwen2VLBackbone
@@ -37,14 +37,14 @@ def family() -> ABCFamily:
 
 @pytest.mark.parametrize("item", INPUTS, ids=lambda item: type(item).__name__)
 def test_operations_are_those_that_torch_counts(family: ABCFamily, item: Input) -> None:
-    tokens, counted = input_flops(family, item)
+    tokens, counted = family.count_flops(item)
     fresh = family.at(min_tokens=16, max_tokens=64)  # has not seen the picture
     prepared = fresh.prepare(item)
     network = fresh.network
     # By the padded way, as the other one rounds numbers of rows up.
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network.set_instruct(isinstance(item, InstructedImage))
-        features = None if prepared.picture is None else network.backbone.image_features([prepared.picture.opened])
+        features = network.backbone.image_features([p.opened for p in prepared.pictures]) if prepared.pictures else None
         network(torch.from_numpy(prepared.input_ids)[None], lengths=torch.tensor([prepared.tokens]), features=features)
     assert tokens == prepared.tokens
     assert counter.get_total_flops() == pytest.approx(counted, rel=0.01)

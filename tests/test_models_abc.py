@@ -64,16 +64,14 @@ def test_pooled_states_meet_their_goldens(attention: str, cases: Any, goldens: A
         ids, lengths = torch.from_numpy(prepared.input_ids)[None], torch.tensor([prepared.tokens])
         with torch.inference_mode():
             network.set_instruct(case["kind"] == "image+instruction")
-            picture = prepared.picture
-            features = None
-            if picture is not None:
-                features = network.backbone.image_features([picture.opened])
+            opened = [picture.opened for picture in prepared.pictures]
+            features = network.backbone.image_features(opened) if opened else None
             states = network.backbone.hidden_states(ids, lengths=lengths, features=features)
             pooled = network.pool(states, ids, lengths)[0]
             # The same without padding, as the engine computes it.
             segments = Segments([prepared.tokens], family.device)
             at_images = (ids[0] == network.backbone.image_token_id).nonzero().flatten()
-            seen = None if picture is None else family.see([picture.opened])[0]
+            seen = family.see(opened)[0] if opened else None
             packed = network.packed.hidden_states(ids[0], segments, features=seen, image_positions=at_images)
             pooled_packed = network.pool_packed(packed, ids[0], segments)[0]
         assert (pooled - golden).abs().max() < TOLERANCE, case["id"]

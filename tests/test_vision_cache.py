@@ -35,8 +35,8 @@ class Counting(ABCFamily):
     before_seeing: Callable[[], object]
     prepared: list[Prepared] | None  # where a test wants to have them; they keep pictures alive
 
-    def prepare(self, item: Input, picture: Picture | None = None) -> Prepared:
-        prepared = super().prepare(item, picture)
+    def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
+        prepared = super().prepare(item, pictures)
         if self.prepared is not None:
             self.prepared.append(prepared)
         return prepared
@@ -262,7 +262,7 @@ def test_those_on_their_way_share_a_picture_though_nothing_is_remembered(
         given_up.set()
         counted.family.before_seeing = lambda: None
     assert counted.computed() == 1
-    assert len({id(one.picture) for one in prepared}) == 1
+    assert len({id(one.pictures[0]) for one in prepared}) == 1
 
 
 def test_a_picture_that_has_been_seen_holds_no_pixels(counted: Counted, photos: list[Path]) -> None:
@@ -270,7 +270,7 @@ def test_a_picture_that_has_been_seen_holds_no_pixels(counted: Counted, photos: 
     counted.embedder.embed([Image(photos[0])])
     counted.embedder.embed([InstructedImage(photos[0], "x")])
     assert counted.computed() == 1
-    first, again = (prepared.picture for prepared in kept)
+    first, again = (prepared.pictures[0] for prepared in kept)
     assert first.opened is None
     assert again.opened is None
     assert torch.equal(again.features, first.features)
@@ -280,7 +280,7 @@ def test_a_picture_is_let_go_when_its_vector_is_there(counted: Counted, photos: 
     counted.remember(0)
     kept = counted.family.prepared = []
     counted.embedder.embed([Image(photos[0])])
-    gone = weakref.ref(kept.pop().picture)
+    gone = weakref.ref(kept.pop().pictures[0])
     assert gone() is None
 
 

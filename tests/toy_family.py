@@ -16,7 +16,8 @@ import PIL.Image
 import torch
 from toy_pictures import ToyOpened, ToyPictures
 
-from abc_rag import Image, ImageLimits, Input, InstructedImage, Text
+from abc_rag import Image, ImageLimits, Input, InstructedImage, Interleaved, Text
+from abc_rag._inputs import words_of
 from abc_rag.embedder import Vectors
 from abc_rag.models.family import Family, Picture, Prepared
 from abc_rag.types import Fingerprint
@@ -88,10 +89,14 @@ class Toy(Family):
     def recipe(self) -> ToyPictures:
         return self.pictures
 
+    @property
+    def accepts(self) -> tuple[type, ...]:
+        return (*super().accepts, Interleaved)
+
     def picture_tokens(self, opened: ToyOpened) -> int:
         return opened.tokens
 
-    def prepare(self, item: Input, picture: Picture | None = None) -> ToyPrepared:
+    def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> ToyPrepared:
         said = item.text if isinstance(item, Text) else getattr(item, "instruction", "")
         if said in self.unprepared:
             raise self.unprepared[said]
@@ -99,12 +104,13 @@ class Toy(Family):
             said = "-"
         ids = [zlib.crc32(word.encode()) for word in said.split()]
         if isinstance(item, Text):
-            return ToyPrepared("text", np.array(ids), None, item)
-        if picture is None:
-            opened = self.recipe.open(item.source, limits=self.limits)
-            picture = Picture("", opened.tokens, opened)
+            return ToyPrepared("text", np.array(ids), (), item)
+        opened = self.opened(item, pictures)
+        if isinstance(item, Interleaved):
+            shown = [0] * sum(picture.tokens for picture in opened)
+            return ToyPrepared("interleaved", np.array(shown + [zlib.crc32(words_of(item).encode())]), opened, item)
         kind = "image+instruction" if isinstance(item, InstructedImage) else "image"
-        return ToyPrepared(kind, np.array([0] * picture.tokens + ids[: kind != "image" and len(ids)]), picture, item)
+        return ToyPrepared(kind, np.array([0] * opened[0].tokens + ids[: kind != "image" and len(ids)]), opened, item)
 
     def see(self, opened: Sequence[ToyOpened]) -> list[torch.Tensor]:
         self.seen.append(list(opened))
@@ -130,9 +136,9 @@ class Toy(Family):
 
     def _vector(self, one: Prepared) -> torch.Tensor:
         content = one.kind.encode() + one.input_ids.tobytes()
-        if one.picture is not None:
-            assert one.picture.features is not None
-            content += one.picture.features.numpy().tobytes()
+        for picture in one.pictures:
+            assert picture.features is not None
+            content += picture.features.numpy().tobytes()
         seed = int.from_bytes(hashlib.sha256(content).digest()[:4], "big")
         vector = torch.randn(8, generator=torch.Generator().manual_seed(seed))
         return vector / vector.norm()
@@ -142,8 +148,8 @@ class Toy(Family):
         rows = []
         for item in inputs:
             prepared = self.prepare(item)
-            if prepared.picture is not None:
-                prepared.picture.features = features_of(prepared.picture.opened)
+            for picture in prepared.pictures:
+                picture.features = features_of(picture.opened)
             rows.append(self._vector(prepared).numpy())
         return np.stack(rows)
 

@@ -8,10 +8,12 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
 
+from abc_rag._inputs import content_of, sources_of
 from abc_rag.embedder import Vectors
 from abc_rag.engine._caches import TensorCache
 from abc_rag.engine._processes import PictureProcesses, too_long
@@ -21,11 +23,20 @@ from abc_rag.engine.settings import WorkerKind
 from abc_rag.errors import ImageFormatError
 from abc_rag.images import content_hash, describe_source, read_bytes
 from abc_rag.models.family import Family, Picture
-from abc_rag.types import URL, Image, ImageSource, Input, InstructedImage, Text
+from abc_rag.types import URL, ImageSource, Input
 
 __all__ = ["Preparation"]
 
 Settled = list[tuple["Work | Ticket", "Vectors | BaseException"]]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A picture's encoded bytes, where it has some, and the hash of its content."""
+
+    source: ImageSource
+    data: bytes | None
+    digest: str
 
 
 class _Slot:
@@ -125,17 +136,12 @@ class Preparation:
         item = ticket.item
         slot.at = ticket
         try:
-            if isinstance(item, Text):
-                data, digest = None, ""
-                key = b"t" + hashlib.sha256(item.text.encode("utf-8", "surrogatepass")).digest()
-            else:
+            sources = sources_of(item)
+            if sources:
                 self._scheduler.wait_for_bytes()
-                # Fetching a URL has a limit of its own.
-                with nullcontext() if isinstance(item.source, URL) else self._limited(item.source, slot):
-                    data, digest = self._read(item.source)
-                instruction = item.instruction if isinstance(item, InstructedImage) else None
-                told = "" if instruction is None else f"\0{instruction}"
-                key = b"i" + hashlib.sha256((digest + told).encode("utf-8", "surrogatepass")).digest()
+            read = [self._read_limited(source, slot) for source in sources]
+            content = content_of(item, [one.digest for one in read])
+            key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
         except BaseException as error:  # libraries in other languages raise those too
             settled.append((ticket, error))
             return
@@ -150,36 +156,43 @@ class Preparation:
             known = self._embeddings.get(key.hex()) if self._embeddings.in_use else None
             if known is not None:
                 settled.append((work, known.numpy().copy()))
-            elif isinstance(item, Text):
+            elif not read:
                 self._finish([(item, work)], None, works, settled)
+            elif len(read) == 1:
+                self._with_picture(item, work, read[0], slot, works, settled, small=ticket.request.small)
             else:
-                self._with_picture(item, work, data, digest, slot, works, settled, small=ticket.request.small)
+                self._with_pictures(item, work, read, slot, works, settled, small=ticket.request.small)
         except BaseException as error:
             settled.append((work, error))
 
-    def _read(self, source: ImageSource) -> tuple[bytes | None, str]:
-        limits = self._family.image_limits
-        if isinstance(source, PIL.Image.Image):
-            return None, content_hash(source, limits=limits)
-        data = read_bytes(source, limits=limits)
-        return data, hashlib.sha256(data).hexdigest()
+    def _read_limited(self, source: ImageSource, slot: _Slot) -> _Read:
+        # Fetching a URL has a limit of its own.
+        with nullcontext() if isinstance(source, URL) else self._limited(source, slot):
+            limits = self._family.image_limits
+            if isinstance(source, PIL.Image.Image):
+                return _Read(source, None, content_hash(source, limits=limits))
+            data = read_bytes(source, limits=limits)
+            return _Read(source, data, hashlib.sha256(data).hexdigest())
 
     def _finish(
-        self, waiting: list[tuple[Input, Work]], picture: Picture | None, works: list[Work], settled: Settled
+        self,
+        waiting: list[tuple[Input, Work]],
+        pictures: list[Picture] | None,
+        works: list[Work],
+        settled: Settled,
     ) -> None:
         for item, work in waiting:
             try:
-                work.prepared = self._family.prepare(item, picture)
+                work.prepared = self._family.prepare(item, pictures)
                 works.append(work)
             except BaseException as error:
                 settled.append((work, error))
 
     def _with_picture(
         self,
-        item: Image | InstructedImage,
+        item: Input,
         work: Work,
-        data: bytes | None,
-        digest: str,
+        read: _Read,
         slot: _Slot,
         works: list[Work],
         settled: Settled,
@@ -188,28 +201,54 @@ class Preparation:
     ) -> None:
         """Finish a work with its picture; one that another thread is opening is finished there."""
         with self._lock:
-            picture = self._pictures.get(digest)
+            picture = self._pictures.get(read.digest)
             if picture is None:
-                if digest in self._opening:
-                    self._opening[digest].append((item, work))
+                if read.digest in self._opening:
+                    self._opening[read.digest].append((item, work))
                     return
-                self._opening[digest] = [(item, work)]
-                slot.opening = digest
+                self._opening[read.digest] = [(item, work)]
+                slot.opening = read.digest
         if picture is not None:
-            self._finish([(item, work)], picture, works, settled)
+            self._finish([(item, work)], [picture], works, settled)
             return
         try:
-            features = self._vision.get(digest) if self._vision.in_use else None
-            if features is None:
-                opened = self._opened(item.source, data, slot, small=small)
-                picture = Picture(digest, self._family.picture_tokens(opened), opened)
-                work.held_bytes = int(opened.nbytes)
-            else:
-                picture = Picture(digest, len(features), features=features)
+            picture = self._seen_or_opened(read, work, slot, small=small)
         except BaseException as error:
-            settled.extend((other, error) for _, other in self._end_opening(digest, None))
+            settled.extend((other, error) for _, other in self._end_opening(read.digest, None))
             return
-        self._finish(self._end_opening(digest, picture), picture, works, settled)
+        self._finish(self._end_opening(read.digest, picture), [picture], works, settled)
+
+    def _with_pictures(
+        self,
+        item: Input,
+        work: Work,
+        read: list[_Read],
+        slot: _Slot,
+        works: list[Work],
+        settled: Settled,
+        *,
+        small: bool,
+    ) -> None:
+        """Finish a work with several pictures, without waiting for those that other threads are opening."""
+        found: dict[str, Picture] = {}
+        for one in read:
+            if one.digest in found:
+                continue
+            with self._lock:
+                picture = self._pictures.get(one.digest)
+            found[one.digest] = picture or self._seen_or_opened(one, work, slot, small=small)
+        with self._lock:
+            for digest, picture in found.items():
+                self._pictures.setdefault(digest, picture)
+        self._finish([(item, work)], [found[one.digest] for one in read], works, settled)
+
+    def _seen_or_opened(self, read: _Read, work: Work, slot: _Slot, *, small: bool) -> Picture:
+        features = self._vision.get(read.digest) if self._vision.in_use else None
+        if features is not None:
+            return Picture(read.digest, len(features), features=features)
+        opened = self._opened(read, slot, small=small)
+        work.held_bytes += int(opened.nbytes)
+        return Picture(read.digest, self._family.picture_tokens(opened), opened)
 
     def _end_opening(self, digest: str, picture: Picture | None) -> list[tuple[Input, Work]]:
         """Who waits for a picture; none if it has been given up."""
@@ -219,14 +258,14 @@ class Preparation:
                 self._pictures[digest] = picture
             return waiting
 
-    def _opened(self, source: ImageSource, data: bytes | None, slot: _Slot, *, small: bool) -> Any:  # noqa: ANN401
-        name = describe_source(source)
+    def _opened(self, read: _Read, slot: _Slot, *, small: bool) -> Any:  # noqa: ANN401
+        name = describe_source(read.source)
         elsewhere = self._kind == "process" or (self._kind == "auto" and not small and self._workers > 2)
-        if elsewhere and data is not None and self.processes.usable:
-            return self.processes.open(data, name)
-        with self._limited(source, slot):
+        if elsewhere and read.data is not None and self.processes.usable:
+            return self.processes.open(read.data, name)
+        with self._limited(read.source, slot):
             return self._family.recipe.open(
-                source if data is None else data, limits=self._family.image_limits, name=name
+                read.source if read.data is None else read.data, limits=self._family.image_limits, name=name
             )
 
     @contextmanager

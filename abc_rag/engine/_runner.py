@@ -242,19 +242,22 @@ class Runner:
         """Have the vision tower see what it has not; the works that can go on, and how many patches it saw."""
         unseen: dict[int, Picture] = {}
         for work in works:
-            picture = work.prepared.picture if work.prepared is not None else None
-            if picture is not None and picture.features is None:
-                # A batch between its opening and now may have seen the same picture.
-                picture.features = self._vision.get(picture.key) if self._vision.in_use else None
+            for picture in work.pictures:
                 if picture.features is None:
-                    unseen[id(picture)] = picture
+                    # A batch between its opening and now may have seen the same picture.
+                    picture.features = self._vision.get(picture.key) if self._vision.in_use else None
+                    if picture.features is None:
+                        unseen[id(picture)] = picture
         patches = sum(picture.opened.patches for picture in unseen.values())
         failed = self._see_all(list(unseen.values()))
         self._scheduler.seen(works)
         if not failed:
             return works, patches
-        lost = [(work, failed[id(work.prepared.picture)]) for work in works
-                if work.prepared is not None and id(work.prepared.picture) in failed]  # fmt: skip
+        lost = [
+            (work, next(failed[id(picture)] for picture in work.pictures if id(picture) in failed))
+            for work in works
+            if any(id(picture) in failed for picture in work.pictures)
+        ]
         self._scheduler.done(list(lost))
         gone = {id(work) for work, _ in lost}
         return [work for work in works if id(work) not in gone], patches

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from abc_rag.embedder import Vectors
 from abc_rag.errors import ImageError
 from abc_rag.images import describe_source
-from abc_rag.models.family import Prepared
-from abc_rag.types import Input, Text
+from abc_rag.models.family import Picture, Prepared
+from abc_rag.types import Image, Input, InstructedImage, Text
 
 __all__ = ["Request", "Scheduler", "Ticket", "Work"]
 
@@ -60,6 +60,11 @@ class Work:
     def small(self) -> bool:
         """Whether a call with few inputs waits for it."""
         return any(ticket.request.small for ticket in self.tickets)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Those of its input."""
+        return self.prepared.pictures if self.prepared is not None else ()
 
     @property
     def tokens(self) -> int:
@@ -418,7 +423,7 @@ class Scheduler:
 
 def _copied(error: BaseException, item: Input) -> BaseException:
     try:
-        if isinstance(error, ImageError) and not isinstance(item, Text):
+        if isinstance(error, ImageError) and isinstance(item, (Image, InstructedImage)):
             # Found out for one of several names of the same content.
             return type(error)(describe_source(item.source), error.reason)
         return copy.copy(error)

@@ -18,6 +18,7 @@ from functools import partial
 
 import numpy as np
 
+from abc_rag._inputs import content_of, sources_of
 from abc_rag._progress import progress_bar
 from abc_rag._threads import in_thread
 from abc_rag.embedder import BatchSize, Embedder, Vectors
@@ -28,7 +29,7 @@ from abc_rag.engine._scheduler import Request, Scheduler
 from abc_rag.engine.settings import EngineSettings
 from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.models.family import Family
-from abc_rag.types import DataURI, Fingerprint, Image, Input, Text
+from abc_rag.types import DataURI, Fingerprint, ImageSource, Input
 
 __all__ = ["LocalEmbedder"]
 
@@ -149,6 +150,11 @@ class LocalEmbedder(Embedder):
     def fingerprint(self) -> Fingerprint:
         """Model, revision and resolution; loads the model."""
         return self.family.fingerprint
+
+    @property
+    def accepts(self) -> tuple[type, ...]:
+        """Which of the input types the model takes; loads it."""
+        return self.family.accepts
 
     @property
     def worker_pids(self) -> list[int]:
@@ -326,16 +332,15 @@ def _distinct(inputs: Sequence[Input]) -> tuple[list[Input], list[list[int]]]:
 
 
 def _identity(item: Input) -> object:
-    if isinstance(item, Text):
-        return item.text
-    source = item.source
+    return content_of(item, [_name(source) for source in sources_of(item)])
+
+
+def _name(source: ImageSource) -> str:
     if isinstance(source, DataURI):
-        named: object = ("data", source.uri)
-    elif isinstance(source, (str, os.PathLike)):
-        named = ("path", os.fspath(source))
-    else:  # a URL by its value, bytes and open pictures by themselves
-        named = ("object", id(source))
-    return named if isinstance(item, Image) else (named, item.instruction)
+        return f"data {source.uri}"
+    if isinstance(source, (str, os.PathLike)):
+        return f"path {os.fsdecode(source)}"
+    return f"object {id(source)}"  # a URL, bytes and open pictures by themselves
 
 
 def _vector(result: Vectors | BaseException, position: int) -> Vectors:

@@ -25,7 +25,6 @@ from abc_rag.evaluation.ctrlbench import SCENES, evaluate_ctrlbench, scene_rows
 from abc_rag.evaluation.image_text import evaluate_retrieval
 from abc_rag.evaluation.results import Cell, Plot, Results, ResultTable, settings
 from abc_rag.evaluation.vqa import evaluate_vqa
-from abc_rag.models.abc import ABCFamily
 from abc_rag.types import Image, ImageSource
 
 __all__ = ["TOKENS", "Task", "evaluate_resolution", "resolutions"]
@@ -77,12 +76,11 @@ def resolutions(embedder: Embedder) -> Callable[[int], Embedder]:
     """
 
     def at(tokens: int) -> Embedder:
-        family = embedder.family if isinstance(embedder, LocalEmbedder) else None
-        if not isinstance(family, ABCFamily):
+        if not isinstance(embedder, LocalEmbedder):
             raise InputError(
                 f"the resolution of a {type(embedder).__name__} cannot be set; pass a function that makes an embedder"
             )
-        again = family.at(min_tokens=tokens, max_tokens=tokens)
+        again = embedder.family.at(min_tokens=tokens, max_tokens=tokens)
         return LocalEmbedder(lambda: again)
 
     return at
@@ -260,8 +258,8 @@ def _image_tokens(embedder: Embedder, pictures: Sequence[ImageSource]) -> float:
     """Image tokens that the pictures really have, on average; sides are whole tokens, so rarely what was asked."""
     if not isinstance(embedder, LocalEmbedder):
         return math.nan
-    prepared = [embedder.family.prepare(Image(picture)).picture for picture in pictures]
-    return float(np.mean([picture.tokens for picture in prepared if picture is not None]))
+    prepared = [embedder.family.prepare(Image(picture)).pictures[0] for picture in pictures]
+    return float(np.mean([picture.tokens for picture in prepared]))
 
 
 def _forget(embedder: Embedder) -> None:

@@ -265,9 +265,9 @@ class ABCModule(InputModule):  # type: ignore[misc]
             "input_ids": ids,
             "attention_mask": mask,
             "instructed": torch.tensor([p.kind == _INSTRUCTED for p in prepared]),
-            "num_images_per_sample": torch.tensor([int(p.picture is not None) for p in prepared]),
+            "num_images_per_sample": torch.tensor([len(p.pictures) for p in prepared]),
         }
-        patches = [p.picture.opened for p in prepared if p.picture is not None]
+        patches = [picture.opened for p in prepared for picture in p.pictures]
         if patches:
             features["pixel_values"] = torch.from_numpy(np.concatenate([p.pixels for p in patches]))
             features["image_grid_thw"] = torch.tensor([[1, p.rows, p.columns] for p in patches])
@@ -324,7 +324,7 @@ class ABCModule(InputModule):  # type: ignore[misc]
         for positions in _batches(prepared):
             chosen = [prepared[p] for p in positions]
             self.network.set_instruct(chosen[0].kind == _INSTRUCTED)
-            patches = [p.picture.opened for p in chosen if p.picture is not None]
+            patches = [picture.opened for p in chosen for picture in p.pictures]
             vision = self.network.backbone.image_features(patches) if patches else None
             part = ids[positions, : chosen[0].tokens]  # the first is the longest
             rows.append(self.network(part, lengths=lengths[positions], features=vision))
@@ -357,7 +357,7 @@ def _prepared(features: Mapping[str, Any]) -> list[Prepared]:
         ids, lengths, features["instructed"].tolist(), features["num_images_per_sample"].tolist(), strict=True
     ):
         kind = _INSTRUCTED if instructed else "image" if count else "text"
-        found.append(Prepared(kind, row[:length], next(pictures) if count else None))
+        found.append(Prepared(kind, row[:length], tuple(next(pictures) for _ in range(count))))
     return found
 
 

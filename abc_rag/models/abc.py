@@ -36,7 +36,8 @@ from abc_rag.models._peft import BaseTunerLayer, LoraConfig, LoraModel, inject_a
 from abc_rag.models._pictures import Patches, QwenPictures
 from abc_rag.models._qwen2_vl import Qwen2VLBackbone, backbone_name, load_backbone
 from abc_rag.models._qwen2_vl_packed import PackedQwen2VL
-from abc_rag.models.family import Family, Picture, Prepared
+from abc_rag.models.family import Family, Picture, Prepared, check_length
+from abc_rag.models.flops import count_flops
 from abc_rag.types import Fingerprint, Image, ImageSource, Input, InstructedImage, Text
 
 __all__ = ["ABCFamily", "ABCNetwork", "ABCPrompts", "ABCSettings", "MLPHead", "load_network"]
@@ -306,23 +307,29 @@ class ABCFamily(Family):
         """How many image tokens an opened picture has."""
         return opened.patches // self.network.backbone.merge**2
 
-    def prepare(self, item: Input, picture: Picture | None = None) -> Prepared:
+    def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
         """Prompt and tokenise; see `Family.prepare`."""
         if isinstance(item, Text):
             prepared = Prepared("text", self._prompts(item.text))
         else:
-            if picture is None:
-                opened = self.prepare_image(item.source)
-                picture = Picture("", self.picture_tokens(opened), opened)
+            opened = self.opened(item, pictures)
             instruction = f"Instruction: {item.instruction}" if isinstance(item, InstructedImage) else ""
-            ids = self._prompts(instruction, image_tokens=picture.tokens)
-            prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, picture)
-        if prepared.tokens > self._max_length:
-            raise InputError(
-                f"an input of {prepared.tokens} tokens is longer than the model's {self._max_length}; "
-                f"split the text: {getattr(item, 'text', getattr(item, 'instruction', ''))[:60]!r} ..."
-            )
+            ids = self._prompts(instruction, image_tokens=opened[0].tokens)
+            prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, opened)
+        check_length(prepared, item, self._max_length)
         return prepared
+
+    def count_flops(self, item: Input) -> tuple[int, float]:
+        """Tokens in the language model, and operations; see `Family.count_flops`."""
+        prepared, backbone = self.prepare(item), self.network.backbone
+        flops = count_flops(
+            backbone.config,
+            tokens=prepared.tokens,
+            patches=sum(picture.tokens for picture in prepared.pictures) * backbone.merge**2,
+            instructed=isinstance(item, InstructedImage),
+            head_hidden=self.network.head.linear_layer1.out_features,
+        )
+        return prepared.tokens, flops
 
     def prepare_image(self, source: ImageSource, *, name: str | None = None) -> Patches:
         """Open, resize twice as published, and cut into patches; ``name`` is for messages."""
@@ -337,16 +344,13 @@ class ABCFamily(Family):
 
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """Embed a batch of one kind; see `Family.forward`."""
-        unseen = {id(p.picture): p.picture for p in batch if p.picture is not None and p.picture.features is None}
-        if unseen:
-            for picture, features in zip(unseen.values(), self.see([p.opened for p in unseen.values()]), strict=True):
-                picture.features = features
+        self.see_all(batch)
         # The longest first, so that those of one length are neighbours.
         order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
         chosen = [batch[i] for i in order]
         device = self.device
         ids = np.concatenate([p.input_ids for p in chosen])
-        seen = [p.picture.features for p in chosen if p.picture is not None and p.picture.features is not None]
+        seen = [picture.features for p in chosen for picture in p.pictures if picture.features is not None]
         at_images = np.flatnonzero(ids == self.network.backbone.image_token_id)
         with torch.inference_mode():
             self.network.set_instruct(chosen[0].kind == "image+instruction")

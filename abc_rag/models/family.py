@@ -1,11 +1,12 @@
 """The seam of a model family: prompts, preprocessing, network, pooling.
 
 An engine (`abc_rag.engine`) reads pictures, opens them in workers, caches, schedules and recovers; a family knows its
-model. Adding one means one file that implements `Family`, and one fixture that proves it.
+model. Which checkpoints are a family's, and how they are loaded, says its `abc_rag.families.ModelLoader`.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from abc_rag._inputs import BASIC_TYPES, sources_of, words_of
+from abc_rag.errors import InputError
 from abc_rag.images import ImageLimits
 from abc_rag.types import Fingerprint, ImageSource, Input
 
-__all__ = ["Family", "Opened", "Picture", "PictureRecipe", "Prepared"]
+__all__ = ["Family", "Opened", "Picture", "PictureRecipe", "Prepared", "check_length"]
 
 
 class Opened(Protocol):
@@ -75,17 +78,30 @@ class Prepared:
     Attributes:
         kind: Inputs of one kind may share a batch; a family names its kinds as it likes.
         input_ids: int64 ``(length,)``, image tokens already repeated.
-        picture: The picture, if there is one.
+        pictures: Its pictures, in order.
     """
 
     kind: str
     input_ids: npt.NDArray[np.int64]
-    picture: Picture | None = None
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Length of the sequence that the language model sees."""
         return len(self.input_ids)
+
+
+def check_length(prepared: Prepared, item: Input, most: int) -> None:
+    """Refuse an input that is longer than a model can read.
+
+    Raises:
+        InputError: It has more than ``most`` tokens.
+    """
+    if prepared.tokens > most:
+        raise InputError(
+            f"an input of {prepared.tokens} tokens is longer than the model's {most}; "
+            f"split the text: {words_of(item)[:60]!r} ..."
+        )
 
 
 class Family(ABC):
@@ -125,17 +141,52 @@ class Family(ABC):
     def picture_tokens(self, opened: Any) -> int:  # noqa: ANN401
         """How many image tokens an opened picture has in the language model."""
 
+    @property
+    def accepts(self) -> tuple[type, ...]:
+        """Which of the input types `prepare` takes; the engine refuses the others."""
+        return BASIC_TYPES
+
     @abstractmethod
-    def prepare(self, item: Input, picture: Picture | None = None) -> Prepared:
+    def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
         """Prompt and tokenise one input on the CPU. Safe to call from many threads.
 
         Args:
             item: The input.
-            picture: Its picture, if the caller has opened it; otherwise it is opened here.
+            pictures: Its pictures in order, if the caller has opened them; otherwise they are opened here (`opened`).
 
         Raises:
             InputError: This input cannot be embedded; the message says why.
         """
+
+    def opened(self, item: Input, pictures: Sequence[Picture] | None = None) -> tuple[Picture, ...]:
+        """``pictures``, or where they are not given those of ``item``, opened here.
+
+        Raises:
+            ImageError: One cannot be used.
+        """
+        if pictures is not None:
+            return tuple(pictures)
+        found = []
+        for source in sources_of(item):
+            opened = self.recipe.open(source, limits=self.image_limits)
+            found.append(Picture("", self.picture_tokens(opened), opened))
+        return tuple(found)
+
+    def at(self, *, min_tokens: int, max_tokens: int) -> Family:
+        """The same network at another resolution, in image tokens.
+
+        Raises:
+            InputError: This family's resolution cannot be set so.
+        """
+        raise InputError(f"the resolution of {self.fingerprint.model} cannot be set in image tokens")
+
+    def count_flops(self, item: Input) -> tuple[int, float]:
+        """Length of an input in tokens, and the operations that it needs where its pictures have not been seen before.
+
+        NaN operations where they are not known for this family. Only matrix products count; a multiplication and an
+        addition are two operations.
+        """
+        return self.prepare(item).tokens, math.nan
 
     @abstractmethod
     def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
@@ -143,6 +194,13 @@ class Family(ABC):
 
         They do not depend on the instruction, nor on the other pictures. Called by one thread at a time.
         """
+
+    def see_all(self, batch: Sequence[Prepared]) -> None:
+        """Give every picture of a batch its features."""
+        unseen = {id(p): p for prepared in batch for p in prepared.pictures if p.features is None}
+        if unseen:
+            for picture, features in zip(unseen.values(), self.see([p.opened for p in unseen.values()]), strict=True):
+                picture.features = features
 
     @abstractmethod
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
