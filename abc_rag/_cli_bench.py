@@ -60,7 +60,7 @@ def bench_command(
 def _opened(
     model: str | None, shape: str | None, device: str, dtype: DType, min_tokens: int | None, max_tokens: int | None
 ) -> LocalEmbedder:
-    from abc_rag.models.load import _device, load_embedder
+    from abc_rag.models.load import find_device, load_embedder
 
     if shape is None:
         return cast(
@@ -76,7 +76,7 @@ def _opened(
     most = max(1024, least) if max_tokens is None else max_tokens
     if least < 1 or least > most:
         raise InputError(f"--min-tokens and --max-tokens must be positive and in order, not {least} and {most}")
-    found = str(_device(device))
+    found = str(find_device(device))
     return LocalEmbedder(lambda: random_family(shape, device=found, dtype=dtype, min_tokens=least, max_tokens=most))
 
 

@@ -44,14 +44,14 @@ from chromadb.utils.embedding_functions import register_embedding_function
 
 from abc_rag.embedder import Embedder
 from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
+from abc_rag.families._hub import is_folder
+from abc_rag.families.loader import portable_name
 from abc_rag.models.load import (
-    MODEL_NAMES,
     ABCCheckpoint,
     Attention,
     DType,
     Weights,
     default_model,
-    is_folder,
     load_embedder,
     local_revision,
 )
@@ -71,12 +71,13 @@ _DEFAULTS: dict[str, Any] = {
     "dtype": "auto",
     "min_tokens": None,
     "max_tokens": None,
+    "resolution": None,
     "attention": "auto",
     "weights": "full",
     "instruction": None,
     "revision": None,
 }
-_DECIDE_VECTORS = ("model", "weights", "min_tokens", "max_tokens", "instruction")
+_DECIDE_VECTORS = ("model", "weights", "min_tokens", "max_tokens", "resolution", "instruction")
 
 
 class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
@@ -97,12 +98,14 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         collection.query(query_embeddings=vector)
 
     Args:
-        model: ``"abc-mini"``, ``"abc"``, a folder, or an `abc_rag.ABCCheckpoint`; see `abc_rag.load_embedder`. If not
-            given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``. Folders are stored as absolute paths.
+        model: As for `abc_rag.load_embedder`: ``"abc-mini"``, ``"abc"``, a folder, an `abc_rag.ABCCheckpoint`, or a
+            model of another family. If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``. Folders
+            are stored as absolute paths.
         device: As for `abc_rag.load_embedder`.
         dtype: As for `abc_rag.load_embedder`.
         min_tokens: As for `abc_rag.load_embedder`.
         max_tokens: As for `abc_rag.load_embedder`.
+        resolution: As for `abc_rag.load_embedder`.
         attention: As for `abc_rag.load_embedder`.
         weights: As for `abc_rag.load_embedder`.
         instruction: What to look at in every image. An empty one is still an instruction.
@@ -121,6 +124,7 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         dtype: DType = "auto",
         min_tokens: int | None = None,
         max_tokens: int | None = None,
+        resolution: int | str | None = None,
         attention: Attention = "auto",
         weights: Weights = "full",
         instruction: str | None = None,
@@ -139,6 +143,8 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
             "instruction": instruction,
             "revision": None,
         }
+        if resolution is not None:  # a setting that came later; older versions read what does not have it
+            config["resolution"] = resolution
         _check_config(config)
         # Chroma answers an error in `get_config` by storing no configuration at all: everything is checked here.
         load_embedder(
@@ -147,6 +153,7 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
             dtype=dtype,
             min_tokens=min_tokens,
             max_tokens=max_tokens,
+            resolution=resolution,
             attention=attention,
             weights=weights,
         )
@@ -353,8 +360,8 @@ def _shared_embedder(settings: str) -> Embedder:
         embedder = _ALIVE.get(settings)
         if embedder is None:
             config = json.loads(settings)
-            names = ("device", "dtype", "min_tokens", "max_tokens", "attention", "weights")
-            embedder = load_embedder(_model_from_json(config["model"]), **{name: config[name] for name in names})
+            names = ("device", "dtype", "min_tokens", "max_tokens", "resolution", "attention", "weights")
+            embedder = load_embedder(_model_from_json(config["model"]), **{name: config.get(name) for name in names})
             _ALIVE[settings] = embedder
         if embedder in _RECENT:
             _RECENT.remove(embedder)
@@ -370,7 +377,7 @@ def _model_to_json(model: str | os.PathLike[str] | ABCCheckpoint) -> str | dict[
             parts[part] = {"folder": _absolute(source)} if is_folder(source) else source
             parts[f"{part}_revision"] = getattr(model, f"{part}_revision")
         return parts
-    return model if isinstance(model, str) and model in MODEL_NAMES else _absolute(model)
+    return portable_name(model)
 
 
 def _absolute(folder: str | os.PathLike[str]) -> str:

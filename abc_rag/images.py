@@ -31,6 +31,7 @@ import io
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -55,6 +56,9 @@ __all__ = [
     "open_pixels",
     "read_bytes",
 ]
+
+
+_Change = Callable[[PIL.Image.Image], PIL.Image.Image]
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
@@ -150,7 +154,11 @@ def open_image(
 
 
 def open_pixels(
-    source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, name: str | None = None
+    source: ImageSource,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    name: str | None = None,
+    first: _Change | None = None,
 ) -> PIL.Image.Image:
     """The picture that `open_image` gives, without its hash.
 
@@ -158,6 +166,7 @@ def open_pixels(
         source: As for `open_image`.
         limits: As for `open_image`.
         name: As for `open_image`.
+        first: What is done to the decoded picture before it is converted to RGB and turned upright.
 
     Returns:
         The pixels, mode ``"RGB"``, upright.
@@ -168,9 +177,9 @@ def open_pixels(
     """
     name = describe_source(source) if name is None else name
     if isinstance(source, PIL.Image.Image):
-        return _to_rgb(*_copy_pil(source, name, limits), name)
+        return _to_rgb(*_copy_pil(source, name, limits), name, first)
     data = read_bytes(source, limits=limits)
-    return _decoded(data, _identify(data, name, limits), name, limits, True)
+    return _decoded(data, _identify(data, name, limits), name, limits, True, first)
 
 
 def content_hash(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> str:
@@ -359,9 +368,11 @@ def _check_size(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
         raise ImageLimitError(name, f"{measured} ImageLimits.max_pixels={limits.max_pixels:,}; {_RAISE_PILLOWS_LIMIT}")
 
 
-def _decoded(data: bytes, kind: str, name: str, limits: ImageLimits, exif: bool) -> PIL.Image.Image:
+def _decoded(
+    data: bytes, kind: str, name: str, limits: ImageLimits, exif: bool, first: _Change | None = None
+) -> PIL.Image.Image:
     decoded = _decode(data, kind, name, limits)
-    return _to_rgb(decoded, _orientation(decoded) if exif else 1, name)
+    return _to_rgb(decoded, _orientation(decoded) if exif else 1, name, first)
 
 
 def _copy_pil(source: PIL.Image.Image, name: str, limits: ImageLimits) -> tuple[PIL.Image.Image, int]:
@@ -390,12 +401,13 @@ def _orientation(image: PIL.Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: PIL.Image.Image, orientation: int, name: str) -> PIL.Image.Image:
+def _to_rgb(image: PIL.Image.Image, orientation: int, name: str, first: _Change | None = None) -> PIL.Image.Image:
     try:
         # Pillow warns where it drops transparency from a palette, even when asked to.
         image.info.pop("transparency", None)
         if image.mode.startswith("I;16"):
             image = image.convert("I").point(lambda value: value * (1 / 256))
+        image = image if first is None else first(image)
         rgb = image.convert("RGB")
         if orientation in _TURNS:
             rgb = rgb.transpose(_TURNS[orientation])

@@ -33,7 +33,7 @@ from abc_rag.export.sentence_transformers import (
     export_sentence_transformers,
     load_sentence_transformer,
 )
-from abc_rag.models.load import _bundled
+from abc_rag.families.abc import _bundled
 
 IMAGES = FIXTURE / "images"
 SCENE, SHAPES = IMAGES / "scene_640x480.png", IMAGES / "shapes_56x56.png"

@@ -22,7 +22,8 @@ PACKAGE = Path(abc_rag.__file__).parent
 ROOT = PACKAGE.parent
 INTEGRATIONS = ROOT / "integrations"
 NAMES = """URL ABCCheckpoint ABCRagError ChromaStore DataURI Embedder EngineSettings Fingerprint Hit Image ImageLimits
-    ImageSource Input InstructedImage Record Retriever Text Trace __version__ load_embedder""".split()
+    ImageSource Input InstructedImage InstructedText Interleaved Record Retriever Text Trace __version__
+    load_embedder""".split()
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:

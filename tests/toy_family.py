@@ -108,7 +108,7 @@ class Toy(Family):
         opened = self.opened(item, pictures)
         if isinstance(item, Interleaved):
             shown = [0] * sum(picture.tokens for picture in opened)
-            return ToyPrepared("interleaved", np.array(shown + [zlib.crc32(words_of(item).encode())]), opened, item)
+            return ToyPrepared("interleaved", np.array([*shown, zlib.crc32(words_of(item).encode())]), opened, item)
         kind = "image+instruction" if isinstance(item, InstructedImage) else "image"
         return ToyPrepared(kind, np.array([0] * opened[0].tokens + ids[: kind != "image" and len(ids)]), opened, item)
 

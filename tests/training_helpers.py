@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from helpers import FIXTURE
 
 from abc_rag.images import ImageLimits
+from abc_rag.models._adapters import load_adapter
 from abc_rag.models._pictures import Patches
-from abc_rag.models._qwen2_vl import load_backbone
-from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, _load_adapter, load_merged
+from abc_rag.models._qwen2_vl import backbone_name, load_backbone
+from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, load_merged
 from abc_rag.training._adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
 from abc_rag.training.contrastive import Encoder, Plan, accumulate, share_of
 from abc_rag.types import Fingerprint
@@ -28,14 +29,20 @@ def pretraining_network() -> ABCNetwork:
     add_lora(backbone, "pretrain", TEXT_TARGETS + VISION_TARGETS, rank=8, alpha=16, dropout=0.0)
     network = ABCNetwork(backbone)
     others = {f"mlp_head.{n}": p for n, p in network.head.named_parameters()}
-    _load_adapter(network, FIXTURE / "pretrain", "pretrain", others | {"temperature.temp": network.temperature.stored})
+    load_adapter(
+        network.backbone,
+        FIXTURE / "pretrain",
+        "pretrain",
+        backbone_name,
+        others | {"temperature.temp": network.temperature.stored},
+    )
     return network
 
 
 def instructing_network() -> ABCNetwork:
     network = load_merged(FIXTURE / "base", FIXTURE / "pretrain")
     add_lora(network.backbone, "instruct", TEXT_TARGETS, rank=4, alpha=8, dropout=0.0)
-    _load_adapter(network, FIXTURE / "instruct", "instruct", {})
+    load_adapter(network.backbone, FIXTURE / "instruct", "instruct", backbone_name)
     network.register_instruct_layers()
     network.set_instruct(True)
     return network

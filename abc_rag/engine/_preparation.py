@@ -246,7 +246,7 @@ class Preparation:
         features = self._vision.get(read.digest) if self._vision.in_use else None
         if features is not None:
             return Picture(read.digest, len(features), features=features)
-        opened = self._opened(read, slot, small=small)
+        opened = self._opened(read.source, read.data, slot, small=small)
         work.held_bytes += int(opened.nbytes)
         return Picture(read.digest, self._family.picture_tokens(opened), opened)
 
@@ -258,14 +258,14 @@ class Preparation:
                 self._pictures[digest] = picture
             return waiting
 
-    def _opened(self, read: _Read, slot: _Slot, *, small: bool) -> Any:  # noqa: ANN401
-        name = describe_source(read.source)
+    def _opened(self, source: ImageSource, data: bytes | None, slot: _Slot, *, small: bool) -> Any:  # noqa: ANN401
+        name = describe_source(source)
         elsewhere = self._kind == "process" or (self._kind == "auto" and not small and self._workers > 2)
-        if elsewhere and read.data is not None and self.processes.usable:
-            return self.processes.open(read.data, name)
-        with self._limited(read.source, slot):
+        if elsewhere and data is not None and self.processes.usable:
+            return self.processes.open(data, name)
+        with self._limited(source, slot):
             return self._family.recipe.open(
-                read.source if read.data is None else read.data, limits=self._family.image_limits, name=name
+                source if data is None else data, limits=self._family.image_limits, name=name
             )
 
     @contextmanager

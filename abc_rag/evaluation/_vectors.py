@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from abc_rag._inputs import content_of, sources_of, words_of
 from abc_rag._progress import Progress, progress_bar
 from abc_rag._rows import BadRows
 from abc_rag.embedder import Embedder, Vectors
 from abc_rag.engine.local import LocalEmbedder
 from abc_rag.errors import ImageError, ImageFetchError, ImageFormatError, ImageLimitError, InputError
 from abc_rag.images import content_hash, describe_source
-from abc_rag.types import URL, DataURI, Image, ImageSource, Input, Text
+from abc_rag.types import URL, DataURI, ImageSource, Input
 
 __all__ = ["VectorCache", "compute_of"]
 
@@ -153,14 +154,15 @@ class VectorCache:
             self._embed(name, items, positions[middle:], rows)
 
     def _is_known_bad(self, item: Input) -> bool:
-        return not isinstance(item, Text) and _source_key(item.source) in self._bad_pictures
+        return bool(self._bad_pictures) and any(_source_key(s) in self._bad_pictures for s in sources_of(item))
 
     def _leave_out(self, name: str, key: str, item: Input, error: InputError) -> None:
         reason = str(error)
-        if isinstance(error, ImageError) and not isinstance(item, Text):
-            self._bad_pictures.add(_source_key(item.source))
+        sources = sources_of(item)
+        if isinstance(error, ImageError) and len(sources) == 1:
+            self._bad_pictures.add(_source_key(sources[0]))
             reason = error.reason
-        where = f"{name}: {item.text[:60]!r}" if isinstance(item, Text) else describe_source(item.source)
+        where = describe_source(sources[0]) if len(sources) == 1 else f"{name}: {words_of(item)[:60]!r}"
         if key not in self._counted:
             self._counted.add(key)
             self.bad.add(where, _problem(error), reason)
@@ -218,14 +220,12 @@ def _keys(inputs: Sequence[Input]) -> list[str]:
     sources: dict[int, str] = {}  # hashing pixels takes a while, and many instructions share a picture
     keys = []
     for item in inputs:
-        if isinstance(item, Text):
-            keys.append("text " + _digest(item.text))
-            continue
-        picture = sources.get(id(item.source))
-        if picture is None:
-            picture = sources[id(item.source)] = _source_key(item.source)
-        asked = "" if isinstance(item, Image) else " " + _digest(item.instruction)
-        keys.append(f"image {picture}{asked}")
+        pictures = []
+        for source in sources_of(item):
+            if id(source) not in sources:
+                sources[id(source)] = _source_key(source)
+            pictures.append(sources[id(source)])
+        keys.append(_digest(content_of(item, pictures)))
     return keys
 
 

@@ -132,10 +132,10 @@ def model_meta(embedder: Embedder, *, name: str | None = None) -> ModelMeta:
     Raises:
         InputError: ``name`` has no organisation.
     """
-    from abc_rag.models.load import MODEL_NAMES
+    from abc_rag.families.loader import known_names
 
     fingerprint = embedder.fingerprint
-    known = fingerprint.model in MODEL_NAMES
+    known = fingerprint.model in known_names()
     published = fingerprint.model == "abc"
     if name is not None and "/" not in name:
         raise InputError(f"name must be 'organisation/model', not {name!r}")

@@ -76,16 +76,16 @@ def export_sentence_transformers(
         MissingExtraError: sentence-transformers is not installed.
     """
     _require_library()
+    from abc_rag.families.abc import abc_parts
     from abc_rag.models._checkpoint import folder_revision
     from abc_rag.models._checkpoint_files import PARTS, copy_parts
     from abc_rag.models.abc import ABCSettings
-    from abc_rag.models.load import _source
 
     target = Path(out).expanduser().absolute()
     _require_free(target, overwrite=overwrite)
     part = target.with_name(target.name + ".part")
     _require_free(part, overwrite=True)  # what a run that was killed has left
-    parts = _source(model)(device)
+    parts = abc_parts(model, device)
     folders = dict(zip(PARTS, (parts.base, parts.pretrain, parts.instruct), strict=True))
     settings = ABCSettings.read(parts.settings_in) if parts.settings_in else ABCSettings()
     settings = replace(settings, name=settings.name or parts.name)
@@ -143,7 +143,7 @@ def load_sentence_transformer(
 
     from abc_rag.export.st_module import ABCModule
     from abc_rag.models._checkpoint import read_json
-    from abc_rag.models.load import _device
+    from abc_rag.models.load import find_device
 
     where = Path(folder).expanduser()
     if not _is_export(where):
@@ -160,7 +160,7 @@ def load_sentence_transformer(
     kept = read_json(where / _SETTINGS_FILE)
     return SentenceTransformer(
         modules=[module],
-        device=None if device == "auto" else str(_device(device)),
+        device=None if device == "auto" else str(find_device(device)),
         prompts=kept.get("prompts"),
         default_prompt_name=kept.get("default_prompt_name"),
         similarity_fn_name=kept.get("similarity_fn_name"),

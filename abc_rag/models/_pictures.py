@@ -20,6 +20,8 @@ from abc_rag.types import ImageSource
 __all__ = ["Patches", "QwenPictures", "fit_size", "patchify", "resize_as_pillow_12"]
 
 _MAX_ASPECT_RATIO = 200
+# Colours are resized multiplied by their alpha.
+_WITH_ALPHA = {"RGBA": "RGBa", "LA": "La"}
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,14 @@ class QwenPictures:
         patch: Side of a patch in pixels.
         merge: Patches along each side of an image token.
         resizes: Fewest and most image tokens of each resize, in turn.
+        square: Side in pixels of the square that pictures are first stretched to, whatever their shape, and before
+            they are converted to RGB; 0 for none.
     """
 
     patch: int
     merge: int
     resizes: tuple[tuple[int, int], ...]
+    square: int = 0
 
     opens: ClassVar[type[Patches]] = Patches
 
@@ -71,7 +76,7 @@ class QwenPictures:
             ImageError: It cannot be opened, or exceeds a limit.
             InputError: It is too long for its width.
         """
-        image = open_pixels(source, limits=limits, name=name)
+        image = open_pixels(source, limits=limits, name=name, first=self._stretched if self.square else None)
         factor = self.patch * self.merge
         for fewest, most in self.resizes:
             height, width = fit_size(
@@ -83,6 +88,12 @@ class QwenPictures:
             )
             image = resize_as_pillow_12(image, height, width)
         return patchify(image, patch=self.patch, merge=self.merge)
+
+    def _stretched(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        if image.mode in _WITH_ALPHA:  # Pillow itself resizes these so
+            alpha = _WITH_ALPHA[image.mode]
+            return resize_as_pillow_12(image.convert(alpha), self.square, self.square).convert(image.mode)
+        return resize_as_pillow_12(image, self.square, self.square)
 
 
 def fit_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ One deviation, on purpose: padding never enters the mean, so a vector does not d
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,14 +28,16 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoTokenizer
 
-from abc_rag.errors import CheckpointError, InputError
+from abc_rag.errors import CheckpointError
 from abc_rag.images import ImageLimits
+from abc_rag.models._adapters import load_adapter, lora_config
 from abc_rag.models._attention import Segments
-from abc_rag.models._checkpoint import assign_tensors, iter_tensors, read_json, weight_files
-from abc_rag.models._peft import BaseTunerLayer, LoraConfig, LoraModel, inject_adapter_in_model
+from abc_rag.models._checkpoint import read_json
+from abc_rag.models._peft import BaseTunerLayer, LoraModel, inject_adapter_in_model
 from abc_rag.models._pictures import Patches, QwenPictures
 from abc_rag.models._qwen2_vl import Qwen2VLBackbone, backbone_name, load_backbone
 from abc_rag.models._qwen2_vl_packed import PackedQwen2VL
+from abc_rag.models._tokenizer import PlainTokenizer
 from abc_rag.models.family import Family, Picture, Prepared, check_length
 from abc_rag.models.flops import count_flops
 from abc_rag.types import Fingerprint, Image, ImageSource, Input, InstructedImage, Text
@@ -203,17 +205,10 @@ class ABCPrompts:
     def __init__(self, tokenizer: Any, *, image_token_id: int) -> None:  # noqa: ANN401  (transformers' own type varies)
         self._image_token_id = image_token_id
         self._special: Tokenizer = tokenizer.backend_tokenizer
-        # A second copy, so that no thread ever sees the other setting.
-        self._plain = Tokenizer.from_str(self._special.to_str())
-        self._plain.encode_special_tokens = True
+        self._plain = PlainTokenizer(self._special)
         self._special_names = [t.content for t in self._special.get_added_tokens_decoder().values()]
         self._text = self._split(tokenizer, [{"type": "text", "text": self._MARK}])
         self._image = self._split(tokenizer, [{"type": "image"}, {"type": "text", "text": self._MARK}])
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy of a tokenizer (deepcopy, another process) forgets this setting.
-        self.__dict__.update(state)
-        self._plain.encode_special_tokens = True
 
     def _split(self, tokenizer: Any, content: list[dict[str, str]]) -> tuple[list[int], str, str, list[int]]:  # noqa: ANN401
         rendered = tokenizer.apply_chat_template(
@@ -234,13 +229,7 @@ class ABCPrompts:
     def __call__(self, text: str, *, image_tokens: int | None = None) -> npt.NDArray[np.int64]:
         """Token ids of one prompt; with ``image_tokens``, of one with a picture of that many tokens."""
         head, before, after, tail = self._text if image_tokens is None else self._image
-        try:
-            body = self._plain.encode(before + text + after, add_special_tokens=False).ids
-        except TypeError as error:
-            raise InputError(
-                f"a text holds half a character (a lone surrogate), which no tokenizer reads: {text[:60]!r}; "
-                "decode it again with errors='replace'"
-            ) from error
+        body = self._plain(before + text + after)
         ids = np.array([*head, *body, *tail], dtype=np.int64)
         if image_tokens is None:
             return ids
@@ -366,35 +355,6 @@ class ABCFamily(Family):
 # --- Weights --------------------------------------------------------------------------------------
 
 
-def _lora_config(folder: Path) -> LoraConfig:
-    raw = read_json(folder / "adapter_config.json")
-    if raw.get("peft_type") != "LORA":
-        raise CheckpointError(f"{folder}: peft_type is {raw.get('peft_type')!r}; expected 'LORA'")
-    known = {k: v for k, v in raw.items() if k in LoraConfig.__dataclass_fields__}
-    # The head and the temperature are read by name below; the published auto_mapping names research code.
-    known.update(modules_to_save=None, auto_mapping=None, task_type=None, inference_mode=True)
-    known.pop("megatron_config", None)
-    return LoraConfig(**known)
-
-
-def _load_adapter(network: ABCNetwork, folder: Path, adapter: str, others: Mapping[str, torch.Tensor]) -> None:
-    """Fill the injected LoRA tensors of ``adapter``, and ``others``, from a folder; all of them, and nothing else."""
-    infix = f".{adapter}."
-    wanted: dict[str, torch.Tensor] = {
-        name.replace(infix, "."): parameter for name, parameter in network.backbone.named_parameters() if infix in name
-    }
-    wanted.update(others)
-
-    def rename(name: str) -> str | None:
-        return backbone_name(name.removeprefix("base_model.model."))
-
-    def put(name: str, tensor: torch.Tensor) -> None:
-        with torch.no_grad():
-            wanted[name].copy_(tensor)
-
-    assign_tensors(wanted, iter_tensors(weight_files(folder, "adapter_model")), rename, where=str(folder), put=put)
-
-
 def load_merged(
     base: Path,
     pretrain: Path,
@@ -411,11 +371,12 @@ def load_merged(
     """
     backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
     network = ABCNetwork(backbone, head_hidden=head_hidden).to(device)
-    lora = LoraModel(backbone, _lora_config(pretrain), "pretrain")
-    _load_adapter(
-        network,
+    lora = LoraModel(backbone, lora_config(pretrain), "pretrain")
+    load_adapter(
+        backbone,
         pretrain,
         "pretrain",
+        backbone_name,
         {f"mlp_head.{n}": p for n, p in network.head.named_parameters()}
         | {"temperature.temp": network.temperature.stored},
     )
@@ -451,8 +412,8 @@ def load_network(
         check_device(weights, device)
         first = "cpu"
     network = load_merged(base, pretrain, attention=attention, dtype=dtype, device=first, head_hidden=head_hidden)
-    inject_adapter_in_model(_lora_config(instruct), network.backbone, "instruct")
-    _load_adapter(network, instruct, "instruct", {})
+    inject_adapter_in_model(lora_config(instruct), network.backbone, "instruct")
+    load_adapter(network.backbone, instruct, "instruct", backbone_name)
     for name, parameter in network.backbone.named_parameters():
         # Not the whole module: that would round the rotary frequencies too.
         if ".instruct." in name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import Qwen2VLConfig
@@ -13,7 +14,7 @@ def count_flops(
     config: Qwen2VLConfig,
     *,
     tokens: int,
-    patches: int = 0,
+    patches: int | Sequence[int] = 0,
     instructed: bool = False,
     rank: int = 16,
     head_hidden: int = 4096,
@@ -34,7 +35,8 @@ def count_flops(
     Args:
         config: A Qwen2-VL configuration.
         tokens: Length of the sequence in the language model, image tokens included.
-        patches: Of the picture; 0 where there is none, or where the vision tower's result is known already.
+        patches: Of the picture, or of each of several; 0 where there is none, or where the vision tower's result is
+            known already.
         instructed: Whether the instruct adapter runs.
         rank: Of the instruct adapter.
         head_hidden: Width inside the head.
@@ -51,11 +53,11 @@ def count_flops(
         # q and o, k and v, then gate, up and down.
         sides = 2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + inner)
         total += layers * 2 * tokens * rank * sides
-    if patches:
+    for picture in [patches] if isinstance(patches, int) else patches:
         width = vision.embed_dim
         mlp = int(width * vision.mlp_ratio)
         merged = vision.spatial_merge_size**2
-        total += 2 * patches * vision.in_channels * vision.patch_size**2 * width
-        total += vision.depth * (2 * patches * (4 * width**2 + 2 * width * mlp) + 4 * patches**2 * width)
-        total += 2 * (patches // merged) * ((merged * width) ** 2 + merged * width * hidden)
+        total += 2 * picture * vision.in_channels * vision.patch_size**2 * width
+        total += vision.depth * (2 * picture * (4 * width**2 + 2 * width * mlp) + 4 * picture**2 * width)
+        total += 2 * (picture // merged) * ((merged * width) ** 2 + merged * width * hidden)
     return float(total + 4 * hidden * head_hidden)

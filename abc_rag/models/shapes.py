@@ -16,13 +16,14 @@ from torch import nn
 from transformers import Qwen2VLConfig
 
 from abc_rag.errors import InputError
+from abc_rag.families.abc import checkpoint_folder
 from abc_rag.images import ImageLimits
+from abc_rag.models._adapters import lora_config
 from abc_rag.models._checkpoint import read_json
 from abc_rag.models._checkpoint_files import small_files, write_checkpoint
 from abc_rag.models._peft import inject_adapter_in_model
 from abc_rag.models._qwen2_vl import build_backbone
-from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCSettings, _lora_config, load_prompts
-from abc_rag.models.load import checkpoint_folder
+from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCSettings, load_prompts
 from abc_rag.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def random_family(
     chosen = "sdpa" if attention == "auto" else attention
     backbone = build_backbone(config, attention=chosen, dtype=precision, device=device)
     network = ABCNetwork(backbone, head_hidden=_head_hidden(shape)).to(device)
-    inject_adapter_in_model(_lora_config(_mini() / "instruct"), backbone, "instruct")
+    inject_adapter_in_model(lora_config(_mini() / "instruct"), backbone, "instruct")
     for name, parameter in backbone.named_parameters():
         if ".instruct." in name:
             parameter.data = parameter.data.to(device=device, dtype=precision)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from abc_rag.errors import CheckpointError, InputError
-from abc_rag.models.load import is_folder
+from abc_rag.families._hub import is_folder
 
 __all__ = ["push_to_hub", "write_card"]
 

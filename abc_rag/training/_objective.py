@@ -18,11 +18,11 @@ from torch import nn
 
 from abc_rag._rows import BadRows
 from abc_rag.errors import DatasetError, ImageError, InputError
+from abc_rag.families._hub import is_folder
 from abc_rag.images import ImageLimits
 from abc_rag.models._peft import LoraConfig
 from abc_rag.models._pictures import Patches
 from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, ABCSettings
-from abc_rag.models.load import is_folder
 from abc_rag.training._adapters import save_adapter
 from abc_rag.training._card import write_card
 from abc_rag.training.config import TrainConfig

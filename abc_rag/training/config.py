@@ -206,8 +206,8 @@ def parts_of(model: str) -> dict[str, Any]:
     Raises:
         InputError: It is neither.
     """
+    from abc_rag.families.abc import checkpoint_folder
     from abc_rag.models.abc import ABCSettings
-    from abc_rag.models.load import checkpoint_folder
 
     folder = checkpoint_folder(model).resolve()
     settings = ABCSettings.read(folder)

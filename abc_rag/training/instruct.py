@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from abc_rag.families._hub import is_folder, part_folder
 from abc_rag.models.abc import ABCSettings, load_merged, load_prompts
-from abc_rag.models.load import is_folder, part_folder
 from abc_rag.training._adapters import TEXT_TARGETS, add_lora
 from abc_rag.training._objective import ContrastiveObjective, frozen_dtype, seeded
 from abc_rag.training._scene_data import ScenePairs

@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from abc_rag.families._hub import part_folder
 from abc_rag.models._qwen2_vl import load_backbone
 from abc_rag.models.abc import ABCNetwork, load_prompts
-from abc_rag.models.load import part_folder
 from abc_rag.training._adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
 from abc_rag.training._objective import ContrastiveObjective, frozen_dtype, init_head, seeded
 from abc_rag.training._scene_data import SceneCaptions

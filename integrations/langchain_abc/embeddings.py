@@ -36,11 +36,13 @@ class ABCEmbeddings(BaseModel, Embeddings):
         default, fetches the published 7B model (about 16 GB) on first use and wants a GPU.
 
     Key init args:
-        model: ``"abc"``, ``"abc-mini"``, a checkpoint folder, or an ``abc_rag.ABCCheckpoint``. Default: the environment
-            variable ``ABC_RAG_MODEL``, else ``"abc"``.
+        model: What ``abc_rag.load_embedder`` takes: ``"abc"``, ``"abc-mini"``, a checkpoint folder, an
+            ``abc_rag.ABCCheckpoint``, or a model of another family. Default: the environment variable
+            ``ABC_RAG_MODEL``, else ``"abc"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         dtype: ``"auto"`` (bfloat16 on CUDA, else float32), or one of those that torch has.
         min_tokens, max_tokens: Image tokens that a picture is resized to; more show more detail and cost more.
+        resolution: What else the model's family calls a resolution; see ``abc_rag.load_embedder``.
         attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
         weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
             ``pip install 'abc-rag[quantized]'``.
@@ -96,6 +98,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
     weights: Literal["full", "int8", "int4"] = "full"
     min_tokens: int | None = None
     max_tokens: int | None = None
+    resolution: int | str | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     show_progress: bool = False
@@ -141,6 +144,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
             self.weights,
             self.min_tokens,
             self.max_tokens,
+            self.resolution,
             self.attention,
             self.image_limits,
             self.engine,
@@ -154,6 +158,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
             weights=self.weights,
             min_tokens=self.min_tokens,
             max_tokens=self.max_tokens,
+            resolution=self.resolution,
             attention=self.attention,
             image_limits=self.image_limits,
             engine=self.engine,

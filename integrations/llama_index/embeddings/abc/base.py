@@ -70,12 +70,14 @@ class ABCEmbeddings(MultiModalEmbedding):
     two models.
 
     Args:
-        model: ``"abc"``, ``"abc-mini"``, a checkpoint folder, or an ``abc_rag.ABCCheckpoint``. Default: the environment
-            variable ``ABC_RAG_MODEL``, else ``"abc"``.
+        model: What ``abc_rag.load_embedder`` takes: ``"abc"``, ``"abc-mini"``, a checkpoint folder, an
+            ``abc_rag.ABCCheckpoint``, or a model of another family. Default: the environment variable
+            ``ABC_RAG_MODEL``, else ``"abc"``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere.
         min_tokens: Fewest image tokens that a picture is resized to.
         max_tokens: Most image tokens; more show more detail and cost more.
+        resolution: What else the model's family calls a resolution; see ``abc_rag.load_embedder``.
         attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
         weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
             ``pip install 'abc-rag[quantized]'``.
@@ -93,6 +95,7 @@ class ABCEmbeddings(MultiModalEmbedding):
     weights: Literal["full", "int8", "int4"] = "full"
     min_tokens: int | None = None
     max_tokens: int | None = None
+    resolution: int | str | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     image_limits: ImageLimits | None = None
     engine: EngineSettings | None = None
@@ -120,6 +123,7 @@ class ABCEmbeddings(MultiModalEmbedding):
             weights=self.weights,
             min_tokens=self.min_tokens,
             max_tokens=self.max_tokens,
+            resolution=self.resolution,
             attention=self.attention,
             image_limits=self.image_limits,
             engine=self.engine,
@@ -351,7 +355,7 @@ class ABCEmbeddings(MultiModalEmbedding):
 
     def _blamed(self, error: ImageError, inputs: Sequence[Input]) -> ImageError:
         unnamed = len(inputs) > 1 and not error.source.startswith("picture ")
-        found = [item.source for item in inputs if not isinstance(item, Text)]
+        found = [item.source for item in inputs if isinstance(item, (Image, InstructedImage))]
         if not unnamed or all(isinstance(source, (str, os.PathLike, URL)) for source in found):
             return error
         named = [(f"picture {number} of {len(found)}", source) for number, source in enumerate(found, 1)]
@@ -409,7 +413,8 @@ def _pictures(pictures: Sequence[object], instruction: str | None = None) -> lis
 
 
 def _shown(item: Input) -> str:
-    if isinstance(item, Text):
-        return item.text
-    name = describe_source(item.source)
-    return f"{name} ({item.instruction})" if isinstance(item, InstructedImage) else name
+    if isinstance(item, Image):
+        return describe_source(item.source)
+    if isinstance(item, InstructedImage):
+        return f"{describe_source(item.source)} ({item.instruction})"
+    return item.text if isinstance(item, Text) else str(item)

@@ -1,0 +1,59 @@
+"""Folders and hub ids."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from abc_rag.errors import CheckpointError, InputError
+
+__all__ = ["fetch", "is_folder", "part_folder"]
+
+
+def is_folder(part: str | os.PathLike[str]) -> bool:
+    """Whether a part of an `ABCCheckpoint` is a folder, and no hub id."""
+    return not isinstance(part, str) or part.startswith(("/", "./", "../", "~"))
+
+
+def part_folder(part: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Where a part of an `ABCCheckpoint` is on the disk; fetches it if it is a hub id that is not there yet.
+
+    Raises:
+        InputError: It is no hub id, or a folder with a revision.
+        CheckpointError: There is no such folder, or the hub does not give it.
+    """
+    if not is_folder(part):
+        return fetch(str(part), revision)
+    if revision is not None:
+        raise InputError(f"{part} is a folder and has no revision {revision!r}")
+    folder = Path(part).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"{part}: no such folder")
+    return folder
+
+
+def fetch(repository: str, revision: str | None = None) -> Path:
+    """Where a hub repository is on the disk; fetches it if it is not there yet. Neither code nor pickles.
+
+    Raises:
+        InputError: It is no hub id.
+        CheckpointError: The hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"],
+            )
+        )
+    except HFValidationError as error:
+        raise InputError(f"{repository!r} is not a hub id; write a folder as a pathlib.Path") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{repository} could not be fetched from the hub ({type(error).__name__}); check the network and the name, "
+            "or use model='abc-mini', which needs neither"
+        ) from error
