@@ -71,12 +71,13 @@ _DEFAULTS: dict[str, Any] = {
     "dtype": "auto",
     "min_tokens": None,
     "max_tokens": None,
-    "resolution": None,
     "attention": "auto",
     "weights": "full",
     "instruction": None,
     "revision": None,
 }
+# Written down only where it is given: versions before it read all other settings.
+_LATER: dict[str, Any] = {"resolution": None}
 _DECIDE_VECTORS = ("model", "weights", "min_tokens", "max_tokens", "resolution", "instruction")
 
 
@@ -143,7 +144,7 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
             "instruction": instruction,
             "revision": None,
         }
-        if resolution is not None:  # a setting that came later; older versions read what does not have it
+        if resolution is not None:
             config["resolution"] = resolution
         _check_config(config)
         # Chroma answers an error in `get_config` by storing no configuration at all: everything is checked here.
@@ -398,7 +399,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
     """Refuse what no function can be made of, without a look at the disk; `load_embedder` judges the values."""
     if not isinstance(config, Mapping):
         raise InputError(f"the settings of an ABCEmbeddingFunction are a dict, not {type(config).__name__}")
-    unknown = sorted(set(config) - set(_DEFAULTS))
+    unknown = sorted(set(config) - set(_DEFAULTS | _LATER))
     if unknown:
         raise InputError(
             f"an ABCEmbeddingFunction has no setting {', '.join(map(repr, unknown))}; if a newer abc-rag stored it, "
@@ -419,7 +420,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     revisions = old.get("revision"), new.get("revision")
     same_files = revisions[0] is not None and revisions[0] == revisions[1]
     # What older versions stored lacks the settings that came later.
-    old, new = _DEFAULTS | dict(old), _DEFAULTS | dict(new)
+    old, new = _DEFAULTS | _LATER | dict(old), _DEFAULTS | _LATER | dict(new)
     names = [name for name in _DECIDE_VECTORS if old[name] != new[name] and not (name == "model" and same_files)]
     if not same_files and None not in revisions and not {"model", "weights"} & set(names):
         names.append("revision")
@@ -427,7 +428,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _as_call(config: Mapping[str, Any]) -> str:
-    config = _DEFAULTS | dict(config)
-    given = {name: config[name] for name in _DEFAULTS if name != "revision" and config[name] != _DEFAULTS[name]}
+    defaults = _DEFAULTS | _LATER
+    config = defaults | dict(config)
+    given = {name: config[name] for name in defaults if name != "revision" and config[name] != defaults[name]}
     shown = {name: _model_from_json(value) if name == "model" else value for name, value in given.items()}
     return f"ABCEmbeddingFunction({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
