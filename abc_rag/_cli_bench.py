@@ -14,8 +14,10 @@ from abc_rag._cli_shared import (
     MaxTokensOption,
     MinTokensOption,
     ModelOption,
+    ResolutionOption,
     _console,
     _print_json,
+    _resolution,
     _say,
 )
 from abc_rag.errors import InputError
@@ -38,6 +40,7 @@ def bench_command(
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     items: Annotated[int, typer.Option("--items", min=1, help="Estimate the time for so many.")] = 100_000,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="About how long to measure.")] = 30.0,
     as_json: JsonOption = False,
@@ -49,7 +52,7 @@ def bench_command(
         raise InputError(f"--dtype takes {', '.join(_DTYPES)}, not {dtype!r}")
     if model is not None and shape is not None:
         raise InputError("give --model or --shape, not both")
-    embedder = _opened(model, shape, device, cast("DType", dtype), min_tokens, max_tokens)
+    embedder = _opened(model, shape, device, cast("DType", dtype), min_tokens, max_tokens, resolution)
     result = bench(embedder, items=items, seconds=seconds)
     if as_json:
         _print_json(result.to_dict())
@@ -58,14 +61,29 @@ def bench_command(
 
 
 def _opened(
-    model: str | None, shape: str | None, device: str, dtype: DType, min_tokens: int | None, max_tokens: int | None
+    model: str | None,
+    shape: str | None,
+    device: str,
+    dtype: DType,
+    min_tokens: int | None,
+    max_tokens: int | None,
+    resolution: str | None,
 ) -> LocalEmbedder:
     from abc_rag.models.load import find_device, load_embedder
 
+    if shape is not None and resolution is not None:
+        raise InputError("--resolution is a model's, not a --shape's; give --min-tokens and --max-tokens")
     if shape is None:
         return cast(
             "LocalEmbedder",
-            load_embedder(model, device=device, dtype=dtype, min_tokens=min_tokens, max_tokens=max_tokens),
+            load_embedder(
+                model,
+                device=device,
+                dtype=dtype,
+                min_tokens=min_tokens,
+                max_tokens=max_tokens,
+                resolution=_resolution(resolution),
+            ),
         )
     from abc_rag.engine.local import LocalEmbedder
     from abc_rag.models.shapes import random_family, shape_config

@@ -17,6 +17,7 @@ from abc_rag._cli_shared import (
     MaxTokensOption,
     MinTokensOption,
     ModelOption,
+    ResolutionOption,
     _console,
     _embedder,
     _expanded,
@@ -82,6 +83,7 @@ def ctrlbench_command(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     out: OutOption = None,
     limit: LimitOption = None,
     max_bad: MaxBadOption = 100,
@@ -90,7 +92,7 @@ def ctrlbench_command(
     """Does the instruction steer? Picture and instruction to phrase, with and without the instruction."""
     from abc_rag.evaluation.ctrlbench import evaluate_ctrlbench
 
-    embedder = _embedder(model, device, min_tokens, max_tokens)
+    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
     results = evaluate_ctrlbench(embedder, data, out=_folder(out), limit=limit, max_bad=max_bad, progress=not as_json)
     finish(results, out=out, as_json=as_json)
 
@@ -109,6 +111,7 @@ def retrieval_command(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     out: OutOption = None,
     limit: LimitOption = None,
     max_bad: MaxBadOption = 100,
@@ -117,7 +120,7 @@ def retrieval_command(
     """Pictures by captions and captions by pictures (MSCOCO, Flickr30K, your own): R@1, R@5, R@10."""
     from abc_rag.evaluation.image_text import evaluate_retrieval
 
-    embedder = _embedder(model, device, min_tokens, max_tokens)
+    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
     results = evaluate_retrieval(
         embedder,
         data,
@@ -147,6 +150,7 @@ def classification_command(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     out: OutOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use so many pictures, chosen at random.")] = None,
     max_bad: MaxBadOption = 100,
@@ -155,7 +159,7 @@ def classification_command(
     """The label whose text is nearest to the picture: accuracy, of each label too, and what is confused."""
     from abc_rag.evaluation.classification import TEMPLATE, evaluate_classification
 
-    embedder = _embedder(model, device, min_tokens, max_tokens)
+    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
     results = evaluate_classification(
         embedder,
         data,
@@ -183,6 +187,7 @@ def vqa_command(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     out: OutOption = None,
     limit: LimitOption = None,
     max_bad: MaxBadOption = 100,
@@ -191,7 +196,7 @@ def vqa_command(
     """The answer whose text is nearest to the picture under its question, among candidates."""
     from abc_rag.evaluation.vqa import evaluate_vqa
 
-    embedder = _embedder(model, device, min_tokens, max_tokens)
+    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
     results = evaluate_vqa(
         embedder,
         data,

@@ -16,6 +16,7 @@ from abc_rag._cli_shared import (
     MaxTokensOption,
     MinTokensOption,
     ModelOption,
+    ResolutionOption,
     _embedder,
     _expanded,
 )
@@ -36,9 +37,13 @@ def evaluate_mmeb_command(
         Path | None, typer.Option("--images", help="Where images.zip was unpacked. Default: images in the folder.")
     ] = None,
     prompts: Annotated[
-        Literal["mmeb", "abc"],
-        typer.Option("--prompts", help="The benchmark's words as they are, or what ABC's authors measured with."),
-    ] = "mmeb",
+        Literal["auto", "mmeb", "abc", "vlm2vec"],
+        typer.Option(
+            "--prompts",
+            help="The benchmark's words in the model's own prompt (mmeb) or to the letter (vlm2vec), or what ABC's "
+            "authors measured with (abc).",
+        ),
+    ] = "auto",
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Only the first queries of each data set.")
     ] = None,
@@ -50,6 +55,7 @@ def evaluate_mmeb_command(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,7 +63,7 @@ def evaluate_mmeb_command(
     from abc_rag.evaluation.mmeb import evaluate_mmeb
 
     results = evaluate_mmeb(
-        _embedder(model, device, min_tokens, max_tokens),
+        _embedder(model, device, min_tokens, max_tokens, resolution=resolution),
         _expanded(root),
         datasets=_names(datasets),
         images=None if images is None else _expanded(images),
@@ -86,6 +92,7 @@ def evaluate_mteb_command(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,7 +100,7 @@ def evaluate_mteb_command(
     from abc_rag.evaluation.mteb import evaluate_mteb
 
     results = evaluate_mteb(
-        _embedder(model, device, min_tokens, max_tokens),
+        _embedder(model, device, min_tokens, max_tokens, resolution=resolution),
         _names(tasks) or [],
         out=None if out is None else _expanded(out),
         name=name,

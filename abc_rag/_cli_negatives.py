@@ -16,6 +16,7 @@ from abc_rag._cli_shared import (
     MaxTokensOption,
     MinTokensOption,
     ModelOption,
+    ResolutionOption,
     _console,
     _embedder,
     _expanded,
@@ -54,6 +55,7 @@ def mine_negatives_command(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find captions that nearly describe each picture of a corpus: the hard negatives of 'train pretrain'."""
@@ -66,7 +68,7 @@ def mine_negatives_command(
     report = mine_negatives(
         source,
         _expanded(out),
-        _embedder(model, device, min_tokens, max_tokens),
+        _embedder(model, device, min_tokens, max_tokens, resolution=resolution),
         epsilon=epsilon,
         count=count,
         query=query,

@@ -23,7 +23,7 @@ PARTIAL = 3
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="abc-mini, abc, or a checkpoint folder. Default: $ABC_RAG_MODEL, else abc."),
+    typer.Option("--model", "-m", help="A name, a folder, or FAMILY:NAME. Default: $ABC_RAG_MODEL, else abc."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, cuda:* (all GPUs), mps, ...")]
 StoreOption = Annotated[
@@ -40,6 +40,10 @@ WeightsOption = Annotated[
 ]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Threads or processes that open pictures.")]
 MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Most image tokens of a picture.")]
+ResolutionOption = Annotated[
+    str | None,
+    typer.Option("--resolution", help="VLM2Vec: low, mid or high on Qwen2-VL, a number of crops on Phi-3.5-vision."),
+]
 
 _DEFAULT_STORE = Path("abc-rag-store")
 
@@ -75,6 +79,7 @@ def _embedder(
     weights: str = "full",
     *,
     workers: int | None = None,
+    resolution: str | None = None,
 ) -> Embedder:
     from abc_rag.engine import EngineSettings
     from abc_rag.models.load import load_embedder
@@ -84,9 +89,15 @@ def _embedder(
         device=device,
         min_tokens=min_tokens,
         max_tokens=max_tokens,
+        resolution=_resolution(resolution),
         weights=weights,  # type: ignore[arg-type]  # checked by load_embedder
         engine=EngineSettings(workers=workers),
     )
+
+
+def _resolution(given: str | None) -> int | str | None:
+    """What a command line cannot tell apart: a number, or a name."""
+    return int(given) if given is not None and given.isascii() and given.isdigit() else given
 
 
 def _store(path: Path, url: str | None, collection: str, fingerprint: Fingerprint | None) -> ChromaStore:

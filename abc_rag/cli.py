@@ -40,6 +40,7 @@ from abc_rag._cli_shared import (
     MaxTokensOption,
     MinTokensOption,
     ModelOption,
+    ResolutionOption,
     StoreOption,
     UrlOption,
     WeightsOption,
@@ -93,6 +94,7 @@ def index(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     weights: WeightsOption = "full",
     workers: WorkersOption = None,
     as_json: JsonOption = False,
@@ -100,7 +102,7 @@ def index(
     """Embed pictures and passages into a store. What is there already is not embedded again."""
     from abc_rag.ingest import index_paths
 
-    embedder = _embedder(model, device, min_tokens, max_tokens, weights, workers=workers)
+    embedder = _embedder(model, device, min_tokens, max_tokens, weights, workers=workers, resolution=resolution)
     for path in paths:
         if not os.path.exists(_expanded(path)):
             raise InputError(f"{path}: no such file or folder")
@@ -152,6 +154,7 @@ def ask(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     weights: WeightsOption = "full",
     as_json: JsonOption = False,
 ) -> None:
@@ -173,7 +176,7 @@ def ask(
     if image is not None and not os.path.exists(_expanded(image)):
         raise InputError(f"{image}: no such picture")
     _require_filled(store, url, collection)
-    embedder = _embedder(model, device, min_tokens, max_tokens, weights)
+    embedder = _embedder(model, device, min_tokens, max_tokens, weights, resolution=resolution)
     with _store(store, url, collection, embedder.fingerprint) as opened:
         source = str(_expanded(image)) if image is not None else None
         retriever = Retriever(embedder, opened, rewriter=AsAsked() if as_asked else None)
@@ -270,6 +273,7 @@ def embed(
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
     weights: WeightsOption = "full",
 ) -> None:
     """Print the vectors of texts and pictures, one JSON object a line: {"input": ..., "vector": [...]}."""
@@ -289,7 +293,8 @@ def embed(
             one.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{one!r} is not valid Unicode ({error.reason}); is the terminal set to UTF-8?") from error
-    vectors = _embedder(model, device, min_tokens, max_tokens, weights).embed(inputs, progress=True)
+    embedder = _embedder(model, device, min_tokens, max_tokens, weights, resolution=resolution)
+    vectors = embedder.embed(inputs, progress=True)
     if out is not None:
         try:
             with _expanded(out).open("wb") as handle:
@@ -316,7 +321,7 @@ def info(
     import torch
     import transformers
 
-    from abc_rag.models.load import default_model
+    from abc_rag.models.load import default_model, local_revision
 
     name = model or default_model()
     facts: dict[str, Any] = {
@@ -328,7 +333,7 @@ def info(
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "model": name,
     }
-    if name != "abc":
+    if local_revision(name) is not None:  # all its files are here
         embedder = _embedder(name, device, None, None)
         facts |= {"fingerprint": str(embedder.fingerprint), "dim": embedder.dim}
     if url is not None or _is_store(store):

@@ -186,7 +186,7 @@ def test_a_family_may_bring_its_own_prompts(tmp_path: Path) -> None:
     results = evaluate_mmeb(known, tmp_path, prompts=Raw())
     assert results.metrics["hit@1"] == 1
     assert results.settings["arguments"]["prompts"] == "raw"
-    with pytest.raises(InputError, match="prompts must be one of mmeb, abc, not 'raw'"):
+    with pytest.raises(InputError, match="prompts must be one of auto, mmeb, abc, vlm2vec, not 'raw'"):
         evaluate_mmeb(known, tmp_path, prompts="raw")  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from abc_rag.errors import InputError
-from abc_rag.types import Image, Input, InstructedImage, Text
+from abc_rag.types import Image, Input, InstructedImage, Interleaved, Text
 
 __all__ = [
     "DATASETS",
@@ -139,7 +139,7 @@ def chosen_datasets(names: Sequence[str]) -> list[str]:
     return [name for name in DATASETS if name in chosen]
 
 
-PromptName = Literal["mmeb", "abc"]
+PromptName = Literal["mmeb", "abc", "vlm2vec"]
 
 
 class Prompts(Protocol):
@@ -216,13 +216,41 @@ class ABCPrompts:
         return _as_given(text, image)
 
 
+class VLM2VecPrompts:
+    """MMEB's texts to the letter, line breaks included, with the picture where its placeholder stands.
+
+    That is what VLM2Vec was trained and measured with. For models that take an `Interleaved`.
+    """
+
+    name = "vlm2vec"
+
+    def query(self, dataset: str, text: str, image: Path | None) -> Input:
+        """See `Prompts`."""
+        return to_the_letter(text, image)
+
+    def candidate(self, dataset: str, text: str, image: Path | None) -> Input:
+        """See `Prompts`."""
+        return to_the_letter(text, image)
+
+
+def to_the_letter(text: str, image: Path | None) -> Input:
+    """A text of MMEB with its picture where the placeholder stands; before the text where there is none."""
+    if image is None:
+        return Text(text)
+    before, mark, after = text.partition(PLACEHOLDER)
+    if not mark:
+        before, after = "", text
+    parts = [Text(before) if before else None, Image(image), Text(after) if after else None]
+    return Interleaved([part for part in parts if part is not None])
+
+
 _ONLY_REPRESENT = (
     "represent the given image",
     "represent the given document screenshot",
     "represent the given cropped image of the object",
 )
 
-PROMPTS: Mapping[str, Prompts] = {"mmeb": MMEBPrompts(), "abc": ABCPrompts()}
+PROMPTS: Mapping[str, Prompts] = {"mmeb": MMEBPrompts(), "abc": ABCPrompts(), "vlm2vec": VLM2VecPrompts()}
 """By name, for the command line."""
 
 

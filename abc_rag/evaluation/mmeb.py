@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,7 @@ from abc_rag.evaluation._mmeb_tasks import (
 from abc_rag.evaluation._vectors import VectorCache
 from abc_rag.evaluation.metrics import TIE
 from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
+from abc_rag.types import Interleaved
 
 __all__ = ["DATASETS", "GROUPS", "META_TASKS", "PROMPTS", "DatasetScore", "Prompts", "download_mmeb", "evaluate_mmeb"]
 
@@ -102,7 +104,7 @@ def evaluate_mmeb(
     *,
     datasets: Sequence[str] | None = None,
     images: Path | None = None,
-    prompts: PromptName | Prompts = "mmeb",
+    prompts: PromptName | Prompts | Literal["auto"] = "auto",
     out: Path | None = None,
     limit: int | None = None,
     max_bad: int = 100,
@@ -119,8 +121,10 @@ def evaluate_mmeb(
             ``ood``, ``overall``. If not given, those that are in ``root``.
         images: The folder that ``images.zip`` was unpacked to. If not given, ``images`` or ``eval_images`` in
             ``root``, else ``root``.
-        prompts: How texts and pictures become inputs: ``"mmeb"``, the benchmark's words as they are;
-            ``"abc"``, what ABC's authors measured with; or your own (see `Prompts`).
+        prompts: How texts and pictures become inputs: ``"mmeb"``, the benchmark's words, in the model's own prompt;
+            ``"abc"``, what ABC's authors measured with; ``"vlm2vec"``, the benchmark's texts to the letter, which
+            needs a model that takes `Interleaved`; or your own (see `Prompts`). ``"auto"`` is ``"vlm2vec"`` for models
+            that take it, else ``"mmeb"``.
         out: Folder where vectors are kept, so that a run that was stopped goes on where it was.
         limit: Ask no more than the first ``limit`` queries of each data set.
         max_bad: Most unusable rows, candidates and pictures, over all data sets.
@@ -135,7 +139,7 @@ def evaluate_mmeb(
         DatasetError: A file cannot be read, or too many rows are unusable.
         MissingExtraError: pyarrow is not installed.
     """
-    chosen = prompts if not isinstance(prompts, str) else _named_prompts(prompts)
+    chosen = prompts if not isinstance(prompts, str) else _named_prompts(prompts, embedder)
     if limit is not None and limit < 1:
         raise InputError(f"limit must be positive, not {limit}")
     wanted = chosen_datasets(datasets) if datasets else list(DATASETS)
@@ -182,9 +186,14 @@ def evaluate_mmeb(
     )
 
 
-def _named_prompts(name: str) -> Prompts:
+def _named_prompts(name: str, embedder: Embedder) -> Prompts:
+    if name == "auto":
+        name = "vlm2vec" if Interleaved in embedder.accepts else "mmeb"
     if name not in PROMPTS:
-        raise InputError(f"prompts must be one of {', '.join(PROMPTS)}, not {name!r}")
+        raise InputError(f"prompts must be one of auto, {', '.join(PROMPTS)}, not {name!r}")
+    if name == "vlm2vec" and Interleaved not in embedder.accepts:
+        model = embedder.fingerprint.model
+        raise InputError(f"{model} takes no Interleaved, which prompts='vlm2vec' makes; use 'mmeb'")
     return PROMPTS[name]
 
 

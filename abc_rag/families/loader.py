@@ -84,7 +84,7 @@ class LoadOptions:
         defaults = {"weights": "full", "compiled": False, "attention": "sdpa"}
         for name, reason in reasons.items():
             if getattr(self, name) != defaults.get(name):
-                raise InputError(f"{name}={getattr(self, name)!r} cannot be had of a {family} model: {reason}")
+                raise InputError(f"{name}={getattr(self, name)!r} cannot be had of family {family!r}: {reason}")
 
 
 class Checkpoint(ABC):
