@@ -22,10 +22,10 @@ import pytest
 import torch
 from toy_family import LONG, Toy, pictures, png, wait_until, words
 
-from abc_rag import Image, Input, InstructedImage, Text, load_embedder
+from abc_rag import Image, Input, InstructedImage, Interleaved, Text, load_embedder
 from abc_rag.engine import EngineSettings, LocalEmbedder
 from abc_rag.engine._scheduler import Request, Scheduler, Work
-from abc_rag.errors import ABCRagError, InputError
+from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.models.family import Prepared
 
 # --- The scheduler ----------------------------------------------------------------------------------------
@@ -295,6 +295,7 @@ def mixed(count: int, seed: int = 0) -> list[Input]:
                     Text(words(rng.randint(1, 9), f"t{number}")),
                     Image(png(width, height)),
                     InstructedImage(png(width, height), words(rng.randint(1, 3), f"i{rng.randint(0, 5)}")),
+                    Interleaved([Text(f"l{number}"), *(Image(png(width + n, 2)) for n in range(rng.randint(0, 3)))]),
                 ]
             )
         )
@@ -416,6 +417,39 @@ def test_a_picture_that_cannot_be_seen_fails_alone(toy: Toy, opened: Any) -> Non
     assert "input 2" in str(found[2])
     good = [0, 1, 3, 4]
     np.testing.assert_array_equal([found[n] for n in good], toy.expected([inputs[n] for n in good]))
+
+
+def test_several_pictures_of_one_input_are_opened_and_seen_once(toy: Toy, opened: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(3))
+    inputs = [
+        Interleaved([Image(png(3)), Text("then"), Image(png(4))]),
+        Interleaved([Image(tmp_path / "a.png"), Text("then"), Image(png(4))]),  # the same by another name
+        Interleaved([Image(png(4)), Text("then"), Image(png(3))]),
+        Interleaved([Image(png(3)), Image(png(3)), Text("then")]),
+        Image(png(4)),
+    ]
+    embedder = opened()
+    np.testing.assert_array_equal(embedder.embed(inputs * 2), toy.expected(inputs * 2))
+    assert sum(map(len, toy.batches)) == 4
+    assert sorted(one.patches for group in toy.seen for one in group) == [3, 4]
+    np.testing.assert_array_equal(embedder.embed(inputs[::-1]), toy.expected(inputs[::-1]))
+    assert sum(map(len, toy.seen)) == 2
+
+
+def test_one_of_several_pictures_that_is_bad_costs_its_input_alone(toy: Toy, opened: Any) -> None:
+    toy.blind.add(5)
+    inputs = [
+        Interleaved([Image(png(3)), Image(b"not a picture")]),
+        Interleaved([Image(png(3)), Image(png(5))]),
+        Interleaved([Image(png(3)), Image(png(4))]),
+        Image(png(3)),
+    ]
+    embedder = opened(vision_cache_bytes=0)
+    found = list(embedder.embed_iter(inputs, return_errors=True))
+    assert isinstance(found[0], ImageError)
+    assert isinstance(found[1], ABCRagError)
+    np.testing.assert_array_equal(found[2:], toy.expected(inputs[2:]))
+    assert embedder._running().scheduler._held_bytes == 0
 
 
 def test_errors_are_the_callers_own(toy: Toy, opened: Any) -> None:

@@ -140,7 +140,9 @@ def model_meta(embedder: Embedder, *, name: str | None = None) -> ModelMeta:
     if name is not None and "/" not in name:
         raise InputError(f"name must be 'organisation/model', not {name!r}")
     if name is None:
-        name = _PUBLISHED_NAME if published else f"{_ORGANISATION}/{fingerprint.model.replace('/', '-')}"
+        hub_id = known and "/" in fingerprint.model
+        other = fingerprint.model if hub_id else f"{_ORGANISATION}/{fingerprint.model.replace('/', '-')}"
+        name = _PUBLISHED_NAME if published else other
     parameters, size = _weight(embedder)
     _, dtype = compute_of(embedder)
     apart: dict[str, Any] = {"min_tokens": fingerprint.min_tokens, "max_tokens": fingerprint.max_tokens}
@@ -196,10 +198,11 @@ def load_mteb_model(
     Raises:
         InputError: There is no such model, or its weights are not those of ``revision``.
     """
+    from abc_rag.families.loader import known_names
     from abc_rag.models.load import load_embedder
 
     if model is None:
-        model = "abc" if name == _PUBLISHED_NAME else name.rpartition("/")[2]
+        model = "abc" if name == _PUBLISHED_NAME else name if name in known_names() else name.rpartition("/")[2]
     embedder = load_embedder(
         model,
         device=device or "auto",

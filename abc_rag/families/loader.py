@@ -226,6 +226,8 @@ def find_checkpoint(model: object) -> Checkpoint:
 
 def as_folder(model: str | os.PathLike[str]) -> Path | None:
     """The folder that is meant; None if there is none."""
+    if not os.fspath(model):
+        return None  # Path("") is the working folder
     try:
         folder = Path(model).expanduser()
         return folder if folder.is_dir() else None
