@@ -144,6 +144,10 @@ def ask(
     min_score: Annotated[
         float | None, typer.Option("--min-score", help="Leave out hits below this, in [0, 1].")
     ] = None,
+    query_instruction: Annotated[
+        str | None,
+        typer.Option("--query-instruction", help="What the question is for, for models that are told (VLM2Vec)."),
+    ] = None,
     as_asked: Annotated[bool, typer.Option("--as-asked", help="Do not rewrite the question.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Show how each score came about.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with the pictures here.")] = None,
@@ -179,7 +183,8 @@ def ask(
     embedder = _embedder(model, device, min_tokens, max_tokens, weights, resolution=resolution)
     with _store(store, url, collection, embedder.fingerprint) as opened:
         source = str(_expanded(image)) if image is not None else None
-        retriever = Retriever(embedder, opened, rewriter=AsAsked() if as_asked else None)
+        rewriter = AsAsked() if as_asked else None
+        retriever = Retriever(embedder, opened, rewriter=rewriter, query_instruction=query_instruction)
         answer = retriever.search(
             question,
             image=source,

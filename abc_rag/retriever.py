@@ -41,7 +41,7 @@ from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.images import ImageLimits, read_bytes
 from abc_rag.instructions import Rewrite, Rewriter, RuleRewriter
 from abc_rag.store import ChromaStore
-from abc_rag.types import Hit, Image, ImageSource, Input, InstructedImage, Modality, Text, Trace
+from abc_rag.types import Hit, Image, ImageSource, Input, InstructedImage, InstructedText, Modality, Text, Trace
 
 __all__ = ["Answer", "Retriever", "diverse"]
 
@@ -90,6 +90,8 @@ class Retriever:
         candidates: How many of the first search's hits are considered for a second look and for MMR; at least ``k``.
         weight: How much a second look counts against the first search, in [0, 1]; ``w`` above.
         image_limits: Which pictures may be opened for a second look, and whether their URLs are fetched.
+        query_instruction: What a text that is searched with is for, where the model was trained to be told, as VLM2Vec
+            was: the text is then embedded as an `abc_rag.InstructedText`.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Retriever:
         candidates: int = 50,
         weight: float = _WEIGHT,
         image_limits: ImageLimits | None = None,
+        query_instruction: str | None = None,
     ) -> None:
         if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
             raise InputError(f"candidates must be a positive int, not {candidates!r}")
@@ -110,6 +113,7 @@ class Retriever:
         self.candidates = candidates
         self.weight = _checked_share("weight", weight)
         self._limits = image_limits or ImageLimits()
+        self.query_instruction = query_instruction
 
     def search(
         self,
@@ -176,6 +180,8 @@ class Retriever:
         rewrite = self.rewriter.rewrite(question, has_image=image is not None)
         if image is not None:
             return InstructedImage(image, rewrite.instruction), rewrite
+        if self.query_instruction is not None:
+            return InstructedText(rewrite.target, self.query_instruction), rewrite
         return Text(rewrite.target), rewrite
 
     def _found(

@@ -234,6 +234,30 @@ def test_langchain(family: str, embedder: Embedder, pictures: Path, tmp_path: Pa
         assert len(retriever.invoke("What is the colour of the thing?")) == 2
 
 
+def test_a_query_is_told_what_it_is_for_where_the_model_takes_that(
+    family: str, embedder: Embedder, pictures: Path, tmp_path: Path
+) -> None:
+    folder, settings = MODELS[family]
+    purpose = "Find me an everyday image that matches the given caption:"
+    langchain = LangChainEmbeddings(model=folder, device="cpu", query_instruction=purpose, **settings)
+    llama_index = LlamaIndexEmbeddings(model=folder, device="cpu", query_instruction=purpose, **settings)
+    with ChromaStore(tmp_path / "store", fingerprint=embedder.fingerprint) as store:
+        index_paths([pictures], embedder, store)
+        retriever = Retriever(embedder, store, query_instruction=purpose)
+        if InstructedText not in embedder.accepts:
+            for ask in (langchain.embed_query, llama_index.get_query_embedding, retriever.search):
+                with pytest.raises(InputError, match=r"is an InstructedText, which \S+ does not take"):
+                    ask("a red thing")
+            return
+        expected = embedder.embed([InstructedText("a red thing", purpose)])[0]
+        answer, plain = (one.search("a red thing", k=4) for one in (retriever, Retriever(embedder, store)))
+        assert [hit.score for hit in answer.hits] != [hit.score for hit in plain.hits]
+    assert np.allclose(langchain.embed_query("a red thing"), expected, atol=TOLERANCE)
+    assert np.allclose(asyncio.run(langchain.aembed_query("a red thing")), expected, atol=TOLERANCE)
+    assert np.allclose(llama_index.get_query_embedding("a red thing"), expected, atol=TOLERANCE)
+    assert np.allclose(langchain.embed_documents(["red"])[0], embedder.embed([Text("red")])[0], atol=TOLERANCE)
+
+
 def test_llama_index(family: str, embedder: Embedder, pictures: Path) -> None:
     folder, settings = MODELS[family]
     model = LlamaIndexEmbeddings(model=folder, device="cpu", **settings)

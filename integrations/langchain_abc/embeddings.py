@@ -20,6 +20,7 @@ from abc_rag import (
     ImageSource,
     Input,
     InstructedImage,
+    InstructedText,
     Text,
     load_embedder,
 )
@@ -48,6 +49,8 @@ class ABCEmbeddings(BaseModel, Embeddings):
             ``pip install 'abc-rag[quantized]'``.
         batch_size: ``"auto"`` or a number of items.
         show_progress: A progress bar on standard error, for calls that are not awaited.
+        query_instruction: What queries are for, where the model was trained to be told, as VLM2Vec was
+            (``abc_rag.models.vlm2vec.TASK_INSTRUCTIONS``). Passages are embedded as they are.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
         engine: What the engine may use, as ``abc_rag.EngineSettings``: workers, batches, caches.
 
@@ -102,6 +105,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     show_progress: bool = False
+    query_instruction: str | None = None
     image_limits: ImageLimits | None = None
     engine: EngineSettings | None = None
 
@@ -184,8 +188,13 @@ class ABCEmbeddings(BaseModel, Embeddings):
         return self._embed(_texts(texts))
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a question or a description; the same space and the same vector as for a passage."""
-        return self.embed_documents([text])[0]
+        """Embed a question or a description in the space of the passages; see ``query_instruction``."""
+        return self._embed(self._query(text))[0]
+
+    def _query(self, text: str) -> list[Input]:
+        if self.query_instruction is None:
+            return _texts([text])
+        return [InstructedText(text, self.query_instruction)]
 
     def embed_images(
         self, images: Sequence[ImageSource], *, instruction: str | Sequence[str] | None = None
@@ -216,7 +225,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a question without blocking the event loop; see `embed_query`."""
-        return (await self.aembed_documents([text]))[0]
+        return (await self._aembed(self._query(text)))[0]
 
     async def aembed_images(
         self, images: Sequence[ImageSource], *, instruction: str | Sequence[str] | None = None

@@ -184,6 +184,7 @@ class InstructionRetriever(BaseRetriever):
             rewriter=rewriter,
             candidates=self.candidates,
             image_limits=self.vectorstore.image_limits,
+            query_instruction=getattr(self.vectorstore.embeddings, "query_instruction", None),
         )
         return [hit_document(hit) for hit in retriever.search(question, image=image, **settings)]
 

@@ -28,6 +28,7 @@ from abc_rag import (
     ImageLimits,
     Input,
     InstructedImage,
+    InstructedText,
     Text,
     load_embedder,
 )
@@ -81,6 +82,8 @@ class ABCEmbeddings(MultiModalEmbedding):
         attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
         weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
             ``pip install 'abc-rag[quantized]'``.
+        query_instruction: What queries are for, where the model was trained to be told, as VLM2Vec was
+            (``abc_rag.models.vlm2vec.TASK_INSTRUCTIONS``). Passages are embedded as they are.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
         engine: What the engine may use, as ``abc_rag.EngineSettings``: workers, batches, caches.
         show_progress: Show a progress bar in every batch call, also where the call does not ask for one.
@@ -97,6 +100,7 @@ class ABCEmbeddings(MultiModalEmbedding):
     max_tokens: int | None = None
     resolution: int | str | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    query_instruction: str | None = None
     image_limits: ImageLimits | None = None
     engine: EngineSettings | None = None
     show_progress: bool = False
@@ -171,10 +175,13 @@ class ABCEmbeddings(MultiModalEmbedding):
     # -- texts -----------------------------------------------------------------------------------
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return self._embed([Text(query)])[0]
+        return self._embed([self._query(query)])[0]
+
+    def _query(self, query: str) -> Input:
+        return Text(query) if self.query_instruction is None else InstructedText(query, self.query_instruction)
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return (await self._aembed([Text(query)]))[0]
+        return (await self._aembed([self._query(query)]))[0]
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._embed([Text(text)])[0]

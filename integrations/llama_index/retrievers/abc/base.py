@@ -165,6 +165,7 @@ class InstructionRetriever(BaseRetriever):
             rewriter=None if rewrite is None else _Rewritten(replace(rewrite, wants="any")),
             candidates=self._candidates,
             image_limits=self._embed_model.image_limits,
+            query_instruction=self._embed_model.query_instruction,
         )
         return retriever.search(
             None if rewrite is None else bundle.query_str,

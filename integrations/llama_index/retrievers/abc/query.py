@@ -43,6 +43,11 @@ class QueryEmbedder(Embedder):
         return self._inner.dim
 
     @property
+    def accepts(self) -> tuple[type, ...]:
+        """What the embedder within takes."""
+        return self._inner.accepts
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """That of the embedder within."""
         return self._inner.fingerprint
