@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from abc_rag import Fingerprint, ImageLimits, Input, InstructedImage, Interleaved, Text
-from abc_rag._inputs import BASIC_TYPES, words_of
 from abc_rag.errors import CheckpointError, InputError
 from abc_rag.families import Checkpoint, LoadOptions, ModelLoader
 from abc_rag.images import open_pixels
@@ -82,6 +81,12 @@ class MeanColours:
         return MeanColour(pixels.reshape(-1, 3).mean(axis=0, keepdims=True).astype(np.uint8))
 
 
+def words_of(item: Input) -> str:
+    if isinstance(item, Interleaved):
+        return " ".join(part.text for part in item.parts if isinstance(part, Text))
+    return item.text if isinstance(item, Text) else getattr(item, "instruction", "")
+
+
 class BagFamily(Family):
     image_token = 0
 
@@ -116,7 +121,7 @@ class BagFamily(Family):
 
     @property
     def accepts(self) -> tuple[type, ...]:
-        return (*BASIC_TYPES, Interleaved)
+        return (*super().accepts, Interleaved)
 
     def picture_tokens(self, opened: MeanColour) -> int:
         return 1

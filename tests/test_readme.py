@@ -144,6 +144,16 @@ def test_the_sentence_transformers_example(photos: Path) -> None:
     assert run_example("load_sentence_transformer")["vectors"].shape == (3, 192)
 
 
+def test_the_vlm2vec_example(photos: Path) -> None:
+    """On the fixture, as there is no hub here."""
+    (example,) = (b for b in blocks("python") if "VLM2Vec" in b)
+    names: dict[str, Any] = {}
+    fixture = Path(__file__).parent / "fixtures" / "vlm2vec_qwen2vl"
+    exec(compile(example.replace("TIGER-Lab/VLM2Vec-Qwen2VL-2B", str(fixture)), "README.md", "exec"), names)
+    assert names["both"].shape == (128,)
+    assert "TIGER-Lab/VLM2Vec-Qwen2VL-2B" in example
+
+
 def test_the_commands(photos: Path) -> None:
     run_commands("abc-rag index", 5)
     assert (photos / "answer.html").stat().st_size > 10_000
