@@ -289,6 +289,34 @@ def test_magnitudes_are_read_under_newer_names_too(copy: Path) -> None:
     assert embeds_as(copy)
 
 
+def as_torch_saves(folder: Path, change: Callable[[dict[str, Any]], object] = dict) -> Path:
+    """The adapter as most published ones are: a file of torch.save."""
+    file = folder / "adapter" / "adapter_model.safetensors"
+    state = load_file(file)
+    change(state)
+    torch.save(state, file.with_suffix(".bin"))
+    file.unlink()
+    return file.with_suffix(".bin")
+
+
+def test_an_adapter_that_torch_saved_is_read_without_unpickling(copy: Path) -> None:
+    before = find_checkpoint(copy).local_revision("full")
+    as_torch_saves(copy)
+    assert embeds_as(copy)
+    revision = find_checkpoint(copy).local_revision("full")
+    assert revision != before
+    as_torch_saves_again = load_file(QWEN / "adapter" / "adapter_model.safetensors")
+    as_torch_saves_again[MAGNITUDE] *= 2
+    torch.save(as_torch_saves_again, copy / "adapter" / "adapter_model.bin")
+    assert find_checkpoint(copy).local_revision("full") not in (revision, before)
+
+
+def test_every_tensor_of_such_a_file_is_accounted_for_too(copy: Path) -> None:
+    as_torch_saves(copy, lambda state: state.pop(MAGNITUDE))
+    with pytest.raises(CheckpointError, match=r"1 tensor\(s\) missing: .*q_proj.lora_magnitude_vector"):
+        load_embedder(copy, device="cpu").embed([Text("x")])
+
+
 Change = Callable[[dict[str, torch.Tensor]], object]
 MAGNITUDE = "base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector"
 

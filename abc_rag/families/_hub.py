@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from abc_rag.errors import CheckpointError, InputError
@@ -32,8 +33,13 @@ def part_folder(part: str | os.PathLike[str], revision: str | None = None) -> Pa
     return folder
 
 
-def fetch(repository: str, revision: str | None = None) -> Path:
+def fetch(repository: str, revision: str | None = None, *, more: Sequence[str] = ()) -> Path:
     """Where a hub repository is on the disk; fetches it if it is not there yet. Neither code nor pickles.
+
+    Args:
+        repository: ``"ORGANISATION/NAME"``.
+        revision: Commit, tag or branch.
+        more: Names of further files.
 
     Raises:
         InputError: It is no hub id.
@@ -47,7 +53,7 @@ def fetch(repository: str, revision: str | None = None) -> Path:
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"],
+                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", *more],
             )
         )
     except HFValidationError as error:

@@ -30,9 +30,11 @@ _BASES = MappingProxyType(
 
 _BACKBONES = ("qwen2_vl", "phi3_v")
 _LAYOUTS = (
-    "a VLM2Vec checkpoint has base/ and adapter/, or adapter_config.json and adapter_model.safetensors, or the full "
+    "a VLM2Vec checkpoint has base/ and adapter/, or adapter_config.json and its weights, or the full "
     "weights of a Phi-3.5-vision"
 )
+# Three of the four published models are an adapter in this form; see `abc_rag.models._torch_file`.
+_TORCH_ADAPTER = "adapter_model.bin"
 _HEAD = "mlp_head"  # an ABC adapter has one
 
 
@@ -98,7 +100,7 @@ class _Found(Checkpoint):
 
     def fetch(self, device: str) -> None:
         if self._folder is None:
-            folder = fetch(self._name)
+            folder = fetch(self._name, more=[_TORCH_ADAPTER])
             base: Path | str | None = _BASES.get(self._name)
             if not (folder / "adapter_config.json").is_file():
                 base = None  # whole weights, whatever is known of that name

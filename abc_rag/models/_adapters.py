@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from abc_rag.errors import CheckpointError
-from abc_rag.models._checkpoint import assign_tensors, iter_tensors, read_json, weight_files
+from abc_rag.models._checkpoint import TORCH_ADAPTER, assign_tensors, iter_tensors, read_json, weight_files
 from abc_rag.models._peft import LoraConfig, LoraModel
+from abc_rag.models._torch_file import iter_torch_file
 
 __all__ = ["load_adapter", "lora_config", "merge_adapter"]
 
@@ -39,6 +40,8 @@ def load_adapter(
     adapter: str,
     rename: Callable[[str], str | None],
     others: Mapping[str, torch.Tensor] | None = None,
+    *,
+    tensors: Iterator[tuple[str, torch.Tensor]] | None = None,
 ) -> None:
     """Fill the injected tensors of ``adapter``, and ``others``, from a folder; all of them, and nothing else.
 
@@ -48,6 +51,7 @@ def load_adapter(
         adapter: Its name in peft.
         rename: The checkpoint's names of the base's tensors -> those of ``module``.
         others: More tensors that the adapter's file holds, by name.
+        tensors: The adapter's, where they do not come from its safetensors.
 
     Raises:
         CheckpointError: A tensor is missing, left over or of another shape.
@@ -69,11 +73,14 @@ def load_adapter(
         with torch.no_grad():
             wanted[name].copy_(tensor)
 
-    assign_tensors(wanted, iter_tensors(weight_files(folder, "adapter_model")), renamed, where=str(folder), put=put)
+    found = iter_tensors(weight_files(folder, "adapter_model")) if tensors is None else tensors
+    assign_tensors(wanted, found, renamed, where=str(folder), put=put)
 
 
 def merge_adapter(module: nn.Module, folder: Path, rename: Callable[[str], str | None]) -> None:
     """Read an adapter and merge it into ``module`` for good, LoRA or DoRA.
+
+    From safetensors, or where there are none from what ``torch.save`` wrote, as most published VLM2Vec adapters are.
 
     Raises:
         CheckpointError: It does not fit.
@@ -82,5 +89,7 @@ def merge_adapter(module: nn.Module, folder: Path, rename: Callable[[str], str |
         lora = LoraModel(module, lora_config(folder), "merged")
     except ValueError as error:  # it names layers that are not there
         raise CheckpointError(f"{folder}: does not fit this base ({error})") from error
-    load_adapter(module, folder, "merged", rename)
+    saved = folder / TORCH_ADAPTER
+    only = saved.is_file() and not any(folder.glob("adapter_model.safetensors*"))
+    load_adapter(module, folder, "merged", rename, tensors=iter_torch_file(saved) if only else None)
     lora.merge_and_unload()

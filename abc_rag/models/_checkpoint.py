@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from abc_rag.errors import CheckpointError
 
-__all__ = ["assign_tensors", "folder_revision", "iter_tensors", "read_json", "weight_files"]
+__all__ = ["TORCH_ADAPTER", "assign_tensors", "folder_revision", "iter_tensors", "read_json", "weight_files"]
 
 _SHOWN = 8
+TORCH_ADAPTER = "adapter_model.bin"
+"""An adapter as ``torch.save`` writes it; see `abc_rag.models._torch_file`."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -120,7 +122,8 @@ def folder_revision(*folders: Path) -> str:
     whole = 64 * 2**20
     for folder in folders:
         for file in sorted(folder.iterdir()):
-            if not file.is_file() or file.suffix not in {".safetensors", ".json", ".txt", ".jinja"}:
+            counts = file.suffix in {".safetensors", ".json", ".txt", ".jinja"} or file.name == TORCH_ADAPTER
+            if not file.is_file() or not counts:
                 continue
             if file.name in {"run.json", "parts.json", "results.json"}:
                 continue  # what a run or an evaluation says beside a model is no part of it

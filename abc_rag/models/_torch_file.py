@@ -1,0 +1,287 @@
+"""Tensors out of a file that ``torch.save`` wrote, read as data: nothing is unpickled, and nothing in it is called.
+
+Some published adapters exist in this form only. Such a file is a zip archive of raw numbers and of one small program in
+the language of pickle, which says what they are called and how they are shaped. A state dict needs a handful of that
+language's instructions and three names; everything else is refused before anything is done about it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from abc_rag.errors import CheckpointError
+
+__all__ = ["iter_torch_file"]
+
+_REBUILD = ("torch._utils", "_rebuild_tensor_v2")
+_ORDERED = ("collections", "OrderedDict")
+_STORAGES = {
+    ("torch", "FloatStorage"): torch.float32,
+    ("torch", "HalfStorage"): torch.float16,
+    ("torch", "BFloat16Storage"): torch.bfloat16,
+}
+_KNOWN = {_REBUILD, _ORDERED, *_STORAGES}
+# A program for some thousand tensors is a few hundred kilobytes.
+_MOST_PROGRAM_BYTES = 16 * 2**20
+_MOST_NUMBERS = 2**33
+_MARK = object()
+
+
+def iter_torch_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every (name, tensor) of a state dict, in float32, float16 or bfloat16.
+
+    Args:
+        file: Written by ``torch.save``, in the format that it has had since version 1.6.
+
+    Raises:
+        CheckpointError: It is no such file, or holds anything but named tensors.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            if len(programs) != 1:
+                raise _Odd("it holds no single data.pkl")
+            folder = programs[0].removesuffix("data.pkl")
+            if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+                raise _Odd("its numbers are not little-endian")
+            if archive.getinfo(programs[0]).file_size > _MOST_PROGRAM_BYTES:
+                raise _Odd("its data.pkl is too long")
+            state = _Reader(archive.read(programs[0])).run()
+            if not isinstance(state, dict) or not all(
+                isinstance(name, str) and isinstance(one, _Tensor) for name, one in state.items()
+            ):
+                raise _Odd("it holds something other than named tensors")
+            for name, one in state.items():
+                data = f"{folder}data/{one.storage.key}"
+                if archive.getinfo(data).file_size != one.storage.nbytes:
+                    raise _Odd(f"{data} is not as long as it should be")
+                yield name, one.of(archive.read(data))
+    except (
+        zipfile.BadZipFile,
+        IndexError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:
+        raise CheckpointError(f"{file}: not readable as a state dict ({error}); convert it to safetensors") from error
+
+
+class _Odd(ValueError):
+    """What a state dict does not need."""
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: torch.dtype
+    key: str
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def of(self, data: bytes) -> torch.Tensor:
+        """Its numbers, out of its storage's."""
+        storage = self.storage
+        reach = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        if 0 in self.shape:
+            return torch.empty(self.shape, dtype=storage.dtype)
+        if not 0 <= reach < storage.count or math.prod(self.shape) > storage.count:
+            raise _Odd(f"a tensor of shape {self.shape} does not lie within storage {storage.key}")
+        flat = torch.frombuffer(bytearray(data), dtype=storage.dtype)
+        return flat.as_strided(self.shape, self.strides, self.offset).clone()
+
+
+class _Reader:
+    """Reads the program of a state dict.
+
+    Args:
+        program: In pickle's language, protocol 2.
+    """
+
+    def __init__(self, program: bytes) -> None:
+        self._program = program
+        self._at = 0
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self) -> Any:  # noqa: ANN401  (whatever the program says; checked by the caller)
+        """What the program ends with."""
+        while True:
+            code = self._take(1)
+            if code == b".":
+                return self._stack.pop()
+            step = _STEPS.get(code)
+            if step is None:
+                raise _Odd(f"its data.pkl has an instruction that no state dict needs: {code!r}")
+            step(self)
+
+    def _take(self, count: int) -> bytes:
+        taken = self._program[self._at : self._at + count]
+        if len(taken) != count:
+            raise _Odd("its data.pkl is cut short")
+        self._at += count
+        return taken
+
+    def _number(self, form: str) -> int:
+        (found,) = struct.unpack(form, self._take(struct.calcsize(form)))
+        return int(found)
+
+    def _line(self) -> str:
+        end = self._program.find(b"\n", self._at)
+        if end < 0:
+            raise _Odd("its data.pkl is cut short")
+        line = self._program[self._at : end]
+        self._at = end + 1
+        return line.decode("ascii")
+
+    def _to_mark(self) -> list[Any]:
+        at = max(n for n, one in enumerate(self._stack) if one is _MARK)
+        found = self._stack[at + 1 :]
+        del self._stack[at:]
+        return found
+
+    def _last(self, count: int) -> tuple[Any, ...]:
+        if len(self._stack) < count:
+            raise _Odd("its data.pkl takes more than it has")
+        found = tuple(self._stack[len(self._stack) - count :])
+        del self._stack[len(self._stack) - count :]
+        return found
+
+    # --- Instructions ---------------------------------------------------------------------------------
+
+    def _name(self) -> None:
+        name = (self._line(), self._line())
+        if name not in _KNOWN:
+            raise _Odd(f"it wants {'.'.join(name)[:80]}, which no state dict needs")
+        self._stack.append(name)
+
+    def _persistent(self) -> None:
+        (told,) = self._last(1)
+        if not (isinstance(told, tuple) and len(told) == 5 and told[0] == "storage" and told[1] in _STORAGES):
+            raise _Odd("it refers to something that is no storage of numbers")
+        key, count = told[2], told[4]
+        if not (isinstance(key, str) and key.isalnum() and type(count) is int and 0 <= count <= _MOST_NUMBERS):
+            raise _Odd("a storage has no usable name or length")
+        self._stack.append(_Storage(_STORAGES[told[1]], key, count))
+
+    def _reduce(self) -> None:
+        name, given = self._last(2)
+        if name == _ORDERED and given == ():
+            self._stack.append({})
+        elif name == _REBUILD and isinstance(given, tuple) and len(given) in (6, 7):
+            storage, offset, shape, strides = given[:4]
+            if not (
+                isinstance(storage, _Storage)
+                and _whole([offset])
+                and isinstance(shape, tuple)
+                and isinstance(strides, tuple)
+                and len(shape) == len(strides)
+                and _whole([*shape, *strides])
+            ):
+                raise _Odd("a tensor is described oddly")
+            self._stack.append(_Tensor(storage, offset, shape, strides))
+        else:
+            raise _Odd(f"it calls {name!r} in a way that no state dict needs")
+
+    def _build(self) -> None:
+        self._last(1)  # the versions of a state dict's modules; what they are put on stays on the stack
+        if not isinstance(self._stack[-1], dict):
+            raise _Odd("it changes something that is no dictionary")
+
+    def _set_items(self, items: Sequence[Any]) -> None:
+        if not isinstance(self._stack[-1], dict) or len(items) % 2:
+            raise _Odd("it fills something that is no dictionary")
+        for name, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(name, str):
+                raise _Odd(f"a tensor's name is {name!r}")
+            self._stack[-1][name] = value
+
+
+def _whole(numbers: Sequence[Any]) -> bool:
+    return all(type(number) is int and 0 <= number <= _MOST_NUMBERS for number in numbers)
+
+
+def _push(value: Any) -> Callable[[_Reader], None]:  # noqa: ANN401
+    return lambda reader: reader._stack.append(value)
+
+
+def _push_number(form: str) -> Callable[[_Reader], None]:
+    return lambda reader: reader._stack.append(reader._number(form))
+
+
+def _text(reader: _Reader) -> None:
+    reader._stack.append(reader._take(reader._number("<I")).decode("utf-8"))
+
+
+def _long(reader: _Reader) -> None:
+    reader._stack.append(int.from_bytes(reader._take(reader._number("<B")), "little", signed=True))
+
+
+def _remember(form: str) -> Callable[[_Reader], None]:
+    def step(reader: _Reader) -> None:
+        reader._memo[reader._number(form)] = reader._stack[-1]
+
+    return step
+
+
+def _recall(form: str) -> Callable[[_Reader], None]:
+    return lambda reader: reader._stack.append(reader._memo[reader._number(form)])
+
+
+def _tuple(count: int) -> Callable[[_Reader], None]:
+    return lambda reader: reader._stack.append(reader._last(count))
+
+
+_STEPS: dict[bytes, Callable[[_Reader], None]] = {
+    b"\x80": lambda reader: _protocol(reader),
+    b"}": lambda reader: reader._stack.append({}),
+    b")": _push(()),
+    b"N": _push(None),
+    b"\x88": _push(True),
+    b"\x89": _push(False),
+    b"(": _push(_MARK),
+    b"X": _text,
+    b"J": _push_number("<i"),
+    b"K": _push_number("<B"),
+    b"M": _push_number("<H"),
+    b"\x8a": _long,
+    b"q": _remember("<B"),
+    b"r": _remember("<I"),
+    b"h": _recall("<B"),
+    b"j": _recall("<I"),
+    b"t": lambda reader: reader._stack.append(tuple(reader._to_mark())),
+    b"\x85": _tuple(1),
+    b"\x86": _tuple(2),
+    b"\x87": _tuple(3),
+    b"c": _Reader._name,
+    b"Q": _Reader._persistent,
+    b"R": _Reader._reduce,
+    b"b": _Reader._build,
+    b"s": lambda reader: reader._set_items(reader._last(2)),
+    b"u": lambda reader: reader._set_items(reader._to_mark()),
+}
+
+
+def _protocol(reader: _Reader) -> None:
+    if reader._number("<B") != 2:
+        raise _Odd("its data.pkl is not of protocol 2")
