@@ -56,6 +56,11 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _with_adapter(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  (peft's classes are mixins)
+    if not (layer.disable_adapters or layer.merged) and any(
+        name in layer.lora_variant for name in layer.active_adapters
+    ):
+        varied: torch.Tensor = layer(x)  # DoRA and its like scale what the base gives
+        return varied
     base: torch.Tensor = linear(layer.get_base_layer(), x)
     if layer.disable_adapters or layer.merged:
         return base
