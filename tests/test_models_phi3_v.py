@@ -23,7 +23,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from vlm2vec_helpers import FIXTURES, TOLERANCE, as_input, change_tensors, read_cases, read_goldens, unrolled
 
+from abc_rag import Image, InstructedImage, InstructedText, Interleaved, Text, load_embedder
 from abc_rag._picture_worker import _made, limits_as_json, recipe_as_json
 from abc_rag.errors import CheckpointError, ImageError, InputError, MissingExtraError
 from abc_rag.images import ImageLimits
@@ -40,14 +42,14 @@ from abc_rag.models._phi3_v import (
 from abc_rag.models._phi3_v_config import Phi3VConfig
 from abc_rag.models._phi3_v_pictures import CroppedPicture, PhiPictures, fit_crops, possible_crops
 
-FIXTURE = Path(__file__).parent / "fixtures" / "vlm2vec_phi3v"
+FIXTURE = FIXTURES / "vlm2vec_phi3v"
 MODEL = FIXTURE / "model"
-TOLERANCE = 1e-5
 ATTENTIONS = ("sdpa", "eager")
 LIMITS = ImageLimits()
-RECORDS = json.loads((FIXTURE / "cases.json").read_text())
-CASES = {case["id"]: case for case in RECORDS["single"]}
-GOLDENS = load_file(FIXTURE / "goldens.safetensors")
+RECORDS = read_cases(FIXTURE)
+CASES = RECORDS["single"]
+GOLDENS = {name: torch.from_numpy(array) for name, array in read_goldens(FIXTURE).items()}
+TAG = "<|image_1|>"
 TOWER = "model.vision_embed_tokens.img_processor.vision_model."
 
 
@@ -79,7 +81,7 @@ def opened_of(backbone: Phi3VBackbone, case: dict[str, Any]) -> list[CroppedPict
 
 
 def ids_of(backbone: Phi3VBackbone, prompts: Phi3VPrompts, case: dict[str, Any]) -> torch.Tensor:
-    before, tag, after = case["text"].partition("<|image_1|>")
+    before, tag, after = case["text"].partition(TAG)
     tokens = [backbone.picture_tokens(one) for one in opened_of(backbone, case)]
     assert bool(tag) == bool(tokens)
     return torch.from_numpy(prompts([before, *tokens, after] if tokens else [before]))
@@ -137,9 +139,7 @@ def test_every_single_case_meets_its_goldens(any_backbone: Phi3VBackbone, prompt
 
 def test_prompts_are_the_published_token_ids(backbone: Phi3VBackbone, prompts: Phi3VPrompts) -> None:
     for name, case in CASES.items():
-        expected: list[int] = []
-        for item in case["input_ids"]:
-            expected += [item["id"]] * item["times"] if isinstance(item, dict) else [item]
+        expected = unrolled(case["input_ids"])
         assert ids_of(backbone, prompts, case).tolist() == expected, name
         assert len(expected) == case["n_tokens"]
 
@@ -393,9 +393,7 @@ def test_recipes_can_be_told_to_processes_that_need_no_torch() -> None:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], stem: str = "model") -> None:
-    tensors = load_file(folder / f"{stem}.safetensors")
-    change(tensors)
-    save_file(tensors, folder / f"{stem}.safetensors")
+    change_tensors(folder / f"{stem}.safetensors", change)
 
 
 def test_the_fixture_has_the_published_names() -> None:
@@ -714,3 +712,50 @@ def test_operations_are_those_that_torch_counts(prompts: Phi3VPrompts) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as seen:
         backbone.image_features([picture])
     assert backbone.flops(len(ids), [picture]) == text.get_total_flops() + seen.get_total_flops()
+
+
+# --- Behind the engine ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crops", [1, 4, 16])
+def test_the_engine_meets_the_goldens(crops: int) -> None:
+    chosen = [case for case in CASES.values() if case["num_crops"] == crops]
+    embedder = load_embedder(MODEL, device="cpu", resolution=crops)
+    items = [as_input(FIXTURE, case, TAG) for case in chosen]
+    expected = torch.stack([GOLDENS[f"{case['id']}.embedding"] for case in chosen])
+    for batch_size in (1, 5):
+        vectors = torch.from_numpy(embedder.embed(items, batch_size=batch_size))
+        assert worst(vectors, expected) < TOLERANCE
+    assert (embedder.fingerprint.min_tokens, embedder.fingerprint.max_tokens) == {
+        1: (313, 313), 4: (457, 781), 16: (1321, 2653),
+    }[crops]  # fmt: skip
+
+
+def test_typed_inputs_are_the_published_prompts() -> None:
+    embedder = load_embedder(MODEL, device="cpu", resolution=4)
+    scene = FIXTURE / "images" / "scene_640x480.png"
+    items = {
+        "t_dog": Text("A cat and a dog"),
+        "t_caption": InstructedText("A cat and a dog.", "Find me an everyday image that matches the given caption:"),
+        "i_640": Image(scene),
+        "i_640_q": InstructedImage(scene, "What is in the image"),
+    }
+    vectors = torch.from_numpy(embedder.embed(list(items.values())))
+    assert worst(vectors, torch.stack([GOLDENS[f"{name}.embedding"] for name in items])) < TOLERANCE
+
+
+def test_two_pictures_in_one_input(backbone: Phi3VBackbone, prompts: Phi3VPrompts) -> None:
+    embedder = load_embedder(MODEL, device="cpu", resolution=1)
+    sources = [FIXTURE / "images" / name for name in ("scene_640x480.png", "shapes_56x56.png")]
+    (found,) = embedder.embed([Interleaved([Image(sources[0]), Image(sources[1]), Text(" compare")])])
+    pictures = [PhiPictures(1).open(str(source), limits=LIMITS) for source in sources]
+    ids = torch.from_numpy(prompts([313, "", 313, " compare"]))
+    with torch.inference_mode():
+        features = backbone.image_features(pictures)
+        states = backbone.hidden_states(ids[None], lengths=torch.tensor([len(ids)]), features=features)
+    assert worst(torch.from_numpy(found), embedding(states[0, -1])) < TOLERANCE
+
+
+def test_limits_in_tokens_are_refused() -> None:
+    with pytest.raises(InputError, match="resolution=CROPS"):
+        load_embedder(MODEL, device="cpu", max_tokens=256).embed([Text("a")])
