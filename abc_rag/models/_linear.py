@@ -56,8 +56,12 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _with_adapter(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  (peft's classes are mixins)
+    off = layer.disable_adapters or layer.merged
+    if not off and any(name in layer.lora_variant for name in layer.active_adapters):
+        varied: torch.Tensor = layer(x)  # DoRA and its like change more than they add
+        return varied
     base: torch.Tensor = linear(layer.get_base_layer(), x)
-    if layer.disable_adapters or layer.merged:
+    if off:
         return base
     for name in layer.active_adapters:
         if name in layer.lora_A:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers.activations import QuickGELUActivation
 
 from abc_rag.models._attention import Attend, Segments, attend_to_segments, choose_attention
-from abc_rag.models._linear import linear, onednn_is_faster, rounded_rows
+from abc_rag.models._linear import linear
+from abc_rag.models._packed import activated, moved, rms_norm, rotated, rotation_of, with_round_rows
 from abc_rag.models._pictures import Patches
 from abc_rag.models._qwen2_vl import Qwen2VLBackbone, normalise
 
@@ -51,11 +51,11 @@ class PackedQwen2VL:
             np.concatenate([p.pixels for p in pictures]) if len(pictures) > 1 else pictures[0].pixels
         )
         segments = Segments([p.rows * p.columns for p in pictures], backbone.device)
-        pixels_in = self._rounded(normalise(_moved(pixels, backbone.device)))
+        pixels_in = self._rounded(normalise(moved(pixels, backbone.device)))
         states = linear(visual.patch_embed.proj, pixels_in.to(backbone.dtype))
         at = np.concatenate([_grid_positions(p.rows, p.columns, backbone.merge) for p in pictures])
-        cos, sin = visual.rotary_pos_emb(states, self._rounded(_moved(torch.from_numpy(at), backbone.device)))
-        rotation = _rotation(cos[:, None], sin[:, None])
+        cos, sin = visual.rotary_pos_emb(states, self._rounded(moved(torch.from_numpy(at), backbone.device)))
+        rotation = rotation_of(cos[:, None], sin[:, None])
         for block in visual.blocks:
             states = self._block(block, states, rotation, segments, self._attend)
         merger = visual.merger
@@ -94,27 +94,14 @@ class PackedQwen2VL:
         positions = self._rounded(segments.positions if position_ids is None else position_ids)
         # Three equal axes of positions are one: transformers' own code then mixes equal halves.
         cos, sin = model.rotary_emb(states, positions.expand(3, 1, -1))
-        rotation = _rotation(cos[0][:, None], sin[0][:, None])
+        rotation = rotation_of(cos[0][:, None], sin[0][:, None])
         for layer in model.layers:
             states = self._layer(layer, states, rotation, segments, self._attend, causal)
-        normed: torch.Tensor = _rms_norm(model.norm, states[: segments.total])
+        normed: torch.Tensor = rms_norm(model.norm, states[: segments.total])
         return normed
 
     def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of zeros added where products want round numbers of them; see `abc_rag.models._linear`."""
-        backbone = self._backbone
-        # In half precision torch itself asks oneDNN.
-        if backbone.device.type != "cpu" or (backbone.dtype == torch.float32 and not onednn_is_faster()):
-            return rows
-        more = rounded_rows(len(rows)) - len(rows)
-        return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) if more else rows
-
-
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type != "cuda":
-        return tensor.to(device)
-    # From pinned memory the copy runs beside the computation.
-    return tensor.pin_memory().to(device, non_blocking=True)
+        return with_round_rows(rows, device=self._backbone.device, dtype=self._backbone.dtype)
 
 
 @lru_cache(maxsize=256)
@@ -122,27 +109,6 @@ def _grid_positions(rows: int, columns: int, merge: int) -> np.ndarray[Any, np.d
     """int64 (patches, 2): row and column of each patch, in the order in which patches are merged."""
     grid = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
     return np.ascontiguousarray(grid.transpose(0, 1, 3, 2, 4).reshape(2, -1).T)
-
-
-def _rotation(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `_rotated` multiplies by: the sine with the sign that the swapped halves get."""
-    first, second = sin.chunk(2, dim=-1)
-    return cos, torch.cat([-first, second], dim=-1)
-
-
-def _rotated(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    cos, signed = rotation
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed)
-
-
-def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    if x.is_cuda:  # one kernel instead of seven
-        return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
-    wide = x.float()
-    scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon)
-    product: torch.Tensor = norm.weight * scaled.to(x.dtype)
-    return product
 
 
 def _vision_block(
@@ -155,12 +121,10 @@ def _vision_block(
     attention = block.attn
     q, k, v = linear(attention.qkv, block.norm1(x)).view(len(x), 3, attention.num_heads, -1).unbind(1)
     # Rotated in single precision, as published.
-    q, k = (_rotated(part.float(), rotation).to(part.dtype) for part in (q, k))
+    q, k = (rotated(part.float(), rotation).to(part.dtype) for part in (q, k))
     x = linear(attention.proj, attend_to_segments(attend, q, k, v, segments, False).reshape(len(x), -1)).add_(x)
     wide = linear(block.mlp.fc1, block.norm2(x))
-    quick = isinstance(block.mlp.act, QuickGELUActivation)
-    wide = (wide * 1.702).sigmoid_().mul_(wide) if quick else block.mlp.act(wide)
-    return linear(block.mlp.fc2, wide).add_(x)
+    return linear(block.mlp.fc2, activated(block.mlp.act, wide)).add_(x)
 
 
 def _text_layer(
@@ -172,14 +136,14 @@ def _text_layer(
     causal: bool,
 ) -> torch.Tensor:
     attention, mlp = layer.self_attn, layer.mlp
-    normed = _rms_norm(layer.input_layernorm, x)
+    normed = rms_norm(layer.input_layernorm, x)
     q, k, v = (
         linear(projection, normed).view(len(x), -1, attention.head_dim)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    q, k = _rotated(q, rotation), _rotated(k, rotation)
+    q, k = rotated(q, rotation), rotated(k, rotation)
     x = linear(attention.o_proj, attend_to_segments(attend, q, k, v, segments, causal).reshape(len(x), -1)).add_(x)
-    normed = _rms_norm(layer.post_attention_layernorm, x)
+    normed = rms_norm(layer.post_attention_layernorm, x)
     gate = nn.functional.silu(linear(mlp.gate_proj, normed), inplace=True)
     return linear(mlp.down_proj, gate.mul_(linear(mlp.up_proj, normed))).add_(x)
 
