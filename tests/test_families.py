@@ -52,6 +52,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 MODELS = {
     "abc": (FIXTURES / "abc", {"min_tokens": 1, "max_tokens": 16}),
     "vlm2vec on Qwen2-VL": (FIXTURES / "vlm2vec_qwen2vl", {"min_tokens": 1, "max_tokens": 16}),
+    "vlm2vec on Phi-3.5-vision": (FIXTURES / "vlm2vec_phi3v" / "model", {"resolution": 1}),
     "bag": (FIXTURES / "bag", {}),
 }
 # How near the vectors of one input, alone and in any batch, have to be.
