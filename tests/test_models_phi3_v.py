@@ -648,6 +648,15 @@ def test_a_merged_adapter_is_the_formula(tmp_path: Path, dora: bool) -> None:
     assert changed == 3 * 4 + 2 * 5
 
 
+def test_an_adapter_may_be_one_that_torch_saved(tmp_path: Path) -> None:
+    write_adapter(tmp_path, dora=True, unused=True)
+    expected = base_state_dict(load_phi3_v(MODEL, tmp_path))
+    torch.save(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    found = base_state_dict(load_phi3_v(MODEL, tmp_path))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_an_adapter_may_name_its_layers_in_full(tmp_path: Path) -> None:
     write_adapter(tmp_path, dora=False, unused=False, targets=r"model\.layers\.[01]\.mlp\.down_proj")
     merged, base = base_state_dict(load_phi3_v(MODEL, tmp_path)), base_state_dict(load_phi3_v(MODEL))

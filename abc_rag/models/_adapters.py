@@ -13,7 +13,7 @@ from abc_rag.models._checkpoint import TORCH_ADAPTER, assign_tensors, iter_tenso
 from abc_rag.models._peft import LoraConfig, LoraModel
 from abc_rag.models._torch_file import iter_torch_file
 
-__all__ = ["load_adapter", "lora_config", "merge_adapter"]
+__all__ = ["adapter_tensors", "load_adapter", "lora_config", "merge_adapter"]
 
 _MAGNITUDE = ".lora_magnitude_vector"
 
@@ -77,6 +77,17 @@ def load_adapter(
     assign_tensors(wanted, found, renamed, where=str(folder), put=put)
 
 
+def adapter_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The (name, tensor) pairs of an adapter: of its safetensors, or where there are none of what ``torch.save`` wrote.
+
+    Raises:
+        CheckpointError: There are neither, or they cannot be read.
+    """
+    saved = folder / TORCH_ADAPTER
+    only = saved.is_file() and not any(folder.glob("adapter_model.safetensors*"))
+    return iter_torch_file(saved) if only else iter_tensors(weight_files(folder, "adapter_model"))
+
+
 def merge_adapter(module: nn.Module, folder: Path, rename: Callable[[str], str | None]) -> None:
     """Read an adapter and merge it into ``module`` for good, LoRA or DoRA.
 
@@ -89,7 +100,5 @@ def merge_adapter(module: nn.Module, folder: Path, rename: Callable[[str], str |
         lora = LoraModel(module, lora_config(folder), "merged")
     except ValueError as error:  # it names layers that are not there
         raise CheckpointError(f"{folder}: does not fit this base ({error})") from error
-    saved = folder / TORCH_ADAPTER
-    only = saved.is_file() and not any(folder.glob("adapter_model.safetensors*"))
-    load_adapter(module, folder, "merged", rename, tensors=iter_torch_file(saved) if only else None)
+    load_adapter(module, folder, "merged", rename, tensors=adapter_tensors(folder))
     lora.merge_and_unload()

@@ -30,7 +30,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionE
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
 
 from abc_rag.errors import InputError
-from abc_rag.models._adapters import merge_adapter
+from abc_rag.models._adapters import adapter_tensors, merge_adapter
 from abc_rag.models._attention import Segments, choose_attention
 from abc_rag.models._checkpoint import assign_tensors, iter_tensors, weight_files
 from abc_rag.models._packed import moved
@@ -491,7 +491,7 @@ def load_phi3_v(
     if adapter is not None:
         # One that was made on all of the published modules has tensors for the unused ones, all or none of them.
         end = f".vision_model.encoder.layers.{len(backbone.vision_embed_tokens.tower.layers)}."
-        whole = any(end in name for name, _ in iter_tensors(weight_files(adapter, "adapter_model")))
+        whole = any(end in name for name, _ in adapter_tensors(adapter))
         with _complete(backbone) if whole else nullcontext():
             merge_adapter(published, adapter, _rename())
     return backbone.eval().requires_grad_(False)
