@@ -196,10 +196,10 @@ def largest(one: Any, other: Any) -> float:
 # --- The library's own vectors ----------------------------------------------------------------------------
 
 
-def message(*content: Any) -> dict[str, Any]:
-    """The user's, as the library takes it."""
+def conversation(*content: Any) -> list[dict[str, Any]]:
+    """One message of the user's, as the library takes it."""
     parts = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
-    return {"role": "user", "content": parts}
+    return [{"role": "user", "content": parts}]
 
 
 def cases(name: str) -> list[tuple[Input, Any, str | None]]:
@@ -221,13 +221,12 @@ def cases(name: str) -> list[tuple[Input, Any, str | None]]:
         (asked, {"text": "a red cube"}, "Find: "),
         (InstructedImage(SCENE, "What is left?"), {"image": picture(SCENE)}, "What is left?"),
         (InstructedImage(SCENE, "What is right, then?"), {"image": picture(SCENE)}, "What is right, then?"),
-        (InstructedImage(SHAPES, ""), {"image": picture(SHAPES)}, ""),
         (
             Interleaved([Text("from"), Image(SHAPES), Text("to"), Image(SCENE)]),
-            message("from", picture(SHAPES), "to", picture(SCENE)),
+            conversation("from", picture(SHAPES), "to", picture(SCENE)),
             None,
         ),
-        (Interleaved([Image(SHAPES), Text("to")]), message(picture(SHAPES), "to"), None),
+        (Interleaved([Image(SHAPES), Text("to")]), conversation(picture(SHAPES), "to"), None),
     ]
 
 
@@ -244,6 +243,11 @@ def test_vectors_are_the_librarys(name: str, embedders: Any, library: Any) -> No
     assert largest(found, expected) < TOLERANCE
     distances = np.abs(expected[:, None] - expected[None]).max(-1) + np.eye(len(expected))
     assert distances.min() > 100 * TOLERANCE  # no two inputs are alike, so none was taken for another
+
+
+def test_an_empty_instruction_is_what_the_library_makes_of_an_empty_prompt(embedders: Any, library: Any) -> None:
+    expected = unit(library["chat"].encode([{"image": picture(SHAPES)}], prompt=""))
+    assert largest(embedders["chat"].embed([InstructedImage(SHAPES, "")]), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -295,20 +299,20 @@ def test_pictures_are_opened_in_other_processes_too(folders: Any, embedders: Any
 # --- Nothing is guessed -----------------------------------------------------------------------------------
 
 
-def tempting(folder: Path) -> list[str]:
-    """Texts that the library by itself takes for pictures: fetched, read from the disk, or decoded."""
+def tempting(folder: Path) -> tuple[str, str]:
+    """Texts that the library by itself takes for pictures: one that it fetches, one that it reads from the disk."""
     out = io.BytesIO()
     picture(SHAPES).resize((8, 8)).save(out, "PNG")
     own = folder / "a.png"
     own.write_bytes(out.getvalue())
-    return ["https://example.org/a.png", str(own), "data:image/png;base64,AAAA"]
+    return "http://127.0.0.1:9/a.png", str(own)
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_text_is_a_text(name: str, embedders: Any, library: Any, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    tempting(tmp_path)
-    for words in ("https://x.org/a.png", "a.png", "data:image/png;base64,AA"):
+    link, path = tempting(tmp_path)
+    for words in (link, Path(path).name, "data:image/png;base64,AA"):
         given = {"text": words} if name != "text" else words
         expected = unit(library[name].encode([given]))
         assert largest(embedders[name].embed([Text(words)]), expected) < TOLERANCE
@@ -326,10 +330,10 @@ def test_a_text_is_a_text(name: str, embedders: Any, library: Any, monkeypatch: 
 
 
 def test_the_library_itself_would_open_such_a_text(library: Any, tmp_path: Path) -> None:
-    link, path, _ = tempting(tmp_path)
+    link, path = tempting(tmp_path)
     opened = library["clip"].encode([{"image": picture(Path(path))}])
     assert largest(library["clip"].encode([path]), opened) < TOLERANCE  # the picture, not the words
-    with pytest.raises(Exception, match=r"(?i)socket|connect|resol"):
+    with pytest.raises(Exception, match=r"(?i)connect"):
         library["clip"].encode([link])
 
 
@@ -388,7 +392,7 @@ def test_what_a_model_accepts(embedders: Any) -> None:
         ("text", InstructedText("letters" * 10, "a long instruction"), "longer than the model's 80"),
         ("clip", Text("letters" * 12), "longer than the model's 64"),
         ("chat", Text("letters" * 40), "longer than the model's 256"),
-        ("chat", InstructedImage(SHAPES, "letters" * 30), "longer than the model's 256"),
+        ("chat", InstructedImage(SHAPES, "letters" * 33), "longer than the model's 256"),
     ],
 )
 def test_what_it_does_not_accept_costs_only_itself(name: str, item: Input, said: str, embedders: Any) -> None:

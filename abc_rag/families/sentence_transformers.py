@@ -36,7 +36,7 @@ class SentenceTransformersLoader(ModelLoader):
     def checkpoint(self, model: Any) -> Checkpoint:  # noqa: ANN401
         """See `ModelLoader.checkpoint`."""
         name = str(model)
-        folder = as_folder(name)
+        folder = as_folder(name) if name else None  # no name would be the working folder
         if folder is None and (is_folder(name) or name.count("/") != 1 or not all(name.split("/"))):
             raise InputError(
                 f"model 'st:{name[:200]}' is neither a folder nor a hub id; a hub id has two parts, as in "

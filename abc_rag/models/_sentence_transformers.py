@@ -23,6 +23,7 @@ import importlib.util
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -414,8 +415,9 @@ def _without_truncation(first: nn.Module) -> dict[str, Any]:
 
 def _longest(first: nn.Module) -> int | None:
     """Most tokens that the model reads, or None."""
-    config = getattr(first, "config", None)
-    words = None if config is None else config.get_text_config()
+    words: Any = getattr(first, "config", None)
+    with suppress(AttributeError, ValueError):  # none, or one with several texts
+        words = words.get_text_config()
     limits = [getattr(first, "max_seq_length", None), getattr(words, "max_position_embeddings", None)]
     told = getattr(first, "processing_kwargs", None) or {}
     limits += [told.get(name, {}).get("max_length") for name in _BUCKETS]
