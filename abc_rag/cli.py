@@ -338,7 +338,11 @@ def info(
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "model": name,
     }
-    if local_revision(name) is not None:  # all its files are here
+    try:
+        here = local_revision(name) is not None
+    except InputError:
+        here = True  # what is wrong with the name is said by who loads it
+    if here:
         embedder = _embedder(name, device, None, None)
         facts |= {"fingerprint": str(embedder.fingerprint), "dim": embedder.dim}
     if url is not None or _is_store(store):

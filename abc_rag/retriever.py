@@ -155,9 +155,15 @@ class Retriever:
         _check_options(k, rerank, mmr, min_score)
         query, rewrite = self._query(question, image)
         vector = self.embedder.embed([query])[0]
-        look = rewrite is not None and (
-            rerank is True
-            or (rerank == "auto" and rewrite.names_aspect and (image is None or rewrite.wants == "image"))
+        # Asked for by name, a second look that a model cannot have is noted at each hit.
+        can_look = rerank is True or InstructedImage in self.embedder.accepts
+        look = (
+            rewrite is not None
+            and can_look
+            and (
+                rerank is True
+                or (rerank == "auto" and rewrite.names_aspect and (image is None or rewrite.wants == "image"))
+            )
         )
         wanted = max(k, self.candidates) if look or mmr is not None else k
         hits = self._found(vector, wanted, where, modality, rewrite)

@@ -481,7 +481,7 @@ def test_attention(name: str, folders: Any, embedders: Any) -> None:
 )
 def test_options_that_it_cannot_follow(options: Any, folders: Any) -> None:
     (name,) = options
-    with pytest.raises(InputError, match=f"{name}=.* cannot be had of a sentence-transformers model: "):
+    with pytest.raises(InputError, match=f"{name}=.* cannot be had of family 'sentence-transformers': "):
         _ = load(folders["text"], **options).dim
     with pytest.raises(InputError, match="compiled=True cannot be had"):
         _ = load(folders["text"], engine=EngineSettings(compile=True)).dim

@@ -85,6 +85,7 @@ class Published:
 
 
 _VLM2VEC = "arXiv 2410.05160, Table 2"
+_LEADERBOARD = "the authors' leaderboard, TIGER-Lab/MMEB-Leaderboard"
 
 PUBLISHED: Sequence[Published] = (
     Published("CLIP", _VLM2VEC, (42.8, 9.1, 53.0, 51.8, 37.1, 38.7, 37.8)),
@@ -104,6 +105,8 @@ PUBLISHED: Sequence[Published] = (
     Published("OpenCLIP, trained on MMEB", _VLM2VEC, (56.0, 21.9, 55.4, 64.1, 50.5, 43.1, 47.2)),
     Published("VLM2Vec (Phi-3.5-V, LoRA)", _VLM2VEC, (54.8, 54.9, 62.3, 79.5, 66.5, 52.0, 60.1)),
     Published("VLM2Vec (LLaVA-1.6, LoRA, 1344 px)", _VLM2VEC, (61.2, 49.9, 67.4, 86.1, 67.5, 57.1, 62.9)),
+    Published("VLM2Vec (Phi-3.5-V, full)", _LEADERBOARD, (52.8, 50.3, 57.8, 72.3, 62.8, 47.4, 55.9)),
+    Published("VLM2Vec (Qwen2-VL-7B, LoRA)", _LEADERBOARD, (62.6, 57.8, 69.9, 81.7, None, None, 65.8)),
     Published(
         "ABC (Qwen2-VL-7B)",
         "arXiv 2503.00329",

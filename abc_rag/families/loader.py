@@ -211,7 +211,7 @@ def find_checkpoint(model: object) -> Checkpoint:
         raise InputError(
             f"model {str(model)[:200]!r} is neither {', '.join(short)} nor a folder; known hub ids are "
             f"{', '.join(hub_ids)}; for other hub ids pass abc_rag.ABCCheckpoint(base=..., pretrain=..., "
-            "instruct=...), or write the family before them: 'vlm2vec:ORGANISATION/NAME'"
+            "instruct=...), or write the family before them: 'vlm2vec:ORGANISATION/NAME', 'st:ORGANISATION/NAME'"
         )
     refusals = {name: loader.refusal(folder) for name, loader in known.items()}
     taking = [name for name, refusal in refusals.items() if refusal is None]
