@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,15 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """For networks as small as these: threads that wait for one another on a busy machine cost far more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of the datasets library that is this test's alone."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -69,7 +78,7 @@ QUESTIONS = [
     raw(f"{LABEL}\n", "shapes_56x56.png", "shapes", "", "", "rgba_200x150.png"),
 ]
 CAPTIONS = [
-    raw(f"{FIND} a scene", "", WHOLE, "scene_640x480.png", ["", "a dog"], [["rgba_200x150.png"][0], ""]),
+    raw(f"{FIND} a scene", "", WHOLE, "scene_640x480.png", ["", "a dog"], ["rgba_200x150.png", ""]),
     raw(f"{FIND} a palette", "", WHOLE, "palette_160x160.png", [], []),
     raw(WHOLE, "shapes_56x56.png", WHOLE, "shapes_224x224.png", [], []),
     raw(f"{FIND} a dog", "", "A cat and a dog", "", [], []),
@@ -155,13 +164,13 @@ def test_a_step_gives_the_originals_loss_and_gradients(chunk: int | None, tmp_pa
         assert float(found[own_name(name)].norm()) == pytest.approx(norm, rel=1e-3), name
 
 
-@pytest.mark.parametrize("saving", [False, True])
-def test_chunks_have_the_gradients_of_one_pass(saving: bool, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("subset", "saving"), [("Captions", False), (None, True)])
+def test_chunks_have_the_gradients_of_one_pass(subset: str | None, saving: bool, data: Path, tmp_path: Path) -> None:
     found = []
     for chunk in (None, 3, 1):
         # All linear layers of the vision tower as well, whose pictures some chunks share and others lack.
         config = settings(
-            data, tmp_path, rows=8, chunk=chunk, dropout=0.0, targets="q_proj,v_proj,down_proj,qkv,fc1",
+            data, tmp_path, rows=4, chunk=chunk, dropout=0.0, targets="q_proj,v_proj,down_proj,qkv,fc1", subsets=subset,
             gradient_checkpointing=saving and chunk == 1,
         )  # fmt: skip
         objective = VLM2VecTraining(VLM2VecConfig(**config))
@@ -376,16 +385,8 @@ def test_the_command_trains_what_can_be_loaded(dora: bool, data: Path, tmp_path:
     items = [Text("A cat and a dog"), picture, Text(f"{FIND} a rather long caption of a scene with a dog.")]
     vectors = load_embedder(out, device="cpu", resolution="low", max_tokens=16).embed(items)
     assert np.abs(vectors - in_memory(made[0], items)).max() < 1e-5
-    for trained in made[0].model.parameters():
-        if trained.requires_grad:
-            trained.data.zero_()
-    base = load_embedder(f"vlm2vec:{merged_base(tmp_path)}", device="cpu", resolution="low", max_tokens=16)
+    base = load_embedder(f"vlm2vec:{FIXTURE / 'base'}", device="cpu", resolution="low", max_tokens=16)
     assert np.abs(vectors - base.embed(items)).max() > 1e-3
-
-
-def merged_base(tmp_path: Path) -> Path:
-    shutil.copytree(FIXTURE / "base", tmp_path / "base")
-    return tmp_path / "base"
 
 
 class Interrupted(VLM2VecTraining):
@@ -413,12 +414,12 @@ def test_an_interrupted_run_ends_in_the_same_weights(data: Path, tmp_path: Path)
         train_vlm2vec(VLM2VecConfig(**settings(data, tmp_path / "cut", steps=4, temperature=0.05)))
 
 
-def test_two_processes_learn_what_one_does(data: Path, tmp_path: Path) -> None:
-    """Also in the vision tower, in chunks of one row, some of which have no picture."""
-    config = settings(
-        data, tmp_path / "one", rows=5, steps=2, chunk=1, dropout=0.0, targets="q_proj,v_proj,qkv", lr=1e-3,
-        subsets="Captions,Labels",
-    )  # fmt: skip
+@pytest.mark.parametrize("rows", [5, 2])
+def test_two_processes_learn_what_one_does(rows: int, data: Path, tmp_path: Path) -> None:
+    """Also in the vision tower, in chunks of one row; of two rows one has no picture, and with it one process none."""
+    config = settings(data, tmp_path / "one", rows=rows, steps=2, chunk=1, dropout=0.0, targets="v_proj,qkv", lr=1e-3)
+    if rows == 2:
+        config["data"] = str(write_lines(tmp_path / "rows.jsonl", [CAPTIONS[3], CAPTIONS[2]]))
     train_vlm2vec(VLM2VecConfig(**config))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["-m", "abc_rag.cli", "train", "vlm2vec", *arguments({**config, "out": str(tmp_path / "two")})]

@@ -56,6 +56,8 @@ class VLM2VecLoader(ModelLoader):
         """See `ModelLoader.refusal`."""
         if (folder / "adapter" / "adapter_config.json").is_file() and (folder / "base").is_dir():
             return self._foreign(folder / "adapter") or _backbone_refusal(folder / "base")
+        if (folder / "parts.json").is_file():
+            return "holds parts.json, which is ABC's"
         if (folder / "adapter_config.json").is_file():
             return self._foreign(folder)
         if not (folder / "config.json").is_file():
