@@ -12,10 +12,9 @@ from abc_rag.errors import CheckpointError
 from abc_rag.models._checkpoint import assign_tensors, iter_tensors, read_json, weight_files
 from abc_rag.models._peft import LoraConfig, LoraModel
 
-__all__ = ["MAGNITUDE", "load_adapter", "lora_config", "merge_adapter"]
+__all__ = ["load_adapter", "lora_config", "merge_adapter"]
 
-MAGNITUDE = ".lora_magnitude_vector"
-"""What the names of DoRA's magnitudes end with in files."""
+_MAGNITUDE = ".lora_magnitude_vector"
 
 
 def lora_config(folder: Path) -> LoraConfig:
@@ -56,7 +55,7 @@ def load_adapter(
     infix = f".{adapter}"
     # DoRA's magnitudes are a parameter of a module in newer versions of peft, and were one of the layer before.
     wanted: dict[str, torch.Tensor] = {
-        name.replace(f"{infix}.", ".").replace(f"{MAGNITUDE}.weight", MAGNITUDE).removesuffix(infix): parameter
+        name.replace(f"{infix}.", ".").replace(f"{_MAGNITUDE}.weight", _MAGNITUDE).removesuffix(infix): parameter
         for name, parameter in module.named_parameters()
         if f"{infix}." in name or name.endswith(infix)
     }
@@ -64,7 +63,7 @@ def load_adapter(
 
     def renamed(name: str) -> str | None:
         found = rename(name.removeprefix("base_model.model."))
-        return found if found is None else found.replace(f"{MAGNITUDE}.weight", MAGNITUDE)
+        return found if found is None else found.replace(f"{_MAGNITUDE}.weight", _MAGNITUDE)
 
     def put(name: str, tensor: torch.Tensor) -> None:
         with torch.no_grad():

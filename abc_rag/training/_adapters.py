@@ -14,11 +14,11 @@ from torch import nn
 
 from abc_rag.errors import CheckpointError, InputError
 from abc_rag.families._hub import is_folder
-from abc_rag.models._adapters import MAGNITUDE
 from abc_rag.models._peft import LoraConfig, inject_adapter_in_model
 
 __all__ = ["TEXT_TARGETS", "VISION_TARGETS", "add_lora", "as_seen_from", "save_adapter", "save_tensors"]
 
+_MAGNITUDE = ".lora_magnitude_vector"  # of DoRA, in files
 TEXT_TARGETS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                 "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 VISION_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -101,7 +101,7 @@ def save_adapter(
         if full.startswith("backbone.") and f".{name}." in full:
             short = full.removeprefix("backbone.").replace(f".{name}.", ".")
             # Magnitudes are a module's weight here, and the layer's own in files.
-            state[prefix + published_name(short.replace(f"{MAGNITUDE}.weight", MAGNITUDE))] = tensor
+            state[prefix + published_name(short.replace(f"{_MAGNITUDE}.weight", _MAGNITUDE))] = tensor
         elif with_head and full.startswith("head."):
             state[f"{prefix}mlp_head.{full.removeprefix('head.')}"] = tensor
         elif with_head and full == "temperature.temp":
