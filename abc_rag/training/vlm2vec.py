@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ class VLM2VecTraining(RowsObjective[PairRow]):
             plan,
             lambda n: prepared(rows[n].query, rows[n], "query"),
             lambda n: prepared(candidates[n], rows[plan.owners[n]], "candidate"),
-            filler=self._filler,
+            filler=lambda: self._filler,
             rank=self._state.process_index,
             ranks=self._state.num_processes,
             chunk=self._config.chunk,
@@ -181,7 +181,7 @@ class VLM2VecTraining(RowsObjective[PairRow]):
             published_name=self.family.backbone.published_name,
         )
 
-    @lru_cache(maxsize=1)  # noqa: B019  # one objective lives as long as its process
+    @cached_property
     def _filler(self) -> Prepared:
         return self.family.prepare(Interleaved([Image(PIL.Image.new("RGB", (28, 28))), Text(" .")]))
 
