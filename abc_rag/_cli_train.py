@@ -1,4 +1,4 @@
-"""The commands ``abc-rag train pretrain | instruct | mini | push``."""
+"""The commands ``abc-rag train pretrain | instruct | vlm2vec | mini | push``."""
 
 from __future__ import annotations
 
@@ -113,6 +113,44 @@ def instruct_command(
         "pictures": pictures, "chunk": chunk, "seed": seed, "download": download,
     }  # fmt: skip
     _finish(instruct(read_config(InstructConfig, config, given, settings or [], model=model), say=_echo), push)
+
+
+@train.command("vlm2vec")
+def vlm2vec_command(
+    config: ConfigOption = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Folder in the layout of TIGER-Lab/MMEB-train, or a file of it.")
+    ] = None,
+    out: OutOption = None,
+    images: ImagesOption = None,
+    subsets: Annotated[
+        str | None, typer.Option("--subsets", help="Names with commas between them; all of --data.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Qwen2-VL or Phi-3.5-vision: a hub id, or a folder (./...).")
+    ] = None,
+    resolution: Annotated[
+        str | None, typer.Option("--resolution", help="low, mid or high (Qwen2-VL), or a number of crops (Phi).")
+    ] = None,
+    steps: StepsOption = None,
+    rows: Annotated[int | None, typer.Option("--rows", help="Rows of one step, over all processes.")] = None,
+    chunk: Annotated[
+        int | None, typer.Option("--chunk", help="Rows computed at once; less memory, the same gradients.")
+    ] = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    push: PushOption = None,
+) -> None:
+    """Train a VLM2Vec adapter: texts and pictures find what answers them. Its folder can be used as --model."""
+    from abc_rag.training.config import VLM2VecConfig, read_config
+    from abc_rag.training.vlm2vec import train_vlm2vec
+
+    crops = int(resolution) if resolution is not None and resolution.isdecimal() else resolution
+    given: dict[str, Any] = {
+        "data": data, "out": _text(out), "images": _text(images), "subsets": subsets, "base": base,
+        "resolution": crops, "steps": steps, "rows": rows, "chunk": chunk, "seed": seed,
+    }  # fmt: skip
+    _finish(train_vlm2vec(read_config(VLM2VecConfig, config, given, settings or []), say=_echo), push)
 
 
 @train.command("push")

@@ -131,6 +131,20 @@ def test_the_training_commands(own_data: Path) -> None:
     assert "| seed | 0 |" in (own_data / "runs" / "mine" / "README.md").read_text()
 
 
+def test_the_vlm2vec_commands(photos: Path) -> None:
+    shutil.copytree(Path(__file__).parent / "fixtures" / "vlm2vec_qwen2vl" / "base", "Qwen2-VL-2B-Instruct")
+    shutil.copytree("photos", "MMEB-train/images/photos")
+    rows = [
+        {"qry": "<|image_1|> Represent the given image for classification", "qry_image_path": str(picture),
+         "pos_text": picture.stem, "pos_image_path": ""}
+        for picture in (path.relative_to("MMEB-train") for path in Path("MMEB-train").rglob("*.jpg"))
+    ]  # fmt: skip
+    Path("MMEB-train/Photos.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run_commands("abc-rag train vlm2vec", 2)
+    config = json.loads((photos / "runs" / "vlm2vec" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["use_dora"]) == ("../../Qwen2-VL-2B-Instruct", True)
+
+
 def test_the_evaluation_commands(own_data: Path) -> None:
     run_commands("abc-rag evaluate ctrlbench scenes", 4)
     assert (own_data / "results" / "report.html").stat().st_size > 10_000

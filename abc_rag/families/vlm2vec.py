@@ -14,9 +14,12 @@ from abc_rag.families._hub import fetch, is_folder
 from abc_rag.families.loader import Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
 
 if TYPE_CHECKING:
-    from abc_rag.models.family import Family
+    import torch
 
-__all__ = ["LOADER", "VLM2VecLoader"]
+    from abc_rag.models.family import Family
+    from abc_rag.models.vlm2vec import VLM2VecPrompts
+
+__all__ = ["LOADER", "VLM2VecLoader", "load_parts"]
 
 _BASES = MappingProxyType(
     {
@@ -131,8 +134,7 @@ class _Found(Checkpoint):
             from abc_rag.models._quantize import check_device
 
             check_device(options.weights, str(options.device))
-        load = _loader_of(_model_type(parts.base), parts.base)
-        backbone, prompts = load(
+        backbone, prompts = load_parts(
             parts.base, parts.adapter, attention=options.attention, dtype=options.dtype, device=first
         )
         if options.weights != "full":
@@ -153,6 +155,29 @@ class _Found(Checkpoint):
             fingerprint=Fingerprint(self._name, revision, least, most),
             image_limits=options.image_limits,
         )
+
+
+def load_parts(
+    base: Path, adapter: Path | None, *, attention: str, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Any, VLM2VecPrompts]:
+    """A base, on whichever backbone it is, and an adapter that is merged into it.
+
+    Args:
+        base: The base's folder.
+        adapter: The adapter's.
+        attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
+        dtype: What to compute in.
+        device: Where to.
+
+    Returns:
+        A `abc_rag.models.vlm2vec.VLM2VecBackbone` in inference mode, and its prompts.
+
+    Raises:
+        CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
+    """
+    load = _loader_of(_model_type(base), base)
+    backbone, prompts = load(base, adapter, attention=attention, dtype=dtype, device=device)
+    return backbone, prompts
 
 
 def _loader_of(model_type: str, base: Path) -> Any:  # noqa: ANN401

@@ -113,6 +113,20 @@ class Qwen2VLBackbone(nn.Module):
         dtype: torch.dtype = self.language_model.embed_tokens.weight.dtype
         return dtype
 
+    def picture_tokens(self, patches: Patches) -> int:
+        """How many image tokens a picture has."""
+        return patches.patches // self.merge**2
+
+    def recompute_activations(self) -> None:
+        """Keep no activations of the layers in training; the backward pass computes them again."""
+        for part in (self.visual, self.language_model):
+            how = {"use_reentrant": False}
+            # The name that transformers has had since it deprecated the other.
+            if hasattr(part, "activation_checkpointing_enable"):
+                part.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+            else:
+                part.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+
     def image_features(self, patches: Sequence[Patches]) -> torch.Tensor:
         """Vision features of some pictures, one after the other: ``(sum of tokens, hidden)``.
 

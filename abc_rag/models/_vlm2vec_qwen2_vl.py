@@ -125,6 +125,15 @@ class VLM2VecQwen2VL(nn.Module):
         """Vision features; see `VLM2VecBackbone`."""
         return PackedQwen2VL(self.qwen2_vl, compiled=self.compiled).image_features(opened)
 
+    def recompute_activations(self) -> None:
+        """See `VLM2VecBackbone`."""
+        self.qwen2_vl.recompute_activations()
+
+    def published_name(self, name: str) -> str:
+        """See `VLM2VecBackbone`."""
+        short = name.removeprefix("qwen2_vl.")
+        return short.replace("language_model.", "model.", 1) if short.startswith("language_model.") else short
+
     def hidden_states(
         self, input_ids: torch.Tensor, *, lengths: torch.Tensor, features: torch.Tensor | None = None
     ) -> torch.Tensor:

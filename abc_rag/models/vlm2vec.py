@@ -150,6 +150,14 @@ class VLM2VecBackbone(Protocol):
         """The same without gradients."""
         ...
 
+    def recompute_activations(self) -> None:
+        """Keep no activations of the layers in training; the backward pass computes them again."""
+        ...
+
+    def published_name(self, name: str) -> str:
+        """The name that one of its parameters has in the hub's checkpoints, from which adapters' names are made."""
+        ...
+
     def hidden_states(
         self, input_ids: torch.Tensor, *, lengths: torch.Tensor, features: torch.Tensor | None = None
     ) -> torch.Tensor:

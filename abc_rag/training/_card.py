@@ -18,6 +18,8 @@ _WHAT = {
     "pictures and texts in one space (the first adapter of ABC, arXiv 2503.00329).",
     "instruct": "LoRA on the language model of a Qwen2-VL with its ABC pretrain adapter: it is switched on for a "
     "picture with an instruction, and off for everything else (the second adapter of ABC, arXiv 2503.00329).",
+    "vlm2vec": "{method} on a vision-language model: the state of a prompt's last token is the vector of a text, a "
+    "picture, or both (VLM2Vec, arXiv 2410.05160).",
 }
 
 
@@ -26,7 +28,7 @@ def write_card(out: Path, *, stage: str, run: dict[str, Any], source: dict[str, 
 
     Args:
         out: Folder of the run, with its ``metrics.jsonl``.
-        stage: ``"pretrain"`` or ``"instruct"``.
+        stage: ``"pretrain"``, ``"instruct"`` or ``"vlm2vec"``.
         run: What ``run.json`` holds.
         source: What the data says of itself.
         bad: The rows that were left out.
@@ -41,20 +43,39 @@ def write_card(out: Path, *, stage: str, run: dict[str, Any], source: dict[str, 
     config = {k: Path(v).name if k in _PLACES and v is not None and is_folder(v) else v for k, v in config.items()}
     base = config["base"]
     name = out.resolve().name
-    lines = [*front, "---", "", f"# {name}", "", _WHAT[stage], "", "## Figures", "", *_figures(out), "", "## Data", ""]
+    lines = [
+        *front,
+        "---",
+        "",
+        f"# {name}",
+        "",
+        _WHAT[stage].format(method="DoRA" if config.get("dora") else "LoRA"),
+        "",
+        "## Figures",
+        "",
+        *_figures(out),
+        "",
+        "## Data",
+        "",
+    ]
     lines += [f"- {key}: {_short(value)}" for key, value in source.items()]
     lines += [f"- rows left out: {bad['count']}" + (f" ({_short(bad['by_problem'])})" if bad["count"] else "")]
     lines += ["", "## Settings", "", "| setting | value |", "| --- | --- |"]
     lines += [f"| {key} | {_short(value)} |" for key, value in config.items() if key != "out"]
     lines += ["", "## Versions", "", ", ".join(f"{key} {value}" for key, value in versions.items()), "", "## Use", ""]
+    lines += ["```python", *(_vlm2vec_use(run) if stage == "vlm2vec" else _abc_use(stage, run, base)), "```", ""]
+    (out / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _abc_use(stage: str, run: dict[str, Any], base: str) -> list[str]:
+    config = run["config"]
     other = {"pretrain": "instruct", "instruct": "pretrain"}[stage]
     parts = {
-        "base": repr(base) if not is_folder(run["config"]["base"]) else f'Path("FOLDER OF {base}")',
+        "base": repr(base) if not is_folder(config["base"]) else f'Path("FOLDER OF {base}")',
         stage: '"THIS REPOSITORY"',
-        other: repr(config[other]) if other in config and not is_folder(run["config"][other]) else '"OTHER ADAPTER"',
+        other: repr(config[other]) if other in config and not is_folder(config[other]) else '"OTHER ADAPTER"',
     }
-    lines += [
-        "```python",
+    return [
         "from abc_rag import ABCCheckpoint, InstructedImage, load_embedder",
         "",
         "checkpoint = ABCCheckpoint(",
@@ -62,10 +83,21 @@ def write_card(out: Path, *, stage: str, run: dict[str, Any], source: dict[str, 
         ")",
         "embedder = load_embedder(checkpoint)",
         'vectors = embedder.embed([InstructedImage("photo.jpg", "What is on the left?")])',
-        "```",
-        "",
     ]
-    (out / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _vlm2vec_use(run: dict[str, Any]) -> list[str]:
+    config = run["config"]
+    # Pictures are to be opened as they were in training.
+    opened = {name: config[name] for name in ("resolution", "min_tokens", "max_tokens") if config[name] is not None}
+    arguments = ", ".join(['"vlm2vec:THIS REPOSITORY"', *(f"{name}={value!r}" for name, value in opened.items())])
+    return [
+        "from abc_rag import Image, InstructedText, load_embedder",
+        "",
+        f"embedder = load_embedder({arguments})",
+        'question = InstructedText("a dog", "Find me an everyday image that matches the given caption:")',
+        'vectors = embedder.embed([question, Image("photo.jpg")])',
+    ]
 
 
 def _figures(out: Path) -> list[str]:
@@ -97,7 +129,7 @@ def push_to_hub(
     """Upload a finished run: adapter, settings, metrics and card. Nothing else of the folder leaves this machine.
 
     Args:
-        folder: What ``abc-rag train pretrain`` or ``instruct`` wrote.
+        folder: What ``abc-rag train pretrain``, ``instruct`` or ``vlm2vec`` wrote.
         repository: ``"user/name"``; created if it does not exist.
         private: Whether a new repository is.
         results: A ``results.json`` of ``abc-rag evaluate``, whose figures are added to the card.

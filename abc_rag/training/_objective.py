@@ -1,4 +1,4 @@
-"""What pretraining and instruction finetuning share: rows in a random order, and one process's part of each batch."""
+"""What all contrastive training of adapters shares: rows in a random order, and one process's part of each batch."""
 
 from __future__ import annotations
 
@@ -25,22 +25,26 @@ from abc_rag.models._pictures import Patches
 from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, ABCSettings
 from abc_rag.training._adapters import save_adapter
 from abc_rag.training._card import write_card
-from abc_rag.training.config import TrainConfig
+from abc_rag.training.config import AdapterConfig, TrainConfig
 from abc_rag.training.contrastive import Encoder, Plan, Share, share_of
 from abc_rag.training.loop import Objective
 from abc_rag.types import Fingerprint, ImageSource
 
-__all__ = ["ContrastiveObjective", "frozen_dtype", "init_head", "recompute_activations", "seeded"]
+__all__ = ["ContrastiveObjective", "RowsObjective", "frozen_dtype", "init_head", "recompute_activations", "seeded"]
 
 
 class _Row(Protocol):
     @property
     def id(self) -> str: ...
+
+
+class _PictureRow(_Row, Protocol):
     @property
     def image(self) -> ImageSource: ...
 
 
 Row = TypeVar("Row", bound=_Row)
+PictureRow = TypeVar("PictureRow", bound=_PictureRow)
 
 
 class _Source(Protocol[Row]):  # type: ignore[misc]
@@ -56,7 +60,7 @@ def seeded(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
-def frozen_dtype(config: TrainConfig) -> torch.dtype:
+def frozen_dtype(config: AdapterConfig) -> torch.dtype:
     """Precision of the weights that are not trained."""
     if config.base_dtype == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
@@ -78,17 +82,70 @@ def init_head(network: ABCNetwork, how: Literal["published", "neutral"]) -> None
 
 def recompute_activations(network: ABCNetwork) -> None:
     """Keep no activations of the layers in training; the backward pass computes them again."""
-    for part in (network.backbone.visual, network.backbone.language_model):
-        how = {"use_reentrant": False}
-        # The name that transformers has had since it deprecated the other.
-        if hasattr(part, "activation_checkpointing_enable"):
-            part.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
-        else:
-            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    network.backbone.recompute_activations()
 
 
-class ContrastiveObjective(Objective[Share], Generic[Row]):
-    """Draws rows, opens their pictures, and leaves to a subclass what is asked and what answers.
+class RowsObjective(Objective[Share], Generic[Row]):
+    """Draws rows, and takes note of those that turn out to be unusable.
+
+    Args:
+        config: How to train.
+        model: With an adapter; what is trained is marked so.
+        source: The data.
+        size: Rows of a batch, over all processes together.
+        what: What the configuration calls them.
+    """
+
+    def __init__(self, config: AdapterConfig, model: Encoder, source: Any, *, size: int, what: str) -> None:  # noqa: ANN401
+        if len(source) < size:
+            raise InputError(
+                f"{config.data} has {len(source)} usable rows, fewer than one batch of {size} {what}; "
+                f"set {what}={len(source)} or less"
+            )
+        if config.attention == "flash_attention_2" and not torch.cuda.is_available():
+            raise InputError("attention='flash_attention_2' needs a GPU; use 'sdpa'")
+        self.model: Encoder = model
+        # LoRA's dropout and gradient checkpointing work in training mode only; nothing else here depends on it.
+        self.model.train()
+        if config.gradient_checkpointing:
+            model.network.backbone.recompute_activations()
+        self._rows: _Source[Row] = source
+        self._size = size
+        self._seed = config.seed
+        self._state = PartialState()
+        self._counting = threading.Lock()
+        self._left_out: set[str] = set()
+        said = source.describe()
+        self.data = {key: said[key] for key in ("rows", "sha256", "revision", "seed") if key in said}
+        self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="abc-rag-pictures")
+        self._packed = not parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+    def row(self, index: int) -> Row:
+        """A row of the data."""
+        return self._rows.row(index)
+
+    def leave_out(self, row: Row, problem: str, error: Exception) -> None:
+        """Count a row whose turn has come and that cannot be used.
+
+        Raises:
+            DatasetError: It is one too many.
+        """
+        with self._counting:
+            # Once, however often the row's turn comes.
+            if row.id not in self._left_out:
+                self._left_out.add(row.id)
+                self._rows.bad.add(row.id, problem, str(error))
+
+    def _indices(self, step: int) -> list[int]:
+        """Rows of one batch: the data in a new random order each time round, without the few that fill no batch."""
+        a_round = len(self._rows) // self._size
+        order = _shuffled(len(self._rows), seeded(self._seed, "order", step // a_round))
+        start = step % a_round * self._size
+        return order[start : start + self._size]
+
+
+class ContrastiveObjective(RowsObjective[PictureRow]):
+    """ABC's: opens the pictures of rows, and leaves to a subclass what is asked and what answers.
 
     Args:
         config: How to train.
@@ -98,27 +155,9 @@ class ContrastiveObjective(Objective[Share], Generic[Row]):
     """
 
     def __init__(self, config: TrainConfig, network: ABCNetwork, prompts: ABCPrompts, source: Any) -> None:  # noqa: ANN401
-        if len(source) < config.pictures:
-            raise InputError(
-                f"{config.data} has {len(source)} usable rows, fewer than one batch of {config.pictures} pictures; "
-                f"set pictures={len(source)} or less"
-            )
-        if network.backbone.attention == "flash_attention_2" and not torch.cuda.is_available():
-            raise InputError("attention='flash_attention_2' needs a GPU; use 'sdpa'")
-        self.model = Encoder(network, bf16=config.bf16)
-        # LoRA's dropout and gradient checkpointing work in training mode only; nothing else here depends on it.
-        self.model.train()
-        if config.gradient_checkpointing:
-            recompute_activations(network)
+        super().__init__(config, Encoder(network, bf16=config.bf16), source, size=config.pictures, what="pictures")
         self._settings = config
         self._prompts = prompts
-        self._rows: _Source[Row] = source
-        self._state = PartialState()
-        self._counting = threading.Lock()
-        self._left_out: set[str] = set()
-        said = source.describe()
-        self.data = {key: said[key] for key in ("rows", "sha256", "revision", "seed") if key in said}
-        self._pool = ThreadPoolExecutor(config.workers, thread_name_prefix="abc-rag-pictures")
         self._pictures = ABCFamily(
             network,
             prompts,
@@ -127,12 +166,8 @@ class ContrastiveObjective(Objective[Share], Generic[Row]):
         )
 
     @abstractmethod
-    def plan(self, rows: list[Row], indices: list[int], step: int) -> Plan:
+    def plan(self, rows: list[PictureRow], indices: list[int], step: int) -> Plan:
         """What is asked of the pictures of some rows, and what may answer."""
-
-    def row(self, index: int) -> Row:
-        """A row of the data."""
-        return self._rows.row(index)
 
     def batch(self, step: int) -> Share:
         """This process's part of the batch of ``step``; see `Objective.batch`."""
@@ -148,7 +183,7 @@ class ContrastiveObjective(Objective[Share], Generic[Row]):
             ranks=self._state.num_processes,
             chunk=self._settings.chunk,
             pool=self._pool,
-            packed=not parse_flag_from_env("ACCELERATE_USE_FSDP"),
+            packed=self._packed,
         )
 
     def save_as(
@@ -170,25 +205,13 @@ class ContrastiveObjective(Objective[Share], Generic[Row]):
             with_head=with_head,
         )
 
-    def _indices(self, step: int) -> list[int]:
-        """Rows of one batch: the data in a new random order each time round, without the few that fill no batch."""
-        size = self._settings.pictures
-        a_round = len(self._rows) // size
-        order = _shuffled(len(self._rows), seeded(self._settings.seed, "order", step // a_round))
-        start = step % a_round * size
-        return order[start : start + size]
-
-    def _open(self, row: Row) -> Patches | None:
+    def _open(self, row: PictureRow) -> Patches | None:
         try:
             return self._pictures.prepare_image(row.image)
         except DatasetError:
             raise
         except (ImageError, InputError) as error:
-            with self._counting:
-                # Once, however often the row's turn comes.
-                if row.id not in self._left_out:
-                    self._left_out.add(row.id)
-                    self._rows.bad.add(row.id, "unusable picture", str(error))
+            self.leave_out(row, "unusable picture", error)
             return None
 
 

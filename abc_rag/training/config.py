@@ -14,7 +14,17 @@ from typing import Any, Literal, TypeVar, Union
 
 from abc_rag.errors import InputError, MissingExtraError
 
-__all__ = ["InstructConfig", "LoopConfig", "PretrainConfig", "TrainConfig", "make_config", "parts_of", "read_config"]
+__all__ = [
+    "AdapterConfig",
+    "InstructConfig",
+    "LoopConfig",
+    "PretrainConfig",
+    "TrainConfig",
+    "VLM2VecConfig",
+    "make_config",
+    "parts_of",
+    "read_config",
+]
 
 Config = TypeVar("Config", bound="LoopConfig")
 
@@ -61,55 +71,69 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(LoopConfig):
+class AdapterConfig(LoopConfig):
     """What training an adapter needs besides.
 
     Attributes:
-        data: What to train on: a folder or file of JSON lines, a hub data set by its name, or ``"scenes"``.
+        data: What to train on.
         images: Folder that the data's picture names are relative to, where the data does not say.
-        base: Qwen2-VL: a hub id, or a folder if it starts with ``/``, ``./``, ``../`` or ``~``.
+        base: What the adapter goes on: a hub id, or a folder if it starts with ``/``, ``./``, ``../`` or ``~``.
         base_revision: Hub commit, tag or branch of ``base``.
-        head_hidden: Width inside the MLP head.
-        pictures: Pictures of one step, over all processes together.
-        chunk: Most pictures computed at once on one process; the gradients do not depend on it (gradient caching).
-            If not given, all at once.
+        chunk: Most pictures, or rows, computed at once on one process; the gradients do not depend on it (gradient
+            caching). If not given, all at once.
         rank: Of the LoRA matrices.
         alpha: Scale of the LoRA matrices; ``2 * rank`` if not given.
         dropout: In front of the LoRA matrices.
+        base_dtype: Precision that the frozen weights are kept in; ``"auto"`` is bfloat16 on a GPU.
+        attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
+        gradient_checkpointing: Compute each layer again in the backward pass rather than keep its activations.
+        save_dtype: Precision of the saved adapter.
+        max_bad: Most rows that may be unusable.
+    """
+
+    data: str
+    images: str | None = None
+    base: str
+    base_revision: str | None = None
+    chunk: int | None = None
+    rank: int
+    alpha: int | None = None
+    dropout: float = 0.05
+    base_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_bad: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(AdapterConfig):
+    """What both stages of ABC have.
+
+    Attributes:
+        data: A folder or file of JSON lines, a hub data set by its name, or ``"scenes"``.
+        base: Qwen2-VL; see `AdapterConfig`.
+        head_hidden: Width inside the MLP head.
+        pictures: Pictures of one step, over all processes together.
+        rank: Of the LoRA matrices.
         label_smoothing: Share of the probability spread over all candidates.
         min_temperature: A lower temperature counts as this one.
         min_tokens: Fewest image tokens.
         max_tokens: Most image tokens in training.
         max_tokens_in_use: Most image tokens when the model is used. If not given: twice as many, as published (512 and
             1,024), or as many where ``min_tokens`` and ``max_tokens`` are one number.
-        base_dtype: Precision that the frozen weights are kept in; ``"auto"`` is bfloat16 on a GPU.
-        attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
-        gradient_checkpointing: Compute each layer again in the backward pass rather than keep its activations.
-        save_dtype: Precision of the saved adapter.
-        max_bad: Most rows that may be unusable.
         download: Fetch ``data`` from the hub if it is a data set there.
     """
 
-    data: str
-    images: str | None = None
     base: str = "Qwen/Qwen2-VL-7B-Instruct"
-    base_revision: str | None = None
     head_hidden: int = 4096
     pictures: int = 512
-    chunk: int | None = None
     rank: int = 64
-    alpha: int | None = None
-    dropout: float = 0.05
     label_smoothing: float = 0.1
     min_temperature: float = 0.01
     min_tokens: int = 256
     max_tokens: int = 512
     max_tokens_in_use: int | None = None
-    base_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    gradient_checkpointing: bool = False
-    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_bad: int = 100
     download: bool = False
 
     @property
@@ -160,10 +184,55 @@ class InstructConfig(TrainConfig):
     pairs: int = 4
 
 
+@dataclass(frozen=True, kw_only=True)
+class VLM2VecConfig(AdapterConfig):
+    """VLM2Vec, with the published values (arXiv 2410.05160): 2,000 steps of 1,024 rows, DoRA on all that is named.
+
+    Attributes:
+        data: A folder in the layout of ``TIGER-Lab/MMEB-train``, or one file of it; see `abc_rag.training._mmeb_rows`.
+        subsets: Names of the subsets of ``data``, with commas between them; all that it has if not given.
+        split: Which files of a subset, where it has several kinds: those whose names begin so.
+        rows_per_subset: Most rows of a subset, the first ones; all if not given. The published run took 50,000.
+        base: A Qwen2-VL or a Phi-3.5-vision; see `AdapterConfig`.
+        rows: Rows of one step, over all processes together. Their targets are the candidates, and their negatives.
+        rank: Of the LoRA matrices.
+        alpha: Scale of the LoRA matrices.
+        dropout: In front of the LoRA matrices.
+        dora: DoRA rather than plain LoRA.
+        init: How the first of two matrices starts; the second is zero.
+        targets: How the names of the layers end that get an adapter, with commas between them.
+        temperature: What the cosines are divided by; not learnt.
+        resolution: How pictures are opened: for Qwen2-VL ``"low"``, ``"mid"`` or ``"high"``, for Phi-3.5-vision a
+            number of crops; the model's own way if not given.
+        min_tokens: Fewest image tokens of a picture, where the model can be told so.
+        max_tokens: Most image tokens of a picture, where the model can be told so.
+    """
+
+    steps: int = 2000
+    lr: float = 2e-5
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    subsets: str | None = None
+    split: str = "original"
+    rows_per_subset: int | None = None
+    base: str = "Qwen/Qwen2-VL-2B-Instruct"
+    rows: int = 1024
+    rank: int = 8
+    alpha: int | None = 64
+    dropout: float = 0.1
+    dora: bool = True
+    init: Literal["gaussian", "uniform"] = "gaussian"
+    targets: str = "q_proj,k_proj,v_proj,o_proj,out_proj,down_proj,gate_up_proj,qkv_proj"
+    temperature: float = 0.02
+    resolution: str | int | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+
+
 _AT_LEAST: dict[str, float] = {
     **dict.fromkeys(
         ("steps", "pictures", "chunk", "rank", "alpha", "checkpoint_every", "log_every", "workers", "threads", "pairs",
-         "head_hidden", "min_tokens", "max_tokens", "max_tokens_in_use"), 1,
+         "head_hidden", "min_tokens", "max_tokens", "max_tokens_in_use", "rows", "rows_per_subset"), 1,
     ),
     **dict.fromkeys(
         ("warmup", "final_lr", "weight_decay", "dropout", "label_smoothing", "min_temperature", "negatives", "max_bad"),
@@ -192,8 +261,10 @@ def make_config(kind: type[Config], values: Mapping[str, Any]) -> Config:
     hints = typing.get_type_hints(kind)
     checked = {name: _checked(name, value, hints[name]) for name, value in values.items()}
     config = kind(**checked)
-    if isinstance(config, TrainConfig) and config.min_tokens > config.max_tokens:
-        raise InputError(f"min_tokens ({config.min_tokens}) is larger than max_tokens ({config.max_tokens})")
+    if isinstance(config, (TrainConfig, VLM2VecConfig)):
+        least, most = config.min_tokens, config.max_tokens
+        if least is not None and most is not None and least > most:
+            raise InputError(f"min_tokens ({least}) is larger than max_tokens ({most})")
     return config
 
 
@@ -223,7 +294,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        (hint,) = (h for h in choices if h is not type(None))
+        kinds = [h for h in choices if h is not type(None)]
+        hint = type(value) if type(value) in kinds else kinds[0]
     elif origin is Literal:
         if value not in choices:
             raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")

@@ -1,8 +1,8 @@
-"""One contrastive step over any number of processes and any amount of memory.
+"""One contrastive step over any number of processes and any amount of memory, for every family of models.
 
-A batch is planned as a whole, in text, by every process alike; each then computes its share of the vectors. The loss
-is a small matter once all vectors are there, so every process computes all of it and takes the gradient at its own
-vectors: the gradients of two processes are those of one on the same batch.
+A batch is planned as a whole, in text, by every process alike (`Plan`, `PairPlan`); each then computes its share of the
+vectors. The loss is a small matter once all vectors are there, so every process computes all of it and takes the
+gradient at its own vectors: the gradients of two processes are those of one on the same batch.
 
 Gradient caching: where a share does not fit into memory at once, its vectors are computed in chunks without keeping
 anything, and each chunk is computed a second time, with the gradient at its vectors at hand, to pass that on to the
@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +32,20 @@ from torch import nn
 
 from abc_rag.errors import DatasetError
 from abc_rag.models._pictures import Patches
-from abc_rag.models.abc import ABCNetwork, ABCPrompts
+from abc_rag.models.abc import ABCPrompts
+from abc_rag.models.family import Prepared
 from abc_rag.training.losses import loss_gradients
 
-__all__ = ["Chunk", "Encoder", "Plan", "Share", "accumulate", "share_of"]
+__all__ = ["Chunk", "Encoder", "PairPlan", "Plan", "Prompted", "Share", "accumulate", "share_of", "share_of_pairs"]
 
 _Ids = npt.NDArray[np.int64]
 _Item = TypeVar("_Item")
+
+Prompted = _Ids | tuple[int | tuple[int, ...], _Ids]
+"""Token ids; or the positions of the pictures in it, among those of its chunk, and the token ids."""
+
+
+# --- What is computed where -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -63,23 +70,38 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class PairPlan:
+    """A batch of all processes whose queries and candidates are of one kind: a text, pictures, or both.
+
+    Attributes:
+        targets: int64 ``(queries,)``: the position of each query's candidate.
+        excluded: bool ``(queries, candidates)``: what is true of a query without being its own candidate.
+        owners: The query that each candidate comes with: one process computes both.
+    """
+
+    targets: npt.NDArray[np.int64]
+    excluded: npt.NDArray[np.bool_]
+    owners: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Chunk:
     """What one process computes at once.
 
     Attributes:
         pictures: Each once.
-        queries: One (position among ``pictures``, token ids) per query.
+        queries: What is computed as queries.
         query_rows: The query's position in the plan; -1 for one that only fills up.
-        texts: Token ids of candidates.
-        text_rows: The candidate's position in the plan; -1 for one that only fills up.
+        candidates: What is computed as candidates.
+        candidate_rows: The candidate's position in the plan; -1 for one that only fills up.
         packed: Whether sequences of similar length go through the network together, and others after them.
     """
 
-    pictures: list[Patches]
-    queries: list[tuple[int, _Ids]]
+    pictures: list[Any]
+    queries: list[Prompted]
     query_rows: list[int]
-    texts: list[_Ids]
-    text_rows: list[int]
+    candidates: list[Prompted]
+    candidate_rows: list[int]
     packed: bool
 
 
@@ -90,12 +112,17 @@ class Share:
     Attributes:
         plan: The whole.
         chunks: As many in every process, as FSDP requires.
-        unusable: Pictures (positions in the plan) of this process that could not be opened, whose queries do not count.
+        unusable_queries: Queries of this process that could not be prepared, and do not count.
+        unusable_candidates: Candidates of this process that could not be prepared; neither they nor those whose target
+            they are count.
+        what: What the batch consists of, for messages.
     """
 
-    plan: Plan
+    plan: Plan | PairPlan
     chunks: list[Chunk]
-    unusable: list[int]
+    unusable_queries: list[int]
+    unusable_candidates: list[int]
+    what: str
 
 
 def share_of(
@@ -129,7 +156,7 @@ def share_of(
     Raises:
         DatasetError: There are fewer pictures than processes.
     """
-    own, most = _own(len(plan.pictures), rank, ranks)
+    own, most = _own(len(plan.pictures), rank, ranks, "pictures")
     opened = dict(zip(own, pool.map(picture, own), strict=True))
     queries_of: dict[int, list[int]] = {}
     for row, (position, _) in enumerate(plan.queries):
@@ -146,7 +173,8 @@ def share_of(
     chunks = []
     for pictures, rows in zip(_parts(chosen, count), text_parts, strict=True):
         patches = [opened[p] or _blank(patch, merge) for p, _ in pictures]
-        queries, query_rows = [], []
+        queries: list[Prompted] = []
+        query_rows = []
         for n, (position, real) in enumerate(pictures):
             tokens = patches[n].rows * patches[n].columns // merge**2
             for row in queries_of.get(position, []):
@@ -155,7 +183,99 @@ def share_of(
         # Every chunk has a text, as every forward of a wrapped network must use all of its weights.
         filled = rows or list(ids)[:1]
         chunks.append(Chunk(patches, queries, query_rows, [ids[row] for row in filled], rows or [-1], packed))
-    return Share(plan, chunks, [p for p, patches in opened.items() if patches is None])
+    lost = [row for position, patches in opened.items() if patches is None for row in queries_of.get(position, [])]
+    return Share(plan, chunks, lost, [], f"{len(plan.pictures)} pictures")
+
+
+def share_of_pairs(
+    plan: PairPlan,
+    query: Callable[[int], Prepared | None],
+    candidate: Callable[[int], Prepared | None],
+    *,
+    filler: Callable[[], Prepared],
+    rank: int,
+    ranks: int,
+    chunk: int | None,
+    pool: ThreadPoolExecutor,
+    packed: bool = True,
+) -> Share:
+    """Prepare one process's part of a plan, where both sides may have pictures, on the CPU.
+
+    Args:
+        plan: The batch.
+        query: A query by its position in the plan; None if it is unusable.
+        candidate: A candidate, likewise.
+        filler: Makes an input with a picture, which fills up chunks that would lack one.
+        rank: Which process.
+        ranks: How many.
+        chunk: Most queries of a chunk, beside the candidates that come with them; None for one chunk.
+        pool: Prepares the inputs.
+        packed: See `share_of`.
+
+    Raises:
+        DatasetError: There are fewer queries than processes.
+    """
+    own, most = _own(len(plan.targets), rank, ranks, "rows")
+    held = [row for row, owner in enumerate(plan.owners) if own[0] <= owner <= own[-1]]
+    # Both at once, so that no thread waits for the other side.
+    queries_wanted, candidates_wanted = pool.map(query, own), pool.map(candidate, held)
+    queries = dict(zip(own, queries_wanted, strict=True))
+    candidates = dict(zip(held, candidates_wanted, strict=True))
+    count = 1 if chunk is None else -(-most // chunk)
+    chunks = []
+    for rows, others in zip(_in_parts(queries, count), _in_parts(candidates, count), strict=True):
+        made = _Filling(packed)
+        made.add(made.chunk.queries, made.chunk.query_rows, queries, rows)
+        made.add(made.chunk.candidates, made.chunk.candidate_rows, candidates, others)
+        # Every forward of a wrapped network must use all of its weights, maybe those of the vision tower too.
+        if not rows or (ranks > 1 and not made.chunk.pictures):
+            made.fill(made.chunk.queries, made.chunk.query_rows, filler())
+        if not others:
+            made.fill(made.chunk.candidates, made.chunk.candidate_rows, filler())
+        chunks.append(made.chunk)
+    return Share(
+        plan,
+        chunks,
+        [row for row, prepared in queries.items() if prepared is None],
+        [row for row, prepared in candidates.items() if prepared is None],
+        f"{len(plan.targets)} rows",
+    )
+
+
+class _Filling:
+    """A chunk while inputs are put into it: a picture that several of them have is in it once."""
+
+    def __init__(self, packed: bool) -> None:
+        self.chunk = Chunk([], [], [], [], [], packed)
+        self._positions: dict[int, int] = {}
+
+    def add(
+        self, side: list[Prompted], places: list[int], prepared: Mapping[int, Prepared | None], rows: list[int]
+    ) -> None:
+        for row in rows:
+            one = prepared[row]
+            assert one is not None
+            side.append(self._sequence(one))
+            places.append(row)
+
+    def fill(self, side: list[Prompted], places: list[int], filler: Prepared) -> None:
+        side.append(self._sequence(filler))
+        places.append(-1)
+
+    def _sequence(self, prepared: Prepared) -> Prompted:
+        positions = []
+        for picture in prepared.pictures:
+            if id(picture) not in self._positions:
+                self._positions[id(picture)] = len(self.chunk.pictures)
+                self.chunk.pictures.append(picture.opened)
+            positions.append(self._positions[id(picture)])
+        return tuple(positions), prepared.input_ids
+
+
+def _in_parts(prepared: Mapping[int, Prepared | None], count: int) -> list[list[int]]:
+    """The usable ones in parts, in order of length, so that little of a part is padding."""
+    usable = [(one.tokens, row) for row, one in prepared.items() if one is not None]
+    return _parts([row for _, row in sorted(usable)], count)
 
 
 def _blank(patch: int, merge: int) -> Patches:
@@ -163,10 +283,10 @@ def _blank(patch: int, merge: int) -> Patches:
     return Patches(np.zeros((merge**2, 3 * patch**2), dtype=np.uint8), merge, merge)
 
 
-def _own(count: int, rank: int, ranks: int) -> tuple[list[int], int]:
-    """The pictures of one process, and the most that any has."""
+def _own(count: int, rank: int, ranks: int, what: str) -> tuple[list[int], int]:
+    """The pictures or rows of one process, and the most that any has."""
     if count < ranks:
-        raise DatasetError(f"a batch of {count} pictures cannot be shared by {ranks} processes; make it larger")
+        raise DatasetError(f"a batch of {count} {what} cannot be shared by {ranks} processes; make it larger")
     bounds = [count * r // ranks for r in range(ranks + 1)]
     return list(range(bounds[rank], bounds[rank + 1])), -(-count // ranks)
 
@@ -181,49 +301,64 @@ class Encoder(nn.Module):
     """The network as training calls it: a chunk in, its vectors out, in one forward, as wrappers (DDP, FSDP) need it.
 
     Args:
-        network: Backbone, head and temperature.
+        network: An `ABCNetwork` or a `VLM2VecNetwork`.
         bf16: Compute in bfloat16.
+        temperature: A fixed one; if not given, the network's own.
     """
 
-    def __init__(self, network: ABCNetwork, *, bf16: bool = False) -> None:
+    def __init__(self, network: nn.Module, *, bf16: bool = False, temperature: float | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
         self._bf16 = bf16
+        self._temperature = temperature
 
     def forward(
-        self, pictures: list[Patches], queries: list[tuple[int, _Ids]], texts: list[_Ids], packed: bool = True
+        self,
+        pictures: Sequence[Any],
+        queries: Sequence[Prompted],
+        candidates: Sequence[Prompted],
+        packed: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Vectors of the queries ``(q, dim)`` and of the texts ``(t, dim)``, float32, and the temperature."""
-        device = self.network.backbone.device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            q = self._queries(pictures, queries, packed) if queries else self._none()
-            t = self._embed(texts, None, packed) if texts else self._none()
-        # A sum, not a view: FSDP takes the memory of a parameter back after the forward.
-        return q, t, self.network.temperature.temp.sum()
-
-    def _none(self) -> torch.Tensor:
-        return torch.zeros(0, self.network.backbone.hidden_size, device=self.network.backbone.device)
-
-    def _queries(self, pictures: list[Patches], queries: list[tuple[int, _Ids]], packed: bool) -> torch.Tensor:
+        """Vectors of the queries ``(q, dim)`` and of the candidates ``(c, dim)``, float32, and the temperature."""
         backbone = self.network.backbone
-        tokens = [p.rows * p.columns // backbone.merge**2 for p in pictures]
-        features = torch.split(backbone.image_features(pictures), tokens)
-        return self._embed([ids for _, ids in queries], [features[n] for n, _ in queries], packed)
+        with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            features: Sequence[torch.Tensor] = ()
+            if pictures:
+                tokens = [backbone.picture_tokens(one) for one in pictures]
+                features = torch.split(backbone.image_features(pictures), tokens)
+            q, c = (self._embed(side, features, packed) for side in (queries, candidates))
+        if self._temperature is not None:
+            return q, c, torch.tensor(self._temperature, device=backbone.device)
+        # A sum, not a view: FSDP takes the memory of a parameter back after the forward.
+        return q, c, self.network.temperature.temp.sum()
 
-    def _embed(self, prompts: list[_Ids], features: list[torch.Tensor] | None, packed: bool) -> torch.Tensor:
-        device = self.network.backbone.device
+    def _embed(self, sequences: Sequence[Prompted], features: Sequence[torch.Tensor], packed: bool) -> torch.Tensor:
+        backbone = self.network.backbone
+        device = backbone.device
+        if not sequences:
+            return torch.zeros(0, backbone.hidden_size, device=device)
+        parts = [_seen_and_ids(one) for one in sequences]
         rows, order = [], []
-        for group in _even_groups([len(p) for p in prompts]) if packed else [list(range(len(prompts)))]:
-            lengths = torch.tensor([len(prompts[i]) for i in group])
+        for group in _even_groups([len(ids) for _, ids in parts]) if packed else [list(range(len(parts)))]:
+            lengths = torch.tensor([len(parts[i][1]) for i in group])
             # Multiples of four: matrix libraries prepare each new shape once, and that costs more than the padding.
             ids = torch.zeros(len(group), -(-int(lengths.max()) // 4) * 4 if len(group) > 1 else int(lengths[0]),
                               dtype=torch.long)  # fmt: skip
             for row, i in zip(ids, group, strict=True):
-                row[: len(prompts[i])] = torch.from_numpy(prompts[i])
-            seen = None if features is None else torch.cat([features[i] for i in group])
-            rows.append(self.network(ids.to(device), lengths=lengths.to(device), features=seen))
+                row[: len(parts[i][1])] = torch.from_numpy(parts[i][1])
+            seen = [features[n] for i in group for n in parts[i][0]]
+            rows.append(
+                self.network(ids.to(device), lengths=lengths.to(device), features=torch.cat(seen) if seen else None)
+            )
             order += group
         return torch.cat(rows)[torch.tensor(order, device=device).argsort()]
+
+
+def _seen_and_ids(sequence: Prompted) -> tuple[tuple[int, ...], _Ids]:
+    if not isinstance(sequence, tuple):
+        return (), sequence
+    pictures, ids = sequence
+    return (pictures,) if isinstance(pictures, int) else pictures, ids
 
 
 def _even_groups(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -274,44 +409,44 @@ def accumulate(
     ranks = accelerator.num_processes
     once = len(share.chunks) == 1
 
-    def compute(at: int, chunk: Chunk, *, grad: bool, queries: bool = True, texts: bool = True) -> list[torch.Tensor]:
+    def compute(
+        at: int, chunk: Chunk, *, grad: bool, queries: bool = True, candidates: bool = True
+    ) -> list[torch.Tensor]:
         torch.manual_seed(_mixed(seed, accelerator.process_index, at))
         with torch.set_grad_enabled(grad):
-            return list(
-                model(
-                    chunk.pictures if queries else [],
-                    chunk.queries if queries else [],
-                    chunk.texts if texts else [],
-                    chunk.packed,
-                )
-            )
+            asked = chunk.queries if queries else []
+            answers = chunk.candidates if candidates else []
+            seen = any(_seen_and_ids(one)[0] for one in [*asked, *answers])
+            return list(model(chunk.pictures if seen else [], asked, answers, chunk.packed))
 
-    candidates: list[torch.Tensor] = []
+    answers: list[torch.Tensor] = []
     if fixed_candidates is not None:
         fixed_candidates(False)
-        candidates = [compute(n, c, grad=False, queries=False)[1] for n, c in enumerate(share.chunks)]
+        answers = [compute(n, c, grad=False, queries=False)[1] for n, c in enumerate(share.chunks)]
         fixed_candidates(True)
     learnt = fixed_candidates is None
-    outputs = [compute(n, c, grad=once, texts=learnt) for n, c in enumerate(share.chunks)]
+    outputs = [compute(n, c, grad=once, candidates=learnt) for n, c in enumerate(share.chunks)]
     if learnt:
-        candidates = [o[1] for o in outputs]
+        answers = [o[1] for o in outputs]
     plan, device = share.plan, outputs[0][0].device
     query_rows = [torch.tensor(c.query_rows, device=device) for c in share.chunks]
-    text_rows = [torch.tensor(c.text_rows, device=device) for c in share.chunks]
-    all_queries = _gather(accelerator, [o[0] for o in outputs], query_rows, len(plan.queries))
-    all_candidates = _gather(accelerator, candidates, text_rows, len(plan.candidates))
-    counted = _counted(accelerator, share, device)
+    candidate_rows = [torch.tensor(c.candidate_rows, device=device) for c in share.chunks]
+    all_queries = _gather(accelerator, [o[0] for o in outputs], query_rows, len(plan.targets))
+    all_candidates = _gather(accelerator, answers, candidate_rows, plan.excluded.shape[1])
+    targets, excluded = torch.from_numpy(plan.targets).to(device), torch.from_numpy(plan.excluded).to(device)
+    counted, lost = _counted(accelerator, share, targets)
     if not bool(counted.any()):
-        raise DatasetError(f"none of a batch's {len(plan.pictures)} pictures can be used; look at the data's rows")
+        raise DatasetError(f"none of a batch's {share.what} can be used; look at the data's rows")
     differentiate = partial(
         loss_gradients,
         all_queries,
         all_candidates,
-        torch.from_numpy(plan.targets).to(device),
+        targets,
         outputs[0][2],
         smoothing=smoothing,
         min_temperature=min_temperature,
-        excluded=torch.from_numpy(plan.excluded).to(device),
+        # Of a query that does not count nothing is left out, or there might be nothing left.
+        excluded=excluded | (lost[None, :] & counted[:, None]),
     )
     found = differentiate(counted=counted)
     at_candidates = found.candidates
@@ -326,10 +461,10 @@ def accumulate(
         # Wrappers average over processes on the last backward only, when all gradients are there.
         context: AbstractContextManager[object] = nullcontext() if last else accelerator.no_sync(model)
         with context:
-            q, t, temperature = outputs[n] if once else compute(n, chunk, grad=True, texts=learnt)
+            q, c, temperature = outputs[n] if once else compute(n, chunk, grad=True, candidates=learnt)
             surrogate = _dot(q, query_rows[n], found.queries)
             if learnt:
-                surrogate = surrogate + _dot(t, text_rows[n], at_candidates)
+                surrogate = surrogate + _dot(c, candidate_rows[n], at_candidates)
             # Each process has the gradients of the whole batch at its own vectors; the average would divide them.
             surrogate = surrogate * ranks
             if last and temperature.requires_grad:
@@ -339,7 +474,7 @@ def accumulate(
         "loss": found.loss,
         "accuracy": found.accuracy,
         "temperature": outputs[0][2].item(),
-        "candidates": float(len(plan.candidates)),
+        "candidates": float(plan.excluded.shape[1]),
     }
 
 
@@ -362,12 +497,14 @@ def _sum(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _counted(accelerator: Accelerator, share: Share, device: torch.device) -> torch.Tensor:
-    """Which queries ``(queries,)`` count: those whose picture could be opened, in all processes."""
-    bad = torch.zeros(len(share.plan.pictures), device=device)
-    bad[share.unusable] = 1.0
-    bad = _sum(accelerator, bad)
-    return bad[torch.tensor([p for p, _ in share.plan.queries], device=device)] == 0
+def _counted(accelerator: Accelerator, share: Share, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which queries count, and which candidates do not, in all processes: bool ``(queries,)`` and ``(candidates,)``."""
+    queries, candidates = share.plan.excluded.shape
+    bad = torch.zeros(queries + candidates, device=targets.device)
+    bad[share.unusable_queries] = 1.0
+    bad[[queries + row for row in share.unusable_candidates]] = 1.0
+    bad_queries, bad_candidates = torch.split(_sum(accelerator, bad) > 0, [queries, candidates])
+    return ~(bad_queries | bad_candidates[targets]), bad_candidates
 
 
 def _dot(vectors: torch.Tensor, rows: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:

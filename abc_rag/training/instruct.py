@@ -8,7 +8,6 @@ it is; the temperature is frozen.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from abc_rag.families._hub import is_folder, part_folder
+from abc_rag.families._hub import part_folder
 from abc_rag.models.abc import ABCSettings, load_merged, load_prompts
-from abc_rag.training._adapters import TEXT_TARGETS, add_lora
+from abc_rag.training._adapters import TEXT_TARGETS, add_lora, as_seen_from
 from abc_rag.training._objective import ContrastiveObjective, frozen_dtype, seeded
 from abc_rag.training._scene_data import ScenePairs
 from abc_rag.training.config import InstructConfig
@@ -127,21 +126,14 @@ class Instructing(ContrastiveObjective[PairsRow]):
         """Write adapter, card, settings, and what ``load_embedder`` needs; see `Objective.save`."""
         config = self._config
         parts = {
-            "base": _as_seen_from(out, config.base),
+            "base": as_seen_from(out, config.base),
             "base_revision": config.base_revision,
-            "pretrain": _as_seen_from(out, config.pretrain),
+            "pretrain": as_seen_from(out, config.pretrain),
             "pretrain_revision": config.pretrain_revision,
             "instruct": "./",
         }
         (out / "parts.json").write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
         self.save_as(out, tensors, run, self._lora, with_head=False)
-
-
-def _as_seen_from(folder: Path, part: str) -> str:
-    if not is_folder(part):
-        return part
-    relative = os.path.relpath(Path(part).expanduser().resolve(), folder.resolve())
-    return relative if relative.startswith("..") else f"./{relative}"
 
 
 def _head_hidden(adapter: Path, default: int) -> int:
