@@ -32,6 +32,7 @@ from abc_rag.training.losses import loss_gradients
 from abc_rag.training.vlm2vec import VLM2VecTraining, plan_of, train_vlm2vec
 
 FIXTURE = Path(__file__).parent / "fixtures" / "vlm2vec_qwen2vl"
+PHI = Path(__file__).parent / "fixtures" / "vlm2vec_phi3v"
 CASES = json.loads((FIXTURE / "cases.json").read_text())
 SINGLE = {case["id"]: case for case in CASES["single"]}
 SMALL: dict[str, Any] = {
@@ -194,6 +195,50 @@ def test_only_the_adapter_has_gradients(data: Path, tmp_path: Path) -> None:
     step(objective, objective.batch(0))
     assert all(".vlm2vec." in name for name in gradients(objective))
     assert all(p.dtype == torch.float32 for p in objective.model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_step_on_phi_gives_the_originals_loss_and_gradients(chunk: int | None, tmp_path: Path) -> None:
+    """Its figures are of full fine-tuning; an adapter that has just begun changes nothing."""
+    cases = json.loads((PHI / "cases.json").read_text())
+    single, expected = {case["id"]: case for case in cases["single"]}, cases["loss"]
+
+    def side(name: str) -> tuple[str, str]:
+        return single[name]["text"], single[name]["image"] or ""
+
+    pairs = zip(expected["queries"], expected["targets"], strict=True)
+    file = write_lines(tmp_path / "rows.jsonl", [raw(*side(query), *side(target)) for query, target in pairs])
+    changed = {"base": str(PHI / "model"), "max_tokens": None, "chunk": chunk, "dora": False, "dropout": 0.0, "rows": 3}
+    config = VLM2VecConfig(**{**settings(PHI, tmp_path / "out"), **changed, "data": str(file), "images": str(PHI)})
+    objective = VLM2VecTraining(config)
+    objective.model.requires_grad_(True)
+    values = step(objective, objective.share(all_rows(objective._source)))
+    assert values["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    named = objective.model.network.backbone.published_name
+    found = {
+        named(name.removeprefix("network.backbone.").replace(".base_layer.", ".")): gradient
+        for name, gradient in gradients(objective).items()
+    }
+    assert len(expected["grad_norms"]) >= 15
+    for name, norm in expected["grad_norms"].items():
+        # That of a bias of keys is zero but for rounding, here and there.
+        assert float(found[name].norm()) == pytest.approx(norm, rel=1e-3, abs=1e-6), name
+
+
+def test_an_adapter_of_phi_can_be_used(data: Path, tmp_path: Path) -> None:
+    changed = {
+        "base": str(PHI / "model"),
+        "max_tokens": None,
+        "resolution": 1,
+        "steps": 1,
+        "gradient_checkpointing": True,
+    }
+    train_vlm2vec(VLM2VecConfig(**settings(data, tmp_path / "out", **changed)))
+    items: list[Input] = [Text("A cat and a dog"), Image(FIXTURE / "images" / "gray_300x200.png")]
+    base, trained = (
+        load_embedder(folder, device="cpu", resolution=1).embed(items) for folder in (PHI / "model", tmp_path / "out")
+    )
+    assert np.abs(base - trained).max() > 1e-3
 
 
 # --- What is planned --------------------------------------------------------------------------------------

@@ -360,6 +360,10 @@ class Phi3VBackbone(nn.Module):
         """
         return PackedPhi3V(self).last_states(input_ids, segments, features=features, image_positions=image_positions)
 
+    def published_name(self, name: str) -> str:
+        """A parameter's name in the published files; see `abc_rag.models.vlm2vec.VLM2VecBackbone`."""
+        return f"model.{name}"
+
     def recompute_activations(self) -> None:
         """Keep no activations of the layers in training; the backward pass computes them again."""
         layers: list[Any] = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
