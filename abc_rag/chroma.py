@@ -158,7 +158,7 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
             attention=attention,
             weights=weights,
         )
-        self._config: dict[str, Any] = config | {"revision": local_revision(model, weights)}
+        self._config: dict[str, Any] = config | {"revision": local_revision(model, weights, resolution)}
         self._embedder: Embedder | None = None
 
     def __repr__(self) -> str:

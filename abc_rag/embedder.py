@@ -252,7 +252,13 @@ class Embedder(ABC):
         Raises:
             InputError: They are of different length, or no vectors.
         """
-        a, b = (np.asarray(vectors, dtype=np.float32) for vectors in (first, second))
+        try:
+            a, b = (np.asarray(vectors, dtype=np.float32) for vectors in (first, second))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"similarity compares vectors (dim,) or (n, dim), not {type(first).__name__} with "
+                f"{type(second).__name__} ({error}); pass what embed returned"
+            ) from error
         if not (a.ndim in (1, 2) and b.ndim in (1, 2) and a.shape[-1] == b.shape[-1]):
             raise InputError(
                 f"similarity compares vectors (dim,) or (n, dim) of one length, not {a.shape} with {b.shape}; "

@@ -44,7 +44,7 @@ class BagLoader(ModelLoader):
 class BagCheckpoint(Checkpoint):
     folder: Path
 
-    def local_revision(self, weights: str) -> str:
+    def local_revision(self, weights: str, resolution: int | str | None = None) -> str:
         return hashlib.sha256((self.folder / FILE).read_bytes()).hexdigest()[:12]
 
     def fetch(self, device: str) -> None:

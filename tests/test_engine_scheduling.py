@@ -21,6 +21,7 @@ import PIL.Image
 import pytest
 import torch
 from toy_family import LONG, Toy, pictures, png, wait_until, words
+from toy_pictures import ToyPictures
 
 from abc_rag import Image, Input, InstructedImage, Interleaved, Text, load_embedder
 from abc_rag.engine import EngineSettings, LocalEmbedder
@@ -450,6 +451,38 @@ def test_one_of_several_pictures_that_is_bad_costs_its_input_alone(toy: Toy, ope
     assert isinstance(found[1], ABCRagError)
     np.testing.assert_array_equal(found[2:], toy.expected(inputs[2:]))
     assert embedder._running().scheduler._held_bytes == 0
+
+
+class Gated(ToyPictures):
+    """Pictures that are 7 or 8 wide are opened when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+        object.__setattr__(self, "gates", {7: threading.Event(), 8: threading.Event()})
+        object.__setattr__(self, "begun", [])
+
+    def open(self, source: Any, *, limits: Any, name: str | None = None) -> Any:
+        opened = super().open(source, limits=limits, name=name)
+        if opened.patches in self.gates:  # type: ignore[attr-defined]
+            self.begun.append(opened.patches)  # type: ignore[attr-defined]
+            assert self.gates[opened.patches].wait(LONG)  # type: ignore[attr-defined]
+        return opened
+
+
+def test_an_input_that_hangs_with_its_first_picture_is_given_up_once(toy: Toy, opened: Any) -> None:
+    toy.pictures = gated = Gated()
+    embedder = opened(workers=1, worker_kind="thread", picture_timeout_s=0.3)
+    before = set(threading.enumerate())
+    (error,) = embedder.embed_iter([Interleaved([Image(png(7)), Image(png(8))])], return_errors=True)
+    assert isinstance(error, ImageError)
+    started = {t for t in set(threading.enumerate()) - before if t.name == "abc-rag-prepare"}
+    assert len(started) == 2  # the one that hangs, and the one that took its place
+    gated.gates[7].set()  # type: ignore[attr-defined]
+    # The thread that was left behind ends without a look at the second.
+    wait_until(lambda: sum(thread.is_alive() for thread in started) == 1)
+    assert gated.begun == [7]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(embedder.embed([Text("a")]), toy.expected([Text("a")]))
+    assert embedder._running().scheduler._preparing == 0
 
 
 def test_errors_are_the_callers_own(toy: Toy, opened: Any) -> None:

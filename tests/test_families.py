@@ -283,6 +283,17 @@ def test_llama_index(family: str, embedder: Embedder, pictures: Path) -> None:
         client.delete_collection(name)
 
 
+def test_chromas_embedding_function_knows_a_resolution_by_its_name() -> None:
+    folder = FIXTURES / "vlm2vec_qwen2vl"
+    function = ABCEmbeddingFunction(folder, device="cpu", resolution="low")
+    image = np.full((40, 60, 3), 90, dtype=np.uint8)
+    expected = load_embedder(folder, device="cpu", resolution="low").embed([Image(PIL.Image.fromarray(image))])
+    again = ABCEmbeddingFunction.build_from_config(json.loads(json.dumps(function.get_config())))
+    assert np.allclose(again([image]), expected, atol=TOLERANCE)
+    with pytest.raises(InputError, match="resolution: None before, 'low' now"):
+        function.validate_config_update(ABCEmbeddingFunction(folder, device="cpu").get_config(), function.get_config())
+
+
 def test_chromas_embedding_function(family: str, embedder: Embedder) -> None:
     folder, settings = MODELS[family]
     function = ABCEmbeddingFunction(folder, device="cpu", **settings)

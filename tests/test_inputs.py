@@ -119,6 +119,13 @@ def test_the_fake_takes_all_and_tells_them_apart() -> None:
 def test_similarity_refuses_what_are_no_vectors() -> None:
     embedder = FakeEmbedder(dim=3)
     assert np.array_equal(embedder.similarity([[1, 0, 0]], [[0, 0, 0], [2, 0, 0]]), [[0, 1]])
-    for first, second in (([1, 0], [1, 0, 0]), (1.0, 1.0), (np.ones((1, 1, 3)), np.ones(3))):
+    for first, second in (
+        (["a"], [1, 0, 0]),
+        ([[1, 2], [3]], [1, 0, 0]),
+        (None, object()),
+        ([1, 0], [1, 0, 0]),
+        (1.0, 1.0),
+        (np.ones((1, 1, 3)), np.ones(3)),
+    ):
         with pytest.raises(InputError, match="similarity compares vectors"):
             embedder.similarity(first, second)

@@ -22,6 +22,7 @@ from abc_rag.errors import CheckpointError, InputError
 from abc_rag.families.loader import find_checkpoint
 from abc_rag.families.vlm2vec import LOADER
 from abc_rag.models._vlm2vec_qwen2_vl import load_vlm2vec_qwen2_vl
+from abc_rag.models.load import local_revision
 from abc_rag.models.vlm2vec import TASK_INSTRUCTIONS, VLM2VecFamily
 
 TAG = "<|image_pad|>"
@@ -228,11 +229,16 @@ def test_pictures_keep_their_size_within_the_checkpoints_limits(embedder: Embedd
 def test_a_square_is_another_fingerprint(embedders: dict[str | None, Embedder]) -> None:
     assert len({embedder.fingerprint for embedder in embedders.values()}) == 4
     assert embedders["high"].fingerprint.revision.endswith("+high")
+    assert local_revision(QWEN, resolution="high") == embedders["high"].fingerprint.revision
+    # Another number of image tokens keeps the square, and says so.
+    fewer = family_of(embedders["low"]).at(min_tokens=4, max_tokens=16)
+    same = family_of(opened("low", max_tokens=16))
+    assert (fewer.fingerprint, fewer.recipe) == (same.fingerprint, same.recipe)
     picture = PIL.Image.new("RGBA", (30, 500), (10, 200, 30, 128))
     assert family_of(embedders["mid"]).prepare(Image(picture)).pictures[0].tokens == 576
 
 
-@pytest.mark.parametrize("resolution", ["huge", 4, "", "HIGH"])
+@pytest.mark.parametrize("resolution", ["huge", 4, "", "HIGH", ["low"], True])
 def test_an_unknown_resolution_is_refused(resolution: Any) -> None:
     with pytest.raises(InputError, match="resolution must be one of 'low', 'mid', 'high', not "):
         opened(resolution).embed([Text("x")])
@@ -261,10 +267,32 @@ def test_an_adapters_folder_finds_its_base(copy: Path) -> None:
         assert embeds_as(f"vlm2vec:{copy / 'adapter'}")
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "../elsewhere"}))
     with pytest.raises(CheckpointError, match=r"the adapter's base is '\.\./elsewhere', which is not here"):
-        load_embedder(copy / "adapter", device="cpu").embed([Text("x")])
+        load_embedder(f"vlm2vec:{copy / 'adapter'}", device="cpu").embed([Text("x")])
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": None}))
     with pytest.raises(CheckpointError, match="the adapter names no base"):
-        load_embedder(copy / "adapter", device="cpu").embed([Text("x")])
+        load_embedder(f"vlm2vec:{copy / 'adapter'}", device="cpu").embed([Text("x")])
+
+
+@pytest.mark.parametrize(
+    ("changed", "refused"),
+    [
+        ({"base_model_name_or_path": "meta-llama/Llama-3.1-70B"}, True),
+        ({"base_model_name_or_path": "Qwen/Qwen2-VL-7B-Instruct"}, False),
+        ({"base_model_name_or_path": "Qwen/Qwen2-VL-7B-Instruct", "task_type": "CAUSAL_LM"}, True),
+        ({"base_model_name_or_path": "../elsewhere"}, True),
+        ({"base_model_name_or_path": None}, True),
+    ],
+)
+def test_an_adapter_that_could_be_anybodys_has_to_be_named(changed: dict[str, Any], refused: bool, copy: Path) -> None:
+    """Nothing is fetched for it before."""
+    config = copy / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+    if not refused:
+        assert LOADER.refusal(copy / "adapter") is None
+        return
+    with pytest.raises(InputError, match=r"which could be any model's; if it is VLM2Vec's, write 'vlm2vec:.*adapter'"):
+        load_embedder(copy / "adapter")
+    load_embedder(f"vlm2vec:{copy / 'adapter'}")
 
 
 def test_merged_weights_have_to_be_named(copy: Path) -> None:
@@ -351,6 +379,7 @@ def test_an_adapter_of_other_layers_is_refused(copy: Path) -> None:
 def test_abcs_adapters_are_not_taken_for_ours() -> None:
     abc = QWEN.parent / "abc"
     assert "MLP head, which is ABC's" in str(LOADER.refusal(abc / "pretrain"))
+    assert "says it is ABC's" in str(LOADER.refusal(abc / "instruct"))
     with pytest.raises(InputError, match="is no checkpoint of a known family"):
         load_embedder(abc / "pretrain")
 

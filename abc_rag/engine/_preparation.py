@@ -213,6 +213,8 @@ class Preparation:
             return
         try:
             picture = self._seen_or_opened(read, work, slot, small=small)
+            with self._lock:  # one with several pictures may have opened it meanwhile
+                picture = self._shared(read.digest, picture, work)
         except BaseException as error:
             settled.extend((other, error) for _, other in self._end_opening(read.digest, None))
             return
@@ -239,7 +241,7 @@ class Preparation:
             found[one.digest] = picture or self._seen_or_opened(one, work, slot, small=small)
         with self._lock:
             for digest, picture in found.items():
-                self._pictures.setdefault(digest, picture)
+                found[digest] = self._shared(digest, picture, work)
         self._finish([(item, work)], [found[one.digest] for one in read], works, settled)
 
     def _seen_or_opened(self, read: _Read, work: Work, slot: _Slot, *, small: bool) -> Picture:
@@ -258,6 +260,13 @@ class Preparation:
                 self._pictures[digest] = picture
             return waiting
 
+    def _shared(self, digest: str, picture: Picture, work: Work) -> Picture:
+        """The one that stands for a content: the first that was opened, if it is still about. Under the lock."""
+        first = self._pictures.setdefault(digest, picture)
+        if first is not picture and picture.opened is not None:
+            work.held_bytes -= int(picture.opened.nbytes)
+        return first
+
     def _opened(self, source: ImageSource, data: bytes | None, slot: _Slot, *, small: bool) -> Any:  # noqa: ANN401
         name = describe_source(source)
         elsewhere = self._kind == "process" or (self._kind == "auto" and not small and self._workers > 2)
@@ -271,6 +280,8 @@ class Preparation:
     @contextmanager
     def _limited(self, source: ImageSource, slot: _Slot) -> Iterator[None]:
         with slot.lock:
+            if slot.abandoned:  # with an earlier picture of the same input, whose error has been given
+                raise ImageFormatError(describe_source(source), too_long(self._timeout_s))
             slot.steps += 1
             step = slot.steps
         try:
@@ -284,7 +295,7 @@ class Preparation:
         """A thread cannot be ended: leave it behind with its picture, and go on with another one."""
         error = ImageFormatError(name, too_long(self._timeout_s))
         with slot.lock:
-            if slot.steps != step:
+            if slot.steps != step or slot.abandoned:
                 return  # it has ended just now
             slot.abandoned = True
             left, opening = slot.at, slot.opening

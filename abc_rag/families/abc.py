@@ -102,7 +102,7 @@ class _Found(Checkpoint):
         self._source = source
         self._parts: ABCParts | None = None
 
-    def local_revision(self, weights: Weights) -> str | None:
+    def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
         model = self._model
         if isinstance(model, ABCCheckpoint):
             if not all(is_folder(part) for part in (model.base, model.pretrain, model.instruct)):

@@ -91,7 +91,7 @@ class Checkpoint(ABC):
     """A model that has been found, or whose name says where it is to be fetched."""
 
     @abstractmethod
-    def local_revision(self, weights: Weights) -> str | None:
+    def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
         """The revision that the fingerprint will have, if all files are local; None where the hub decides.
 
         Loads and fetches nothing.

@@ -52,7 +52,7 @@ class _Found(Checkpoint):
         self._local = folder
         self._folder = folder
 
-    def local_revision(self, weights: Weights) -> str | None:
+    def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
         return None if self._local is None else _revision(self._local)
 
     def fetch(self, device: str) -> None:

@@ -61,7 +61,7 @@ class VLM2VecLoader(ModelLoader):
         if (folder / "parts.json").is_file():
             return "holds parts.json, which is ABC's"
         if (folder / "adapter_config.json").is_file():
-            return self._foreign(folder)
+            return self._foreign(folder) or _unsure(folder)
         if not (folder / "config.json").is_file():
             return f"holds no adapter/ or config.json; {_LAYOUTS}"
         if _model_type(folder) == "qwen2_vl":
@@ -86,7 +86,44 @@ class VLM2VecLoader(ModelLoader):
         file = folder / "adapter_model.safetensors"
         if file.is_file() and any(_HEAD in name for name in _tensor_names(file)):
             return "holds an adapter with an MLP head, which is ABC's"
+        if str(_adapter_config(folder)["class"]).startswith("ABC"):
+            return "holds an adapter that says it is ABC's"
         return None
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter says of the model that it was made for: ``class``, ``base``, ``task``."""
+    try:
+        found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # what is wrong with it is said when it is loaded
+        found = None
+    told = found if isinstance(found, dict) else {}
+    mapping = told.get("auto_mapping")
+    return {
+        "class": mapping.get("base_model_class") if isinstance(mapping, dict) else None,
+        "base": told.get("base_model_name_or_path"),
+        "task": told.get("task_type"),
+    }
+
+
+def _unsure(folder: Path) -> str | None:
+    """Why an adapter without its base beside it could be anybody's, before anything is fetched for it."""
+    told = _adapter_config(folder)
+    base = told["base"]
+    known = isinstance(base, str) and base in _BASES.values()
+    if isinstance(base, str) and not known:
+        known = any(place.is_dir() and _model_type(place) in _BACKBONES for place in _places(folder, base))
+    if (known and told["task"] in (None, "FEATURE_EXTRACTION")) or (folder / "base").is_dir():
+        return None
+    return (
+        f"holds an adapter of {str(base)[:80]!r}, which could be any model's; if it is VLM2Vec's, write "
+        f"'vlm2vec:{folder}'"
+    )
+
+
+def _places(folder: Path, base: str) -> list[Path]:
+    """Where a base that is named as a folder may be."""
+    return [folder / base, Path(base)] if is_folder(base) else []
 
 
 class _Found(Checkpoint):
@@ -95,13 +132,13 @@ class _Found(Checkpoint):
         self._folder = folder
         self._parts: _Parts | None = None
 
-    def local_revision(self, weights: Weights) -> str | None:
+    def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
         if self._folder is None:
             return None
         base = _base_of(self._folder)
         if isinstance(base, str):  # a hub id
             return None
-        return _revision(_local_parts(self._folder, base), weights)
+        return _revision(_local_parts(self._folder, base), weights, resolution)
 
     def fetch(self, device: str) -> None:
         if self._folder is None:
@@ -145,15 +182,13 @@ class _Found(Checkpoint):
         backbone.compiled = options.compiled
         recipe = backbone.recipe(options.resolution, options.min_tokens, options.max_tokens)
         least, most = backbone.token_limits(recipe)
-        revision = _revision(parts, options.weights)
-        if isinstance(options.resolution, str):
-            revision += f"+{options.resolution}"  # not what so many image tokens say by themselves
         return VLM2VecFamily(
             VLM2VecNetwork(backbone),
             prompts,
             recipe=recipe,
-            fingerprint=Fingerprint(self._name, revision, least, most),
+            fingerprint=Fingerprint(self._name, _revision(parts, options.weights, options.resolution), least, most),
             image_limits=options.image_limits,
+            resolution=options.resolution,
         )
 
 
@@ -224,8 +259,8 @@ def _base_of(folder: Path) -> Path | str | None:
     named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise CheckpointError(f"{folder}: the adapter names no base; put the base beside it, as base/ and adapter/")
-    for place in (folder / named, Path(named)):
-        if is_folder(named) and place.is_dir():
+    for place in _places(folder, named):
+        if place.is_dir():
             return place
     if is_folder(named) or named.count("/") != 1:
         raise CheckpointError(
@@ -241,12 +276,15 @@ def _local_parts(folder: Path, base: Path | None) -> _Parts:
     return _Parts(base, adapter if adapter.is_dir() else folder)
 
 
-def _revision(parts: _Parts, weights: Weights) -> str:
+def _revision(parts: _Parts, weights: Weights, resolution: int | str | None) -> str:
     from abc_rag.models._checkpoint import folder_revision
 
     folders = [parts.base] if parts.adapter is None else [parts.base, parts.adapter]
     files = parts.revision or folder_revision(*folders)
-    return files if weights == "full" else f"{files}+{weights}"
+    # A resolution with a name is not what its numbers of image tokens say by themselves.
+    named: list[str] = [weights] if weights != "full" else []
+    named += [resolution] if isinstance(resolution, str) else []
+    return "+".join([files, *named])
 
 
 def _tensor_names(file: Path) -> list[str]:

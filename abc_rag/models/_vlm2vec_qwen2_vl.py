@@ -93,7 +93,7 @@ class VLM2VecQwen2VL(nn.Module):
         Raises:
             InputError: There is no such resolution.
         """
-        if resolution is not None and resolution not in _SQUARES:
+        if resolution is not None and not (isinstance(resolution, str) and resolution in _SQUARES):
             raise InputError(f"resolution must be one of {', '.join(map(repr, _SQUARES))}, not {resolution!r}")
         square = 0 if resolution is None else _SQUARES[str(resolution)]
         least, most = self._limits

@@ -136,7 +136,7 @@ def load_embedder(
     return LocalEmbedder(build, settings)
 
 
-def local_revision(model: ModelName, weights: Weights = "full") -> str | None:
+def local_revision(model: ModelName, weights: Weights = "full", resolution: int | str | None = None) -> str | None:
     """The revision that the model's fingerprint will have, if all its files are local; None where the hub decides.
 
     Reads the files' hashes; loads and fetches nothing.
@@ -145,7 +145,7 @@ def local_revision(model: ModelName, weights: Weights = "full") -> str | None:
         InputError: There is no such model.
         CheckpointError: A folder of an `ABCCheckpoint` is missing.
     """
-    return find_checkpoint(model).local_revision(weights)
+    return find_checkpoint(model).local_revision(weights, resolution)
 
 
 def _devices(device: str) -> list[torch.device]:

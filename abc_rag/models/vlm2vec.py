@@ -209,6 +209,7 @@ class VLM2VecFamily(Family):
         recipe: How pictures are opened.
         fingerprint: Model, revision and resolution.
         image_limits: Which pictures are accepted.
+        resolution: What the recipe was asked for by name or number; `at` keeps it.
     """
 
     def __init__(
@@ -219,6 +220,7 @@ class VLM2VecFamily(Family):
         recipe: PictureRecipe,
         fingerprint: Fingerprint,
         image_limits: ImageLimits,
+        resolution: int | str | None = None,
     ) -> None:
         self.network = network
         self.backbone: VLM2VecBackbone = network.backbone
@@ -226,15 +228,17 @@ class VLM2VecFamily(Family):
         self._recipe = recipe
         self._fingerprint = fingerprint
         self._image_limits = image_limits
+        self._resolution = resolution
 
     def at(self, *, min_tokens: int, max_tokens: int) -> VLM2VecFamily:
         """The same network at another resolution; see `Family.at`."""
         return VLM2VecFamily(
             self.network,
             self._prompts,
-            recipe=self.backbone.recipe(None, min_tokens, max_tokens),
+            recipe=self.backbone.recipe(self._resolution, min_tokens, max_tokens),
             fingerprint=replace(self._fingerprint, min_tokens=min_tokens, max_tokens=max_tokens),
             image_limits=self._image_limits,
+            resolution=self._resolution,
         )
 
     @property
