@@ -94,7 +94,7 @@ class _Call:
     flying: set[str] = field(default_factory=set)
 
 
-def checked_facets(facets: Sequence[str]) -> list[str]:
+def checked_facets(facets: Sequence[str], embedder: Embedder) -> list[str]:
     """Each facet once.
 
     Raises:
@@ -102,6 +102,11 @@ def checked_facets(facets: Sequence[str]) -> list[str]:
     """
     if isinstance(facets, str):
         raise InputError("facets must be a list; got a single str: pass [facet]")
+    if facets and InstructedImage not in embedder.accepts:
+        raise InputError(
+            f"{embedder.fingerprint.model} does not look at pictures under an instruction, which facets are (--facet); "
+            "leave them out"
+        )
     for facet in facets:
         _check_instruction(facet)
     return list(dict.fromkeys(facets))
@@ -161,7 +166,7 @@ def index_images(
             raise InputError(f"{name} must be a list; got a single str: pass [{name[:-1]}]")
         if values is not None and len(values) != len(sources):
             raise InputError(f"{len(sources)} images but {len(values)} {name}; give one for each")
-    call = _Call(sources, store, limits, keep, checked_facets(facets), ids, captions, metadatas)
+    call = _Call(sources, store, limits, keep, checked_facets(facets, embedder), ids, captions, metadatas)
     call.stored = [None] * len(sources)
     with progress_bar("indexing", total=len(sources), enabled=progress) as bar:
         with closing(embedded(embedder, _groups(sources, call))) as groups:

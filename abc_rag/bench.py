@@ -149,6 +149,8 @@ def bench(embedder: LocalEmbedder, *, items: int = 100_000, seconds: float = 30.
     if items < 1 or not seconds > 0:
         raise InputError(f"items and seconds must be positive, not {items} and {seconds:g}")
     family = embedder.family
+    if not {Text, Image} <= set(family.accepts):
+        raise InputError(f"{family.fingerprint.model} does not take both texts and pictures, which is what is measured")
     limit = matmul_rate(family.device, family.dtype, seconds=_MATMUL * seconds)
     rng = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="abc-rag-bench-") as folder:
@@ -165,14 +167,16 @@ def bench(embedder: LocalEmbedder, *, items: int = 100_000, seconds: float = 30.
             passages = _passages(family, rng, tokens)
             if _fits(family, passages):
                 rates.append(_throughput(embedder, f"passages of {tokens} tokens", passages, _TEXTS * seconds, limit))
+        passage = min(rates, key=lambda rate: abs(rate.tokens - 100))
         picture = _throughput(embedder, "pictures, from JPEG files", pictures, _PICTURES * seconds, limit)
         rates.append(picture)
-        rates.append(_throughput(embedder, "pictures with a question", questions, _PICTURES * seconds, limit))
+        asked, alone = ("one picture with a question", questions), ("one picture", pictures)
+        if InstructedImage in family.accepts:
+            rates.append(_throughput(embedder, "pictures with a question", questions, _PICTURES * seconds, limit))
         latencies = (
             _latency(embedder, "one passage of 12 tokens", _passages(family, rng, PASSAGES[0]), _LATENCY * seconds),
-            _latency(embedder, "one picture with a question", questions, _LATENCY * seconds),
+            _latency(embedder, *(asked if InstructedImage in family.accepts else alone), _LATENCY * seconds),
         )
-    passage = min(rates[:-2], key=lambda rate: abs(rate.tokens - 100))
     return BenchResult(
         str(embedder.fingerprint),
         _machine(family.device, family.dtype),

@@ -145,7 +145,7 @@ def index_paths(
     Raises:
         InputError: A path does not exist, or a facet is blank.
     """
-    run = _Run(store, limits, checked_facets(facets), IndexReport())
+    run = _Run(store, limits, checked_facets(facets, embedder), IndexReport())
     files = _files(paths, run.report)
     _look_up(run)
     with (

@@ -14,11 +14,11 @@ import PIL.Image
 import pytest
 
 import abc_rag
-from abc_rag import ChromaStore, Image, Input, InstructedImage, ingest
+from abc_rag import ChromaStore, Image, Input, InstructedImage, Text, ingest
 from abc_rag.embedder import BatchSize, Vectors
 from abc_rag.errors import InputError
 from abc_rag.images import content_hash, open_image
-from abc_rag.ingest import index_paths
+from abc_rag.ingest import index_images, index_paths
 from abc_rag.store import image_id, text_id
 from abc_rag.testing import FakeEmbedder
 
@@ -258,3 +258,20 @@ def test_a_killed_run_is_finished_by_the_next(tmp_path: Path, folder: Path, at: 
 def test_an_undisturbed_run_is_what_the_killed_ones_are_measured_by(tmp_path: Path, folder: Path) -> None:
     picture(folder / "0.png", "red")
     assert run_until_it_dies(folder, tmp_path / "store", 99, "kill") == "done\n"
+
+
+def test_a_model_that_takes_no_instruction_is_told_apart_before_anything_is_stored(tmp_path: Path) -> None:
+    class Plain(FakeEmbedder):
+        accepts = (Text, Image)
+
+    PIL.Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    with ChromaStore(tmp_path / "store") as store:
+        for index in (
+            lambda **facets: index_paths([tmp_path / "red.png"], Plain(), store, **facets),
+            lambda **facets: index_images([str(tmp_path / "red.png")], Plain(), store, **facets),
+        ):
+            with pytest.raises(InputError, match=r"fake does not look at pictures under an instruction.*--facet"):
+                index(facets=["what colour?"])
+            assert store.count() == 0
+        index(facets=[])
+        assert store.count() == 1

@@ -18,7 +18,7 @@ from vlm2vec_helpers import QWEN, TOLERANCE, as_input, change_tensors, read_case
 from abc_rag import Image, Input, InstructedImage, InstructedText, Interleaved, Text, load_embedder
 from abc_rag.embedder import Embedder
 from abc_rag.engine.local import LocalEmbedder
-from abc_rag.errors import CheckpointError, InputError
+from abc_rag.errors import CheckpointError, InputError, MissingExtraError
 from abc_rag.families.loader import find_checkpoint
 from abc_rag.families.vlm2vec import LOADER
 from abc_rag.models._vlm2vec_qwen2_vl import load_vlm2vec_qwen2_vl
@@ -238,10 +238,16 @@ def test_a_square_is_another_fingerprint(embedders: dict[str | None, Embedder]) 
     assert family_of(embedders["mid"]).prepare(Image(picture)).pictures[0].tokens == 576
 
 
-@pytest.mark.parametrize("resolution", ["huge", 4, "", "HIGH", ["low"], True])
+@pytest.mark.parametrize("resolution", ["huge", 4, "", "HIGH"])
 def test_an_unknown_resolution_is_refused(resolution: Any) -> None:
     with pytest.raises(InputError, match="resolution must be one of 'low', 'mid', 'high', not "):
         opened(resolution).embed([Text("x")])
+
+
+@pytest.mark.parametrize("resolution", [["low"], True, 1.5, b"low"])
+def test_what_is_no_resolution_is_refused_at_once(resolution: Any) -> None:
+    with pytest.raises(InputError, match="resolution must be a name or a number, not "):
+        load_embedder(QWEN, resolution=resolution)
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------
@@ -382,6 +388,22 @@ def test_abcs_adapters_are_not_taken_for_ours() -> None:
     assert "says it is ABC's" in str(LOADER.refusal(abc / "instruct"))
     with pytest.raises(InputError, match="is no checkpoint of a known family"):
         load_embedder(abc / "pretrain")
+
+
+def test_what_is_no_checkpoint_is_no_exception(tmp_path: Path) -> None:
+    """What is wrong with its files is said when it is loaded."""
+    (tmp_path / "adapter_config.json").write_text("[]")
+    (tmp_path / "adapter_model.safetensors").write_bytes((1).to_bytes(8, "little") + b"5")
+    assert "could be any model's" in str(LOADER.refusal(tmp_path))
+    phi = tmp_path / "phi"
+    shutil.copytree(QWEN.parent / "vlm2vec_phi3v" / "model", phi)
+    (phi / "base").mkdir()  # somebody's own
+    assert load_embedder(phi, device="cpu", resolution=1).embed([Text("x")]).shape == (1, 128)
+
+
+def test_a_kind_of_attention_that_is_not_installed_is_named() -> None:
+    with pytest.raises(MissingExtraError, match="pip install flash-attn"):
+        opened(attention="flash_attention_2").embed([Text("x")])
 
 
 def test_a_base_of_another_kind_is_refused(copy: Path) -> None:

@@ -109,6 +109,26 @@ def test_broken_archives_are_refused(change: Any, message: str, tmp_path: Path) 
         list(iter_torch_file(rewritten(tmp_path / "x.bin", change)))
 
 
+def test_a_packed_archive_that_is_broken_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(4000)}, tmp_path / "x.bin")
+    with (
+        zipfile.ZipFile(tmp_path / "x.bin") as old,
+        zipfile.ZipFile(tmp_path / "y.bin", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert dict(iter_torch_file(tmp_path / "y.bin"))["a"].shape == (4000,)
+    whole = (tmp_path / "y.bin").read_bytes()
+    refused = 0
+    for at in range(30, len(whole) - 200, 3):
+        (tmp_path / "z.bin").write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        try:
+            list(iter_torch_file(tmp_path / "z.bin"))
+        except CheckpointError:
+            refused += 1
+    assert refused > 20
+
+
 def test_no_archive_at_all_is_refused(tmp_path: Path) -> None:
     for data in (b"", b"PK\x03\x04", b"\x80\x02}q\x00."):
         (tmp_path / "x.bin").write_bytes(data)

@@ -268,10 +268,13 @@ class Runner:
         failed: dict[int, BaseException] = {}
         at = 0
         while at < len(pictures):
+            if pictures[at].features is not None:  # a small call in between has had it seen
+                at += 1
+                continue
             group = [pictures[at]]
             patches = group[0].opened.patches
             for picture in pictures[at + 1 :]:
-                if patches + picture.opened.patches > self._most_patches:
+                if picture.features is not None or patches + picture.opened.patches > self._most_patches:
                     break
                 group.append(picture)
                 patches += picture.opened.patches

@@ -111,7 +111,8 @@ def _check_files(folder: Path) -> None:
                 "merge_and_unload(), save the whole model, and load that"
             )
         pickles = sorted(file.name for pattern in _PICKLES for file in place.glob(pattern))
-        if pickles and not any(place.glob("*.safetensors")):
+        # By the names that the library looks for: anything else beside a pickle would not keep it from being read.
+        if pickles and not any(place.glob("model*.safetensors")):
             raise CheckpointError(f"{place / pickles[0]} is a pickle and is never read; convert it to safetensors")
     for type_name in _module_types(folder):
         if type_name.startswith(_EXPORT):

@@ -148,6 +148,11 @@ class _Found(Checkpoint):
                 base = None  # whole weights, whatever is known of that name
             elif base is None:
                 base = _base_of(folder)
+                if not isinstance(base, str):  # a file from the hub does not choose folders here
+                    raise CheckpointError(
+                        f"{self._name}: its adapter names a folder as its base; put both on the disk, as base/ and "
+                        "adapter/, and load that folder"
+                    )
             commits = [folder.name[:12]]
         else:
             folder, base, commits = self._folder, _base_of(self._folder), []
@@ -250,7 +255,9 @@ def _base_of(folder: Path) -> Path | str | None:
     Raises:
         CheckpointError: The adapter does not say.
     """
-    if (folder / "base").is_dir():
+    if (folder / "base").is_dir() and any(
+        (place / "adapter_config.json").is_file() for place in (folder, folder / "adapter")
+    ):
         return folder / "base"
     if not (folder / "adapter_config.json").is_file():
         return None
@@ -292,7 +299,8 @@ def _tensor_names(file: Path) -> list[str]:
     try:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            return list(json.loads(handle.read(min(length, 2**26))))
+            header = json.loads(handle.read(min(length, 2**26)))
+            return list(header) if isinstance(header, dict) else []
     except (OSError, ValueError, struct.error):  # said when it is loaded
         return []
 

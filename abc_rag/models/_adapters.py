@@ -98,7 +98,7 @@ def merge_adapter(module: nn.Module, folder: Path, rename: Callable[[str], str |
     """
     try:
         lora = LoraModel(module, lora_config(folder), "merged")
-    except ValueError as error:  # it names layers that are not there
+    except (AttributeError, TypeError, ValueError) as error:  # it names layers that are not there, or other methods
         raise CheckpointError(f"{folder}: does not fit this base ({error})") from error
     load_adapter(module, folder, "merged", rename, tensors=adapter_tensors(folder))
     lora.merge_and_unload()

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from abc_rag.errors import CheckpointError
+from abc_rag.models._attention import choose_attention
 from abc_rag.models._checkpoint import assign_tensors, iter_tensors, read_json, weight_files
 from abc_rag.models._pictures import Patches
 
@@ -218,7 +219,12 @@ def backbone_name(name: str) -> str | None:
 
 
 def build_backbone(config: Qwen2VLConfig, *, attention: str, dtype: torch.dtype, device: str) -> Qwen2VLBackbone:
-    """A backbone with memory but no weights yet, on ``device``."""
+    """A backbone with memory but no weights yet, on ``device``.
+
+    Raises:
+        MissingExtraError: ``attention`` needs a package that is not installed.
+    """
+    choose_attention(attention, device=torch.device(device), dtype=dtype)
     with torch.device("meta"):
         backbone = Qwen2VLBackbone(config, attention=attention)
     backbone.to(dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ def iter_torch_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, one.of(archive.read(data))
     except (
         zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
         IndexError,
         KeyError,
         OSError,

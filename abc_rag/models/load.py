@@ -102,6 +102,8 @@ def load_embedder(
             raise InputError(f"{name} must be a positive number of image tokens, not {tokens!r}")
     if min_tokens is not None and max_tokens is not None and min_tokens > max_tokens:
         raise InputError(f"min_tokens ({min_tokens}) is larger than max_tokens ({max_tokens})")
+    if isinstance(resolution, bool) or not isinstance(resolution, (int, str, type(None))):
+        raise InputError(f"resolution must be a name or a number, not {resolution!r}")
     checkpoint = find_checkpoint(model)
     if weights != "full":
         import abc_rag.models._quantize  # noqa: F401  (says now if the extra is missing, not after a download)
