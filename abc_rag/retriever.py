@@ -154,6 +154,9 @@ class Retriever:
         """
         _check_options(k, rerank, mmr, min_score)
         query, rewrite = self._query(question, image)
+        if isinstance(query, InstructedText) and InstructedText not in self.embedder.accepts:
+            model = self.embedder.fingerprint.model
+            raise InputError(f"query_instruction: {model} does not take an InstructedText; leave query_instruction out")
         vector = self.embedder.embed([query])[0]
         # Asked for by name, a second look that a model cannot have is noted at each hit.
         can_look = rerank is True or InstructedImage in self.embedder.accepts

@@ -542,3 +542,10 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(MissingExtraError, match=r"pip install 'abc-rag\[sentence-transformers\]'"):
             call("abc-mini", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", ["TIGER-Lab/VLM2Vec-Full", "vlm2vec:somewhere", "st:sentence-transformers/clip"])
+def test_models_of_other_families_are_not_exported(model: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{model} is no ABC model, and only those are exported"):
+        export_sentence_transformers(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

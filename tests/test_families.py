@@ -246,9 +246,13 @@ def test_a_query_is_told_what_it_is_for_where_the_model_takes_that(
         index_paths([pictures], embedder, store)
         retriever = Retriever(embedder, store, query_instruction=purpose)
         if InstructedText not in embedder.accepts:
-            for ask in (langchain.embed_query, llama_index.get_query_embedding, retriever.search):
+            for ask in (langchain.embed_query, llama_index.get_query_embedding):
                 with pytest.raises(InputError, match=r"is an InstructedText, which \S+ does not take"):
                     ask("a red thing")
+            with pytest.raises(
+                InputError, match=r"query_instruction: \S+ does not take an InstructedText; leave query"
+            ):
+                retriever.search("a red thing")
             return
         expected = embedder.embed([InstructedText("a red thing", purpose)])[0]
         answer, plain = (one.search("a red thing", k=4) for one in (retriever, Retriever(embedder, store)))

@@ -18,7 +18,7 @@ from abc_rag.embedder import Vectors
 from abc_rag.errors import ImageError
 from abc_rag.images import describe_source
 from abc_rag.models.family import Picture, Prepared
-from abc_rag.types import Image, Input, InstructedImage, Text
+from abc_rag.types import Image, Input, InstructedImage, InstructedText, Text
 
 __all__ = ["Request", "Scheduler", "Ticket", "Work"]
 
@@ -26,6 +26,7 @@ __all__ = ["Request", "Scheduler", "Ticket", "Work"]
 _SMALL = 8
 # Texts prepared in one go: each takes little more than handing it over.
 _TEXTS = 32
+_WORDS = (Text, InstructedText)
 # Batches' worth of work among which the longest is chosen first.
 _AHEAD = 4
 # How long a model that alternates with preparation waits for several batches' worth.
@@ -205,7 +206,7 @@ class Scheduler:
                 for line in self._to_prepare[: 1 if self._draining else 2]:
                     if line:
                         taken = [line.popleft()]
-                        while line and isinstance(taken[0].item, Text) and isinstance(line[0].item, Text):
+                        while line and isinstance(taken[0].item, _WORDS) and isinstance(line[0].item, _WORDS):
                             if len(taken) == _TEXTS:
                                 break
                             taken.append(line.popleft())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from sentence_transformers import SentenceTransformer
 
+    from abc_rag.families.abc import ABCParts
     from abc_rag.images import ImageLimits
     from abc_rag.models.load import Attention, DType, ModelName
 
@@ -76,7 +77,6 @@ def export_sentence_transformers(
         MissingExtraError: sentence-transformers is not installed.
     """
     _require_library()
-    from abc_rag.families.abc import abc_parts
     from abc_rag.models._checkpoint import folder_revision
     from abc_rag.models._checkpoint_files import PARTS, copy_parts
     from abc_rag.models.abc import ABCSettings
@@ -85,7 +85,7 @@ def export_sentence_transformers(
     _require_free(target, overwrite=overwrite)
     part = target.with_name(target.name + ".part")
     _require_free(part, overwrite=True)  # what a run that was killed has left
-    parts = abc_parts(model, device)
+    parts = _abc_only(model, device)
     folders = dict(zip(PARTS, (parts.base, parts.pretrain, parts.instruct), strict=True))
     settings = ABCSettings.read(parts.settings_in) if parts.settings_in else ABCSettings()
     settings = replace(settings, name=settings.name or parts.name)
@@ -107,6 +107,17 @@ def export_sentence_transformers(
     finally:
         _remove(part)
     return SentenceTransformersExport(target, fingerprint, difference)
+
+
+def _abc_only(model: ModelName, device: str) -> ABCParts:
+    from abc_rag.families.abc import LOADER, abc_parts
+    from abc_rag.families.loader import loaders
+
+    prefix = str(model).partition(":")[0] if isinstance(model, str) else ""
+    others = [loader for loader in loaders().values() if loader.name != LOADER.name]
+    if any(model in loader.models or prefix == loader.name for loader in others):
+        raise InputError(f"{model} is no ABC model, and only those are exported; load it with load_embedder")
+    return abc_parts(model, device)
 
 
 def load_sentence_transformer(

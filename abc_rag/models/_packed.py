@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.activations import QuickGELUActivation
 
+from abc_rag.models._attention import Segments
 from abc_rag.models._linear import onednn_is_faster, rounded_rows
+from abc_rag.models.family import Prepared
 
-__all__ = ["activated", "moved", "rms_norm", "rotated", "rotation_of", "with_round_rows"]
+__all__ = [
+    "PackedBatch",
+    "activated",
+    "moved",
+    "rms_norm",
+    "rotated",
+    "rotation_of",
+    "split_features",
+    "with_round_rows",
+]
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -65,3 +79,48 @@ def activated(activation: Any, wide: torch.Tensor) -> torch.Tensor:  # noqa: ANN
         return (wide * 1.702).sigmoid_().mul_(wide)
     found: torch.Tensor = activation(wide)
     return found
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Prepared inputs end to end, the longest first, so that those of one length are neighbours.
+
+    Attributes:
+        input_ids: int64 ``(total,)``.
+        segments: Where each begins and ends.
+        features: Those of all pictures in turn, or None.
+        image_positions: int64 ``(image tokens,)``: where in ``input_ids`` they go.
+        first: The longest input.
+    """
+
+    input_ids: torch.Tensor
+    segments: Segments
+    features: torch.Tensor | None
+    image_positions: torch.Tensor
+    first: Prepared
+    _order: Sequence[int]
+
+    @classmethod
+    def of(cls, batch: Sequence[Prepared], *, image_token_id: int, device: torch.device) -> PackedBatch:
+        """Pack inputs whose pictures have been seen."""
+        order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
+        chosen = [batch[i] for i in order]
+        ids = np.concatenate([one.input_ids for one in chosen])
+        seen = [picture.features for one in chosen for picture in one.pictures if picture.features is not None]
+        return cls(
+            torch.from_numpy(ids).to(device),
+            Segments([one.tokens for one in chosen], device),
+            torch.cat([features.to(device) for features in seen]) if seen else None,
+            torch.from_numpy(np.flatnonzero(ids == image_token_id)).to(device),
+            chosen[0],
+            order,
+        )
+
+    def in_order(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the inputs as they were given."""
+        return rows[torch.from_numpy(np.argsort(self._order)).to(rows.device)]
+
+
+def split_features(features: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
+    """Each picture's own: copies, as a slice would keep all the others in memory."""
+    return [part.clone() for part in torch.split(features, list(tokens))]

@@ -33,6 +33,7 @@ from abc_rag.images import ImageLimits
 from abc_rag.models._adapters import load_adapter, lora_config
 from abc_rag.models._attention import Segments
 from abc_rag.models._checkpoint import read_json
+from abc_rag.models._packed import PackedBatch, split_features
 from abc_rag.models._peft import BaseTunerLayer, LoraModel, inject_adapter_in_model
 from abc_rag.models._pictures import Patches, QwenPictures
 from abc_rag.models._qwen2_vl import Qwen2VLBackbone, backbone_name, load_backbone
@@ -328,28 +329,21 @@ class ABCFamily(Family):
         """Vision features of some pictures; see `Family.see`."""
         with torch.inference_mode():
             features = self.network.packed.image_features(opened)
-            # Copies, as a slice would keep all the others in memory.
-            return [part.clone() for part in torch.split(features, [self.picture_tokens(one) for one in opened])]
+            return split_features(features, [self.picture_tokens(one) for one in opened])
 
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """Embed a batch of one kind; see `Family.forward`."""
         self.see_all(batch)
-        # The longest first, so that those of one length are neighbours.
-        order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
-        chosen = [batch[i] for i in order]
-        device = self.device
-        ids = np.concatenate([p.input_ids for p in chosen])
-        seen = [picture.features for p in chosen for picture in p.pictures if picture.features is not None]
-        at_images = np.flatnonzero(ids == self.network.backbone.image_token_id)
+        packed = PackedBatch.of(batch, image_token_id=self.network.backbone.image_token_id, device=self.device)
         with torch.inference_mode():
-            self.network.set_instruct(chosen[0].kind == "image+instruction")
+            self.network.set_instruct(packed.first.kind == "image+instruction")
             rows = self.network.embed(
-                torch.from_numpy(ids).to(device),
-                Segments([p.tokens for p in chosen], device),
-                features=torch.cat([features.to(device) for features in seen]) if seen else None,
-                image_positions=torch.from_numpy(at_images).to(device),
+                packed.input_ids,
+                packed.segments,
+                features=packed.features,
+                image_positions=packed.image_positions,
             )
-            return rows[torch.from_numpy(np.argsort(order)).to(device)]
+            return packed.in_order(rows)
 
 
 # --- Weights --------------------------------------------------------------------------------------

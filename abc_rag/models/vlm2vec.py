@@ -28,6 +28,7 @@ from abc_rag._inputs import INPUT_TYPES
 from abc_rag.errors import InputError
 from abc_rag.images import ImageLimits
 from abc_rag.models._attention import Segments
+from abc_rag.models._packed import PackedBatch, split_features
 from abc_rag.models.family import Family, Picture, PictureRecipe, Prepared, check_length
 from abc_rag.types import Fingerprint, Image, Input, InstructedImage, InstructedText, Text
 
@@ -298,28 +299,20 @@ class VLM2VecFamily(Family):
     def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
         """Vision features of some pictures; see `Family.see`."""
         with torch.inference_mode():
-            features = self.backbone.packed_features(opened)
-            # Copies, as a slice would keep all the others in memory.
-            return [part.clone() for part in torch.split(features, [self.picture_tokens(one) for one in opened])]
+            return split_features(self.backbone.packed_features(opened), [self.picture_tokens(one) for one in opened])
 
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """Embed a batch; see `Family.forward`."""
         self.see_all(batch)
-        # The longest first, so that those of one length are neighbours.
-        order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
-        chosen = [batch[i] for i in order]
-        device = self.device
-        ids = np.concatenate([p.input_ids for p in chosen])
-        seen = [picture.features for p in chosen for picture in p.pictures if picture.features is not None]
+        packed = PackedBatch.of(batch, image_token_id=self.backbone.image_token_id, device=self.device)
         with torch.inference_mode():
             states = self.backbone.packed_last_states(
-                torch.from_numpy(ids).to(device),
-                Segments([p.tokens for p in chosen], device),
-                features=torch.cat([features.to(device) for features in seen]) if seen else None,
-                image_positions=torch.from_numpy(np.flatnonzero(ids == self.backbone.image_token_id)).to(device),
+                packed.input_ids,
+                packed.segments,
+                features=packed.features,
+                image_positions=packed.image_positions,
             )
-            rows = nn.functional.normalize(states.float(), dim=-1)
-            return rows[torch.from_numpy(np.argsort(order)).to(device)]
+            return packed.in_order(nn.functional.normalize(states.float(), dim=-1))
 
 
 def _prompt(item: Input, tokens: Sequence[int]) -> list[str | int]:
