@@ -113,8 +113,15 @@ def test_all_ways_to_embed_agree(embedder: Embedder, pictures: Path) -> None:
     assert len(inputs) >= 5
     together = embedder.embed(inputs)
     assert together.shape == (len(inputs), embedder.dim)
-    alone = np.stack([embedder.embed([item])[0] for item in inputs])
+    assert isinstance(embedder, LocalEmbedder)
+    rows = []
+    for item in inputs:
+        embedder.forget()  # so that pictures are seen without their neighbours, too
+        rows.append(embedder.embed([item])[0])
+    alone = np.stack(rows)
+    embedder.forget()
     streamed = np.stack(list(embedder.embed_iter(iter(inputs))))
+    embedder.forget()
     awaited = asyncio.run(embedder.aembed(inputs))
     for others in (alone, streamed, awaited):
         assert np.abs(together - others).max() < TOLERANCE
