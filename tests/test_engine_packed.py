@@ -14,8 +14,9 @@ from torch import nn
 
 from abc_rag import load_embedder
 from abc_rag.errors import MissingExtraError
-from abc_rag.models import _attention, _linear
-from abc_rag.models._attention import Segments, _blocked, _by_length, _eager, _padded, choose_attention
+from abc_rag.models import _attention, _blocked_attention, _linear
+from abc_rag.models._attention import Segments, _by_length, _eager, _padded, choose_attention
+from abc_rag.models._blocked_attention import attend_by_blocks
 from abc_rag.models._linear import linear, onednn_product
 from abc_rag.models._qwen2_vl import normalise
 from abc_rag.models._qwen2_vl_packed import PackedQwen2VL
@@ -113,42 +114,96 @@ def test_one_sequence_cannot_spoil_another(attend: Any, causal: bool) -> None:
     torch.testing.assert_close(found[others], whole[others], **EXACT)
 
 
+def in_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    out = torch.full_like(q, torch.nan)
+    attend_by_blocks(q, k, v, out)
+    return out
+
+
+def softmax_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """`in_blocks` in double precision."""
+    weights = (q.double() @ k.double().t() * q.shape[-1] ** -0.5).softmax(-1)
+    return (weights @ v.double()).float()
+
+
 @pytest.mark.skipif(not HAS_ONEDNN, reason="this build of torch has no oneDNN")
-# Queries of more than one block, or of less than one; keys that are rounded up, and keys that are not.
-@pytest.mark.parametrize("rows", [64, 256])
-@pytest.mark.parametrize("keys", [40, 300, 384])
-def test_blocks_of_scores_are_one_attention(rows: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_attention, "_ROWS", rows)
+# Queries of less than one block, and of several of several sizes; keys that are rounded up, and keys that are not.
+@pytest.mark.parametrize("at_a_time", [1, 1 << 17, 1 << 20])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("queries", "keys"), [(7, 40), (210, 300), (333, 384), (700, 1000)])
+def test_blocks_of_scores_are_one_attention(
+    queries: int, keys: int, groups: int, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_blocked_attention, "_SCORES", at_a_time)
     generator = torch.Generator().manual_seed(0)
-    q = torch.randn(2, 3, 210, 16, generator=generator)
-    k, v = torch.randn(2, 2, 3, keys, 16, generator=generator)
-    expected = (q.double() @ k.double().transpose(2, 3) / 4).softmax(-1) @ v.double()
-    torch.testing.assert_close(_blocked(q, k, v), expected.float(), **EXACT)
+    q = torch.randn(queries, groups, 16, generator=generator)
+    k, v = torch.randn(2, keys, 16, generator=generator)
+    torch.testing.assert_close(in_blocks(q, k, v), softmax_of(q, k, v), **EXACT)
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this build of torch has no oneDNN")
+# With 0.2, no score needs to be made relative to the largest; with 50, exp of the largest would be infinite.
+@pytest.mark.parametrize("size", [0.2, 1.0, 5.0, 50.0])
+@pytest.mark.parametrize("shift", [-30.0, 0.0, 30.0])
+def test_scores_of_any_size_are_weighed(size: float, shift: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    q, k = (size * torch.randn(200, 16, generator=generator) for _ in range(2))
+    # Along one axis all are alike: every score of a row is as much larger, or smaller.
+    q[:, 0], k[:, 0] = abs(shift), shift
+    v = torch.randn(200, 16, generator=generator)
+    expected = softmax_of(q[:, None], k, v)
+    found = in_blocks(q[:, None], k, v)
+    # Scores themselves have float32's precision: a thousand of them is known to 1e-4.
+    largest = (q.norm(dim=1).max() * k.norm(dim=1).max() / 4).item()
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 + 1e-6 * largest)
+    usual = nn.functional.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+    assert (found[:, 0] - expected[:, 0]).abs().max() <= 3 * (usual - expected[:, 0]).abs().max() + 1e-6
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this build of torch has no oneDNN")
+def test_large_values_and_small_scores_stay_finite() -> None:
+    q, k = torch.full((2, 300, 16), 5.0)
+    # Scores of 144 in powers of two, all alike and with either sign: out of float32's range, were they not shifted.
+    for sign in (1, -1):
+        v = torch.full((300, 16), 1e30)
+        assert torch.allclose(in_blocks(q[:, None], sign * k, v)[:, 0], v, rtol=1e-5)
+    # The largest that are not shifted.
+    at = (_blocked_attention._LARGEST / 1.4427 / 4) ** 0.5 * 0.999
+    for sign in (1, -1):
+        v = torch.full((300, 16), 1e6)
+        q, k = torch.full((2, 300, 16), at)
+        assert torch.allclose(in_blocks(q[:, None], sign * k, v)[:, 0], v, rtol=1e-5)
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this build of torch has no oneDNN")
+def test_a_query_that_is_no_number_spoils_no_other() -> None:
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = torch.randn(3, 200, 16, generator=generator)
+    whole = in_blocks(q[:, None], k, v)
+    q[3] = torch.nan
+    found = in_blocks(q[:, None], k, v)
+    assert found[3].isnan().all()
+    torch.testing.assert_close(found[4:], whole[4:], **EXACT)
 
 
 @pytest.mark.skipif(not HAS_ONEDNN, reason="this build of torch has no oneDNN")
 def test_blocks_are_taken_where_they_are_faster_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = 0
+    calls: list[int] = []
 
-    def counted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return _blocked(q, k, v)
+    def counted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        calls.append(len(k))
+        attend_by_blocks(q, k, v, out)
 
-    lengths = [50, 50, 50, 10, 10]
+    lengths = [128, 128, 128, 50, 10]
     q, k, v = random_qkv(lengths, 6, 2)
-    expected = by_hand(q, k, v, lengths, False)
-    monkeypatch.setattr(_attention, "_blocked", counted)
-    monkeypatch.setattr(_attention, "_LEAST_SCORES", 3 * 50 * 50)
-    monkeypatch.setattr(_attention, "_ROWS", 50)  # nothing is rounded
+    monkeypatch.setattr(_attention, "attend_by_blocks", counted)
+    monkeypatch.setattr(_blocked_attention, "_LEAST_SCORES", 3 * 128 * 128)  # of the three heads with the same keys
     for faster in (False, True):
         monkeypatch.setattr(_attention, "onednn_is_faster", lambda faster=faster: faster)
-        torch.testing.assert_close(_by_length(q, k, v, Segments(lengths, CPU), False), expected, **EXACT)
-        assert calls == (1 if faster else 0)  # the run of three, but not the run of two
-    torch.testing.assert_close(
-        _by_length(q, k, v, Segments(lengths, CPU), True), by_hand(q, k, v, lengths, True), **EXACT
-    )
-    assert calls == 1
+        for causal in (True, False):
+            expected = by_hand(q, k, v, lengths, causal)
+            torch.testing.assert_close(_by_length(q, k, v, Segments(lengths, CPU), causal), expected, **EXACT)
+            assert calls == ([128] * 6 if faster and not causal else [])
 
 
 def test_which_way_is_chosen() -> None:

@@ -15,16 +15,13 @@ import torch
 from torch import nn
 
 from abc_rag.errors import MissingExtraError
-from abc_rag.models._linear import onednn_is_faster, onednn_product, rounded_rows
+from abc_rag.models._blocked_attention import attend_by_blocks, suits_blocks
+from abc_rag.models._linear import onednn_is_faster
 
 __all__ = ["Attend", "Segments", "attend_to_segments", "choose_attention"]
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "Segments", bool], torch.Tensor]
 """``attend(q, k, v, segments, causal)``: q ``(total, heads, dim)``, k and v ``(total, kv_heads, dim)`` -> q's shape."""
-
-# Where plain products beat torch's kernel on a CPU: scores of one sequence and key head; and queries at a time.
-_LEAST_SCORES = 250_000
-_ROWS = 256
 
 
 class Segments:
@@ -119,6 +116,14 @@ def _by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segm
     groups = heads // kv_heads
     fast = not causal and q.device.type == "cpu" and q.dtype == torch.float32 and onednn_is_faster()
     for begin, count, length in segments.runs():
+        if fast and suits_blocks(groups * length, length):
+            for one in range(begin, begin + count * length, length):
+                queries, keys, values, into = (
+                    x[one : one + length].view(length, kv_heads, -1, dim) for x in (q, k, v, out)
+                )
+                for head in range(kv_heads):
+                    attend_by_blocks(queries[:, head], keys[:, head, 0], values[:, head, 0], into[:, head])
+            continue
         part = slice(begin, begin + count * length)
         keys, values = (x[part].view(count, length, kv_heads, dim).transpose(1, 2) for x in (k, v))
         into = out[part].view(count, length, kv_heads, groups, dim)
@@ -129,47 +134,11 @@ def _by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segm
             )
             into.copy_(found.transpose(1, 2).view_as(into))
             continue
-        # Without an order of tokens, the heads that share keys are just more queries.
+        # The heads that share keys are just more queries.
         queries = q[part].view_as(into).permute(0, 2, 3, 1, 4).reshape(count, kv_heads, groups * length, dim)
-        if fast and _suits_blocks(groups * length, length):
-            found = _blocked(queries, keys, values)
-        else:
-            found = nn.functional.scaled_dot_product_attention(queries, keys, values)
+        found = nn.functional.scaled_dot_product_attention(queries, keys, values)
         into.copy_(found.reshape(count, kv_heads, groups, length, dim).permute(0, 3, 1, 2, 4))
     return out
-
-
-def _blocked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Full attention on a CPU by plain products, so many scores at a time that they stay in the caches.
-
-    torch's own kernel multiplies through MKL; see `abc_rag.models._linear`, also for why sizes are rounded.
-
-    Args:
-        q: ``(batch, heads, queries, dim)``.
-        k: ``(batch, heads, keys, dim)``.
-        v: As ``k``.
-    """
-    count, heads, queries, dim = q.shape
-    length = k.shape[2]
-    rows, columns = -(-queries // _ROWS) * _ROWS, rounded_rows(length)
-    scaled, keys = q.new_zeros(count, heads, rows, dim), k.new_zeros(count, heads, columns, dim)
-    values, out = v.new_zeros(count, heads, dim, columns), torch.empty_like(scaled)
-    torch.mul(q, dim**-0.5, out=scaled[:, :, :queries])
-    keys[:, :, :length] = k
-    values[:, :, :, :length] = v.transpose(2, 3)
-    for one, head, begin in itertools.product(range(count), range(heads), range(0, rows, _ROWS)):
-        scores = onednn_product(scaled[one, head, begin : begin + _ROWS], keys[one, head])
-        scores[:, length:] = -torch.inf
-        torch.softmax(scores, dim=-1, out=scores)
-        out[one, head, begin : begin + _ROWS] = onednn_product(scores, values[one, head])
-    return out[:, :, :queries]
-
-
-def _suits_blocks(queries: int, keys: int) -> bool:
-    """Whether there are enough scores, and rounding adds few."""
-    scores = queries * keys
-    rounded = -(-queries // _ROWS) * _ROWS * rounded_rows(keys)
-    return scores >= _LEAST_SCORES and rounded <= 1.25 * scores
 
 
 def _eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool) -> torch.Tensor:
