@@ -118,11 +118,9 @@ def _by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segm
     for begin, count, length in segments.runs():
         if fast and suits_blocks(groups * length, length):
             for one in range(begin, begin + count * length, length):
-                queries, keys, values, into = (
-                    x[one : one + length].view(length, kv_heads, -1, dim) for x in (q, k, v, out)
-                )
-                for head in range(kv_heads):
-                    attend_by_blocks(queries[:, head], keys[:, head, 0], values[:, head, 0], into[:, head])
+                rows = slice(one, one + length)
+                queries, into = (x[rows].view(length, kv_heads, groups, dim) for x in (q, out))
+                attend_by_blocks(queries, k[rows], v[rows], into)
             continue
         part = slice(begin, begin + count * length)
         keys, values = (x[part].view(count, length, kv_heads, dim).transpose(1, 2) for x in (k, v))

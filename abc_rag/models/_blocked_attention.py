@@ -7,10 +7,11 @@ their row where none can leave float32's range, and rows are divided by their su
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from abc_rag.models._linear import onednn_product, rounded_rows
 
@@ -33,62 +34,61 @@ def suits_blocks(queries: int, keys: int) -> bool:
 
 
 def attend_by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
-    """Full attention of one head, in float32; only where `onednn_is_faster`.
+    """Full attention within one sequence, in float32; only where `onednn_is_faster`.
 
     Args:
-        q: ``(n, groups, dim)``: of all heads that share these keys. Without an order of tokens, these are just more
-            queries.
-        k: ``(m, dim)``.
-        v: ``(m, dim)``.
+        q: ``(n, heads, groups, dim)``: all queries of a group share keys. Without an order of tokens, a group is just
+            more queries.
+        k: ``(m, heads, dim)``.
+        v: ``(m, heads, dim)``.
         out: Where to write what ``q`` finds, of its shape.
     """
-    length, dim = k.shape
-    queries, columns = q.shape[0] * q.shape[1], rounded_rows(length)
+    count, heads, groups, dim = q.shape
+    length = len(k)
+    rows, columns = _round(count * groups), rounded_rows(length)
     # Rows and columns that only round the sizes are zeros: such keys have scores of zero, which no sum contains, and
     # values of zero.
-    scaled = _widened(q.reshape(queries, dim) * (math.log2(math.e) * dim**-0.5), _round(queries))
-    keys, values = _widened(k, columns), _widened(v, columns).t().contiguous()
-    safe = bool(_longest(scaled) * _longest(keys) <= _LARGEST)
-    found = torch.empty_like(scaled)
-    begin = 0
-    while begin < len(scaled):
-        rows = _block_of(length)
-        while rows > len(scaled) - begin:
-            rows //= 2
-        block = slice(begin, begin + rows)
-        found[block] = _weighed(scaled[block], keys, values, length, safe)
-        begin += rows
-    out.copy_(found[:queries].view_as(q))
+    scaled, keys = q.new_zeros(heads, rows, dim), k.new_zeros(heads, columns, dim)
+    values, found = v.new_zeros(heads, dim, columns), torch.empty_like(scaled)
+    in_turn = (heads, count, groups, dim)
+    torch.mul(q.permute(1, 0, 2, 3), math.log2(math.e) * dim**-0.5, out=scaled[:, : count * groups].view(in_turn))
+    keys[:, :length] = k.transpose(0, 1)
+    values[:, :, :length] = v.permute(1, 2, 0)
+    safe = (_longest(scaled) * _longest(keys) <= _LARGEST).tolist()
+    for head, (begin, end) in itertools.product(range(heads), _blocks(rows, length)):
+        part = scaled[head, begin:end]
+        _weigh(part, keys[head], values[head], found[head, begin:end], length=length, safe=safe[head])
+    out.copy_(found[:, : count * groups].view(in_turn).transpose(0, 1))
 
 
-def _weighed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int, safe: bool) -> torch.Tensor:
+def _weigh(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, *, length: int, safe: bool) -> None:
+    # A call of its own, at whose end the memory of the scores is free for the next ones, while it is in the caches.
     scores = onednn_product(q, k)
     real = scores[:, :length]
     if not safe:
         real.sub_(real.amax(dim=-1, keepdim=True))
     torch.exp2(scores, out=scores)
-    # Memory of the scores is free again for those of the next block, while it is still in the caches.
-    return onednn_product(scores, v).div_(real.sum(dim=-1, keepdim=True))
+    torch.div(onednn_product(scores, v), real.sum(dim=-1, keepdim=True), out=out)
 
 
 def _longest(vectors: torch.Tensor) -> torch.Tensor:
-    """The largest norm; no product of two vectors is larger than that of their norms."""
-    largest: torch.Tensor = torch.linalg.vector_norm(vectors, dim=-1).amax()
+    """``(heads,)``: the largest norm; no product of two vectors is larger than that of their norms."""
+    largest: torch.Tensor = torch.linalg.vector_norm(vectors, dim=-1).amax(dim=-1)
     return largest
 
 
-def _widened(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Contiguous, with rows of zeros up to this many."""
-    return nn.functional.pad(rows, (0, 0, 0, count - len(rows))).contiguous()
+def _blocks(rows: int, keys: int) -> Iterator[tuple[int, int]]:
+    """Where blocks begin and end: as large as the number of keys allows, and smaller ones for what is left."""
+    size = _MOST_ROWS
+    while size > _LEAST_ROWS and size * keys > 1.25 * _SCORES:
+        size //= 2
+    begin = 0
+    while begin < rows:
+        while size > rows - begin:
+            size //= 2
+        yield begin, begin + size
+        begin += size
 
 
 def _round(queries: int) -> int:
     return -(-queries // _LEAST_ROWS) * _LEAST_ROWS
-
-
-def _block_of(keys: int) -> int:
-    """How many queries at a time."""
-    rows = _MOST_ROWS
-    while rows > _LEAST_ROWS and rows * keys > 1.25 * _SCORES:
-        rows //= 2
-    return rows
