@@ -20,7 +20,7 @@ __all__ = ["attend_by_blocks", "suits_blocks"]
 # Below this many scores, torch's own kernel is as quick.
 _LEAST_SCORES = 400_000
 # At a time: few enough to stay in the caches, and enough that the steps take longer than their calls.
-_SCORES = 1 << 20
+_SCORES = 1 << 21
 # Queries at a time: a power of two, as oneDNN keeps what it compiles for every shape.
 _MOST_ROWS, _LEAST_ROWS = 1024, 128
 # Of scores in powers of two: 2**80 leaves room in float32 for sums of many large values, and 2**-80 for small weights.
