@@ -10,13 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from abc_rag.embedder import Embedder
-    from abc_rag.engine.settings import EngineSettings
+    from abc_rag.embedding.embedder import Embedder
+    from abc_rag.embedding.load import load_embedder
+    from abc_rag.embedding.settings import EngineSettings
     from abc_rag.errors import ABCRagError
-    from abc_rag.images import ImageLimits
-    from abc_rag.models.load import ABCCheckpoint, load_embedder
-    from abc_rag.retriever import Retriever
-    from abc_rag.store import ChromaStore
+    from abc_rag.images.limits import ImageLimits
+    from abc_rag.models.abc.loader import ABCCheckpoint
+    from abc_rag.search.retriever import Retriever
+    from abc_rag.store.chroma.store import ChromaStore
     from abc_rag.types import (
         URL,
         DataURI,
@@ -65,26 +66,26 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 _HOME = {
     "URL": "types",
-    "ABCCheckpoint": "models.load",
+    "ABCCheckpoint": "embedding.load",
     "ABCRagError": "errors",
-    "ChromaStore": "store",
+    "ChromaStore": "store.chroma.store",
     "DataURI": "types",
-    "Embedder": "embedder",
-    "EngineSettings": "engine.settings",
+    "Embedder": "embedding.embedder",
+    "EngineSettings": "embedding.settings",
     "Fingerprint": "types",
     "Hit": "types",
     "Image": "types",
-    "ImageLimits": "images",
+    "ImageLimits": "images.limits",
     "ImageSource": "types",
     "Input": "types",
     "InstructedImage": "types",
     "InstructedText": "types",
     "Interleaved": "types",
     "Record": "types",
-    "Retriever": "retriever",
+    "Retriever": "search.retriever",
     "Text": "types",
     "Trace": "types",
-    "load_embedder": "models.load",
+    "load_embedder": "embedding.load",
 }
 
 

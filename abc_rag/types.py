@@ -6,18 +6,25 @@ Nothing here is guessed. A plain ``str`` given as a picture's source is always a
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Union
 
+import numpy as np
+import numpy.typing as npt
+
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
     import PIL.Image
 
+
 __all__ = [
+    "BASIC_TYPES",
+    "INPUT_TYPES",
     "URL",
     "DataURI",
     "Fingerprint",
@@ -34,8 +41,14 @@ __all__ = [
     "SourceType",
     "Text",
     "Trace",
+    "Vectors",
+    "content_of",
+    "sources_of",
+    "words_of",
 ]
 
+Vectors = npt.NDArray[np.float32]
+"""float32 unit vectors, one a row: ``(n, dim)``; or one of them, ``(dim,)``."""
 Modality = Literal["text", "image"]
 SourceType = Literal["path", "url"]
 MetadataValue = str | int | float | bool
@@ -233,7 +246,7 @@ class Hit:
     Attributes:
         record: What was found.
         score: In [0, 1], higher is nearer: ``(1 + cosine) / 2`` of the first search; after a second look
-            under an instruction, both scores fused (see `abc_rag.retriever`).
+            under an instruction, both scores fused (see `abc_rag.search.retriever`).
         facet: The instruction of the stored facet that was nearest; None for the picture as a whole.
         trace: How the score came about, where it was asked for.
     """
@@ -262,3 +275,43 @@ class Hit:
     def text(self) -> str:
         """The passage, or the picture's caption."""
         return self.record.text
+
+
+BASIC_TYPES: tuple[type, ...] = (Text, Image, InstructedImage)
+"""What every embedder takes."""
+INPUT_TYPES: tuple[type, ...] = (*BASIC_TYPES, InstructedText, Interleaved)
+"""All there are; see `abc_rag.Embedder.accepts`."""
+
+
+def sources_of(item: Input) -> tuple[ImageSource, ...]:
+    """The pictures of an input, in order."""
+    if isinstance(item, (Image, InstructedImage)):
+        return (item.source,)
+    if isinstance(item, Interleaved):
+        return tuple(part.source for part in item.parts if isinstance(part, Image))
+    return ()
+
+
+def words_of(item: Input) -> str:
+    """What an input says in words, for messages."""
+    if isinstance(item, (Text, InstructedText)):
+        return item.text
+    if isinstance(item, InstructedImage):
+        return item.instruction
+    if isinstance(item, Interleaved):
+        return " ".join(part.text.strip() for part in item.parts if isinstance(part, Text))
+    return ""
+
+
+def content_of(item: Input, pictures: Sequence[str]) -> str:
+    """A string that is equal for inputs of equal content, given names of the input's pictures."""
+    names = iter(pictures)
+    if isinstance(item, Interleaved):
+        said = [part.text if isinstance(part, Text) else [next(names)] for part in item.parts]
+    elif isinstance(item, InstructedText):
+        said = [item.text, item.instruction]
+    elif isinstance(item, Text):
+        said = [item.text]
+    else:
+        said = [[next(names)], *([item.instruction] if isinstance(item, InstructedImage) else [])]
+    return json.dumps([type(item).__name__, *said])

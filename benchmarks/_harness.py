@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from abc_rag.bench import processor_name
-from abc_rag.models.shapes import SHAPES
+from abc_rag.bench.bench import processor_name
+from abc_rag.bench.shapes import SHAPES
 
 Inputs = TypeVar("Inputs")
 

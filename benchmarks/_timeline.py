@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from abc_rag.models.abc import ABCFamily
+from abc_rag.models.abc.family import ABCFamily
 
 Interval = tuple[float, float]
 

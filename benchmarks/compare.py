@@ -31,10 +31,10 @@ import numpy as np
 import torch
 
 from abc_rag import Image, Input, InstructedImage, Text, load_embedder
-from abc_rag._bench_inputs import QUESTIONS, random_jpeg, random_passage
-from abc_rag.embedder import Embedder
-from abc_rag.engine import EngineSettings
-from abc_rag.models.shapes import write_random_checkpoint
+from abc_rag.bench.inputs import QUESTIONS, random_jpeg, random_passage
+from abc_rag.bench.shapes import write_random_checkpoint
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.settings import EngineSettings
 from benchmarks._harness import Child, alternate, finish, parser, prepare, ratio, serve, spread
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -101,7 +101,10 @@ def open_side(name: str, folder: Path, arguments: Any) -> Side:  # noqa: ANN401
         port = Port(checkpoint, **{**placed, "dtype": getattr(torch, arguments.dtype)})
         return port.one_at_a_time if name == "one" else partial(port.padded, batch_size=size)
     if name == "sentence-transformers":
-        from abc_rag.export.sentence_transformers import export_sentence_transformers, load_sentence_transformer
+        from abc_rag.adapters.sentence_transformers.export import (
+            export_sentence_transformers,
+            load_sentence_transformer,
+        )
 
         export_sentence_transformers(checkpoint, folder / "export", check=False)
         library = load_sentence_transformer(folder / "export", **placed)

@@ -26,11 +26,12 @@ import numpy as np
 import torch
 
 from abc_rag import Image, Input, Text
-from abc_rag._bench_inputs import random_jpeg, random_passage
-from abc_rag.bench import matmul_rate
-from abc_rag.engine import EngineSettings, LocalEmbedder
-from abc_rag.models.abc import ABCFamily
-from abc_rag.models.shapes import random_family
+from abc_rag.bench.bench import matmul_rate
+from abc_rag.bench.inputs import random_jpeg, random_passage
+from abc_rag.bench.shapes import random_family
+from abc_rag.embedding.engine.local import LocalEmbedder
+from abc_rag.embedding.settings import EngineSettings
+from abc_rag.models.abc.family import ABCFamily
 from benchmarks._harness import finish, parser, prepare, spread
 from benchmarks._timeline import Recorder, draw, merged, shares
 

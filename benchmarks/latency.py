@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from abc_rag import Image, Input, InstructedImage, Text
-from abc_rag._bench_inputs import QUESTIONS, random_jpeg, random_passage
-from abc_rag.engine import EngineSettings, LocalEmbedder
-from abc_rag.models.shapes import random_family
+from abc_rag.bench.inputs import QUESTIONS, random_jpeg, random_passage
+from abc_rag.bench.shapes import random_family
+from abc_rag.embedding.engine.local import LocalEmbedder
+from abc_rag.embedding.settings import EngineSettings
 from benchmarks._harness import finish, parser, prepare, spread
 
 

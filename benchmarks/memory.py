@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from abc_rag import Image, Input, Text
-from abc_rag._bench_inputs import random_jpeg, random_passage
-from abc_rag.engine import EngineSettings, LocalEmbedder
-from abc_rag.models.shapes import random_family
+from abc_rag.bench.inputs import random_jpeg, random_passage
+from abc_rag.bench.shapes import random_family
+from abc_rag.embedding.engine.local import LocalEmbedder
+from abc_rag.embedding.settings import EngineSettings
 from benchmarks._harness import finish, parser, prepare
 
 SIZES = {"texts": [2_000, 20_000, 200_000], "pictures": [500, 1_500, 5_000]}

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from abc_rag import Image, InstructedImage, Text, load_embedder
-from abc_rag.embedder import Vectors
-from abc_rag.engine.local import LocalEmbedder
+from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.errors import InputError
-from abc_rag.models.abc import ABCFamily
-from abc_rag.scenes import held_out_scenes, phrases, questions, render
-from abc_rag.types import Input
+from abc_rag.models.abc.family import ABCFamily
+from abc_rag.scenes.drawing import render
+from abc_rag.scenes.world import held_out_scenes, phrases, questions
+from abc_rag.types import Input, Vectors
 
 FIXTURE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "abc"
 DTYPES = ("float32", "bfloat16", "float16")

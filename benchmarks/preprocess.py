@@ -24,10 +24,10 @@ import PIL.Image
 import torch
 
 from abc_rag import Image
-from abc_rag._bench_inputs import random_jpeg
-from abc_rag.models._qwen2_vl import normalise
-from abc_rag.models.abc import ABCFamily
-from abc_rag.models.shapes import random_family
+from abc_rag.bench.inputs import random_jpeg
+from abc_rag.bench.shapes import random_family
+from abc_rag.models.abc.family import ABCFamily
+from abc_rag.models.qwen2_vl.network import normalise
 from benchmarks._baseline import StockPictures
 from benchmarks._harness import alternate, finish, parser, prepare, ratio, spread, timed
 

@@ -1,4 +1,4 @@
-"""Cut the emoji of abc-mini's world out of the Noto Color Emoji font into ``abc_rag/bundled/sprites.png``.
+"""Cut the emoji of abc-mini's world out of the Noto Color Emoji font into ``abc_rag/models/bundled/sprites.png``.
 
 Needed only when the list of kinds changes. The font is Debian's package ``fonts-noto-color-emoji``::
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from abc_rag.scenes import CATEGORIES
+from abc_rag.scenes.world import CATEGORIES
 
 _SIZE = 96
 _COLUMNS = 10
@@ -24,7 +24,7 @@ def main() -> None:
     """Draw, crop and scale each kind, and write the sheet and its index."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("font", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("abc_rag/bundled"))
+    parser.add_argument("--out", type=Path, default=Path("abc_rag/models/bundled"))
     arguments = parser.parse_args()
     # 109 is the only size at which the font holds bitmaps.
     font = ImageFont.truetype(str(arguments.font), 109)

@@ -1,4 +1,4 @@
-"""Draw the demo's pictures into ``abc_rag/bundled/demo``: scenes whose pairs of objects abc-mini never saw.
+"""Draw the demo's pictures into ``abc_rag/models/bundled/demo``: scenes whose pairs of objects abc-mini never saw.
 
 python scripts/draw_demo_pictures.py
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abc_rag.scenes import KINDS, held_out_scenes, render
+from abc_rag.scenes.drawing import render
+from abc_rag.scenes.world import KINDS, held_out_scenes
 
 _COUNT = 24
 _SEED = 2026
@@ -15,7 +16,7 @@ _SEED = 2026
 
 def main() -> None:
     """Write 24 JPEG files, named by what they show, with as many different kinds in them as chance allows."""
-    out = Path("abc_rag/bundled/demo")
+    out = Path("abc_rag/models/bundled/demo")
     seen: set[str] = set()
     written = 0
     for scene in held_out_scenes(400, seed=_SEED):

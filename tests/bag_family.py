@@ -16,8 +16,8 @@ import numpy as np
 
 from abc_rag import Fingerprint, ImageLimits, Input, InstructedImage, Interleaved, Text
 from abc_rag.errors import CheckpointError, InputError
-from abc_rag.families import Checkpoint, LoadOptions, ModelLoader
-from abc_rag.images import open_pixels
+from abc_rag.images.open import open_pixels
+from abc_rag.models import Checkpoint, LoadOptions, ModelLoader
 from abc_rag.models.family import Family, Picture, Prepared
 from abc_rag.types import ImageSource
 

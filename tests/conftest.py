@@ -18,7 +18,7 @@ from helpers import FIXTURE, MakeStore
 from safetensors.torch import load_file
 
 from abc_rag import ChromaStore, load_embedder
-from abc_rag.embedder import Embedder
+from abc_rag.embedding.embedder import Embedder
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from abc_rag.embedder import BatchSize, Embedder, Vectors
-from abc_rag.engine import BatchReport, LocalEmbedder
+from abc_rag.embedding.embedder import BatchSize, Embedder
+from abc_rag.embedding.engine.local import LocalEmbedder
+from abc_rag.embedding.engine.runner import BatchReport
 from abc_rag.errors import ImageFormatError
-from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text
+from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text, Vectors
 
 Key = str | tuple[str, str | None]
 

@@ -93,8 +93,8 @@ import abc_rag.errors
 Image("photo.jpg"), Text("words"), InstructedImage(b"", "left?")
 found.append(loaded())
 from abc_rag import ChromaStore
-import abc_rag.testing
-abc_rag.testing.FakeEmbedder().embed([Text("words")])
+import abc_rag.embedding.fake
+abc_rag.embedding.fake.FakeEmbedder().embed([Text("words")])
 found.append(loaded())
 from abc_rag import load_embedder
 found.append(loaded())

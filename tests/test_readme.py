@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import Field
 
-from abc_rag.demo import demo_folder
+from abc_rag.cli.demo import demo_folder
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -17,10 +17,8 @@ import torch
 from toy_pictures import ToyOpened, ToyPictures
 
 from abc_rag import Image, ImageLimits, Input, InstructedImage, Interleaved, Text
-from abc_rag._inputs import words_of
-from abc_rag.embedder import Vectors
 from abc_rag.models.family import Family, Picture, Prepared
-from abc_rag.types import Fingerprint
+from abc_rag.types import Fingerprint, Vectors, words_of
 
 LONG = 60.0
 """Seconds after which what a test waits for will not come any more."""

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from abc_rag.images import ImageLimits, open_image
+from abc_rag.images.limits import ImageLimits
+from abc_rag.images.open import open_image
 from abc_rag.types import ImageSource
 
 KILLS, HANGS = (255, 0, 0), (0, 255, 0)

@@ -12,13 +12,16 @@ import torch
 from accelerate import Accelerator
 from helpers import FIXTURE
 
-from abc_rag.images import ImageLimits
-from abc_rag.models._adapters import load_adapter
-from abc_rag.models._pictures import Patches
-from abc_rag.models._qwen2_vl import backbone_name, load_backbone
-from abc_rag.models.abc import ABCFamily, ABCNetwork, ABCPrompts, load_merged
-from abc_rag.training._adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
-from abc_rag.training.contrastive import Encoder, Plan, accumulate, share_of
+from abc_rag.images.limits import ImageLimits
+from abc_rag.models.abc.family import ABCFamily
+from abc_rag.models.abc.network import ABCNetwork, load_merged
+from abc_rag.models.abc.prompts import ABCPrompts
+from abc_rag.models.lora import load_adapter
+from abc_rag.models.qwen2_vl.network import backbone_name, load_backbone
+from abc_rag.models.qwen2_vl.pictures import Patches
+from abc_rag.training.adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
+from abc_rag.training.shares import Plan, share_of
+from abc_rag.training.step import Encoder, accumulate
 from abc_rag.types import Fingerprint
 
 RECORDS = {r["id"]: r for r in json.loads((FIXTURE / "loss_pillow12.json").read_text())}

@@ -16,8 +16,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from training_helpers import RECORDS, instructing_network, opener, plan_of, pretraining_network
 
-from abc_rag.models.abc import load_prompts
-from abc_rag.training.contrastive import Encoder, accumulate, share_of
+from abc_rag.models.abc.prompts import load_prompts
+from abc_rag.training.shares import share_of
+from abc_rag.training.step import Encoder, accumulate
 
 
 def main(mode: str, wrapper: str, chunk: str, negatives: str, out: str) -> None:

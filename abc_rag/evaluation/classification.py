@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from abc_rag._rows import BadRows
-from abc_rag.embedder import Embedder, Vectors
+from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import DatasetError, InputError
-from abc_rag.evaluation._datasets import LabelledRow, check_limit, existing, read_labelled, read_labels, sample
-from abc_rag.evaluation._shared import KnownTexts, require_left, scores_at, share, worst
-from abc_rag.evaluation._vectors import VectorCache
+from abc_rag.evaluation.datasets import LabelledRow, check_limit, existing, read_labelled, read_labels, sample
 from abc_rag.evaluation.metrics import Ranking, rank_candidates, recall_at
 from abc_rag.evaluation.results import Mistake, Plot, Results, ResultTable, settings
-from abc_rag.types import Image, InstructedImage
+from abc_rag.evaluation.shared import KnownTexts, require_left, scores_at, share, worst
+from abc_rag.evaluation.vectors import VectorCache
+from abc_rag.training.data.rows import BadRows
+from abc_rag.types import Image, InstructedImage, Vectors
 
 __all__ = ["TEMPLATE", "evaluate_classification"]
 

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from abc_rag._rows import BadRows
-from abc_rag.embedder import Embedder, Vectors
+from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
-from abc_rag.evaluation._datasets import InstructedRow, check_limit, existing, read_instructed
-from abc_rag.evaluation._shared import KnownTexts, require_left, scores_at, share, worst
-from abc_rag.evaluation._vectors import VectorCache
+from abc_rag.evaluation.datasets import InstructedRow, check_limit, existing, read_instructed
 from abc_rag.evaluation.metrics import TIE, Ranking, rank_candidates, recall_at
 from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
-from abc_rag.scenes import held_out_scenes, questions, render
-from abc_rag.types import Image, Input, InstructedImage
+from abc_rag.evaluation.shared import KnownTexts, require_left, scores_at, share, worst
+from abc_rag.evaluation.vectors import VectorCache
+from abc_rag.scenes.drawing import render
+from abc_rag.scenes.world import held_out_scenes, questions
+from abc_rag.training.data.rows import BadRows
+from abc_rag.types import Image, Input, InstructedImage, Vectors
 
 __all__ = ["SCENES", "evaluate_ctrlbench", "scene_rows", "write_scenes_ctrlbench"]
 

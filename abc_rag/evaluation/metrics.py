@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 
-from abc_rag.embedder import Vectors
 from abc_rag.errors import InputError
+from abc_rag.types import Vectors
 
 __all__ = ["TIE", "Ranking", "join", "rank_candidates", "ranks", "recall_at"]
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from abc_rag.embedder import Embedder, Vectors
+from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
-from abc_rag.scenes import Question, Scene, captions, held_out_scenes, phrase, phrases, questions, render
-from abc_rag.types import Image, Input, InstructedImage, Text
+from abc_rag.scenes.drawing import render
+from abc_rag.scenes.world import Question, Scene, captions, held_out_scenes, phrase, phrases, questions
+from abc_rag.types import Image, Input, InstructedImage, Text, Vectors
 
 __all__ = ["MiniReport", "evaluate_mini"]
 

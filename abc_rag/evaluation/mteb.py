@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abc_rag._progress import progress_bar
-from abc_rag._rows import BadRows
-from abc_rag.embedder import Embedder, Vectors
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError, InputError, MissingExtraError
-from abc_rag.evaluation._vectors import compute_of
 from abc_rag.evaluation.results import Cell, Results, ResultTable, settings
-from abc_rag.types import Image, Input, InstructedImage, Text
+from abc_rag.evaluation.vectors import compute_of
+from abc_rag.training.data.rows import BadRows
+from abc_rag.types import Image, Input, InstructedImage, Text, Vectors
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ def model_meta(embedder: Embedder, *, name: str | None = None) -> ModelMeta:
     Raises:
         InputError: ``name`` has no organisation.
     """
-    from abc_rag.families.loader import known_names
+    from abc_rag.models.loader import known_names
 
     fingerprint = embedder.fingerprint
     known = fingerprint.model in known_names()
@@ -198,8 +198,8 @@ def load_mteb_model(
     Raises:
         InputError: There is no such model, or its weights are not those of ``revision``.
     """
-    from abc_rag.families.loader import known_names
-    from abc_rag.models.load import load_embedder
+    from abc_rag.embedding.load import load_embedder
+    from abc_rag.models.loader import known_names
 
     if model is None:
         model = "abc" if name == _PUBLISHED_NAME else name if name in known_names() else name.rpartition("/")[2]

@@ -13,18 +13,18 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from abc_rag._progress import progress_bar
-from abc_rag._rows import BadRows
-from abc_rag.embedder import Embedder
-from abc_rag.engine.local import LocalEmbedder
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.engine.local import LocalEmbedder
+from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError, ImageError, InputError
-from abc_rag.evaluation._captions import read_captioned
-from abc_rag.evaluation._datasets import existing, read_instructed, read_labelled, read_questions
+from abc_rag.evaluation.captions import read_captioned
 from abc_rag.evaluation.classification import evaluate_classification
 from abc_rag.evaluation.ctrlbench import SCENES, evaluate_ctrlbench, scene_rows
-from abc_rag.evaluation.image_text import evaluate_retrieval
+from abc_rag.evaluation.datasets import existing, read_instructed, read_labelled, read_questions
 from abc_rag.evaluation.results import Cell, Plot, Results, ResultTable, settings
+from abc_rag.evaluation.retrieval import evaluate_retrieval
 from abc_rag.evaluation.vqa import evaluate_vqa
+from abc_rag.training.data.rows import BadRows
 from abc_rag.types import Image, ImageSource
 
 __all__ = ["TOKENS", "Task", "evaluate_resolution", "resolutions"]

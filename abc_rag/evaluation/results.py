@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from abc_rag.embedder import Embedder
+from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
-from abc_rag.evaluation._vectors import compute_of
-from abc_rag.images import describe_source
+from abc_rag.evaluation.report import _write
+from abc_rag.evaluation.vectors import compute_of
+from abc_rag.images.read import describe_source
 from abc_rag.types import ImageSource
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ class Results:
         Raises:
             InputError: The folder cannot be written to.
         """
-        from abc_rag.evaluation._html import render_page
+        from abc_rag.evaluation.page import render_page
 
         text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
         return _write(folder / "results.json", text), _write(folder / "report.html", render_page(self))
@@ -240,17 +239,3 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(one) for one in value]
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
-
-
-def _write(file: Path, text: str) -> Path:
-    part = file.with_name(file.name + ".part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # A file's name may hold bytes that are no Unicode; one odd name must not cost the results.
-        part.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(part, file)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise InputError(f"{file}: cannot be written ({error.strerror or error}); choose another folder") from error
-    return file.resolve()

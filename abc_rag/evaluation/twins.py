@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from abc_rag._progress import progress_bar
-from abc_rag.embedder import Embedder
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
-from abc_rag.ingest import index_images
-from abc_rag.instructions import AsAsked, Rewriter, RuleRewriter
-from abc_rag.retriever import Retriever
-from abc_rag.scenes import (
+from abc_rag.ingest.pictures import index_images
+from abc_rag.scenes.drawing import render
+from abc_rag.scenes.world import (
     BACKGROUNDS,
     CATEGORIES,
     CATEGORY_OF,
@@ -38,9 +37,11 @@ from abc_rag.scenes import (
     held_out_scenes,
     is_held_out,
     phrase,
-    render,
 )
-from abc_rag.store import ChromaStore
+from abc_rag.search.retriever import Retriever
+from abc_rag.search.rewriting.rewriter import AsAsked, Rewriter
+from abc_rag.search.rewriting.rules import RuleRewriter
+from abc_rag.store.chroma.store import ChromaStore
 
 __all__ = ["AskedScene", "PathReport", "TwinsReport", "evaluate_twins", "twin_scenes"]
 

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from abc_rag._rows import BadRows
-from abc_rag.embedder import Embedder, Vectors
+from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
-from abc_rag.evaluation._datasets import QuestionRow, check_limit, existing, read_questions
-from abc_rag.evaluation._shared import KnownTexts, require_left, scores_at, share, worst
-from abc_rag.evaluation._vectors import VectorCache
+from abc_rag.evaluation.datasets import QuestionRow, check_limit, existing, read_questions
 from abc_rag.evaluation.metrics import Ranking, join, rank_candidates, recall_at
 from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
-from abc_rag.instructions import AsAsked, Rewriter, RuleRewriter
-from abc_rag.types import Image, Input, InstructedImage
+from abc_rag.evaluation.shared import KnownTexts, require_left, scores_at, share, worst
+from abc_rag.evaluation.vectors import VectorCache
+from abc_rag.search.rewriting.rewriter import AsAsked, Rewriter
+from abc_rag.search.rewriting.rules import RuleRewriter
+from abc_rag.training.data.rows import BadRows
+from abc_rag.types import Image, Input, InstructedImage, Vectors
 
 __all__ = ["evaluate_vqa"]
 
@@ -44,7 +45,7 @@ def evaluate_vqa(
         data: JSON lines ``{"image": ..., "question": ..., "answer": ..., "candidates": [...]}``. Without
             ``"candidates"``, in all rows or in none, every answer of the file is one.
         instruction_template: Text with ``{question}``, which is the instruction then.
-        rewrite: Make an instruction of the question by `abc_rag.instructions.RuleRewriter` first.
+        rewrite: Make an instruction of the question by `abc_rag.search.rewriting.llm.RuleRewriter` first.
         out: Keep vectors in this folder, and go on from what an earlier run left there.
         limit: Use the first so many rows.
         max_bad: Most unusable rows, pictures and answers.

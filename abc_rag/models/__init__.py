@@ -1,7 +1,7 @@
-"""The models, and the one function that loads any of them."""
+"""Model families behind one seam: finding checkpoints and loading them."""
 
 from __future__ import annotations
 
-from abc_rag.models.load import ABCCheckpoint, load_embedder
+from abc_rag.models.loader import Checkpoint, LoadOptions, ModelLoader, register_loader, unregister_loader
 
-__all__ = ["ABCCheckpoint", "load_embedder"]
+__all__ = ["Checkpoint", "LoadOptions", "ModelLoader", "register_loader", "unregister_loader"]

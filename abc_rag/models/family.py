@@ -1,7 +1,7 @@
 """The seam of a model family: prompts, preprocessing, network, pooling.
 
-An engine (`abc_rag.engine`) reads pictures, opens them in workers, caches, schedules and recovers; a family knows its
-model. Which checkpoints are a family's, and how they are loaded, says its `abc_rag.families.ModelLoader`.
+An engine (`abc_rag.embedding.engine`) reads pictures, opens them in workers, caches, schedules and recovers; a family knows its
+model. Which checkpoints are a family's, and how they are loaded, says its `abc_rag.models.ModelLoader`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from abc_rag._inputs import BASIC_TYPES, sources_of, words_of
 from abc_rag.errors import InputError
-from abc_rag.images import ImageLimits
-from abc_rag.types import Fingerprint, ImageSource, Input
+from abc_rag.images.limits import ImageLimits
+from abc_rag.types import BASIC_TYPES, Fingerprint, ImageSource, Input, sources_of, words_of
 
 __all__ = ["Family", "Opened", "Picture", "PictureRecipe", "Prepared", "check_length"]
 

@@ -189,7 +189,7 @@ class VLM2VecConfig(AdapterConfig):
     """VLM2Vec, with the published values (arXiv 2410.05160): 2,000 steps of 1,024 rows, DoRA on all that is named.
 
     Attributes:
-        data: A folder in the layout of ``TIGER-Lab/MMEB-train``, or one file of it; see `abc_rag.training._mmeb_rows`.
+        data: A folder in the layout of ``TIGER-Lab/MMEB-train``, or one file of it; see `abc_rag.training.data.mmeb`.
         subsets: Names of the subsets of ``data``, with commas between them; all that it has if not given.
         split: Which files of a subset, where it has several kinds: those whose names begin so.
         rows_per_subset: Most rows of a subset, the first ones; all if not given. The published run took 50,000.
@@ -277,8 +277,8 @@ def parts_of(model: str) -> dict[str, Any]:
     Raises:
         InputError: It is neither.
     """
-    from abc_rag.families.abc import checkpoint_folder
-    from abc_rag.models.abc import ABCSettings
+    from abc_rag.models.abc.loader import checkpoint_folder
+    from abc_rag.models.abc.network import ABCSettings
 
     folder = checkpoint_folder(model).resolve()
     settings = ABCSettings.read(folder)

@@ -18,15 +18,18 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from abc_rag.families._hub import part_folder
-from abc_rag.models.abc import ABCSettings, load_merged, load_prompts
-from abc_rag.training._adapters import TEXT_TARGETS, add_lora, as_seen_from
-from abc_rag.training._objective import ContrastiveObjective, frozen_dtype, seeded
-from abc_rag.training._scene_data import ScenePairs
+from abc_rag.models.abc.network import ABCSettings, load_merged
+from abc_rag.models.abc.prompts import load_prompts
+from abc_rag.models.hub import part_folder
+from abc_rag.training.adapters import TEXT_TARGETS, add_lora, as_seen_from
 from abc_rag.training.config import InstructConfig
-from abc_rag.training.contrastive import Plan, Share, accumulate
-from abc_rag.training.data import PairsRow, PairsSource, open_pairs
-from abc_rag.training.loop import is_finished, run
+from abc_rag.training.data.open import open_pairs
+from abc_rag.training.data.scenes import ScenePairs
+from abc_rag.training.data.sources import PairsRow, PairsSource
+from abc_rag.training.objective import ContrastiveObjective, frozen_dtype, seeded
+from abc_rag.training.running.loop import is_finished, run
+from abc_rag.training.shares import Plan, Share
+from abc_rag.training.step import accumulate
 
 __all__ = ["Instructing", "instruct"]
 

@@ -29,18 +29,19 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
-from abc_rag.models._qwen2_vl import Qwen2VLBackbone, base_state_dict
-from abc_rag.models.abc import ABCNetwork, ABCSettings, load_prompts
-from abc_rag.training._adapters import save_tensors
-from abc_rag.training._objective import init_head, seeded
-from abc_rag.training._scene_data import IMAGE_TOKENS, BaseBatch, base_batch
-from abc_rag.training._words import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
+from abc_rag.models.abc.network import ABCNetwork, ABCSettings
+from abc_rag.models.abc.prompts import load_prompts
+from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, base_state_dict
+from abc_rag.scenes.words import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
+from abc_rag.training.adapters import save_tensors
 from abc_rag.training.config import InstructConfig, LoopConfig, PretrainConfig
-from abc_rag.training.contrastive import Encoder
+from abc_rag.training.data.scenes import IMAGE_TOKENS, BaseBatch, base_batch
 from abc_rag.training.instruct import instruct
-from abc_rag.training.loop import Objective, is_finished, run
 from abc_rag.training.losses import contrastive_loss
+from abc_rag.training.objective import init_head, seeded
 from abc_rag.training.pretrain import pretrain
+from abc_rag.training.running.loop import Objective, is_finished, run
+from abc_rag.training.step import Encoder
 
 __all__ = ["MiniConfig", "train_mini"]
 

@@ -15,16 +15,19 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from abc_rag.families._hub import part_folder
-from abc_rag.models._qwen2_vl import load_backbone
-from abc_rag.models.abc import ABCNetwork, load_prompts
-from abc_rag.training._adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
-from abc_rag.training._objective import ContrastiveObjective, frozen_dtype, init_head, seeded
-from abc_rag.training._scene_data import SceneCaptions
+from abc_rag.models.abc.network import ABCNetwork
+from abc_rag.models.abc.prompts import load_prompts
+from abc_rag.models.hub import part_folder
+from abc_rag.models.qwen2_vl.network import load_backbone
+from abc_rag.training.adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
 from abc_rag.training.config import PretrainConfig
-from abc_rag.training.contrastive import Plan, Share, accumulate
-from abc_rag.training.data import CaptionRow, CaptionSource, open_captions
-from abc_rag.training.loop import is_finished, run
+from abc_rag.training.data.open import open_captions
+from abc_rag.training.data.scenes import SceneCaptions
+from abc_rag.training.data.sources import CaptionRow, CaptionSource
+from abc_rag.training.objective import ContrastiveObjective, frozen_dtype, init_head, seeded
+from abc_rag.training.running.loop import is_finished, run
+from abc_rag.training.shares import Plan, Share
+from abc_rag.training.step import accumulate
 
 __all__ = ["Pretraining", "pretrain"]
 

@@ -20,21 +20,21 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from abc_rag._inputs import sources_of
 from abc_rag.errors import DatasetError, ImageError, InputError
-from abc_rag.families._hub import part_folder
-from abc_rag.families.vlm2vec import load_parts
-from abc_rag.images import ImageLimits
+from abc_rag.images.limits import ImageLimits
 from abc_rag.models.family import Picture, Prepared
-from abc_rag.models.vlm2vec import VLM2VecFamily, VLM2VecNetwork
-from abc_rag.training._adapters import add_lora, as_seen_from, save_adapter
-from abc_rag.training._card import write_card
-from abc_rag.training._mmeb_rows import MMEBRows, PairRow, Side, open_mmeb_rows
-from abc_rag.training._objective import RowsObjective, frozen_dtype, seeded
+from abc_rag.models.hub import part_folder
+from abc_rag.models.vlm2vec.family import VLM2VecFamily, VLM2VecNetwork
+from abc_rag.models.vlm2vec.loader import load_parts
+from abc_rag.training.adapters import add_lora, as_seen_from, save_adapter
 from abc_rag.training.config import VLM2VecConfig
-from abc_rag.training.contrastive import Encoder, PairPlan, Share, accumulate, share_of_pairs
-from abc_rag.training.loop import is_finished, run
-from abc_rag.types import Fingerprint, Image, Interleaved, Text
+from abc_rag.training.data.mmeb import MMEBRows, PairRow, Side, open_mmeb_rows
+from abc_rag.training.objective import RowsObjective, frozen_dtype, seeded
+from abc_rag.training.running.card import write_card
+from abc_rag.training.running.loop import is_finished, run
+from abc_rag.training.shares import PairPlan, Share, share_of_pairs
+from abc_rag.training.step import Encoder, accumulate
+from abc_rag.types import Fingerprint, Image, Interleaved, Text, sources_of
 
 __all__ = ["VLM2VecTraining", "plan_of", "train_vlm2vec"]
 

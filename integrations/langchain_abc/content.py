@@ -16,7 +16,9 @@ from langchain_core.messages.content import ContentBlock, ImageContentBlock, cre
 
 from abc_rag import URL, ImageLimits
 from abc_rag.errors import ImageError, ImageFetchError, InputError
-from abc_rag.images import DEFAULT_LIMITS, open_image, read_bytes
+from abc_rag.images.limits import DEFAULT_LIMITS
+from abc_rag.images.open import open_image
+from abc_rag.images.read import read_bytes
 from langchain_abc._documents import is_picture, own_field
 
 __all__ = ["cited_documents", "to_content_blocks"]

@@ -13,13 +13,13 @@ from langchain_core.messages.content import create_image_block, create_text_bloc
 from langchain_core.runnables import Runnable
 
 from abc_rag.errors import InputError
-from abc_rag.evaluation.ctrlbench_build import Describer
+from abc_rag.evaluation.authoring.chat import Describer
 
 __all__ = ["chat_model_describer"]
 
 
 def chat_model_describer(model: BaseChatModel, *, name: str | None = None) -> Describer:
-    """Let a chat model that sees pictures write pairs for `abc_rag.evaluation.ctrlbench_build.build_ctrlbench`.
+    """Let a chat model that sees pictures write pairs for `abc_rag.evaluation.authoring.build.build_ctrlbench`.
 
     It is asked for structured output where it has that, and for JSON in text otherwise. What it raises counts as a
     failure of that picture; retries and time limits are the chat model's own settings.

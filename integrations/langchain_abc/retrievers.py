@@ -14,9 +14,9 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from abc_rag import Image, ImageSource
 from abc_rag.errors import InputError
-from abc_rag.images import describe_source
-from abc_rag.instructions import Rewrite, Rewriter
-from abc_rag.retriever import Retriever
+from abc_rag.images.read import describe_source
+from abc_rag.search.retriever import Retriever
+from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
 from abc_rag.types import Modality
 from langchain_abc._documents import hit_document
 from langchain_abc._worker import Worker
@@ -42,9 +42,9 @@ class InstructionRetriever(BaseRetriever):
     Key init args:
         vectorstore: An `ABCVectorStore` with `ABCEmbeddings`.
         k: Most documents.
-        rewriter: Makes an instruction of a question; by default rules do. See ``abc_rag.instructions``.
+        rewriter: Makes an instruction of a question; by default rules do. See ``abc_rag.search.rewriting.llm``.
         llm: A chat model that does so instead; see `chat_model_rewriter`.
-        rerank: Whether the pictures found are looked at again, under the instruction; see ``abc_rag.retriever``.
+        rerank: Whether the pictures found are looked at again, under the instruction; see ``abc_rag.search.retriever``.
         mmr: From 1, nearness alone, to 0, variety alone; None is off.
         min_score: Least score, in [0, 1], of what is returned.
         filter: Chroma's metadata filter.

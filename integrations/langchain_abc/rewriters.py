@@ -9,7 +9,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
 
 from abc_rag.errors import InputError
-from abc_rag.instructions import ANSWER_SCHEMA, LLMRewriter
+from abc_rag.search.rewriting.llm import ANSWER_SCHEMA, LLMRewriter
 
 __all__ = ["chat_model_rewriter"]
 
@@ -22,7 +22,7 @@ def chat_model_rewriter(model: BaseChatModel, **kwargs: Any) -> LLMRewriter:  # 
 
     Args:
         model: The chat model.
-        **kwargs: Further arguments of `abc_rag.instructions.LLMRewriter`: ``fallback``, ``timeout_s``, ``cache_size``.
+        **kwargs: Further arguments of `abc_rag.search.rewriting.llm.LLMRewriter`: ``fallback``, ``timeout_s``, ``cache_size``.
 
     Raises:
         abc_rag.errors.InputError: ``model`` is no chat model, or an argument is of no use.

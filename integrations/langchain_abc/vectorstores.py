@@ -13,8 +13,8 @@ from typing_extensions import Self
 
 from abc_rag import ChromaStore, Embedder, ImageLimits, ImageSource, Record
 from abc_rag.errors import InputError, PartialIndexError
-from abc_rag.images import DEFAULT_LIMITS
-from abc_rag.ingest import index_images
+from abc_rag.images.limits import DEFAULT_LIMITS
+from abc_rag.ingest.pictures import index_images
 from abc_rag.types import MetadataValue
 from langchain_abc._documents import document_id, to_document
 from langchain_abc._incoming import one_each, picture_metadatas, text_records

@@ -14,7 +14,7 @@ from llama_index.core.schema import BaseNode, ImageNode, ImageType, MetadataMode
 
 from abc_rag import URL, ImageLimits, ImageSource
 from abc_rag.errors import ImageError, InputError
-from abc_rag.images import open_image
+from abc_rag.images.open import open_image
 
 __all__ = [
     "Pictured",

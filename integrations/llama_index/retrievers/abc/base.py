@@ -21,8 +21,9 @@ from llama_index.vector_stores.abc.records import OF_KIND, node_id_of, nodes_of
 
 from abc_rag import ChromaStore, Hit, ImageSource
 from abc_rag.errors import FingerprintMismatchError, InputError
-from abc_rag.instructions import Rewrite, Rewriter, RuleRewriter
-from abc_rag.retriever import Retriever
+from abc_rag.search.retriever import Retriever
+from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
+from abc_rag.search.rewriting.rules import RuleRewriter
 from abc_rag.types import Modality
 
 __all__ = ["InstructionRetriever"]
@@ -44,7 +45,7 @@ class InstructionRetriever(BaseRetriever):
     ```
 
     The store may have been filled through `llama_index.vector_stores.abc`, by ``abc-rag index``, or by both. A picture
-    and its caption are one hit, with the better score. `abc_rag.retriever.Retriever` says what happens in a search: a
+    and its caption are one hit, with the better score. `abc_rag.search.retriever.Retriever` says what happens in a search: a
     question is rewritten into what pictures should be looked at for, and those that were found are looked at again.
 
     Works as the ``retriever`` of ``RetrieverQueryEngine.from_args(..., multimodal=True)``, which hands pictures to a
@@ -59,7 +60,7 @@ class InstructionRetriever(BaseRetriever):
         embed_model: Embeds questions; must be the one that filled the store.
         store: What is searched.
         similarity_top_k: Most hits.
-        rewriter: Makes instructions of questions. If not given: rules (`abc_rag.instructions.RuleRewriter`).
+        rewriter: Makes instructions of questions. If not given: rules (`abc_rag.search.rewriting.llm.RuleRewriter`).
         llm: A LlamaIndex LLM to rewrite questions with, in place of ``rewriter``; if it fails, the rules do.
         rerank: Whether found pictures are looked at again: True, False or ``"auto"``.
         mmr: Weight of the score against difference from the hits before, in [0, 1]; None: off.
@@ -138,7 +139,7 @@ class InstructionRetriever(BaseRetriever):
         hits = self._found(bundle, rewrite, kind, self._min_score)
         if hits or self._modality is not None:
             return hits
-        # As `abc_rag.retriever` does: where there is none of what the question wants, all the rest is searched.
+        # As `abc_rag.search.retriever` does: where there is none of what the question wants, all the rest is searched.
         if self._min_score is not None and self._found(bundle, rewrite, kind, None):
             return []
         return self._found(bundle, rewrite, None, self._min_score)

@@ -8,8 +8,9 @@ import numpy as np
 from llama_index.core.schema import QueryBundle
 
 from abc_rag import Embedder, Fingerprint, Input, Text
-from abc_rag.embedder import BatchSize, Vectors
+from abc_rag.embedding.embedder import BatchSize
 from abc_rag.errors import InputError
+from abc_rag.types import Vectors
 
 __all__ = ["QueryEmbedder", "own_vector_of"]
 

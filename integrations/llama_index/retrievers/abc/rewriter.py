@@ -7,7 +7,7 @@ from typing import Any
 from llama_index.core.base.llms.base import BaseLLM
 
 from abc_rag.errors import InputError
-from abc_rag.instructions import LLMRewriter
+from abc_rag.search.rewriting.llm import LLMRewriter
 
 __all__ = ["llm_rewriter"]
 
@@ -17,7 +17,7 @@ def llm_rewriter(llm: BaseLLM, **kwargs: Any) -> LLMRewriter:  # noqa: ANN401
 
     Args:
         llm: Any LlamaIndex LLM; it completes one prompt a question.
-        kwargs: As for `abc_rag.instructions.LLMRewriter`: ``fallback``, ``timeout_s``, ``cache_size``.
+        kwargs: As for `abc_rag.search.rewriting.llm.LLMRewriter`: ``fallback``, ``timeout_s``, ``cache_size``.
 
     Raises:
         InputError: ``llm`` is not a LlamaIndex LLM.

@@ -23,8 +23,8 @@ from llama_index.vector_stores.abc.records import NODE_ID, REF_DOC_ID, node_id_o
 
 from abc_rag import ChromaStore, Hit, ImageLimits, Record
 from abc_rag.errors import InputError
-from abc_rag.images import DEFAULT_LIMITS
-from abc_rag.retriever import diverse
+from abc_rag.images.limits import DEFAULT_LIMITS
+from abc_rag.search.ranking import diverse
 from abc_rag.types import Modality
 
 __all__ = ["ABCVectorStore"]

@@ -22,7 +22,7 @@ from llama_index.embeddings.abc.nodes import picture_of
 
 from abc_rag import URL, ChromaStore, ImageLimits, Record
 from abc_rag.errors import ImageError, InputError
-from abc_rag.images import open_image
+from abc_rag.images.open import open_image
 from abc_rag.types import MetadataValue, Modality
 
 __all__ = ["NODE_ID", "OF_KIND", "REF_DOC_ID", "node_id_of", "nodes_of", "record_id", "record_of"]

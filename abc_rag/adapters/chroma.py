@@ -1,0 +1,428 @@
+"""ABC as an embedding function of Chroma, for those who call Chroma themselves.
+
+::
+
+    import chromadb
+    from abc_rag.chroma import ABCEmbeddingFunction
+
+    client = chromadb.PersistentClient("store")
+    collection = client.create_collection("photos", embedding_function=ABCEmbeddingFunction(model="abc-mini"))
+    collection.add(ids=["1"], documents=["a pig to the left of a car"])
+    collection.add(ids=["2"], images=[numpy.asarray(picture)])
+    collection.query(query_texts=["a pig"])
+
+Chroma stores the function's name and settings with the collection. Another program imports this module, which
+registers the function, and says ``client.get_collection("photos")``, without a function: then Chroma makes it from what
+is stored, and vectors of two models cannot meet. Where the module was not imported, Chroma says upon the first text or
+picture that the embedding function ``abc_rag.adapters.chroma`` was not found.
+
+What Chroma (1.5.9) does not do, so that callers have to:
+
+*   A function given to ``get_collection`` or ``get_or_create_collection`` takes the stored one's place without being
+    compared with it. `ABCEmbeddingFunction.check` compares.
+*   ``collection.modify(configuration={"embedding_function": ...})`` stores the new settings before it asks whether they
+    may follow the old ones. The error says how to take them back.
+
+`abc_rag.ChromaStore` looks after both, and takes pictures by path, each with its own instruction.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import PIL.Image
+from chromadb.api.types import Embeddable, EmbeddingFunction, Embeddings, Space
+from chromadb.utils.embedding_functions import register_embedding_function
+
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.load import default_model, load_embedder, local_revision
+from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
+from abc_rag.models.abc.loader import ABCCheckpoint
+from abc_rag.models.hub import is_folder
+from abc_rag.models.loader import Attention, DType, Weights, portable_name
+from abc_rag.types import Image, Input, InstructedImage, Text
+
+if TYPE_CHECKING:
+    from chromadb.api.models.CollectionCommon import CollectionCommon
+
+__all__ = ["ABCEmbeddingFunction"]
+
+# Chroma's error where this module was not imported quotes nothing but this name.
+_NAME = "abc_rag.adapters.chroma"
+_PARTS = ("base", "pretrain", "instruct")
+_DEFAULTS: dict[str, Any] = {
+    "model": None,
+    "device": "auto",
+    "dtype": "auto",
+    "min_tokens": None,
+    "max_tokens": None,
+    "attention": "auto",
+    "weights": "full",
+    "instruction": None,
+    "revision": None,
+}
+# Written down only where it is given: versions before it read all other settings.
+_LATER: dict[str, Any] = {"resolution": None}
+_DECIDE_VECTORS = ("model", "weights", "min_tokens", "max_tokens", "resolution", "instruction")
+
+
+class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
+    """Embeds Chroma's documents and images with an ABC model.
+
+    A document (``str``) is always a text, whatever it looks like. An image is a numpy array of uint8: height x width
+    x 3 (RGB), x 4 (RGBA, whose transparency is dropped), x 1 or nothing (grayscale). Queries are embedded like
+    documents and images, and all of them into one space.
+
+    The model is loaded by the first text or picture. Chroma makes a function anew for every call on a collection that
+    was opened without one, so functions of equal settings share one loaded model, and the last two models used stay
+    loaded.
+
+    Chroma has no place for an instruction with a query. The one given here applies to every image, added or asked. For
+    one of its own, compute the vector and pass it on::
+
+        vector = function.embedder.embed([InstructedImage("photo.jpg", "what is on the left?")])
+        collection.query(query_embeddings=vector)
+
+    Args:
+        model: As for `abc_rag.load_embedder`: ``"abc-mini"``, ``"abc"``, a folder, an `abc_rag.ABCCheckpoint`, or a
+            model of another family. If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``. Folders
+            are stored as absolute paths.
+        device: As for `abc_rag.load_embedder`.
+        dtype: As for `abc_rag.load_embedder`.
+        min_tokens: As for `abc_rag.load_embedder`.
+        max_tokens: As for `abc_rag.load_embedder`.
+        resolution: As for `abc_rag.load_embedder`.
+        attention: As for `abc_rag.load_embedder`.
+        weights: As for `abc_rag.load_embedder`.
+        instruction: What to look at in every image. An empty one is still an instruction.
+
+    Raises:
+        InputError: A setting is unusable, or there is no such folder.
+        MissingExtraError: ``weights`` needs a package that is not installed.
+        CheckpointError: A folder of an `abc_rag.ABCCheckpoint` is missing.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ABCCheckpoint | None = None,
+        *,
+        device: str = "auto",
+        dtype: DType = "auto",
+        min_tokens: int | None = None,
+        max_tokens: int | None = None,
+        resolution: int | str | None = None,
+        attention: Attention = "auto",
+        weights: Weights = "full",
+        instruction: str | None = None,
+    ) -> None:
+        model = default_model() if model is None else model
+        if not isinstance(model, (str, os.PathLike, ABCCheckpoint)):
+            raise InputError(f"model must be a name, a folder or an abc_rag.ABCCheckpoint, not {type(model).__name__}")
+        config = {
+            "model": _model_to_json(model),
+            "device": device,
+            "dtype": dtype,
+            "min_tokens": min_tokens,
+            "max_tokens": max_tokens,
+            "attention": attention,
+            "weights": weights,
+            "instruction": instruction,
+            "revision": None,
+        }
+        if resolution is not None:
+            config["resolution"] = resolution
+        _check_config(config)
+        # Chroma answers an error in `get_config` by storing no configuration at all: everything is checked here.
+        load_embedder(
+            model,
+            device=device,
+            dtype=dtype,
+            min_tokens=min_tokens,
+            max_tokens=max_tokens,
+            resolution=resolution,
+            attention=attention,
+            weights=weights,
+        )
+        self._config: dict[str, Any] = config | {"revision": local_revision(model, weights, resolution)}
+        self._embedder: Embedder | None = None
+
+    def __repr__(self) -> str:
+        return _as_call(self._config)
+
+    @property
+    def embedder(self) -> Embedder:
+        """The `abc_rag.Embedder` that computes. Asking for it loads no weights.
+
+        Raises:
+            InputError: The stored settings cannot be used here, for example because the folder has moved.
+        """
+        if self._embedder is None:
+            try:
+                self._embedder = _shared_embedder(json.dumps(self._config | {"instruction": None}, sort_keys=True))
+            except InputError as error:
+                raise InputError(
+                    f"{error}. If these settings came from a collection, give other ones to get_collection: "
+                    "embedding_function=ABCEmbeddingFunction(model=..., device=...)"
+                ) from error
+        return self._embedder
+
+    def __call__(self, input: Embeddable) -> Embeddings:
+        """Embed texts and images, in any mix.
+
+        Args:
+            input: Strings and arrays.
+
+        Returns:
+            One unit vector of float32 an input, in order.
+
+        Raises:
+            InputError: An input is neither a ``str`` nor such an array, or there is none; the message says which.
+            ImageError: A picture exceeds a limit; the message says which picture.
+            FingerprintMismatchError: The model's files are not those that the stored settings were made with.
+        """
+        if isinstance(input, (str, bytes, np.ndarray)) or not isinstance(input, Sequence):
+            raise InputError(f"input must be a list of texts and images, not a single {type(input).__name__}")
+        if not input:
+            raise InputError("input is empty; pass at least one text or image")
+        inputs = [_typed(position, value, self._config["instruction"]) for position, value in enumerate(input)]
+        try:
+            vectors = self.embedder.embed(inputs)
+        except ImageError:
+            _raise_with_position(inputs)
+            raise
+        found, wanted = self.embedder.fingerprint.revision, self._config["revision"]
+        if wanted is not None and wanted != found:
+            raise FingerprintMismatchError(
+                f"the files of model {self._config['model']!r} have changed: these settings were made with revision "
+                f"{wanted}, and they are of revision {found}; bring the files back, or embed everything again into a "
+                "new collection"
+            )
+        return list(vectors)
+
+    def check(self, collection: CollectionCommon[Any]) -> None:
+        """Refuse a collection whose vectors another model or other settings made.
+
+        Chroma itself does not compare a function given to ``get_collection`` or ``get_or_create_collection`` with what
+        the collection was made with. Device, dtype and attention may differ. Loads no weights.
+
+        Args:
+            collection: A Chroma collection, as just got.
+
+        Raises:
+            FingerprintMismatchError: Vectors of this function do not belong into the collection, or it does not say
+                which do.
+        """
+        stored = collection.configuration_json.get("embedding_function") or {}
+        if stored.get("name") != _NAME:
+            raise FingerprintMismatchError(
+                f"collection {collection.name!r} was not created with an ABCEmbeddingFunction, so nothing says which "
+                "model made its vectors; create another collection with this one"
+            )
+        differences = _differences(stored.get("config") or {}, self._config)
+        if differences:
+            raise FingerprintMismatchError(
+                f"collection {collection.name!r} holds vectors of other settings: {differences}; get it without an "
+                "embedding_function, which then is the stored one, or use another collection"
+            )
+
+    @staticmethod
+    def name() -> str:
+        """What Chroma stores and finds the function by: ``"abc_rag.adapters.chroma"``."""
+        return _NAME
+
+    def default_space(self) -> Space:
+        """``"cosine"``."""
+        return "cosine"
+
+    def supported_spaces(self) -> list[Space]:
+        """All three: between unit vectors, cosine, squared L2 and inner product give one order."""
+        return ["cosine", "l2", "ip"]
+
+    def get_config(self) -> dict[str, Any]:
+        """The settings as JSON, and the revision of the model's files where they are local. Holds no secrets."""
+        config: dict[str, Any] = json.loads(json.dumps(self._config))
+        return config
+
+    @staticmethod
+    def build_from_config(config: dict[str, Any]) -> ABCEmbeddingFunction:
+        """A function of stored settings. Whether they can be used here is found out by the first text or picture.
+
+        Args:
+            config: What `get_config` gave.
+
+        Returns:
+            A function of equal settings, which computes only with files of the stored revision.
+
+        Raises:
+            InputError: These are not the settings of an ABCEmbeddingFunction.
+        """
+        _check_config(config)
+        function = ABCEmbeddingFunction.__new__(ABCEmbeddingFunction)
+        function._config = _DEFAULTS | config
+        function._embedder = None
+        return function
+
+    @staticmethod
+    def validate_config(config: dict[str, Any]) -> None:
+        """Refuse what `get_config` cannot have given.
+
+        Raises:
+            InputError: These are not the settings of an ABCEmbeddingFunction.
+        """
+        _check_config(config)
+
+    def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
+        """Refuse settings whose vectors cannot stand beside the old ones'. Device, dtype and attention may change.
+
+        A folder may move, if its files are the same.
+
+        Raises:
+            InputError: Model, weights, image tokens, instruction, or the revision of the files differ.
+        """
+        differences = _differences(old_config, new_config)
+        if differences:
+            raise InputError(
+                f"a collection keeps the settings that made its vectors ({differences}); use another collection. "
+                "Chroma has stored the new settings before asking: take them back with "
+                f"collection.modify(configuration={{'embedding_function': {_as_call(old_config)}}})"
+            )
+
+
+register_embedding_function(ABCEmbeddingFunction)  # type: ignore[no-untyped-call]
+
+
+# --- Inputs -----------------------------------------------------------------------------------------------
+
+
+def _typed(position: int, value: object, instruction: str | None) -> Input:
+    if isinstance(value, str):
+        return Text(value)
+    if not isinstance(value, np.ndarray):
+        raise InputError(
+            f"input {position} is a {type(value).__name__}; pass a text as a str, and a picture as a numpy array: "
+            "numpy.asarray(picture.convert('RGB')) of a PIL image"
+        )
+    picture = _picture(position, value)
+    return Image(picture) if instruction is None else InstructedImage(picture, instruction)
+
+
+def _picture(position: int, array: np.ndarray[Any, Any]) -> PIL.Image.Image:
+    shape = array.shape
+    what = f"input {position} is an array of {array.dtype} and shape {shape}"
+    if array.dtype != np.uint8:
+        raise InputError(f"{what}; a picture is uint8: scale it to 0..255 and pass array.astype(numpy.uint8)")
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        # PyTorch's order is the usual reason.
+        remedy = "; array.transpose(1, 2, 0) makes it one" if len(shape) == 3 and shape[0] in (1, 3, 4) else ""
+        raise InputError(f"{what}; a picture is height x width, or height x width x 3 (RGB) or 4 (RGBA){remedy}")
+    if not array.size:
+        raise InputError(f"{what}, without pixels; pass a picture that has some")
+    return PIL.Image.fromarray(array[:, :, 0] if len(shape) == 3 and shape[2] == 1 else array)
+
+
+def _raise_with_position(inputs: Sequence[Input]) -> None:
+    """Every array is called "PIL image" further down: find the one that was refused."""
+    from abc_rag.images.open import open_image
+
+    for position, item in enumerate(inputs):
+        if isinstance(item, (Image, InstructedImage)):
+            try:
+                open_image(item.source)
+            except ImageError as error:
+                raise type(error)(f"input {position}", error.reason) from None
+
+
+# --- Settings ---------------------------------------------------------------------------------------------
+
+
+# Embedders by their settings, the files' revision among them: files that changed meanwhile are loaded anew.
+_ALIVE: WeakValueDictionary[str, Embedder] = WeakValueDictionary()
+_RECENT: deque[Embedder] = deque(maxlen=2)  # keeps them alive between calls on a reopened collection
+_MAKING = threading.Lock()
+
+
+def _shared_embedder(settings: str) -> Embedder:
+    with _MAKING:
+        embedder = _ALIVE.get(settings)
+        if embedder is None:
+            config = json.loads(settings)
+            names = ("device", "dtype", "min_tokens", "max_tokens", "resolution", "attention", "weights")
+            embedder = load_embedder(_model_from_json(config["model"]), **{name: config.get(name) for name in names})
+            _ALIVE[settings] = embedder
+        if embedder in _RECENT:
+            _RECENT.remove(embedder)
+        _RECENT.append(embedder)
+        return embedder
+
+
+def _model_to_json(model: str | os.PathLike[str] | ABCCheckpoint) -> str | dict[str, Any]:
+    if isinstance(model, ABCCheckpoint):
+        parts: dict[str, Any] = {}
+        for part in _PARTS:
+            source = getattr(model, part)
+            parts[part] = {"folder": _absolute(source)} if is_folder(source) else source
+            parts[f"{part}_revision"] = getattr(model, f"{part}_revision")
+        return parts
+    return portable_name(model)
+
+
+def _absolute(folder: str | os.PathLike[str]) -> str:
+    # expanduser alone raises for an unknown user, which load_embedder says better.
+    return os.path.abspath(os.path.expanduser(folder))
+
+
+def _model_from_json(model: str | Mapping[str, Any]) -> str | ABCCheckpoint:
+    if isinstance(model, str):
+        return model
+    parts: dict[str, Any] = {f"{part}_revision": model.get(f"{part}_revision") for part in _PARTS}
+    for part in _PARTS:
+        parts[part] = Path(model[part]["folder"]) if isinstance(model[part], dict) else model[part]
+    return ABCCheckpoint(**parts)
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Refuse what no function can be made of, without a look at the disk; `load_embedder` judges the values."""
+    if not isinstance(config, Mapping):
+        raise InputError(f"the settings of an ABCEmbeddingFunction are a dict, not {type(config).__name__}")
+    unknown = sorted(set(config) - set(_DEFAULTS | _LATER))
+    if unknown:
+        raise InputError(
+            f"an ABCEmbeddingFunction has no setting {', '.join(map(repr, unknown))}; if a newer abc-rag stored it, "
+            "upgrade: pip install --upgrade abc-rag"
+        )
+    model = config.get("model")
+    if not isinstance(model, str) and not (isinstance(model, dict) and set(_PARTS) <= set(model)):
+        raise InputError(f"model must be a str, or a dict with {', '.join(_PARTS)}, not {model!r}")
+    for name in ("instruction", "revision"):
+        if not isinstance(config.get(name), (str, type(None))):
+            raise InputError(f"{name} must be a str or None, not {type(config[name]).__name__}")
+    if not isinstance(config.get("device", "auto"), str):
+        raise InputError(f"device must be a str such as 'cuda:0', not {type(config['device']).__name__}")
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What makes vectors of ``new`` not comparable with those of ``old``; empty where nothing does."""
+    revisions = old.get("revision"), new.get("revision")
+    same_files = revisions[0] is not None and revisions[0] == revisions[1]
+    # What older versions stored lacks the settings that came later.
+    old, new = _DEFAULTS | _LATER | dict(old), _DEFAULTS | _LATER | dict(new)
+    names = [name for name in _DECIDE_VECTORS if old[name] != new[name] and not (name == "model" and same_files)]
+    if not same_files and None not in revisions and not {"model", "weights"} & set(names):
+        names.append("revision")
+    return ", ".join(f"{name}: {old[name]!r} before, {new[name]!r} now" for name in names)
+
+
+def _as_call(config: Mapping[str, Any]) -> str:
+    defaults = _DEFAULTS | _LATER
+    config = defaults | dict(config)
+    given = {name: config[name] for name in defaults if name != "revision" and config[name] != defaults[name]}
+    shown = {name: _model_from_json(value) if name == "model" else value for name, value in given.items()}
+    return f"ABCEmbeddingFunction({', '.join(f'{name}={value!r}' for name, value in shown.items())})"

@@ -1,0 +1,139 @@
+"""The command ``abc-rag bench``."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich.table import Table
+
+from abc_rag.cli.options import (
+    DeviceOption,
+    JsonOption,
+    MaxTokensOption,
+    MinTokensOption,
+    ModelOption,
+    ResolutionOption,
+    _console,
+    _print_json,
+    _resolution,
+    _say,
+    app,
+)
+from abc_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from abc_rag.bench.bench import BenchResult
+    from abc_rag.embedding.engine.local import LocalEmbedder
+    from abc_rag.models.loader import DType
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@app.command("bench")
+def bench_command(
+    model: ModelOption = None,
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", help="tiny, mini, 2b or 7b: random weights of this size instead of a model."),
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    items: Annotated[int, typer.Option("--items", min=1, help="Estimate the time for so many.")] = 100_000,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="About how long to measure.")] = 30.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model on this machine: rates, their share of the limit, latency, and an estimate for many items."""
+    from abc_rag.bench.bench import bench
+
+    if dtype not in _DTYPES:
+        raise InputError(f"--dtype takes {', '.join(_DTYPES)}, not {dtype!r}")
+    if model is not None and shape is not None:
+        raise InputError("give --model or --shape, not both")
+    embedder = _opened(model, shape, device, cast("DType", dtype), min_tokens, max_tokens, resolution)
+    result = bench(embedder, items=items, seconds=seconds)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        _show(result)
+
+
+def _opened(
+    model: str | None,
+    shape: str | None,
+    device: str,
+    dtype: DType,
+    min_tokens: int | None,
+    max_tokens: int | None,
+    resolution: str | None,
+) -> LocalEmbedder:
+    from abc_rag.embedding.load import find_device, load_embedder
+
+    if shape is not None and resolution is not None:
+        raise InputError("--resolution is a model's, not a --shape's; give --min-tokens and --max-tokens")
+    if shape is None:
+        return cast(
+            "LocalEmbedder",
+            load_embedder(
+                model,
+                device=device,
+                dtype=dtype,
+                min_tokens=min_tokens,
+                max_tokens=max_tokens,
+                resolution=_resolution(resolution),
+            ),
+        )
+    from abc_rag.bench.shapes import random_family, shape_config
+    from abc_rag.embedding.engine.local import LocalEmbedder
+
+    shape_config(shape)
+    # One limit alone must not contradict the other's default.
+    least = min(256, max_tokens or 256) if min_tokens is None else min_tokens
+    most = max(1024, least) if max_tokens is None else max_tokens
+    if least < 1 or least > most:
+        raise InputError(f"--min-tokens and --max-tokens must be positive and in order, not {least} and {most}")
+    found = str(find_device(device))
+    return LocalEmbedder(lambda: random_family(shape, device=found, dtype=dtype, min_tokens=least, max_tokens=most))
+
+
+def _show(result: BenchResult) -> None:
+    machine = result.machine
+    _say(f"{result.model} on {machine['device']} ({machine['processor']}, {machine['threads']} threads)")
+    _say(f"limit: {_operations(result.limit)} in a matrix product in {machine['dtype']}")
+    rates = Table("", "tokens each", "a second", "share of the limit")
+    for rate in result.throughputs:
+        rates.add_row(
+            rate.name,
+            str(rate.tokens),
+            f"{rate.per_second:,.4g}",
+            "?" if math.isnan(rate.share) else f"{100 * rate.share:.0f} %",
+        )
+    for column in rates.columns[1:]:
+        column.justify = "right"
+    queries = Table("", "median ms", "99 % within ms", "measured")
+    for one in result.latencies:
+        queries.add_row(one.name, f"{one.p50_ms:,.3g}", f"{one.p99_ms:,.3g}", str(one.count))
+    for column in queries.columns[1:]:
+        column.justify = "right"
+    _console().print(rates)
+    _console().print(queries)
+    _say(
+        f"{result.items:,} pictures: about {_duration(result.picture_seconds)}; "
+        f"{result.items:,} passages of 100 tokens: about {_duration(result.passage_seconds)}"
+    )
+
+
+def _operations(rate: float) -> str:
+    return f"{rate / 1e12:,.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:,.3g} GFLOP/s"
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that a person would use."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.3g} {unit}"
+    return f"{seconds:,.2g} seconds"

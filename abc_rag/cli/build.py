@@ -1,0 +1,182 @@
+"""The command ``abc-rag evaluate ctrlbench-build``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from abc_rag.cli.options import (
+    PARTIAL,
+    DeviceOption,
+    JsonOption,
+    _console,
+    _embedder,
+    _expanded,
+    _print_json,
+    _say,
+    evaluate,
+)
+from abc_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from abc_rag.evaluation.authoring.build import BuildReport
+    from abc_rag.evaluation.authoring.chat import OpenAIDescriber
+
+
+@evaluate.command("ctrlbench-build")
+def evaluate_ctrlbench_build_command(
+    pictures: Annotated[Path, typer.Argument(help="Folder of pictures, searched with its sub-folders.")],
+    out: Annotated[Path, typer.Argument(help="Folder that receives ctrlbench.jsonl and what it is made of.")],
+    chat_model: Annotated[
+        str | None, typer.Option("--chat-model", help="Name of the vision chat model. The pictures are sent to it.")
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            "--base-url",
+            help="Server that speaks OpenAI's chat completions, such as http://127.0.0.1:8000/v1. "
+            "Default: https://api.openai.com/v1, to which the pictures then go.",
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key-env",
+            help="Environment variable that holds the key. Default: OPENAI_API_KEY for OpenAI, none for other servers.",
+        ),
+    ] = None,
+    pairs: Annotated[int, typer.Option("--pairs", help="Pairs to ask for, for each picture.")] = 5,
+    side: Annotated[int, typer.Option("--side", help="Most pixels of the longer side of what is sent.")] = 1024,
+    near: Annotated[
+        int,
+        typer.Option(
+            "--near", help="Most of 256 bits in which near-identical pictures differ; 0: identical files only."
+        ),
+    ] = 10,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Requests under way at once.")] = 4,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that one request may take.")] = 120.0,
+    limit: Annotated[int | None, typer.Option("--limit", help="Most pictures, for a trial.")] = None,
+    max_bad: Annotated[int, typer.Option("--max-bad", help="Most unusable pictures before it stops.")] = 100,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Leave out phrases of a picture that this embedder finds nearly the same."),
+    ] = None,
+    device: DeviceOption = "auto",
+    review: Annotated[
+        bool, typer.Option("--review/--no-review", help="Then review the pairs in a web page on this machine.")
+    ] = False,
+    review_only: Annotated[
+        bool, typer.Option("--review-only", help="Ask nothing: review what OUT holds, and write the file anew.")
+    ] = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="Write OUT/review.html, a page for a review without this command.")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", help="Port of the review page; 0 takes a free one.")] = 0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send pictures to another machine without asking.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a CtrlBench file from a folder of pictures: a chat model writes pairs, you review them. Resumable.
+
+    What was answered or decided is kept in OUT: run the same command again to go on. Without --chat-model nothing is
+    asked and nothing is sent: the file is written anew from what OUT holds, such as after a review of the page.
+    """
+    from abc_rag.evaluation.authoring.build import build_ctrlbench, write_ctrlbench
+    from abc_rag.evaluation.authoring.chat import DEFAULT_BASE_URL, OpenAIDescriber
+    from abc_rag.evaluation.authoring.review import write_review_page
+
+    if review_only and chat_model is not None:
+        raise InputError("--review-only asks no chat model; leave --chat-model out")
+    if base_url is not None and chat_model is None:
+        raise InputError("--base-url needs --chat-model, the name of the model there")
+    if not os.path.isdir(_expanded(pictures)):
+        raise InputError(f"{pictures}: no such folder")
+    if chat_model is None:
+        if not (review or review_only or page or (_expanded(out) / "build.json").exists()):
+            raise InputError("name the vision chat model that writes the pairs: --chat-model NAME [--base-url URL]")
+        report = write_ctrlbench(_expanded(out))
+    else:
+        describer = OpenAIDescriber(chat_model, base_url or DEFAULT_BASE_URL, api_key_env, timeout_s=timeout)
+        report = build_ctrlbench(
+            _expanded(pictures),
+            _expanded(out),
+            describer,
+            pairs=pairs,
+            side=side,
+            near=near,
+            concurrency=concurrency,
+            limit=limit,
+            embedder=None if model is None else _embedder(model, device, None, None),
+            max_bad=max_bad,
+            confirm=lambda count: yes or _confirmed(count, describer),
+            progress=not as_json,
+        )
+    if page:
+        typer.echo(f"page: {write_review_page(_expanded(out))}", err=as_json)
+    if review or review_only:
+        report = _review(_expanded(out), port)
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        _show(report, f"abc-rag evaluate ctrlbench-build {pictures} {out} --review-only")
+    if chat_model is not None and report.bad["count"]:
+        raise typer.Exit(PARTIAL)
+
+
+def _confirmed(count: int, describer: OpenAIDescriber) -> bool:
+    from abc_rag.evaluation.authoring.chat import is_loopback
+
+    if is_loopback(describer.base_url):
+        return True
+    what = f"{count} pictures" if count != 1 else "1 picture"
+    question = f"{what} will be sent to {describer.base_url} ({describer.name}), which may cost money"
+    if not sys.stdin.isatty():
+        raise InputError(f"{question}; pass --yes to agree")
+    return typer.confirm(f"{question}. Go on?", abort=True, err=True)
+
+
+def _review(out: Path, port: int) -> BuildReport:
+    from abc_rag.evaluation.authoring.build import write_ctrlbench
+    from abc_rag.evaluation.authoring.review import ReviewServer
+
+    with ReviewServer(out, port=port) as server:
+        typer.echo(f"review: {server.url}", err=True)
+        typer.echo('Open it in a browser on this machine; end with "Finish" there, or with Ctrl-C here.', err=True)
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            # As good an end as the button: each decision has been saved.
+            typer.echo(err=True)
+    return write_ctrlbench(out)
+
+
+def _show(report: BuildReport, review: str) -> None:
+    table = Table(title=escape(str(report.file)), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    rows: list[tuple[str, Any]] = [
+        ("pictures", report.pictures),
+        ("pairs", report.pairs),
+        ("different instructions", report.distinct_instructions),
+        ("R@1 at most without instructions, %", f"{100 * report.ceiling:.1f}"),
+        *((f"pictures with {count} pairs", number) for count, number in report.pairs_per_picture.items()),
+        *((f"pairs {state}", number) for state, number in report.review.items() if report.reviewed),
+        *((f"left out: {reason}", number) for reason, number in report.left_out.items()),
+        ("identical pictures left out", report.run.get("identical", 0)),
+        ("similar pictures left out", report.run.get("similar", 0)),
+        *((f"unusable: {problem}", number) for problem, number in report.bad["by_problem"].items()),
+    ]
+    for label, value in rows:
+        table.add_row(escape(label), str(value))
+    _console().print(table)
+    for row in report.bad["rows"][:5]:
+        typer.echo(f"failed: {row['where']}: {row['problem']} ({row['detail']})", err=True)
+    if not report.reviewed:
+        _say(f"unreviewed: nobody has looked at these pairs. To do so: {review}")
+    elif report.review["undecided"]:
+        _say(f"{report.review['undecided']} pairs are undecided and left out. To go on: {review}")

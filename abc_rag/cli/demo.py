@@ -1,0 +1,77 @@
+"""The demo: pictures and passages that ship with the package, and questions that show what instructions do."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.ingest.paths import index_paths
+from abc_rag.ingest.report import IndexReport
+from abc_rag.search.page import Shown
+from abc_rag.search.retriever import Retriever
+from abc_rag.store.base import text_id
+from abc_rag.store.chroma.store import ChromaStore
+from abc_rag.types import Modality, Record
+
+__all__ = ["DEMO_QUESTIONS", "DemoQuestion", "demo_folder", "index_demo", "run_demo"]
+
+
+@dataclass(frozen=True)
+class DemoQuestion:
+    """A question of the demo; ``picture`` is a file's name in the demo's folder."""
+
+    question: str
+    picture: str | None = None
+    modality: Modality | None = None
+
+
+DEMO_QUESTIONS = (
+    DemoQuestion("a small crown on the left of a big pineapple", modality="image"),
+    DemoQuestion("show me a helicopter", modality="image"),
+    DemoQuestion("what is on the left?", "burger-rabbit.jpg", "text"),
+    DemoQuestion("what is on the right?", "burger-rabbit.jpg", "text"),
+    DemoQuestion("which animal is in the picture?", "pig-car.jpg", "text"),
+    DemoQuestion("which vehicle is in the picture?", "pig-car.jpg", "text"),
+    DemoQuestion("what colour is the background?", "pig-car.jpg", "text"),
+)
+
+
+@contextmanager
+def demo_folder() -> Iterator[Path]:
+    """The folder of the demo's pictures and passages."""
+    with as_file(files("abc_rag.models.bundled").joinpath("demo")) as folder:
+        yield Path(folder)
+
+
+def index_demo(folder: Path, embedder: Embedder, store: ChromaStore, *, progress: bool = False) -> IndexReport:
+    """Index the demo's pictures, and its passages from ``passages.json``."""
+    report = index_paths(sorted(folder.glob("*.jpg")), embedder, store, progress=progress)
+    passages = [p["text"] for p in json.loads((folder / "passages.json").read_text(encoding="utf-8"))]
+    records = [Record(text_id(text), "text", text=text, source="passages.json") for text in passages]
+    store.add(records, embedder.embed_texts(passages, progress=progress))
+    report.added += len(records)
+    return report
+
+
+def run_demo(embedder: Embedder, *, k: int = 4, progress: bool = False) -> tuple[IndexReport, list[Shown]]:
+    """Index the demo into a temporary store and ask its questions.
+
+    Returns:
+        What was indexed, and every question with its hits. The store is gone when this returns.
+    """
+    with demo_folder() as folder, tempfile.TemporaryDirectory(prefix="abc-rag-demo-") as scratch:
+        with ChromaStore(path=scratch, fingerprint=embedder.fingerprint) as store:
+            report = index_demo(folder, embedder, store, progress=progress)
+            retriever = Retriever(embedder, store)
+            shown = []
+            for asked in DEMO_QUESTIONS:
+                image = str(folder / asked.picture) if asked.picture else None
+                answer = retriever.search(asked.question, image=image, k=k, modality=asked.modality)
+                shown.append(Shown(answer, image))
+    return report, shown

@@ -1,0 +1,331 @@
+"""The commands ``abc-rag evaluate ctrlbench | retrieval | classification | vqa | resolution``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from abc_rag.cli.options import (
+    DeviceOption,
+    JsonOption,
+    MaxTokensOption,
+    MinTokensOption,
+    ModelOption,
+    ResolutionOption,
+    _console,
+    _embedder,
+    _expanded,
+    _print_json,
+    _say,
+    evaluate,
+)
+from abc_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from abc_rag.evaluation.results import Results
+
+
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["LimitOption", "MaxBadOption", "OutOption", "finish"]
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="Folder for results.json, report.html and the vectors, from which a later run goes on."
+    ),
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Use the first so many rows.")]
+MaxBadOption = Annotated[
+    int, typer.Option("--max-bad", min=0, help="Most rows and pictures that may be unusable; they are left out.")
+]
+ImagesOption = Annotated[
+    Path | None, typer.Option("--images", help="Folder of the pictures. Default: the folder of the data.")
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option("--labels", help='Labels, one a line, or JSON {"label": "words"}. Default: those of the data.'),
+]
+
+
+def finish(results: Results, *, out: Path | None, as_json: bool) -> None:
+    """What every ``evaluate`` command ends with: the table or JSON on standard output, files where ``--out`` is given.
+
+    Args:
+        results: What was found; the command line is added to its settings.
+        out: Where ``results.json`` and ``report.html`` go; None writes nothing.
+        as_json: Print JSON and nothing else.
+
+    Raises:
+        InputError: The folder cannot be written to.
+    """
+    if Path(sys.argv[0]).name in ("abc-rag", "abc-rag.exe", "cli.py"):
+        results = replace(results, settings={**results.settings, "command": shlex.join(["abc-rag", *sys.argv[1:]])})
+    files = None if out is None else results.write(_expanded(out))
+    if as_json:
+        _print_json(results.as_dict())
+        return
+    results.show(_console())
+    if files is not None:
+        _say(f"results: {files[0]}")
+        _say(f"page: {files[1]}")
+
+
+@evaluate.command("ctrlbench")
+def ctrlbench_command(
+    data: Annotated[
+        str,
+        typer.Argument(help="JSON lines of {image, pairs: [{instruction, phrase}]}; or 'scenes', which needs no data."),
+    ],
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    out: OutOption = None,
+    limit: LimitOption = None,
+    max_bad: MaxBadOption = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Does the instruction steer? Picture and instruction to phrase, with and without the instruction."""
+    from abc_rag.evaluation.ctrlbench import evaluate_ctrlbench
+
+    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
+    results = evaluate_ctrlbench(embedder, data, out=_folder(out), limit=limit, max_bad=max_bad, progress=not as_json)
+    finish(results, out=out, as_json=as_json)
+
+
+@evaluate.command("retrieval")
+def retrieval_command(
+    data: Annotated[
+        Path, typer.Argument(help="MSCOCO annotations, a Karpathy split file, or JSON lines of {image, captions}.")
+    ],
+    images: ImagesOption = None,
+    split: Annotated[str | None, typer.Option("--split", help="Of a Karpathy file. Default: test.")] = None,
+    captions: Annotated[
+        int | None, typer.Option("--captions", min=1, help="Use the first so many of each picture; published: 5.")
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    out: OutOption = None,
+    limit: LimitOption = None,
+    max_bad: MaxBadOption = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Pictures by captions and captions by pictures (MSCOCO, Flickr30K, your own): R@1, R@5, R@10."""
+    from abc_rag.evaluation.retrieval import evaluate_retrieval
+
+    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
+    results = evaluate_retrieval(
+        embedder,
+        data,
+        images=images,
+        split=split,
+        captions=captions,
+        out=_folder(out),
+        limit=limit,
+        max_bad=max_bad,
+        progress=not as_json,
+    )
+    finish(results, out=out, as_json=as_json)
+
+
+@evaluate.command("classification")
+def classification_command(
+    data: Annotated[Path, typer.Argument(help="JSON lines of {image, label}, or a folder with a subfolder a label.")],
+    labels: LabelsOption = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template", "-t", help="Text with {} for the label; repeat to average. Default: a photo of a {}"
+        ),
+    ] = None,
+    instruction: Annotated[str | None, typer.Option("--instruction", help="What to look at in every picture.")] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    out: OutOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use so many pictures, chosen at random.")] = None,
+    max_bad: MaxBadOption = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """The label whose text is nearest to the picture: accuracy, of each label too, and what is confused."""
+    from abc_rag.evaluation.classification import TEMPLATE, evaluate_classification
+
+    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
+    results = evaluate_classification(
+        embedder,
+        data,
+        labels=labels,
+        templates=template or [TEMPLATE],
+        instruction=instruction,
+        out=_folder(out),
+        limit=limit,
+        max_bad=max_bad,
+        progress=not as_json,
+    )
+    finish(results, out=out, as_json=as_json)
+
+
+@evaluate.command("vqa")
+def vqa_command(
+    data: Annotated[Path, typer.Argument(help="JSON lines of {image, question, answer, candidates}.")],
+    instruction_template: Annotated[
+        str, typer.Option("--instruction-template", help="What becomes of the question.")
+    ] = "{question}",
+    as_asked: Annotated[
+        bool, typer.Option("--as-asked/--rewrite", help="The question as it stands, or rewritten by rules.")
+    ] = True,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    out: OutOption = None,
+    limit: LimitOption = None,
+    max_bad: MaxBadOption = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """The answer whose text is nearest to the picture under its question, among candidates."""
+    from abc_rag.evaluation.vqa import evaluate_vqa
+
+    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
+    results = evaluate_vqa(
+        embedder,
+        data,
+        instruction_template=instruction_template,
+        rewrite=not as_asked,
+        out=_folder(out),
+        limit=limit,
+        max_bad=max_bad,
+        progress=not as_json,
+    )
+    finish(results, out=out, as_json=as_json)
+
+
+@evaluate.command("resolution")
+def resolution_command(
+    data: Annotated[str, typer.Argument(help="What the task takes; or 'scenes' for ctrlbench.")],
+    task: Annotated[
+        str, typer.Option("--task", help="ctrlbench, retrieval, classification or vqa: what quality is.")
+    ] = "ctrlbench",
+    tokens: Annotated[
+        str, typer.Option("--tokens", help="Numbers of image tokens, with commas between them.")
+    ] = "32,64,128,256,512,1024",
+    images: ImagesOption = None,
+    labels: LabelsOption = None,
+    timed: Annotated[int, typer.Option("--timed", min=1, help="Pictures whose time is measured.")] = 16,
+    passes: Annotated[int, typer.Option("--passes", min=1, help="How often; the median counts.")] = 5,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    limit: LimitOption = None,
+    max_bad: MaxBadOption = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Quality and time at several numbers of image tokens, on your own data, so that you can choose."""
+    from abc_rag.evaluation.resolution import evaluate_resolution, resolutions
+
+    try:
+        numbers = [int(one) for one in tokens.split(",")]
+    except ValueError as error:
+        raise InputError(f"--tokens takes numbers with commas between them, such as 64,256, not {tokens!r}") from error
+    results = evaluate_resolution(
+        resolutions(_embedder(model, device, None, None)),
+        data,
+        task=task,  # type: ignore[arg-type]
+        tokens=numbers,
+        images=images,
+        labels=labels,
+        timed=timed,
+        passes=passes,
+        out=_folder(out),
+        limit=limit,
+        max_bad=max_bad,
+        progress=not as_json,
+    )
+    finish(results, out=out, as_json=as_json)
+
+
+def _folder(out: Path | None) -> Path | None:
+    return None if out is None else _expanded(out)
+
+
+@evaluate.command("mini")
+def evaluate_mini_command(
+    scenes: Annotated[int, typer.Option("--scenes", help="How many of the 1,000 held-out scenes.")] = 1000,
+    model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask held-out scenes everything, and compare with every phrase that abc-mini knows."""
+    from abc_rag.evaluation.mini import evaluate_mini
+
+    report = evaluate_mini(_embedder(model, device, None, None), scenes=scenes, progress=not as_json)
+    if as_json:
+        _print_json(report.as_dict())
+        return
+    table = Table(title=f"{report.model}: {report.scenes} held-out scenes, {report.questions} questions, "
+                        f"{report.candidates} candidate phrases")  # fmt: skip
+    table.add_column("measure")
+    table.add_column("%", justify="right")
+    rows = [
+        ("picture + instruction -> phrase", report.accuracy),
+        ("the same, in wordings never trained on", report.accuracy_unseen_wording),
+        ("both sides of a picture answered rightly", report.both_sides),
+        ("without the instruction -> phrase", report.without_instruction),
+        ("asked object before the other, with the instruction", report.order_with_instruction),
+        ("asked object before the other, without it (chance: 50)", report.order_without_instruction),
+        ("caption -> picture, R@1", report.caption_to_picture),
+        ("picture -> caption, R@1", report.picture_to_caption),
+        *((f"aspect: {aspect}", share) for aspect, share in report.by_aspect.items()),
+    ]
+    for label, share in rows:
+        table.add_row(escape(label), f"{100 * share:.1f}")
+    _console().print(table)
+
+
+@evaluate.command("twins")
+def evaluate_twins_command(
+    scenes: Annotated[int, typer.Option("--scenes", help="How many of the 1,000 pictures; an even number.")] = 1000,
+    candidates: Annotated[int, typer.Option("--candidates", help="Pictures considered for a second look.")] = 50,
+    model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask for held-out pictures, each beside a twin that differs in the asked aspect only: what each step is worth."""
+    from abc_rag.evaluation.twins import evaluate_twins
+
+    report = evaluate_twins(
+        _embedder(model, device, None, None), scenes=scenes, candidates=candidates, progress=not as_json
+    )
+    if as_json:
+        _print_json(report.as_dict())
+        return
+    table = Table(title=f"{report.model}: {report.pictures} pictures, {report.questions} questions")
+    table.add_column("path")
+    for column in ("R@1", "R@10", "before its twin", "ms/query", "p90", "second looks", "vectors/picture"):
+        table.add_column(column, justify="right")
+    for path in report.paths:
+        shares = (path.recall_at_1, path.recall_at_10, path.before_twin)
+        cells = [f"{100 * share:.1f}" for share in shares] + [f"{path.ms:.0f}", f"{path.ms_p90:.0f}"]
+        table.add_row(escape(path.name), *cells, f"{path.second_looks:.1f}", f"{path.vectors:.0f}")
+    _console().print(table)
+    aspects = Table(title="R@1 by aspect")
+    aspects.add_column("path")
+    for aspect in report.paths[0].by_aspect:
+        aspects.add_column(aspect, justify="right")
+    for path in report.paths:
+        aspects.add_row(escape(path.name), *(f"{100 * share:.1f}" for share in path.by_aspect.values()))
+    _console().print(aspects)

@@ -1,0 +1,33 @@
+"""The commands ``abc-rag export ...``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abc_rag.cli.options import DeviceOption, JsonOption, _expanded, _print_json, _say, export
+
+
+@export.command("sentence-transformers")
+def export_sentence_transformers_command(
+    checkpoint: Annotated[str, typer.Argument(help="abc-mini, abc, or a checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; not there yet, or empty.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Load what was written and compare its vectors with ours.")
+    ] = True,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model that sentence-transformers 6 loads: texts, pictures, and pictures with an instruction."""
+    from abc_rag.adapters.sentence_transformers.export import export_sentence_transformers
+
+    done = export_sentence_transformers(checkpoint, _expanded(out), overwrite=overwrite, check=check, device=device)
+    if as_json:
+        _print_json({"folder": str(done.folder), "fingerprint": str(done.fingerprint), "difference": done.difference})
+        return
+    compared = "" if done.difference is None else f"; largest difference to the engine's vectors: {done.difference:.0e}"
+    _say(f"{done.fingerprint} is in {out}{compared}")
+    _say(f"how to load it, and its limits: {out / 'README.md'}")

@@ -1,0 +1,116 @@
+"""The commands ``abc-rag evaluate mmeb`` and ``abc-rag evaluate mteb``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from abc_rag.cli.evaluate import OutOption, finish
+from abc_rag.cli.options import (
+    DeviceOption,
+    JsonOption,
+    MaxTokensOption,
+    MinTokensOption,
+    ModelOption,
+    ResolutionOption,
+    _embedder,
+    _expanded,
+    evaluate,
+)
+
+
+@evaluate.command("mmeb")
+def evaluate_mmeb_command(
+    root: Annotated[Path, typer.Argument(help="Folder with MMEB's data sets, as TIGER-Lab/MMEB-eval has them.")],
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--datasets",
+            help="Data sets or groups (classification, vqa, retrieval, grounding, ind, ood), separated by commas. "
+            "Default: what is in the folder.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Where images.zip was unpacked. Default: images in the folder.")
+    ] = None,
+    prompts: Annotated[
+        Literal["auto", "mmeb", "abc", "vlm2vec"],
+        typer.Option(
+            "--prompts",
+            help="The benchmark's words in the model's own prompt (mmeb) or to the letter (vlm2vec), or what ABC's "
+            "authors measured with (abc).",
+        ),
+    ] = "auto",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first queries of each data set.")
+    ] = None,
+    max_bad: Annotated[int, typer.Option("--max-bad", min=0, help="Most unusable rows and pictures.")] = 100,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch what is missing from the hub first; several GB.")
+    ] = False,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure hit@1 on the data sets of MMEB, with means beside published ones."""
+    from abc_rag.evaluation.mmeb.run import evaluate_mmeb
+
+    results = evaluate_mmeb(
+        _embedder(model, device, min_tokens, max_tokens, resolution=resolution),
+        _expanded(root),
+        datasets=_names(datasets),
+        images=None if images is None else _expanded(images),
+        prompts=prompts,
+        out=None if out is None else _expanded(out),
+        limit=limit,
+        max_bad=max_bad,
+        download=download,
+        progress=not as_json,
+    )
+    finish(results, out=out, as_json=as_json)
+
+
+@evaluate.command("mteb")
+def evaluate_mteb_command(
+    tasks: Annotated[
+        list[str],
+        typer.Option(
+            "--tasks", "-t", help="Names of mteb's tasks or benchmarks, separated by commas; may be repeated."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="organisation/model, under which mteb files the results.")
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run tasks of mteb (MIEB, ViDoRe, ...). mteb fetches their data from the Hugging Face hub."""
+    from abc_rag.evaluation.mteb import evaluate_mteb
+
+    results = evaluate_mteb(
+        _embedder(model, device, min_tokens, max_tokens, resolution=resolution),
+        _names(tasks) or [],
+        out=None if out is None else _expanded(out),
+        name=name,
+        progress=not as_json,
+    )
+    finish(results, out=out, as_json=as_json)
+
+
+def _names(given: list[str] | None) -> list[str] | None:
+    """Names in several options or between commas; those in brackets are part of a name: ``MTEB(eng, v2)``."""
+    if given is None:
+        return None
+    return [name.strip() for one in given for name in re.split(r",(?![^(]*\))", one) if name.strip()]

@@ -1,0 +1,272 @@
+"""The commands ``abc-rag train pretrain | instruct | vlm2vec | mini | push``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from abc_rag.cli.options import (
+    DeviceOption,
+    JsonOption,
+    MaxTokensOption,
+    MinTokensOption,
+    ModelOption,
+    ResolutionOption,
+    _console,
+    _embedder,
+    _expanded,
+    _print_json,
+    _say,
+    train,
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help="Folder or file of JSON lines, 'abc-pretraining', 'abc-vg-instruct', or 'scenes'."),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run; an unfinished one is taken up.")]
+ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")]
+StartOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Start from this checkpoint's parts: abc-mini, or a folder with base/, ..."),
+]
+BaseOption = Annotated[str | None, typer.Option("--base", help="Qwen2-VL: a hub id, or a folder (./...).")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Optimiser steps.")]
+PicturesOption = Annotated[int | None, typer.Option("--pictures", help="Pictures of one step, over all processes.")]
+ChunkOption = Annotated[
+    int | None, typer.Option("--chunk", help="Pictures computed at once; less memory, the same gradients.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Any other setting, as name=value; repeat for more.")
+]
+DownloadOption = Annotated[bool | None, typer.Option("--download", help="Fetch a hub data set.")]
+PushOption = Annotated[str | None, typer.Option("--push", help="Then upload to this hub repository (user/name).")]
+
+
+def _echo(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _finish(out: Path, push: str | None) -> None:
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return
+    _say(f"the adapter is in {out}; what it is: {out / 'README.md'}")
+    if push is not None:
+        from abc_rag.training.running.card import push_to_hub
+
+        _say(f"uploaded: {push_to_hub(out, push)}")
+
+
+@train.command("pretrain")
+def pretrain_command(
+    config: ConfigOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    images: ImagesOption = None,
+    model: StartOption = None,
+    base: BaseOption = None,
+    negatives_file: Annotated[
+        Path | None, typer.Option("--negatives-file", help="What 'abc-rag train mine-negatives' wrote for the data.")
+    ] = None,
+    steps: StepsOption = None,
+    pictures: PicturesOption = None,
+    chunk: ChunkOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    download: DownloadOption = None,
+    push: PushOption = None,
+) -> None:
+    """Train a pretrain adapter: picture -> caption. On several GPUs: accelerate launch -m abc_rag.cli train ..."""
+    from abc_rag.training.config import PretrainConfig, read_config
+    from abc_rag.training.pretrain import pretrain
+
+    given: dict[str, Any] = {
+        "data": data, "out": _text(out), "images": _text(images), "base": base, "steps": steps, "pictures": pictures,
+        "negatives_file": _text(negatives_file), "chunk": chunk, "seed": seed, "download": download,
+    }  # fmt: skip
+    _finish(pretrain(read_config(PretrainConfig, config, given, settings or [], model=model), say=_echo), push)
+
+
+@train.command("instruct")
+def instruct_command(
+    config: ConfigOption = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    images: ImagesOption = None,
+    model: StartOption = None,
+    base: BaseOption = None,
+    pretrain: Annotated[
+        str | None, typer.Option("--pretrain", help="The pretrain adapter: a hub id, or a folder (./...).")
+    ] = None,
+    steps: StepsOption = None,
+    pictures: PicturesOption = None,
+    chunk: ChunkOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    download: DownloadOption = None,
+    push: PushOption = None,
+) -> None:
+    """Train an instruct adapter: picture + instruction -> phrase. Its folder can be used as --model."""
+    from abc_rag.training.config import InstructConfig, read_config
+    from abc_rag.training.instruct import instruct
+
+    given: dict[str, Any] = {
+        "data": data, "out": _text(out), "images": _text(images), "base": base, "pretrain": pretrain, "steps": steps,
+        "pictures": pictures, "chunk": chunk, "seed": seed, "download": download,
+    }  # fmt: skip
+    _finish(instruct(read_config(InstructConfig, config, given, settings or [], model=model), say=_echo), push)
+
+
+@train.command("vlm2vec")
+def vlm2vec_command(
+    config: ConfigOption = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Folder in the layout of TIGER-Lab/MMEB-train, or a file of it.")
+    ] = None,
+    out: OutOption = None,
+    images: ImagesOption = None,
+    subsets: Annotated[
+        str | None, typer.Option("--subsets", help="Names with commas between them; all of --data.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Qwen2-VL or Phi-3.5-vision: a hub id, or a folder (./...).")
+    ] = None,
+    resolution: Annotated[
+        str | None, typer.Option("--resolution", help="low, mid or high (Qwen2-VL), or a number of crops (Phi).")
+    ] = None,
+    steps: StepsOption = None,
+    rows: Annotated[int | None, typer.Option("--rows", help="Rows of one step, over all processes.")] = None,
+    chunk: Annotated[
+        int | None, typer.Option("--chunk", help="Rows computed at once; less memory, the same gradients.")
+    ] = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    push: PushOption = None,
+) -> None:
+    """Train a VLM2Vec adapter: texts and pictures find what answers them. Its folder can be used as --model."""
+    from abc_rag.training.config import VLM2VecConfig, read_config
+    from abc_rag.training.vlm2vec import train_vlm2vec
+
+    crops = int(resolution) if resolution is not None and resolution.isdecimal() else resolution
+    given: dict[str, Any] = {
+        "data": data, "out": _text(out), "images": _text(images), "subsets": subsets, "base": base,
+        "resolution": crops, "steps": steps, "rows": rows, "chunk": chunk, "seed": seed,
+    }  # fmt: skip
+    _finish(train_vlm2vec(read_config(VLM2VecConfig, config, given, settings or []), say=_echo), push)
+
+
+@train.command("push")
+def push_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    repository: Annotated[str, typer.Argument(help="Hub repository: user/name.")],
+    results: Annotated[
+        Path | None, typer.Option("--results", help="results.json of 'abc-rag evaluate', for the model card.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+) -> None:
+    """Upload a finished run's adapter, settings, metrics and card to a hub repository."""
+    from abc_rag.training.running.card import push_to_hub
+
+    _say(f"uploaded: {push_to_hub(_expanded(folder), repository, private=not public, results=results)}")
+
+
+@train.command("mini")
+def train_mini_command(
+    out: Annotated[Path, typer.Argument(help="Folder that receives base/, pretrain/ and instruct/.")],
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the base stage, for a trial.")] = None,
+    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16; slower on CPUs that do not know it.")] = True,
+) -> None:
+    """Train abc-mini from nothing: its base, then the two adapters as 'pretrain' and 'instruct' do."""
+    from dataclasses import replace
+
+    from abc_rag.training.mini import MiniConfig, train_mini
+
+    config = MiniConfig(seed=seed, bf16=bf16)
+    if steps is not None:
+        config = replace(config, base_steps=steps)
+    train_mini(_expanded(out), config, say=_echo)
+    _say(f"abc-mini is in {out}; its figures: abc-rag evaluate mini --model {out}")
+
+
+@train.command("mine-negatives")
+def mine_negatives_command(
+    data: Annotated[str, typer.Argument(help="Folder or file of JSON lines with captions, or 'abc-pretraining'.")],
+    out: Annotated[Path, typer.Argument(help="JSONL to write; an unfinished one is taken up.")],
+    model: ModelOption = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")] = None,
+    epsilon: Annotated[
+        float,
+        typer.Option("--epsilon", help="Leave out what scores this part of the positive's own score, or more."),
+    ] = 0.95,
+    count: Annotated[int, typer.Option("--count", help="Negatives of each row.")] = 35,
+    query: Annotated[
+        Literal["text", "image"],
+        typer.Option("--query", help="What searches: the caption (its own score is 1), or the picture."),
+    ] = "text",
+    index: Annotated[
+        Literal["auto", "exact", "approximate"],
+        typer.Option("--index", help="Compare with all captions, or search an index; auto: what memory allows."),
+    ] = "auto",
+    memory_gb: Annotated[
+        float | None, typer.Option("--memory-gb", help="GiB for vectors. Default: half of what is free.")
+    ] = None,
+    keep_vectors: Annotated[
+        bool, typer.Option("--keep-vectors", help="Keep OUT.work, to mine again with other settings.")
+    ] = False,
+    max_bad: Annotated[int, typer.Option("--max-bad", help="Most unusable rows.")] = 100,
+    download: Annotated[bool, typer.Option("--download", help="Fetch a hub data set.")] = False,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find captions that nearly describe each picture of a corpus: the hard negatives of 'train pretrain'."""
+    from abc_rag.training.data.open import open_captions
+    from abc_rag.training.negatives.mine import mine_negatives
+
+    source = open_captions(
+        data, images=None if images is None else _expanded(images), max_bad=max_bad, allow_download=download
+    )
+    report = mine_negatives(
+        source,
+        _expanded(out),
+        _embedder(model, device, min_tokens, max_tokens, resolution=resolution),
+        epsilon=epsilon,
+        count=count,
+        query=query,
+        index=index,
+        memory_gb=memory_gb,
+        keep_vectors=keep_vectors,
+        progress=not as_json,
+    )
+    if as_json:
+        _print_json(report.as_dict())
+        return
+    table = Table(title=escape(f"negatives by {report.model}"), show_header=False)
+    recall = "" if report.recall is None else f", recall {report.recall:.3f}"
+    for name, value in (
+        ("rows", f"{report.rows:,}"),
+        ("different captions", f"{report.captions:,}"),
+        ("negatives a row", f"{report.negatives / report.rows:.1f} of {report.count}"),
+        ("rows with fewer", f"{report.short:,}"),
+        ("left out as probably true", f"{report.at_or_above_bar:,}"),
+        ("search", f"{report.query}, {report.index}{recall}"),
+        ("unusable rows", f"{report.bad['count']:,}"),
+    ):
+        table.add_row(name, value)
+    _console().print(table)
+    _say(f"written to {out}; train with: abc-rag train pretrain --data {data} --negatives-file {out} ...")

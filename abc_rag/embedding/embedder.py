@@ -1,0 +1,327 @@
+"""The seam that everything else stands on: inputs in, unit vectors out."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from abc_rag.embedding.progress import progress_bar
+from abc_rag.embedding.threads import in_thread
+from abc_rag.errors import ABCRagError, ImageError, InputError
+from abc_rag.types import (
+    BASIC_TYPES,
+    INPUT_TYPES,
+    URL,
+    DataURI,
+    Fingerprint,
+    Image,
+    ImageSource,
+    Input,
+    InstructedImage,
+    Text,
+    Vectors,
+)
+
+__all__ = ["BatchSize", "Embedder"]
+
+BatchSize = int | Literal["auto"]
+
+_UNIT_TOLERANCE = 1e-2
+_LEAST_LENGTH = 1e-12  # no division by zero
+# Inputs embedded together where an embedder has no stream of its own.
+_CHUNK = 64
+
+
+class Embedder(ABC):
+    """Turns typed inputs into unit vectors of one space.
+
+    A subclass implements `dim`, `fingerprint` and `_embed`; this class checks inputs and results.
+    Implementations are safe to call from many threads at once.
+    """
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Length of a vector."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> Fingerprint:
+        """Which model, revision and resolution make these vectors."""
+
+    @property
+    def accepts(self) -> tuple[type, ...]:
+        """Which of the input types can be embedded."""
+        return BASIC_TYPES
+
+    @abstractmethod
+    def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
+        """Embed checked inputs; return float32 of shape ``(len(inputs), dim)``, unit rows, in order."""
+
+    def embed(self, inputs: Iterable[Input], *, batch_size: BatchSize = "auto", progress: bool = False) -> Vectors:
+        """Embed any mix of texts, pictures and pictures with instructions.
+
+        Args:
+            inputs: `Text`, `Image` and `InstructedImage` values, in any mix; and `InstructedText` and `Interleaved`
+                where `accepts` has them.
+            batch_size: Most items computed at once; ``"auto"`` bounds the tokens in flight instead.
+                The result does not depend on it.
+            progress: Show a progress bar with rate and time left on standard error.
+
+        Returns:
+            float32 array of shape ``(n, dim)``; row ``i`` is the unit vector of input ``i``.
+
+        Raises:
+            InputError: An input is of no type that is accepted, or cannot be used; the message says which.
+            ImageError: A picture cannot be opened or exceeds a limit.
+        """
+        items = self._checked(inputs, batch_size)
+        if not items:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        vectors = self._embed(items, batch_size=batch_size, progress=progress)
+        self._check(vectors, len(items))
+        return vectors
+
+    async def aembed(self, inputs: Iterable[Input], *, batch_size: BatchSize = "auto") -> Vectors:
+        """`embed` for event loops: other tasks run meanwhile, and cancelling the task gives up what has not begun."""
+        items = self._checked(inputs, batch_size)
+        if not items:
+            return np.zeros((0, await in_thread(lambda: self.dim)), dtype=np.float32)
+        vectors = await self._aembed(items, batch_size=batch_size)
+        self._check(vectors, len(items))
+        return vectors
+
+    @overload
+    def embed_iter(
+        self,
+        inputs: Iterable[Input],
+        *,
+        batch_size: BatchSize = "auto",
+        progress: bool = False,
+        total: int | None = None,
+        return_errors: Literal[False] = False,
+    ) -> Iterator[Vectors]: ...
+
+    @overload
+    def embed_iter(
+        self,
+        inputs: Iterable[Input],
+        *,
+        batch_size: BatchSize = "auto",
+        progress: bool = False,
+        total: int | None = None,
+        return_errors: Literal[True],
+    ) -> Iterator[Vectors | ABCRagError]: ...
+
+    def embed_iter(
+        self,
+        inputs: Iterable[Input],
+        *,
+        batch_size: BatchSize = "auto",
+        progress: bool = False,
+        total: int | None = None,
+        return_errors: bool = False,
+    ) -> Iterator[Vectors | ABCRagError]:
+        """Embed a stream of any length in bounded memory, a little ahead of whoever takes the vectors.
+
+        Inputs are taken from ``inputs`` in the thread of the caller, in order and as there is room. Closing the
+        iterator, or an exception in the loop over it, gives up what has not begun: every vector that was taken belongs
+        to the next input in turn, so a loop that counts can go on from there.
+
+        Args:
+            inputs: Any mix of inputs; a generator is not read to its end first.
+            batch_size: As for `embed`.
+            progress: Show a progress bar with rate and, where ``total`` or the inputs' length is known, time left.
+            total: How many inputs there are, for the progress bar.
+            return_errors: Give the error of an input that cannot be embedded in place of its vector, and go on.
+
+        Yields:
+            float32 unit vectors of shape ``(dim,)``, one an input, in order.
+
+        Raises:
+            InputError: An input cannot be used, and ``return_errors`` is not set; those before it have been given.
+            ImageError: As above, for a picture.
+        """
+        _refuse_single(inputs, (str, bytes, *INPUT_TYPES), "inputs")
+        _check_batch_size(batch_size)
+        if total is None and isinstance(inputs, Sequence):
+            total = len(inputs)
+        return self._stream(iter(inputs), batch_size, progress, total, return_errors)
+
+    def _stream(
+        self, inputs: Iterator[Input], batch_size: BatchSize, progress: bool, total: int | None, return_errors: bool
+    ) -> Iterator[Vectors | ABCRagError]:
+        pulled: deque[InputError | None] = deque()
+
+        def usable() -> Iterator[Input]:
+            for position, item in enumerate(inputs):
+                pulled.append(self._wrong_type(position, item))
+                if pulled[-1] is None:
+                    yield item
+
+        position = 0
+        with progress_bar("embedding", total=total, enabled=progress) as bar:
+            for result in itertools.chain(self._embed_each(usable(), batch_size=batch_size), [None]):
+                while pulled and (wrong := pulled.popleft()) is not None:
+                    yield _given(wrong, return_errors)
+                    bar.advance()
+                    position += 1
+                if result is None:
+                    return
+                if isinstance(result, ABCRagError):
+                    if type(result) is InputError:  # that of a picture names the picture
+                        result = _numbered(result, position)
+                    result = _given(result, return_errors)
+                else:
+                    self._check(result[None], 1)
+                yield result
+                bar.advance()
+                position += 1
+
+    def _embed_each(self, inputs: Iterator[Input], *, batch_size: BatchSize) -> Iterator[Vectors | ABCRagError]:
+        """The vector of each input, or its error without the input's number, in order.
+
+        An embedder that can compute ahead overrides this.
+        """
+        while chunk := list(itertools.islice(inputs, _CHUNK)):
+            try:
+                yield from self._embed(chunk, batch_size=batch_size, progress=False)
+            except InputError:
+                # One by one, so that a bad input costs nothing but itself.
+                for item in chunk:
+                    try:
+                        yield self._embed([item], batch_size=1, progress=False)[0]
+                    except ImageError as error:
+                        yield error
+                    except InputError as error:
+                        yield InputError(str(error).removeprefix("input 0: "))
+
+    async def _aembed(self, inputs: Sequence[Input], *, batch_size: BatchSize) -> Vectors:
+        """`_embed` without blocking the event loop."""
+        return await in_thread(partial(self._embed, inputs, batch_size=batch_size, progress=False))
+
+    def _checked(self, inputs: Iterable[Input], batch_size: BatchSize) -> list[Input]:
+        _refuse_single(inputs, (str, bytes, *INPUT_TYPES), "inputs")
+        items = list(inputs)
+        for position, item in enumerate(items):
+            if error := self._wrong_type(position, item):
+                raise error
+        _check_batch_size(batch_size)
+        return items
+
+    def _wrong_type(self, position: int, item: object) -> InputError | None:
+        # What everybody takes first: asking which others are accepted may load a model.
+        if isinstance(item, BASIC_TYPES) or (isinstance(item, INPUT_TYPES) and isinstance(item, self.accepts)):
+            return None
+        if isinstance(item, INPUT_TYPES):
+            return InputError(
+                f"input {position} is {_with_article(type(item))}, which {self.fingerprint.model} does not take; it "
+                f"takes {', '.join(kind.__name__ for kind in self.accepts)}"
+            )
+        return InputError(
+            f"input {position} is a {type(item).__name__}; wrap it as abc_rag.Text(text), "
+            "abc_rag.Image(source) or abc_rag.InstructedImage(source, instruction)"
+        )
+
+    def _check(self, vectors: Vectors, count: int) -> None:
+        """Refuse what would spoil a store: rows too few, of another length, or of no unit length (NaN included)."""
+        wanted = (count, self.dim)
+        if vectors.shape != wanted or vectors.dtype != np.float32:
+            raise ABCRagError(
+                f"{type(self).__name__} returned {vectors.dtype} of shape {vectors.shape}; expected float32 of {wanted}"
+            )
+        lengths = np.linalg.norm(vectors, axis=1)
+        wrong = np.flatnonzero(~(np.abs(lengths - 1) < _UNIT_TOLERANCE))
+        if len(wrong):
+            remedy = (
+                "" if np.isfinite(lengths[wrong[0]]) else "; if this is dtype='float16', use 'bfloat16' or 'float32'"
+            )
+            raise ABCRagError(
+                f"{type(self).__name__} returned a vector of length {lengths[wrong[0]]:.4g} for input {wrong[0]}; "
+                f"expected unit vectors{remedy}"
+            )
+
+    def similarity(self, first: npt.ArrayLike, second: npt.ArrayLike) -> Vectors:
+        """How alike vectors are: the cosine of each of the first with each of the second.
+
+        Args:
+            first: Vectors ``(n, dim)`` that `embed` gave, or one of them, ``(dim,)``.
+            second: Others ``(m, dim)``, or one, ``(dim,)``.
+
+        Returns:
+            float32 ``(n, m)``, in [-1, 1]; an axis is left out where one vector was given.
+
+        Raises:
+            InputError: They are of different length, or no vectors.
+        """
+        try:
+            a, b = (np.asarray(vectors, dtype=np.float32) for vectors in (first, second))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"similarity compares vectors (dim,) or (n, dim), not {type(first).__name__} with "
+                f"{type(second).__name__} ({error}); pass what embed returned"
+            ) from error
+        if not (a.ndim in (1, 2) and b.ndim in (1, 2) and a.shape[-1] == b.shape[-1]):
+            raise InputError(
+                f"similarity compares vectors (dim,) or (n, dim) of one length, not {a.shape} with {b.shape}; "
+                "pass what embed returned"
+            )
+        lengths = [np.linalg.norm(vectors, axis=-1, keepdims=True) for vectors in (a, b)]
+        a, b = (vectors / np.maximum(length, _LEAST_LENGTH) for vectors, length in zip((a, b), lengths, strict=True))
+        cosines: Vectors = np.asarray(np.clip(a @ b.T, -1.0, 1.0), dtype=np.float32)
+        return cosines
+
+    def embed_texts(self, texts: Iterable[str], *, batch_size: BatchSize = "auto", progress: bool = False) -> Vectors:
+        """Embed passages; shape ``(n, dim)``. See `embed`."""
+        _refuse_single(texts, str, "texts")
+        return self.embed([Text(t) for t in texts], batch_size=batch_size, progress=progress)
+
+    def embed_images(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        instruction: str | None = None,
+        batch_size: BatchSize = "auto",
+        progress: bool = False,
+    ) -> Vectors:
+        """Embed pictures, all under one instruction where one is given; shape ``(n, dim)``. See `embed`."""
+        _refuse_single(images, (str, bytes, os.PathLike, URL, DataURI), "images")
+        inputs: list[Input] = [
+            Image(source) if instruction is None else InstructedImage(source, instruction) for source in images
+        ]
+        return self.embed(inputs, batch_size=batch_size, progress=progress)
+
+
+def _with_article(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
+
+
+def _numbered(error: InputError, position: int) -> InputError:
+    numbered = InputError(f"input {position}: {error}")
+    numbered.__cause__ = error
+    return numbered
+
+
+def _given(error: ABCRagError, return_errors: bool) -> ABCRagError:
+    if not return_errors:
+        raise error
+    return error
+
+
+def _check_batch_size(batch_size: BatchSize) -> None:
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size must be 'auto' or a positive int, not {batch_size!r}")
+
+
+def _refuse_single(values: object, single: type | tuple[type, ...], name: str) -> None:
+    # A str is an iterable of its letters and bytes of ints: both would be embedded one by one.
+    if isinstance(values, single) or not isinstance(values, Iterable):
+        raise InputError(f"{name} must be a list; got a single {type(values).__name__}: pass [{name[:-1]}]")

@@ -1,0 +1,361 @@
+"""A model family on this machine, behind the `Embedder` seam.
+
+Inputs go from a call to a few threads that read, open and tokenise them (`_preparation`, `_processes`), wait in
+one line for all calls (`_scheduler`), and are computed in batches by the one thread that owns the network
+(`_runner`), or by one for each of several networks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+
+import numpy as np
+
+from abc_rag.embedding.embedder import BatchSize, Embedder
+from abc_rag.embedding.engine.caches import DiskTier, TensorCache
+from abc_rag.embedding.engine.preparation import Preparation
+from abc_rag.embedding.engine.runner import JOIN_S, BatchReport, ModelThread, Runner
+from abc_rag.embedding.engine.scheduler import Request, Scheduler
+from abc_rag.embedding.progress import progress_bar
+from abc_rag.embedding.settings import EngineSettings
+from abc_rag.embedding.threads import in_thread
+from abc_rag.errors import ABCRagError, ImageError, InputError
+from abc_rag.models.family import Family
+from abc_rag.types import DataURI, Fingerprint, ImageSource, Input, Vectors, content_of, sources_of
+
+__all__ = ["LocalEmbedder"]
+
+# A call of no more inputs than this is somebody who waits for an answer.
+_SMALL_CALL = 4
+# Budgets where the settings leave them to the device. On a GPU a few hundred tokens keep the chip busy, and this many
+# hide the time between batches; on a CPU a batch of this size stays in its caches.
+_TOKENS = {"cpu": 2048, "cuda": 4096}
+_PATCHES = {"cpu": 1024, "cuda": 16384}
+# How many results may wait for an earlier one, in multiples of what may be on the way.
+_OUT_OF_ORDER = 4
+
+
+class _Machine:
+    """All that runs: threads, processes, caches. Knows nothing of the `LocalEmbedder`, so that it can go first."""
+
+    def __init__(self, owner: ModelThread, settings: EngineSettings, report: Callable[[BatchReport], None]) -> None:
+        families = owner.families()
+        self._owner = owner
+        self.pid = os.getpid()
+        first = families[0]
+        kind = first.device.type
+        disk = None if settings.cache_folder is None else DiskTier(settings.cache_folder, settings.cache_folder_bytes)
+        scope = f"{first.fingerprint} {first.dtype}"
+        self.vision = TensorCache(settings.vision_cache_bytes, disk=disk, scope=f"vision {scope}")
+        embeddings_on_disk = disk if settings.embedding_cache_bytes else None
+        self.embeddings = TensorCache(settings.embedding_cache_bytes, disk=embeddings_on_disk, scope=f"vector {scope}")
+        self.scheduler = Scheduler(
+            most_tokens=settings.most_tokens or _TOKENS.get(kind, _TOKENS["cpu"]),
+            most_wait_s=settings.most_wait_ms / 1000,
+            most_waiting=settings.most_waiting,
+            most_waiting_bytes=settings.most_waiting_bytes,
+            alternate=kind == "cpu",
+        )
+        self.preparation = Preparation(
+            first,
+            self.scheduler,
+            vision=self.vision,
+            embeddings=self.embeddings,
+            workers=settings.workers or min(8, os.cpu_count() or 1),
+            worker_kind=settings.worker_kind,
+            timeout_s=settings.picture_timeout_s,
+        )
+        self._runners = [
+            Runner(
+                family,
+                self.scheduler,
+                vision=self.vision,
+                embeddings=self.embeddings,
+                most_patches=settings.most_patches or _PATCHES.get(kind, _PATCHES["cpu"]),
+                report=report,
+            )
+            for family in families
+        ]
+        self._disk = disk
+        self.preparation.start()
+        owner.do(self._runners[0].run)
+        for runner in self._runners[1:]:
+            threading.Thread(target=runner.run, name="abc-rag-model", daemon=True).start()
+
+    def stop(self) -> None:
+        """End everything; who still waits gets an error."""
+        if self.pid != os.getpid():
+            return  # a forked child has none of it
+        self.scheduler.fail_all(ABCRagError("the embedder was closed while it computed; open another one"))
+        self.scheduler.stop()
+        self.preparation.close()
+        self.preparation.join(JOIN_S)
+        if threading.current_thread() is not self._owner:  # an embedder may be collected in any thread
+            for runner in self._runners:
+                runner.ended.wait(JOIN_S)
+        if self._disk is not None:
+            self._disk.close()
+
+
+class _Reports:
+    """Where batches are reported to; apart from the embedder, so that threads do not keep it alive."""
+
+    listener: Callable[[BatchReport], None] | None = None
+
+    def __call__(self, report: BatchReport) -> None:
+        if self.listener is not None:
+            self.listener(report)
+
+
+class LocalEmbedder(Embedder):
+    """Embeds with a network in this process, or with several of the same weights on several devices.
+
+    The network is loaded on first use. Calls from any number of threads and event loops are computed together, in
+    batches, by the one thread that owns it; pictures are opened beside it.
+
+    Args:
+        load: Makes the family, or one for each device; called once, on first use.
+        settings: What the engine may use.
+    """
+
+    def __init__(self, load: Callable[[], Family | list[Family]], settings: EngineSettings | None = None) -> None:
+        self._load = load
+        self.settings = settings or EngineSettings()
+        self._owner: ModelThread | None = None
+        self._pid = os.getpid()
+        self._loading = threading.RLock()
+        self._machine: _Machine | None = None
+        self._ending: weakref.finalize[[], LocalEmbedder] | None = None
+        self._reports = _Reports()
+
+    @property
+    def family(self) -> Family:
+        """The loaded model family, the first of several; loads it."""
+        return self._loaded().families()[0]
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector; loads the model."""
+        return self.family.dim
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Model, revision and resolution; loads the model."""
+        return self.family.fingerprint
+
+    @property
+    def accepts(self) -> tuple[type, ...]:
+        """Which of the input types the model takes; loads it."""
+        return self.family.accepts
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the processes that open pictures."""
+        return [] if self._machine is None else self._machine.preparation.processes.pids
+
+    def report_to(self, listener: Callable[[BatchReport], None] | None) -> None:
+        """Have every batch reported to ``listener``, from the model's own thread; None ends it."""
+        self._reports.listener = listener
+
+    def forget(self) -> None:
+        """Empty the caches in memory."""
+        with self._loading:
+            if self._machine is not None:
+                self._machine.vision.clear()
+                self._machine.embeddings.clear()
+
+    @contextmanager
+    def remembering_nothing(self) -> Iterator[None]:
+        """Have the model see every picture anew within the block, as measuring it needs."""
+        machine = self._running()
+        caches = (machine.vision, machine.embeddings)
+        for cache in caches:
+            cache.paused = True
+            cache.clear()
+        try:
+            yield
+        finally:
+            for cache in caches:
+                cache.paused = False
+
+    def close(self) -> None:
+        """End threads and worker processes, and empty the caches. The next call starts anew."""
+        with self._loading:
+            ending, self._ending, self._machine = self._ending, None, None
+        if ending is not None:
+            ending()
+
+    def _loaded(self) -> ModelThread:
+        with self._loading:
+            owner = self._owner
+            if owner is None or (self._pid != os.getpid()):
+                known = None if owner is None else owner.families()  # a forked child has the weights, not the thread
+                owner = ModelThread(partial(_as_list, self._load if known is None else partial(list, known)))
+                owner.families()
+                self._owner, self._pid = owner, os.getpid()
+                weakref.finalize(self, owner.end)
+            return owner
+
+    def _running(self) -> _Machine:
+        with self._loading:
+            if self._machine is None or self._machine.pid != os.getpid():
+                self._machine = _Machine(self._loaded(), self.settings, self._reports)
+                self._ending = weakref.finalize(self, self._machine.stop)
+            return self._machine
+
+    # --- Calls ----------------------------------------------------------------------------------------
+
+    def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
+        distinct, rows = _distinct(inputs)
+        vectors = np.empty((len(inputs), self.dim), dtype=np.float32)
+        with progress_bar("embedding", total=len(inputs), enabled=progress) as bar:
+            results = self._in_order(iter(distinct), small=len(distinct) <= _SMALL_CALL, batch_size=batch_size)
+            with contextlib.closing(results):
+                for positions, result in zip(rows, results, strict=True):
+                    vectors[positions] = _vector(result, positions[0])
+                    bar.advance(len(positions))
+        return vectors
+
+    def _embed_each(self, inputs: Iterator[Input], *, batch_size: BatchSize) -> Iterator[Vectors | ABCRagError]:
+        results = self._in_order(inputs, small=False, batch_size=batch_size)
+        with contextlib.closing(results):
+            for position, result in enumerate(results):
+                if not isinstance(result, BaseException) or isinstance(result, ABCRagError):
+                    yield result
+                else:
+                    yield _failed(result, position)
+
+    async def _aembed(self, inputs: Sequence[Input], *, batch_size: BatchSize) -> Vectors:
+        machine = self._machine
+        if machine is None or machine.pid != os.getpid():
+            machine = await in_thread(self._running)
+        distinct, rows = _distinct(inputs)
+        vectors = np.empty((len(inputs), self.dim), dtype=np.float32)
+        async with _awaited(machine.scheduler, small=len(distinct) <= _SMALL_CALL, batch_size=batch_size) as (
+            request,
+            changed,
+        ):
+            submitted = taken = 0
+            while taken < len(distinct):
+                changed.clear()
+                while submitted < len(distinct) and machine.scheduler.has_room(request):
+                    machine.scheduler.submit(request, submitted, distinct[submitted])
+                    submitted += 1
+                for position, result in _taken(machine.scheduler, request).items():
+                    vectors[rows[position]] = _vector(result, rows[position][0])
+                    taken += 1
+                if taken < len(distinct):
+                    await changed.wait()
+        return vectors
+
+    def _in_order(
+        self, inputs: Iterator[Input], *, small: bool, batch_size: BatchSize
+    ) -> Generator[Vectors | BaseException]:
+        """Results in the order of the inputs, which are taken from the iterator only as there is room for them."""
+        scheduler = self._running().scheduler
+        changed = threading.Condition(scheduler.lock)
+        most_items = None if batch_size == "auto" else batch_size
+        request = scheduler.open(small=small, most_items=most_items, changed=changed.notify_all)
+        ahead = _OUT_OF_ORDER * self.settings.most_waiting
+        waiting: dict[int, Vectors | BaseException] = {}
+        submitted = given = 0
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and submitted - given < ahead and scheduler.has_room(request):
+                    try:
+                        item = next(inputs)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    scheduler.submit(request, submitted, item)
+                    submitted += 1
+                if given in waiting:
+                    yield waiting.pop(given)
+                    given += 1
+                elif exhausted and given == submitted:
+                    return
+                else:
+                    with changed:
+                        may_give = not exhausted and submitted - given < ahead
+                        if not request.results and not (may_give and scheduler.has_room(request)):
+                            # With a limit, as on Windows nothing else lets Ctrl-C through.
+                            changed.wait(0.5)
+                    waiting.update(_taken(scheduler, request))
+        finally:
+            scheduler.close(request)
+
+
+def _as_list(load: Callable[[], Family | list[Family]]) -> list[Family]:
+    loaded = load()
+    return loaded if isinstance(loaded, list) else [loaded]
+
+
+@asynccontextmanager
+async def _awaited(
+    scheduler: Scheduler, *, small: bool, batch_size: BatchSize
+) -> AsyncIterator[tuple[Request, asyncio.Event]]:
+    """A call from an event loop, ended where the task is cancelled."""
+    loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+    def changed() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(event.set)
+
+    request = scheduler.open(small=small, most_items=None if batch_size == "auto" else batch_size, changed=changed)
+    try:
+        yield request, event
+    finally:
+        scheduler.close(request)
+
+
+def _taken(scheduler: Scheduler, request: Request) -> dict[int, Vectors | BaseException]:
+    with scheduler.lock:
+        results, request.results = request.results, {}
+        return results
+
+
+def _distinct(inputs: Sequence[Input]) -> tuple[list[Input], list[list[int]]]:
+    """Each input once, and where it stood; equal content under two names is found out later."""
+    positions: dict[object, list[int]] = {}
+    for position, item in enumerate(inputs):
+        positions.setdefault(_identity(item), []).append(position)
+    return [inputs[where[0]] for where in positions.values()], list(positions.values())
+
+
+def _identity(item: Input) -> object:
+    return content_of(item, [_name(source) for source in sources_of(item)])
+
+
+def _name(source: ImageSource) -> str:
+    if isinstance(source, DataURI):
+        return f"data {source.uri}"
+    if isinstance(source, (str, os.PathLike)):
+        return f"path {os.fsdecode(source)}"
+    return f"object {id(source)}"  # a URL, bytes and open pictures by themselves
+
+
+def _vector(result: Vectors | BaseException, position: int) -> Vectors:
+    """The vector, or its error under the input's number."""
+    if not isinstance(result, BaseException):
+        return result
+    if isinstance(result, ImageError):
+        raise result  # names its picture already
+    if isinstance(result, InputError):
+        raise InputError(f"input {position}: {result}") from result
+    if isinstance(result, ABCRagError):
+        raise result
+    raise _failed(result, position)
+
+
+def _failed(error: BaseException, position: int) -> ABCRagError:
+    made = ABCRagError(f"input {position}: could not be computed ({type(error).__name__}: {error})")
+    made.__cause__ = error
+    return made

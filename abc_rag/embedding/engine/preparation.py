@@ -1,0 +1,307 @@
+"""Reading, hashing, opening and tokenising inputs, beside the model, by a few threads and the processes they direct."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import PIL.Image
+
+from abc_rag.embedding.engine.caches import TensorCache
+from abc_rag.embedding.engine.processes import PictureProcesses, too_long
+from abc_rag.embedding.engine.scheduler import Scheduler, Ticket, Work
+from abc_rag.embedding.engine.watchdog import Watchdog
+from abc_rag.embedding.settings import WorkerKind
+from abc_rag.errors import ImageFormatError
+from abc_rag.images.open import content_hash
+from abc_rag.images.read import describe_source, read_bytes
+from abc_rag.models.family import Family, Picture
+from abc_rag.types import URL, ImageSource, Input, Vectors, content_of, sources_of
+
+__all__ = ["Preparation"]
+
+Settled = list[tuple["Work | Ticket", "Vectors | BaseException"]]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A picture's encoded bytes, where it has some, and the hash of its content."""
+
+    source: ImageSource
+    data: bytes | None
+    digest: str
+
+
+class _Slot:
+    """What one thread is at, so that another can take over if it never comes back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.thread = threading.current_thread()
+        self.at: Work | Ticket | None = None
+        self.opening: str | None = None
+        self.steps = 0
+        self.abandoned = False
+
+
+class Preparation:
+    """Threads that take tickets from the scheduler and give it works.
+
+    Args:
+        family: Whose prompts and pictures.
+        scheduler: Where tickets come from and works go to.
+        vision: Features that are known already.
+        embeddings: Vectors that are known already.
+        workers: How many threads.
+        worker_kind: Where pictures are opened.
+        timeout_s: Seconds for one picture.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        scheduler: Scheduler,
+        *,
+        vision: TensorCache,
+        embeddings: TensorCache,
+        workers: int,
+        worker_kind: WorkerKind,
+        timeout_s: float,
+    ) -> None:
+        self._family = family
+        self._scheduler = scheduler
+        self._vision = vision
+        self._embeddings = embeddings
+        self._timeout_s = timeout_s
+        self._kind = worker_kind
+        self._workers = workers
+        self._watchdog = Watchdog()
+        self.processes = PictureProcesses(family.recipe, family.image_limits, timeout_s, self._watchdog)
+        self._pictures: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
+        self._opening: dict[str, list[tuple[Input, Work]]] = {}
+        self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+
+    def start(self) -> None:
+        """Start the threads."""
+        for _ in range(self._workers):
+            self._start_one()
+
+    def close(self) -> None:
+        """End the processes; the threads end when the scheduler stops."""
+        self.processes.close()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the threads, but for those that were left behind with a picture."""
+        until = time.monotonic() + seconds
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until - time.monotonic()))
+
+    def _start_one(self) -> None:
+        thread = threading.Thread(target=self._run, name="abc-rag-prepare", daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+        thread.start()
+
+    def _run(self) -> None:
+        slot = _Slot()
+        while (tickets := self._scheduler.next_tickets()) is not None:
+            self._prepare_all(tickets, slot)
+            if slot.abandoned:
+                return  # another thread has taken this one's place
+            del tickets  # a thread that waits holds on to no picture
+
+    def _prepare_all(self, tickets: list[Ticket], slot: _Slot) -> None:
+        works: list[Work] = []
+        settled: Settled = []
+        for ticket in tickets:
+            self._prepare(ticket, slot, works, settled)
+        with slot.lock:
+            if slot.abandoned:
+                return
+            slot.at, slot.opening = None, None
+        self._scheduler.prepared(works, settled)
+
+    def _prepare(self, ticket: Ticket, slot: _Slot, works: list[Work], settled: Settled) -> None:
+        item = ticket.item
+        slot.at = ticket
+        try:
+            sources = sources_of(item)
+            if sources:
+                self._scheduler.wait_for_bytes()
+            read = [self._read_limited(source, slot) for source in sources]
+            content = content_of(item, [one.digest for one in read])
+            key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
+        except BaseException as error:  # libraries in other languages raise those too
+            settled.append((ticket, error))
+            return
+        with slot.lock:
+            if slot.abandoned:
+                return  # it has failed; nobody would end what is claimed now
+            work = self._scheduler.claim(ticket, key)
+            if work is None:
+                return
+            slot.at = work
+        try:
+            known = self._embeddings.get(key.hex()) if self._embeddings.in_use else None
+            if known is not None:
+                settled.append((work, known.numpy().copy()))
+            elif not read:
+                self._finish([(item, work)], None, works, settled)
+            elif len(read) == 1:
+                self._with_picture(item, work, read[0], slot, works, settled, small=ticket.request.small)
+            else:
+                self._with_pictures(item, work, read, slot, works, settled, small=ticket.request.small)
+        except BaseException as error:
+            settled.append((work, error))
+
+    def _read_limited(self, source: ImageSource, slot: _Slot) -> _Read:
+        # Fetching a URL has a limit of its own.
+        with nullcontext() if isinstance(source, URL) else self._limited(source, slot):
+            limits = self._family.image_limits
+            if isinstance(source, PIL.Image.Image):
+                return _Read(source, None, content_hash(source, limits=limits))
+            data = read_bytes(source, limits=limits)
+            return _Read(source, data, hashlib.sha256(data).hexdigest())
+
+    def _finish(
+        self,
+        waiting: list[tuple[Input, Work]],
+        pictures: list[Picture] | None,
+        works: list[Work],
+        settled: Settled,
+    ) -> None:
+        for item, work in waiting:
+            try:
+                work.prepared = self._family.prepare(item, pictures)
+                works.append(work)
+            except BaseException as error:
+                settled.append((work, error))
+
+    def _with_picture(
+        self,
+        item: Input,
+        work: Work,
+        read: _Read,
+        slot: _Slot,
+        works: list[Work],
+        settled: Settled,
+        *,
+        small: bool,
+    ) -> None:
+        """Finish a work with its picture; one that another thread is opening is finished there."""
+        with self._lock:
+            picture = self._pictures.get(read.digest)
+            if picture is None:
+                if read.digest in self._opening:
+                    self._opening[read.digest].append((item, work))
+                    return
+                self._opening[read.digest] = [(item, work)]
+                slot.opening = read.digest
+        if picture is not None:
+            self._finish([(item, work)], [picture], works, settled)
+            return
+        try:
+            picture = self._seen_or_opened(read, work, slot, small=small)
+            with self._lock:  # one with several pictures may have opened it meanwhile
+                picture = self._shared(read.digest, picture, work)
+        except BaseException as error:
+            settled.extend((other, error) for _, other in self._end_opening(read.digest, None))
+            return
+        self._finish(self._end_opening(read.digest, picture), [picture], works, settled)
+
+    def _with_pictures(
+        self,
+        item: Input,
+        work: Work,
+        read: list[_Read],
+        slot: _Slot,
+        works: list[Work],
+        settled: Settled,
+        *,
+        small: bool,
+    ) -> None:
+        """Finish a work with several pictures, without waiting for those that other threads are opening."""
+        found: dict[str, Picture] = {}
+        for one in read:
+            if one.digest in found:
+                continue
+            with self._lock:
+                picture = self._pictures.get(one.digest)
+            found[one.digest] = picture or self._seen_or_opened(one, work, slot, small=small)
+        with self._lock:
+            for digest, picture in found.items():
+                found[digest] = self._shared(digest, picture, work)
+        self._finish([(item, work)], [found[one.digest] for one in read], works, settled)
+
+    def _seen_or_opened(self, read: _Read, work: Work, slot: _Slot, *, small: bool) -> Picture:
+        features = self._vision.get(read.digest) if self._vision.in_use else None
+        if features is not None:
+            return Picture(read.digest, len(features), features=features)
+        opened = self._opened(read.source, read.data, slot, small=small)
+        work.held_bytes += int(opened.nbytes)
+        return Picture(read.digest, self._family.picture_tokens(opened), opened)
+
+    def _end_opening(self, digest: str, picture: Picture | None) -> list[tuple[Input, Work]]:
+        """Who waits for a picture; none if it has been given up."""
+        with self._lock:
+            waiting = self._opening.pop(digest, [])
+            if picture is not None and waiting:
+                self._pictures[digest] = picture
+            return waiting
+
+    def _shared(self, digest: str, picture: Picture, work: Work) -> Picture:
+        """The one that stands for a content: the first that was opened, if it is still about. Under the lock."""
+        first = self._pictures.setdefault(digest, picture)
+        if first is not picture and picture.opened is not None:
+            work.held_bytes -= int(picture.opened.nbytes)
+        return first
+
+    def _opened(self, source: ImageSource, data: bytes | None, slot: _Slot, *, small: bool) -> Any:  # noqa: ANN401
+        name = describe_source(source)
+        elsewhere = self._kind == "process" or (self._kind == "auto" and not small and self._workers > 2)
+        if elsewhere and data is not None and self.processes.usable:
+            return self.processes.open(data, name)
+        with self._limited(source, slot):
+            return self._family.recipe.open(
+                source if data is None else data, limits=self._family.image_limits, name=name
+            )
+
+    @contextmanager
+    def _limited(self, source: ImageSource, slot: _Slot) -> Iterator[None]:
+        with slot.lock:
+            if slot.abandoned:  # with an earlier picture of the same input, whose error has been given
+                raise ImageFormatError(describe_source(source), too_long(self._timeout_s))
+            slot.steps += 1
+            step = slot.steps
+        try:
+            with self._watchdog.limit(self._timeout_s, lambda: self._abandon(slot, step, describe_source(source))):
+                yield
+        finally:
+            with slot.lock:
+                slot.steps += 1
+
+    def _abandon(self, slot: _Slot, step: int, name: str) -> None:
+        """A thread cannot be ended: leave it behind with its picture, and go on with another one."""
+        error = ImageFormatError(name, too_long(self._timeout_s))
+        with slot.lock:
+            if slot.steps != step or slot.abandoned:
+                return  # it has ended just now
+            slot.abandoned = True
+            left, opening = slot.at, slot.opening
+        with self._lock:
+            self._threads.discard(slot.thread)
+        self._start_one()
+        lost: list[Work | Ticket] = [] if left is None else [left]
+        if opening is not None:
+            lost += [work for _, work in self._end_opening(opening, None) if work is not left]
+        self._scheduler.prepared([], [(one, error) for one in lost])

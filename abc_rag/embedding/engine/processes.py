@@ -1,0 +1,246 @@
+"""Processes that open pictures: they keep this interpreter free, and one that hangs or crashes costs one picture.
+
+They are plain children that run `abc_rag.embedding.engine.worker` and talk over pipes: nothing of the caller's program is
+imported again, nothing is forked, nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+import abc_rag.errors
+from abc_rag.embedding.engine.watchdog import Watchdog
+from abc_rag.embedding.engine.worker import limits_as_json, read_exactly, recipe_as_json, write_message
+from abc_rag.errors import ABCRagError, ImageError, ImageFormatError
+from abc_rag.images.limits import ImageLimits
+from abc_rag.models.family import PictureRecipe
+
+__all__ = ["PictureProcesses", "too_long"]
+
+_START_S = 60.0
+# The parent's own path, and neither the current folder nor environment variables, decide what a child imports.
+_PROGRAM = """
+import sys, json
+sys.path[:] = json.loads(sys.argv[1])
+from abc_rag._picture_worker import main
+main()
+"""
+
+
+class _Child:
+    """One process, used by one thread at a time."""
+
+    def __init__(self) -> None:
+        path = json.dumps([os.path.abspath(entry) for entry in sys.path])
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _PROGRAM, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self.started = False
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytearray]:
+        """Raises EOFError or OSError where the process is gone."""
+        write_message(_Whole(self._requests), header, data)
+        return read_exactly(self._answers)
+
+    def kill(self) -> None:
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def end(self) -> int:
+        """End it, and free what it holds; its exit status."""
+        self.kill()
+        status = self._process.wait()
+        for pipe in (self._requests, self._answers):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        return status
+
+
+class _Whole:
+    """A pipe without buffer whose write does not stop half-way."""
+
+    def __init__(self, pipe: Any) -> None:  # noqa: ANN401
+        self._pipe = pipe
+
+    def write(self, data: Any) -> None:  # noqa: ANN401
+        view = memoryview(data)
+        while view.nbytes:
+            view = view[self._pipe.write(view) :]
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+class PictureProcesses:
+    """As many processes as threads ask for a picture at the same time.
+
+    Args:
+        recipe: How pictures are opened.
+        limits: Which are accepted.
+        timeout_s: Seconds that one may take.
+        watchdog: Ends those that take longer.
+    """
+
+    def __init__(self, recipe: PictureRecipe, limits: ImageLimits, timeout_s: float, watchdog: Watchdog) -> None:
+        self._recipe = recipe
+        self._told = {"recipe": recipe_as_json(recipe), "limits": limits_as_json(limits)}
+        self._timeout_s = timeout_s
+        self._watchdog = watchdog
+        self._idle: list[_Child] = []
+        self._all: set[_Child] = set()
+        self._lock = threading.Lock()
+        self._usable: bool | None = None
+        self._closed = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether processes can be started here, and know the recipe; tried once."""
+        with self._lock:
+            if self._usable is None:
+                self._usable = self._try()
+            return self._usable
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all processes."""
+        with self._lock:
+            return [child.pid for child in self._all]
+
+    def _try(self) -> bool:
+        if not sys.executable:
+            return False
+        try:
+            child = _Child()
+        except OSError:
+            return False
+        self._all.add(child)
+        try:
+            answer = self._start(child)
+        except (EOFError, OSError):
+            answer = {}
+        if issubclass(getattr(abc_rag.errors, answer.get("error") or "-", type), ABCRagError):
+            self._idle.append(child)
+            return True
+        self._all.discard(child)
+        child.end()
+        return False
+
+    def _start(self, child: _Child) -> dict[str, Any]:
+        """Wait until a child has imported what it needs, which is no part of a picture's time."""
+        with self._watchdog.limit(_START_S, child.kill):
+            # No picture: a child that works says just that, by the name of an error.
+            answer, _ = child.ask({**self._told, "name": "a trial"}, b"no picture")
+        child.started = True
+        return answer
+
+    def open(self, data: bytes, name: str) -> Any:  # noqa: ANN401  (what the recipe says)
+        """Open a picture.
+
+        Args:
+            data: Its encoded bytes.
+            name: For messages.
+
+        Raises:
+            ImageFormatError: It takes too long, or ends the process that opens it, twice.
+            InputError: It cannot be used.
+        """
+        for attempt in (1, 2):
+            child = self._taken(new=attempt == 2)
+            overdue = threading.Event()
+
+            def end(child: _Child = child, overdue: threading.Event = overdue) -> None:
+                overdue.set()
+                child.kill()
+
+            try:
+                if not child.started:
+                    self._start(child)
+                with self._watchdog.limit(self._timeout_s, end):
+                    answer, payload = child.ask({**self._told, "name": name}, data)
+            except (EOFError, OSError):
+                status = self._gone(child)
+                if overdue.is_set():
+                    raise ImageFormatError(name, too_long(self._timeout_s)) from None
+                if attempt == 2:
+                    reason = f"ends the process that opens it (exit status {status}); save it anew, or leave it out"
+                    raise ImageFormatError(name, reason) from None
+                continue  # it may have been killed from outside
+            except BaseException:
+                self._gone(child)
+                raise
+            if overdue.is_set():  # killed just after its answer
+                self._gone(child)
+            else:
+                with self._lock:
+                    if not self._closed:
+                        self._idle.append(child)
+            return self._opened(answer, payload)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """End all processes. Whoever waits for one gets an error."""
+        with self._lock:
+            self._closed = True
+            children, self._all, self._idle = list(self._all), set(), []
+        for child in children:
+            child.end()
+
+    def _taken(self, *, new: bool) -> _Child:
+        with self._lock:
+            if self._closed:
+                raise ABCRagError("the embedder was closed while it opened pictures; open another one")
+            # Those that are idle may all have been killed; that a new one dies is the picture's doing.
+            if self._idle and not new:
+                return self._idle.pop()
+            child = _Child()
+            self._all.add(child)
+            return child
+
+    def _gone(self, child: _Child) -> int:
+        with self._lock:
+            self._all.discard(child)
+        return child.end()
+
+    def _opened(self, answer: dict[str, Any], payload: bytearray) -> Any:  # noqa: ANN401
+        if "error" in answer:
+            raise _error(answer)
+        fields: dict[str, Any] = dict(answer["numbers"])
+        at = 0
+        for field, told in answer["arrays"].items():
+            dtype = np.dtype(told["dtype"])
+            count = int(np.prod(told["shape"], dtype=np.int64))
+            fields[field] = np.frombuffer(payload, dtype, count, at).reshape(told["shape"])
+            at += count * dtype.itemsize
+        return self._recipe.opens(**fields)
+
+
+def too_long(seconds: float) -> str:
+    """What is said of a picture that takes longer than it may."""
+    return f"takes more than {seconds:g} s to open; save it anew, or raise EngineSettings.picture_timeout_s"
+
+
+def _error(answer: dict[str, Any]) -> ABCRagError:
+    made: Any = getattr(abc_rag.errors, answer["error"], None) if answer["error"] else None
+    if made is None:
+        return ABCRagError(f"a picture could not be opened in another process ({answer['message']})")
+    told = [answer["source"]] if issubclass(made, ImageError) else []
+    error: ABCRagError = made(*told, answer["message"])
+    return error

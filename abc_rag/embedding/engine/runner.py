@@ -1,0 +1,387 @@
+"""The owner of a network: one thread that computes batch after batch, and survives what goes wrong in one of them."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from abc_rag.embedding.engine.caches import TensorCache
+from abc_rag.embedding.engine.scheduler import Scheduler, Work
+from abc_rag.errors import ABCRagError, InputError
+from abc_rag.models.family import Family, Picture
+from abc_rag.types import Vectors
+
+__all__ = ["JOIN_S", "BatchReport", "ModelThread", "Runner", "is_out_of_memory"]
+
+# Up to so many tokens one core of a CPU is as quick as all: after a pause, threads that have to be woken for each small
+# step take several times as long as the steps.
+_FREED_BYTES = 24 * 2**20  # the allocator learns from blocks of up to 32 MiB
+_ALONE = 128
+JOIN_S = 10.0
+"""How long threads that were told to end are waited for."""
+
+logger = logging.getLogger("abc_rag")
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """One batch, for who wants to know where the time goes. Times are of `time.perf_counter`, in seconds.
+
+    Attributes:
+        kind: Of its inputs, as the family names it.
+        items: How many inputs.
+        tokens: Their tokens in the language model.
+        patches: What the vision tower saw for it.
+        waited_from: Since when the model had waited for work.
+        begun: When it was handed to the device.
+        ended: When its vectors were on the CPU.
+        device: Where it was computed.
+    """
+
+    kind: str
+    items: int
+    tokens: int
+    patches: int
+    waited_from: float
+    begun: float
+    ended: float
+    device: str
+
+
+@dataclass
+class _Launched:
+    works: list[Work]
+    rows: torch.Tensor
+    copied: Any
+    patches: int
+    waited_from: float
+    begun: float
+
+
+class ModelThread(threading.Thread):
+    """The thread that owns a network: it loads it, and everything that is computed with it is computed here.
+
+    On a CPU that also makes it the only thread with helpers of OpenMP's: with more of them than cores, those of GNU's
+    library stop waiting actively, and each of the many small steps of a network costs a call of the system.
+
+    Args:
+        load: Makes the families.
+    """
+
+    def __init__(self, load: Callable[[], list[Family]]) -> None:
+        super().__init__(name="abc-rag-model", daemon=True)
+        self._threads = torch.get_num_threads()
+        self._load: Callable[[], list[Family]] | None = load
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._loaded: Future[list[Family]] = Future()
+        self.start()
+
+    def run(self) -> None:
+        """Load, then do what is asked for."""
+        # Another embedder may be computing with one thread just now, and a new thread would do the same for good.
+        torch.set_num_threads(self._threads)
+        _keep_freed_memory()
+        try:
+            assert self._load is not None
+            self._loaded.set_result(self._load())
+        except BaseException as error:
+            self._loaded.set_exception(error)
+            return
+        finally:
+            self._load = None
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def families(self) -> list[Family]:
+        """What was loaded; waits for it."""
+        return self._loaded.result()
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Do this after what was asked for before."""
+        self._jobs.put(job)
+
+    def end(self) -> None:
+        """End, after what was asked for before, and wait for that: a thread must not outlive the interpreter."""
+        self._jobs.put(None)
+        if self is not threading.current_thread():
+            self.join(JOIN_S)
+
+
+class Runner:
+    """Computes what the scheduler gives, with one network, in one thread.
+
+    Args:
+        family: The network.
+        scheduler: Where works come from.
+        vision: Where vision features go.
+        embeddings: Where vectors go.
+        most_patches: Budget of one pass of the vision tower.
+        report: Called after each batch with a `BatchReport`.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        scheduler: Scheduler,
+        *,
+        vision: TensorCache,
+        embeddings: TensorCache,
+        most_patches: int,
+        report: Callable[[BatchReport], None],
+    ) -> None:
+        self._family = family
+        self._scheduler = scheduler
+        self._vision = vision
+        self._embeddings = embeddings
+        self._most_patches = most_patches
+        self._report = report
+        self._warned = False
+        self._in_between = False
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Compute until the scheduler stops."""
+        try:
+            if self._family.device.type == "cuda":
+                torch.cuda.set_device(self._family.device)
+            self._run()
+        except BaseException as error:
+            # Nobody may wait for a thread that has gone.
+            logger.exception("the model's thread has failed")
+            failed = ABCRagError(f"the model's thread has failed ({type(error).__name__}: {error}); close the embedder")
+            failed.__cause__ = error
+            self._scheduler.fail_all(failed)
+        finally:
+            self.ended.set()
+
+    def _run(self) -> None:
+        before: _Launched | None = None
+        waited_from = time.perf_counter()
+        while True:
+            works = self._scheduler.next_batch(wait=before is None)
+            if works is None:
+                if before is not None:
+                    self._finish(before)
+                return
+            launched = self._launch(works, waited_from) if works else None
+            # The device computes this batch while the vectors of the one before are handed out.
+            if before is not None:
+                self._finish(before)
+            before = launched
+            if before is not None and before.copied is None:
+                self._finish(before)
+                before = None
+            # While it waits, nothing of a batch is kept in memory.
+            del works, launched
+            waited_from = time.perf_counter()
+
+    def _launch(self, works: list[Work], waited_from: float) -> _Launched | None:
+        begun = time.perf_counter()
+        try:
+            works, patches = self._see(works)
+            if not works:
+                return None
+            alone = self._family.device.type == "cpu" and not patches and sum(work.tokens for work in works) <= _ALONE
+            with one_thread() if alone else nullcontext():
+                rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
+            copied = None
+            if rows.device.type == "cuda":
+                # Into pinned memory, as only then the copy runs beside the next batch.
+                rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                copied.record()
+            return _Launched(works, rows, copied, patches, waited_from, begun)
+        except BaseException as error:  # libraries in other languages raise those too
+            self._recover(works, error)
+            return None
+
+    def _finish(self, launched: _Launched) -> None:
+        works = launched.works
+        try:
+            if launched.copied is not None:
+                launched.copied.synchronize()
+            # Copies, so that no vector keeps its whole batch in memory.
+            rows = [row.clone() for row in launched.rows.cpu().float()]
+            if len(rows) != len(works):
+                raise ABCRagError(f"{type(self._family).__name__} gave {len(rows)} vectors for {len(works)} inputs")
+        except Exception as error:
+            self._recover(works, error)
+            return
+        ended = time.perf_counter()
+        if self._embeddings.in_use:
+            for work, row in zip(works, rows, strict=True):
+                self._embeddings.put(work.key.hex(), row.clone())  # what a caller gets, it may change
+        results: list[tuple[Work, Vectors | BaseException]] = [
+            (work, row.numpy()) for work, row in zip(works, rows, strict=True)
+        ]
+        kind = works[0].prepared.kind if works[0].prepared is not None else ""
+        tokens = sum(work.tokens for work in works)
+        for work in works:
+            # Threads that wait for more may hold a work for long; its picture must not be known because of that.
+            work.prepared = None
+        self._scheduler.done(results)
+        device = str(self._family.device)
+        report = BatchReport(
+            kind, len(works), tokens, launched.patches, launched.waited_from, launched.begun, ended, device
+        )
+        try:
+            self._report(report)
+        except Exception:
+            logger.exception("the listener to batches has failed")
+
+    # --- Pictures -------------------------------------------------------------------------------------
+
+    def _see(self, works: list[Work]) -> tuple[list[Work], int]:
+        """Have the vision tower see what it has not; the works that can go on, and how many patches it saw."""
+        unseen: dict[int, Picture] = {}
+        for work in works:
+            for picture in work.pictures:
+                if picture.features is None:
+                    # A batch between its opening and now may have seen the same picture.
+                    picture.features = self._vision.get(picture.key) if self._vision.in_use else None
+                    if picture.features is None:
+                        unseen[id(picture)] = picture
+        patches = sum(picture.opened.patches for picture in unseen.values())
+        failed = self._see_all(list(unseen.values()))
+        self._scheduler.seen(works)
+        if not failed:
+            return works, patches
+        lost = [
+            (work, next(failed[id(picture)] for picture in work.pictures if id(picture) in failed))
+            for work in works
+            if any(id(picture) in failed for picture in work.pictures)
+        ]
+        self._scheduler.done(list(lost))
+        gone = {id(work) for work, _ in lost}
+        return [work for work in works if id(work) not in gone], patches
+
+    def _see_all(self, pictures: list[Picture]) -> dict[int, BaseException]:
+        failed: dict[int, BaseException] = {}
+        at = 0
+        while at < len(pictures):
+            if pictures[at].features is not None:  # a small call in between has had it seen
+                at += 1
+                continue
+            group = [pictures[at]]
+            patches = group[0].opened.patches
+            for picture in pictures[at + 1 :]:
+                if picture.features is not None or patches + picture.opened.patches > self._most_patches:
+                    break
+                group.append(picture)
+                patches += picture.opened.patches
+            try:
+                features = self._family.see([picture.opened for picture in group])
+            except Exception as error:
+                if len(group) == 1:
+                    failed[id(group[0])] = self._out_of_memory(error) if is_out_of_memory(error) else error
+                    at += 1
+                elif is_out_of_memory(error):
+                    self._most_patches = max(1, patches // 2)
+                    self._free(f"most_patches={self._most_patches}")
+                else:  # find out which one it is
+                    for picture in group:
+                        failed |= self._see_all([picture])
+                    at += len(group)
+                continue
+            for picture, seen in zip(group, features, strict=True):
+                picture.features, picture.opened = seen, None
+                if self._vision.in_use:
+                    self._vision.put(picture.key, seen)
+            at += len(group)
+            if at < len(pictures):
+                self._compute_small()
+        return failed
+
+    def _compute_small(self) -> None:
+        """Somebody who waits for one answer does not wait for all pictures of another call's batch."""
+        if self._in_between:
+            return
+        self._in_between = True
+        try:
+            if works := self._scheduler.next_small():
+                launched = self._launch(works, time.perf_counter())
+                if launched is not None:
+                    self._finish(launched)
+        finally:
+            self._in_between = False
+
+    # --- What goes wrong ------------------------------------------------------------------------------
+
+    def _recover(self, works: list[Work], error: BaseException) -> None:
+        if is_out_of_memory(error):
+            if len(works) > 1:
+                tokens = max(1, sum(work.tokens for work in works) // 2)
+                self._scheduler.most_tokens = min(self._scheduler.most_tokens, tokens)
+                self._free(f"most_tokens={self._scheduler.most_tokens}")
+                self._scheduler.put_back(works)
+                return
+            self._free("")
+            error = self._out_of_memory(error)
+        if len(works) == 1:
+            self._scheduler.done([(works[0], error)])
+            return
+        # One of them is to blame: each by itself, so that it fails alone.
+        for work in works:
+            launched = self._launch([work], time.perf_counter())
+            if launched is not None:
+                self._finish(launched)
+
+    def _out_of_memory(self, error: BaseException) -> InputError:
+        made = InputError(
+            f"does not fit into the memory of {self._family.device} even by itself; use fewer image tokens "
+            "(max_tokens), a shorter text, a smaller dtype, or weights='int8'"
+        )
+        made.__cause__ = error
+        return made
+
+    def _free(self, smaller: str) -> None:
+        self._vision.clear()
+        if self._family.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if smaller and not self._warned:
+            self._warned = True
+            logger.warning(
+                "out of memory on %s: going on with smaller batches (%s, EngineSettings sets it for good)",
+                self._family.device,
+                smaller,
+            )
+
+
+def _keep_freed_memory() -> None:
+    """Have GNU's allocator keep what is freed, up to some ten megabytes, instead of giving it back at once.
+
+    It maps a block anew that is as large as the largest that it has seen freed, and gives what is free at the end of
+    its memory back to the system; so the intermediate results of a network, a few megabytes each, were all zeroed by
+    the system again and again. Having freed something larger, it does neither. Elsewhere this does nothing.
+    """
+    torch.empty(_FREED_BYTES, dtype=torch.uint8)  # never touched, so it costs no memory
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch use this thread alone within the block; others that have used torch before are not concerned."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, on whatever device."""
+    if isinstance(error, ABCRagError):
+        return False
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)

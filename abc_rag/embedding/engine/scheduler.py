@@ -1,0 +1,431 @@
+"""Who waits for what: inputs of many calls on their way to the model, each distinct one computed once.
+
+An input is a `Ticket` of a `Request` (one call). Tickets of equal content share one `Work`, which is first prepared,
+then ready, then computed. Everything here happens under one lock and takes microseconds; opening pictures and
+computing happen elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from abc_rag.errors import ImageError
+from abc_rag.images.read import describe_source
+from abc_rag.models.family import Picture, Prepared
+from abc_rag.types import Image, Input, InstructedImage, InstructedText, Text, Vectors
+
+__all__ = ["Request", "Scheduler", "Ticket", "Work"]
+
+# Most inputs of small calls in one batch, and what such a call may give without being told to wait for room.
+_SMALL = 8
+# Texts prepared in one go: each takes little more than handing it over.
+_TEXTS = 32
+_WORDS = (Text, InstructedText)
+# Batches' worth of work among which the longest is chosen first.
+_AHEAD = 4
+# How long a model that alternates with preparation waits for several batches' worth.
+_PHASE_S = 1.0
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One input of one call."""
+
+    request: Request
+    position: int
+    item: Input
+
+
+@dataclass(eq=False)
+class Work:
+    """What is computed once, and for whom."""
+
+    key: bytes
+    tickets: list[Ticket]
+    prepared: Prepared | None = None
+    since: float = 0.0
+    held_bytes: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody still waits for it."""
+        return any(not ticket.request.closed for ticket in self.tickets)
+
+    @property
+    def small(self) -> bool:
+        """Whether a call with few inputs waits for it."""
+        return any(ticket.request.small for ticket in self.tickets)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Those of its input."""
+        return self.prepared.pictures if self.prepared is not None else ()
+
+    @property
+    def tokens(self) -> int:
+        """Its length."""
+        return self.prepared.tokens if self.prepared is not None else 0
+
+
+@dataclass(eq=False)
+class Request:
+    """One call: what it has given, and what has come of it.
+
+    Attributes:
+        small: It has few inputs.
+        most_items: Most inputs in one batch, or None.
+        changed: Called, under the lock, when there is a result or room.
+        results: Position -> vector or error; whoever takes one removes it.
+        waiting: How many inputs are on their way.
+        closed: Nobody wants the rest.
+    """
+
+    small: bool
+    most_items: int | None
+    changed: Callable[[], None]
+    results: dict[int, Vectors | BaseException] = field(default_factory=dict)
+    waiting: int = 0
+    closed: bool = False
+
+
+class Scheduler:
+    """The waiting lines, from calls to preparation and from preparation to the model.
+
+    Args:
+        most_tokens: Budget of a batch.
+        most_wait_s: How long the model waits for a batch to fill while inputs are being prepared.
+        most_waiting: Most inputs on their way, over all calls.
+        most_waiting_bytes: Most bytes of opened pictures.
+        alternate: Prepare the inputs of large calls only while the model waits. On a CPU both want all cores, and every
+            step of the model ends with its slowest core: what overlaps there takes longer than one after the other.
+    """
+
+    def __init__(
+        self,
+        *,
+        most_tokens: int,
+        most_wait_s: float,
+        most_waiting: int,
+        most_waiting_bytes: int,
+        alternate: bool = False,
+    ) -> None:
+        self.lock = threading.RLock()
+        self.most_tokens = most_tokens
+        self._most_wait_s = most_wait_s
+        self._most_waiting = most_waiting
+        self._most_waiting_bytes = most_waiting_bytes
+        self._to_prepare: tuple[deque[Ticket], deque[Ticket]] = (deque(), deque())
+        self._preparing = 0
+        self._in_flight: dict[bytes, Work] = {}
+        self._ready: dict[str, list[Work]] = {}
+        self._ready_tokens: dict[str, int] = {}
+        self._waiting = 0
+        self._held_bytes = 0
+        self._requests: set[Request] = set()
+        self._for_preparation = threading.Condition(self.lock)
+        self._for_model = threading.Condition(self.lock)
+        self._for_bytes = threading.Condition(self.lock)
+        self._last_was_small = False
+        self._alternate = alternate
+        self._draining = False
+        self._stopped = False
+        self._failure: BaseException | None = None
+
+    # --- Calls ----------------------------------------------------------------------------------------
+
+    def open(self, *, small: bool, most_items: int | None, changed: Callable[[], None]) -> Request:
+        """Begin a call."""
+        request = Request(small, most_items, changed)
+        with self.lock:
+            self._requests.add(request)
+        return request
+
+    def has_room(self, request: Request) -> bool:
+        """Whether a call may give another input now."""
+        return self._waiting < self._most_waiting or request.waiting < (_SMALL if request.small else 1)
+
+    def submit(self, request: Request, position: int, item: Input) -> None:
+        """Give an input; its result comes to ``request.results``."""
+        with self.lock:
+            request.waiting += 1
+            self._waiting += 1
+            if self._failure is not None:
+                self._deliver(Ticket(request, position, item), self._failure)
+                return
+            self._to_prepare[0 if request.small else 1].append(Ticket(request, position, item))
+            self._for_preparation.notify()
+
+    def close(self, request: Request) -> None:
+        """End a call; what it still waits for is not computed, unless others wait for it too."""
+        with self.lock:
+            request.closed = True
+            self._requests.discard(request)
+            self._waiting -= request.waiting
+            request.waiting = 0
+            for line in self._to_prepare:
+                if any(ticket.request is request for ticket in line):
+                    kept = [ticket for ticket in line if ticket.request is not request]
+                    line.clear()
+                    line.extend(kept)
+            self._say_room()
+
+    def stop(self) -> None:
+        """Wake everybody up for good."""
+        with self.lock:
+            self._stopped = True
+            for condition in (self._for_preparation, self._for_model, self._for_bytes):
+                condition.notify_all()
+
+    def fail_all(self, error: BaseException) -> None:
+        """Give an error to everybody who waits, and to whoever comes later."""
+        with self.lock:
+            self._failure = error
+            works = list(self._in_flight.values())
+            tickets = [ticket for line in self._to_prepare for ticket in line]
+            for line in self._to_prepare:
+                line.clear()
+            for work in works:
+                self._leave_ready(work)
+                self._settle(work, error)
+            for ticket in tickets:
+                self._deliver(ticket, error)
+            self._tell({ticket.request for ticket in tickets} | {t.request for work in works for t in work.tickets})
+
+    # --- Preparation ----------------------------------------------------------------------------------
+
+    def next_tickets(self) -> list[Ticket] | None:
+        """Wait for inputs to prepare: one with a picture, or some texts; None to stop."""
+        with self.lock:
+            while not self._stopped:
+                for line in self._to_prepare[: 1 if self._draining else 2]:
+                    if line:
+                        taken = [line.popleft()]
+                        while line and isinstance(taken[0].item, _WORDS) and isinstance(line[0].item, _WORDS):
+                            if len(taken) == _TEXTS:
+                                break
+                            taken.append(line.popleft())
+                        self._preparing += 1
+                        return taken
+                self._for_preparation.wait()
+            return None
+
+    def claim(self, ticket: Ticket, key: bytes) -> Work | None:
+        """The work for a ticket, if it is the first of its content; otherwise it waits with the first."""
+        with self.lock:
+            known = self._in_flight.get(key)
+            if known is not None:
+                known.tickets.append(ticket)
+                return None
+            work = self._in_flight[key] = Work(key, [ticket])
+            return work
+
+    def wait_for_bytes(self) -> None:
+        """Wait until another picture may be opened."""
+        with self.lock:
+            while self._held_bytes >= self._most_waiting_bytes and not self._stopped:
+                self._for_bytes.wait()
+
+    def prepared(self, works: list[Work], settled: list[tuple[Work | Ticket, Vectors | BaseException]]) -> None:
+        """Hand over what `next_tickets` gave: what can be computed, and what needs no more or has failed."""
+        now = time.monotonic()
+        with self.lock:
+            self._preparing -= 1
+            told = set()
+            for one, result in settled:
+                tickets = one.tickets if isinstance(one, Work) else [one]
+                told |= {ticket.request for ticket in tickets}
+                if isinstance(one, Work):
+                    one.held_bytes = 0  # never counted, as it comes to an end before it waits
+                    self._settle(one, result)
+                else:
+                    self._deliver(one, result)
+            for work in works:
+                if work.prepared is None or self._in_flight.get(work.key) is not work:
+                    continue  # it has failed meanwhile
+                work.since = now
+                self._held_bytes += work.held_bytes
+                self._ready.setdefault(work.prepared.kind, []).append(work)
+                self._ready_tokens[work.prepared.kind] = self._ready_tokens.get(work.prepared.kind, 0) + work.tokens
+            self._tell(told)
+            if self._failure is not None:
+                self.fail_all(self._failure)  # these were being prepared when the others failed
+            self._for_model.notify()
+
+    # --- The model ------------------------------------------------------------------------------------
+
+    def next_batch(self, *, wait: bool = True) -> list[Work] | None:
+        """Wait for work of one kind, the longest first; None to stop. Without ``wait``, an empty list for none."""
+        with self.lock:
+            while not self._stopped:
+                left = self._left()
+                if left is None or left > 0:
+                    if not wait:
+                        return []
+                    self._for_model.wait(left)
+                elif batch := self._take():
+                    return batch
+            return None
+
+    def next_small(self) -> list[Work]:
+        """What small calls wait for, of one kind, to be computed between two parts of a batch; or an empty list."""
+        with self.lock:
+            small = [work for works in self._ready.values() for work in works if work.small and work.wanted]
+            kind = small[0].prepared.kind if small and small[0].prepared is not None else None
+            return [] if kind is None else self._remove(kind, [w for w in small if w in self._ready[kind]][:_SMALL])
+
+    def _left(self) -> float | None:
+        """Seconds until a batch should be computed, not more than 0 for now; None while there is nothing."""
+        ready = [works for works in self._ready.values() if works]
+        if self._draining and not ready:
+            self._draining = False
+            self._for_preparation.notify_all()
+        if not ready:
+            return None
+        most_wait, phase = self._most_wait_s, 1
+        if self._alternate and not any(work.small for works in ready for work in works):
+            most_wait, phase = max(most_wait, _PHASE_S), _AHEAD
+        comes = self._preparing or any(self._to_prepare[: 1 if self._draining else 2])
+        full = any(tokens >= phase * self.most_tokens for tokens in self._ready_tokens.values())
+        full = full or self._held_bytes >= self._most_waiting_bytes  # no more can be prepared
+        if self._draining or full or not comes:
+            return 0.0
+        return min(works[0].since for works in ready) + most_wait - time.monotonic()
+
+    def _take(self) -> list[Work]:
+        self._draining = self._alternate
+        self._drop_unwanted()
+        kinds = [kind for kind, works in self._ready.items() if works]
+        if not kinds:
+            return []
+        small = [kind for kind in kinds if any(work.small for work in self._ready[kind])]
+        # Small calls go first, but every other batch begins with what has waited longest.
+        first = bool(small) and not self._last_was_small
+        kind = min(small if first else kinds, key=lambda k: self._ready[k][0].since)
+        works = self._ready[kind]
+        chosen = [work for work in works if work.small][:_SMALL] if small and kind in small else []
+        if chosen and not first:
+            chosen = [works[0], *(work for work in chosen if work is not works[0])]
+        self._last_was_small = first and (len(kinds) > 1 or len(chosen) < len(works))
+        chosen += self._longest(works, set(chosen))
+        batch: list[Work] = []
+        tokens, most = 0, None
+        for work in chosen:
+            limits = [t.request.most_items for t in work.tickets if t.request.most_items is not None]
+            tightest = min([*limits, *([] if most is None else [most])], default=None)
+            if batch and (tokens + work.tokens > self.most_tokens or (tightest is not None and len(batch) >= tightest)):
+                continue
+            batch.append(work)
+            tokens += work.tokens
+            most = tightest
+        return self._remove(kind, batch)
+
+    def _remove(self, kind: str, batch: list[Work]) -> list[Work]:
+        taken = set(batch)
+        self._ready[kind] = [work for work in self._ready[kind] if work not in taken]
+        self._ready_tokens[kind] -= sum(work.tokens for work in batch)
+        return batch
+
+    def _longest(self, works: list[Work], but: set[Work]) -> list[Work]:
+        """The oldest, and then the longest of those that have waited almost as long."""
+        near, tokens = [], 0
+        for work in works:
+            if work not in but:
+                near.append(work)
+                tokens += work.tokens
+                if tokens >= _AHEAD * self.most_tokens:
+                    break
+        return near[:1] + sorted(near[1:], key=lambda work: -work.tokens)
+
+    def _drop_unwanted(self) -> None:
+        for kind, works in self._ready.items():
+            if all(work.wanted for work in works):
+                continue
+            for work in works:
+                if not work.wanted:
+                    self._ready_tokens[kind] -= work.tokens
+                    self._forget(work)
+            self._ready[kind] = [work for work in works if work.wanted]
+
+    def put_back(self, works: list[Work]) -> None:
+        """Compute these later, before others."""
+        with self.lock:
+            for work in reversed(works):
+                if self._in_flight.get(work.key) is work and work.prepared is not None:
+                    self._ready.setdefault(work.prepared.kind, []).insert(0, work)
+                    kind = work.prepared.kind
+                    self._ready_tokens[kind] = self._ready_tokens.get(kind, 0) + work.tokens
+            self._for_model.notify_all()
+
+    def done(self, results: list[tuple[Work, Vectors | BaseException]]) -> None:
+        """Give results to everybody who waits for them."""
+        with self.lock:
+            told = {ticket.request for work, _ in results for ticket in work.tickets}
+            for work, result in results:
+                self._settle(work, result)
+            self._tell(told)
+
+    def seen(self, works: list[Work]) -> None:
+        """The vision tower has seen the pictures of these: they hold no opened picture any more."""
+        with self.lock:
+            for work in works:
+                self._held_bytes -= work.held_bytes
+                work.held_bytes = 0
+            self._for_bytes.notify_all()
+
+    # --- Under the lock -------------------------------------------------------------------------------
+
+    def _settle(self, work: Work, result: Vectors | BaseException) -> None:
+        if self._in_flight.get(work.key) is not work:
+            return  # it has failed meanwhile
+        self._forget(work)
+        for number, ticket in enumerate(work.tickets):
+            # Each caller may do with its vector as it likes.
+            self._deliver(ticket, result if isinstance(result, BaseException) or number == 0 else result.copy())
+
+    def _forget(self, work: Work) -> None:
+        if self._in_flight.get(work.key) is work:
+            del self._in_flight[work.key]
+        if work.held_bytes:
+            self._held_bytes -= work.held_bytes
+            work.held_bytes = 0
+            self._for_bytes.notify_all()
+
+    def _leave_ready(self, work: Work) -> None:
+        if work.prepared is not None and work in self._ready.get(work.prepared.kind, ()):
+            self._ready[work.prepared.kind].remove(work)
+            self._ready_tokens[work.prepared.kind] -= work.tokens
+
+    def _deliver(self, ticket: Ticket, result: Vectors | BaseException) -> None:
+        request = ticket.request
+        if request.closed:
+            return
+        request.waiting -= 1
+        self._waiting -= 1
+        # Raised in several threads, one error would collect all their tracebacks.
+        request.results[ticket.position] = _copied(result, ticket.item) if isinstance(result, BaseException) else result
+
+    def _tell(self, told: set[Request]) -> None:
+        for request in told:
+            request.changed()
+        self._say_room(told)
+
+    def _say_room(self, told: set[Request] | None = None) -> None:
+        if self._waiting < self._most_waiting:
+            for request in self._requests:
+                if request not in (told or ()):
+                    request.changed()
+
+
+def _copied(error: BaseException, item: Input) -> BaseException:
+    try:
+        if isinstance(error, ImageError) and isinstance(item, (Image, InstructedImage)):
+            # Found out for one of several names of the same content.
+            return type(error)(describe_source(item.source), error.reason)
+        return copy.copy(error)
+    except Exception:  # it cannot be made anew from its message
+        return error

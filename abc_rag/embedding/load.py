@@ -1,0 +1,182 @@
+"""``load_embedder``: a name, a folder or three parts in, an embedder out."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Union
+
+from abc_rag.errors import InputError
+from abc_rag.models.abc.loader import ABCCheckpoint
+from abc_rag.models.loader import Attention, DType, LoadOptions, Weights, find_checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from abc_rag.embedding.embedder import Embedder
+    from abc_rag.embedding.settings import EngineSettings
+    from abc_rag.images.limits import ImageLimits
+    from abc_rag.models.family import Family
+
+__all__ = [
+    "ABCCheckpoint",
+    "Attention",
+    "DType",
+    "ModelName",
+    "Weights",
+    "default_model",
+    "find_device",
+    "load_embedder",
+    "local_revision",
+]
+
+ModelName = Union[str, "os.PathLike[str]", ABCCheckpoint]
+
+
+def default_model() -> str:
+    """What is loaded when no model is named: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``."""
+    return os.environ.get("ABC_RAG_MODEL") or "abc"
+
+
+def load_embedder(
+    model: ModelName | None = None,
+    *,
+    device: str = "auto",
+    dtype: DType = "auto",
+    min_tokens: int | None = None,
+    max_tokens: int | None = None,
+    resolution: int | str | None = None,
+    attention: Attention = "auto",
+    weights: Weights = "full",
+    image_limits: ImageLimits | None = None,
+    engine: EngineSettings | None = None,
+) -> Embedder:
+    """An embedder for a model. The weights are loaded on first use.
+
+    Args:
+        model: ``"abc-mini"`` (the small checkpoint in this package); ``"abc"`` (the published 7B model, fetched from
+            the hub on first use); a folder with ``base/``, ``pretrain/`` and ``instruct/``, or one that
+            ``abc-rag train instruct`` wrote; or an `ABCCheckpoint`. For VLM2Vec: ``"TIGER-Lab/VLM2Vec-Qwen2VL-2B"``,
+            ``"TIGER-Lab/VLM2Vec-Qwen2VL-7B"``, ``"TIGER-Lab/VLM2Vec-Full"``, ``"TIGER-Lab/VLM2Vec-LoRA"``,
+            ``"vlm2vec:ORGANISATION/NAME"`` for another one on the hub, or a folder (see `abc_rag.models.vlm2vec.family`).
+            ``"st:NAME"`` for a model of sentence-transformers, by hub id or folder. A folder's files say which family
+            it belongs to; where they leave it open, write the family before it: ``"vlm2vec:FOLDER"``.
+            If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
+        device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), any torch device, or ``"cuda:*"``: all GPUs, each
+            with its own copy of the weights.
+        dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere. All three work on both. float16 is slow on a CPU,
+            and some models exceed its range: then there is an error, and no vector.
+        min_tokens: Fewest image tokens (of 28x28 pixels) that a picture is resized to. If not given: what the
+            checkpoint was made for, which is 256 for ABC and 9 for abc-mini.
+        max_tokens: Most image tokens; 1024 for ABC, 9 for abc-mini. More tokens show more detail and cost more time.
+        resolution: What else a family calls a resolution. VLM2Vec on Qwen2-VL: ``"low"``, ``"mid"`` or ``"high"``, a
+            fixed square of 128, 672 or 1344 pixels as in the published evaluation (``"high"``), in place of the limits.
+            VLM2Vec on Phi-3.5-vision: the most crops, 4 if not given.
+        attention: ``"auto"`` is torch's own kernels (``"sdpa"``); or ``"eager"``, or ``"flash_attention_2"`` where
+            that package is installed.
+        weights: ``"int8"`` or ``"int4"`` keeps the language model's matrices in 8 or 4 bits, on a CPU or a CUDA GPU;
+            they are multiplied in ``dtype``. Saves memory, not time, and the vectors are not those of full weights,
+            as the fingerprint says. Loading still needs the whole model in the computer's own memory once. Needs
+            the extra ``quantized``.
+        image_limits: Which pictures are accepted, and whether URLs are fetched.
+        engine: What the engine may use: workers, batches, caches. See `abc_rag.embedding.engine.EngineSettings`.
+
+    Returns:
+        An `Embedder`.
+
+    Raises:
+        InputError: An argument is unusable, or there is no such folder.
+        MissingExtraError: ``weights`` needs a package that is not installed.
+        CheckpointError: On first use: files are missing or do not fit.
+    """
+    if model is None:
+        model = default_model()
+    for name, value, allowed in (
+        ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
+        ("attention", attention, ("auto", "sdpa", "eager", "flash_attention_2")),
+        ("weights", weights, ("full", "int8", "int4")),
+    ):
+        if value not in allowed:
+            raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+    for name, tokens in (("min_tokens", min_tokens), ("max_tokens", max_tokens)):
+        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
+            raise InputError(f"{name} must be a positive number of image tokens, not {tokens!r}")
+    if min_tokens is not None and max_tokens is not None and min_tokens > max_tokens:
+        raise InputError(f"min_tokens ({min_tokens}) is larger than max_tokens ({max_tokens})")
+    if isinstance(resolution, bool) or not isinstance(resolution, (int, str, type(None))):
+        raise InputError(f"resolution must be a name or a number, not {resolution!r}")
+    checkpoint = find_checkpoint(model)
+    if weights != "full":
+        import abc_rag.models.quantize  # noqa: F401  (says now if the extra is missing, not after a download)
+
+    from abc_rag.embedding.engine.local import LocalEmbedder
+    from abc_rag.embedding.settings import EngineSettings
+    from abc_rag.images.limits import ImageLimits
+
+    settings = engine or EngineSettings()
+
+    def build() -> list[Family]:
+        import torch
+
+        checkpoint.fetch(device)
+        families = []
+        for one in _devices(device):
+            chosen = dtype if dtype != "auto" else "bfloat16" if one.type == "cuda" else "float32"
+            options = LoadOptions(
+                device=one,
+                dtype=getattr(torch, chosen),
+                min_tokens=min_tokens,
+                max_tokens=max_tokens,
+                resolution=resolution,
+                attention="sdpa" if attention == "auto" else attention,
+                weights=weights,
+                image_limits=image_limits or ImageLimits(),
+                compiled=settings.compile,
+            )
+            families.append(checkpoint.build(options))
+        return families
+
+    return LocalEmbedder(build, settings)
+
+
+def local_revision(model: ModelName, weights: Weights = "full", resolution: int | str | None = None) -> str | None:
+    """The revision that the model's fingerprint will have, if all its files are local; None where the hub decides.
+
+    Reads the files' hashes; loads and fetches nothing.
+
+    Raises:
+        InputError: There is no such model.
+        CheckpointError: A folder of an `ABCCheckpoint` is missing.
+    """
+    return find_checkpoint(model).local_revision(weights, resolution)
+
+
+def _devices(device: str) -> list[torch.device]:
+    """One device, or with ``"cuda:*"`` all GPUs."""
+    import torch
+
+    if device != "cuda:*":
+        return [find_device(device)]
+    count = torch.cuda.device_count()
+    if not count:
+        raise InputError("device 'cuda:*' cannot be used here (there is no CUDA GPU); use 'auto' or 'cpu'")
+    return [find_device(f"cuda:{index}") for index in range(count)]
+
+
+def find_device(device: str) -> torch.device:
+    """The device that is meant; ``"auto"`` is the best one here.
+
+    Raises:
+        InputError: It cannot be used.
+    """
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return found

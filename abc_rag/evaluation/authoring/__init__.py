@@ -1,0 +1,1 @@
+"""Making a CtrlBench file from a folder of pictures."""

@@ -1,0 +1,353 @@
+"""The data sets of the evaluations: JSON lines and folders that nobody vetted, read row by row.
+
+A picture's name in a row is a path, absolute or relative to the file's folder, and is never taken for anything else.
+A row may have an ``"id"``, which must then be unique, and any other columns, which are not looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from abc_rag.errors import DatasetError
+from abc_rag.training.data.rows import BadRows, read_jsonl
+from abc_rag.types import ImageSource
+
+__all__ = [
+    "InstructedRow",
+    "LabelledRow",
+    "QuestionRow",
+    "Unusable",
+    "check_limit",
+    "existing",
+    "find_image",
+    "read_instructed",
+    "read_labelled",
+    "read_labels",
+    "read_questions",
+    "require_rows",
+    "sample",
+    "text_of",
+    "texts_of",
+    "usable",
+]
+
+_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_SEED = 20_263
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class InstructedRow:
+    """A picture and what is asked of it.
+
+    Attributes:
+        name: What the picture is called.
+        image: The picture.
+        pairs: (instruction, the phrase that answers it); no instruction twice.
+    """
+
+    name: str
+    image: ImageSource
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class LabelledRow:
+    """A picture, what it is called, and its label."""
+
+    name: str
+    image: ImageSource
+    label: str
+
+
+@dataclass(frozen=True)
+class QuestionRow:
+    """A picture, a question about it, and answers.
+
+    Attributes:
+        name: What the picture is called.
+        image: The picture.
+        question: What is asked.
+        answer: The right answer.
+        candidates: All answers to choose from, the right one included; None where every answer of the file is one.
+    """
+
+    name: str
+    image: ImageSource
+    question: str
+    answer: str
+    candidates: tuple[str, ...] | None
+
+
+class Unusable(Exception):
+    """Why a row is left out. Caught where rows are read."""
+
+    def __init__(self, problem: str, detail: str = "") -> None:
+        super().__init__(problem, detail)
+        self.problem = problem
+        self.detail = detail
+
+
+# --- What all formats share -------------------------------------------------------------------------------
+
+
+def existing(data: str | os.PathLike[str], what: str, *, is_file: bool = False) -> Path:
+    """The path of a file or folder.
+
+    Raises:
+        DatasetError: It does not exist, or is a folder where ``is_file``; the message says what should be given.
+    """
+    path = Path(os.path.expanduser(data))
+    if not path.exists():
+        raise DatasetError(f"{path}: no such file or folder; give {what}")
+    if is_file and path.is_dir():
+        raise DatasetError(f"{path}: is a folder; give {what}")
+    return path
+
+
+def usable(path: Path, bad: BadRows, parse: Callable[[dict[str, Any]], Row]) -> Iterator[tuple[str, Row]]:
+    """Yield (where, row) of each line that ``parse`` takes and whose id is new; the others are counted.
+
+    Raises:
+        DatasetError: The file cannot be read, or too many rows cannot be used.
+    """
+    seen: set[str] = set()
+    for where, raw in read_jsonl(path, bad):
+        try:
+            key = None if raw.get("id") is None else json.dumps(raw["id"], sort_keys=True)
+            if key in seen:
+                raise Unusable("duplicate id", str(key)[:200])
+            row = parse(raw)
+            if key is not None:
+                seen.add(key)
+        except Unusable as error:
+            bad.add(where, error.problem, error.detail)
+        else:
+            yield where, row
+
+
+def require_rows(rows: Sequence[Row], limit: int | None, path: Path, bad: BadRows, columns: str) -> list[Row]:
+    """The first ``limit`` rows, or all.
+
+    Raises:
+        DatasetError: There are none, or the limit is not positive.
+    """
+    check_limit(limit)
+    if not rows:
+        why = f"{bad.summary()}; first: {bad.rows[0]}" if bad.count else "it is empty"
+        raise DatasetError(f"{path}: no row can be used ({why}); each must be {columns}")
+    return list(rows[:limit])
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a limit that leaves nothing.
+
+    Raises:
+        DatasetError: It does.
+    """
+    if limit is not None and limit < 1:
+        raise DatasetError(f"limit must be at least 1, not {limit}")
+
+
+def text_of(raw: Mapping[str, Any], name: str) -> str:
+    """A column's text, without the white space around it."""
+    if raw.get(name) is None:
+        raise Unusable(f"no {name}", f"columns: {', '.join(sorted(raw)) or 'none'}"[:200])
+    return _text(raw[name], name)
+
+
+def texts_of(raw: Mapping[str, Any], name: str, dropped: list[Unusable] | None = None) -> tuple[str, ...]:
+    """A column's list of texts, equal ones once. An unusable one goes to ``dropped``; without it, it costs the row."""
+    values = raw.get(name)
+    if not isinstance(values, list):
+        raise Unusable(f"{name} is not a list", type(values).__name__)
+    found: dict[str, None] = {}
+    for value in values:
+        try:
+            found[_text(value, name)] = None
+        except Unusable as error:
+            if dropped is None:
+                raise
+            dropped.append(error)
+    return tuple(found)
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise Unusable(f"{name} is not text", type(value).__name__)
+    if not value.strip():
+        raise Unusable(f"empty {name}")
+    return value.strip()
+
+
+def find_image(raw: Mapping[str, Any], folder: Path) -> Path:
+    """The picture file that a row names."""
+    name = text_of(raw, "image")
+    path = folder / name
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError):  # a name too long, a null byte
+        pass
+    raise Unusable("missing image", name[:200])
+
+
+# --- Instructions (CtrlBench) -----------------------------------------------------------------------------
+
+
+def read_instructed(path: Path, bad: BadRows, *, limit: int | None = None) -> list[InstructedRow]:
+    """Rows ``{"image": ..., "pairs": [{"instruction": ..., "phrase": ...}, ...]}``; ``"caption"`` does for a phrase.
+
+    Rows with the same picture are joined. A bad pair is left out, and the others of its row are used.
+
+    Raises:
+        DatasetError: The file cannot be read, has no usable row, or too many that are not.
+    """
+    joined: dict[Path, tuple[str, dict[str, str]]] = {}
+    for where, (name, image, pairs) in usable(path, bad, partial(_instructed, path.parent)):
+        known = joined.setdefault(image, (name, {}))[1]
+        for number, raw in enumerate(pairs, 1):
+            try:
+                instruction, phrase = _pair(raw, known)
+            except Unusable as error:
+                bad.add(f"{where}, pair {number}", error.problem, error.detail)
+            else:
+                known[instruction] = phrase
+    rows = [InstructedRow(name, str(image), tuple(pairs.items())) for image, (name, pairs) in joined.items() if pairs]
+    columns = '{"image": "a.jpg", "pairs": [{"instruction": "the dog", "phrase": "a brown dog"}, ...]}'
+    return require_rows(rows, limit, path, bad, columns)
+
+
+def _instructed(folder: Path, raw: dict[str, Any]) -> tuple[str, Path, list[Any]]:
+    pairs = raw.get("pairs")
+    if not isinstance(pairs, list):
+        raise Unusable(
+            "no pairs" if pairs is None else "pairs is not a list", f"columns: {', '.join(sorted(raw))}"[:200]
+        )
+    if not pairs:
+        raise Unusable("empty pairs")
+    return text_of(raw, "image"), find_image(raw, folder), pairs
+
+
+def _pair(raw: object, known: Mapping[str, str]) -> tuple[str, str]:
+    if not isinstance(raw, dict):
+        raise Unusable("pair is not a JSON object", type(raw).__name__)
+    if "phrase" in raw and "caption" in raw:
+        raise Unusable("mixed columns", "phrase and caption in one pair")
+    instruction = text_of(raw, "instruction")
+    phrase = text_of(raw, "caption" if "caption" in raw else "phrase")
+    if instruction in known:
+        raise Unusable("instruction asked twice of a picture", instruction[:200])
+    return instruction, phrase
+
+
+# --- Labels -----------------------------------------------------------------------------------------------
+
+
+def read_labelled(path: Path, bad: BadRows) -> list[LabelledRow]:
+    """Rows ``{"image": ..., "label": ...}``, or a folder with a subfolder of pictures for each label.
+
+    Raises:
+        DatasetError: There is nothing to read, or no usable row, or too many that are not.
+    """
+    if path.is_dir():
+        return require_rows(_by_folder(path), None, path, bad, "a picture in a subfolder that is named like its label")
+    seen: dict[Path, str] = {}
+
+    def parse(raw: dict[str, Any]) -> LabelledRow:
+        image, label = find_image(raw, path.parent), text_of(raw, "label")
+        if image in seen:
+            raise Unusable("duplicate image" if seen[image] == label else "two labels for an image", raw["image"][:200])
+        seen[image] = label
+        return LabelledRow(raw["image"], str(image), label)
+
+    rows = [row for _, row in usable(path, bad, parse)]
+    return require_rows(rows, None, path, bad, '{"image": "a.jpg", "label": "dog"}')
+
+
+def sample(rows: Sequence[Row], limit: int | None) -> list[Row]:
+    """So many rows at random, always the same ones, in order: the first ones of a folder would all be of one label."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    return [rows[position] for position in sorted(random.Random(_SEED).sample(range(len(rows)), limit))]
+
+
+def _by_folder(path: Path) -> list[LabelledRow]:
+    try:
+        folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        return [
+            LabelledRow(f"{folder.name}/{file.name}", str(file), folder.name)
+            for folder in folders
+            for file in sorted(folder.iterdir())
+            if file.suffix.lower() in _SUFFIXES and file.is_file()
+        ]
+    except OSError as error:
+        raise DatasetError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Label -> the words for it: a JSON object, a JSON list, or a text file with a label a line.
+
+    Raises:
+        DatasetError: It cannot be read, is none of these, or has an empty or a repeated label.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    try:
+        value = json.loads(text) if text.lstrip()[:1] in ("{", "[") else text.splitlines()
+    except ValueError as error:
+        raise DatasetError(
+            f"{path}: begins like JSON and is not ({error}); mend it, or write a label a line"
+        ) from error
+    try:
+        if isinstance(value, dict):
+            words = {name.strip(): _text(one, "words for a label") for name, one in value.items()}
+        else:
+            listed = [_text(one, "label") for one in value if not isinstance(one, str) or one.strip()]
+            words = {one: one for one in listed}
+            if len(words) < len(listed):
+                repeated = next(one for one in listed if listed.count(one) > 1)
+                raise Unusable("a label occurs twice", repeated[:200])
+    except Unusable as error:
+        raise DatasetError(f"{path}: {error.problem} ({error.detail}); give each label once, as text") from error
+    if not words:
+        raise DatasetError(f"{path}: has no labels; write one a line")
+    return words
+
+
+# --- Questions --------------------------------------------------------------------------------------------
+
+
+def read_questions(path: Path, bad: BadRows, *, limit: int | None = None) -> list[QuestionRow]:
+    """Rows ``{"image": ..., "question": ..., "answer": ...}``, all with or all without ``"candidates": [...]``.
+
+    Raises:
+        DatasetError: The file cannot be read, has no usable row, or too many that are not.
+    """
+    shared: bool | None = None
+
+    def parse(raw: dict[str, Any]) -> QuestionRow:
+        nonlocal shared
+        image, question, answer = find_image(raw, path.parent), text_of(raw, "question"), text_of(raw, "answer")
+        own = raw.get("candidates") is not None
+        if shared is not None and own == shared:
+            raise Unusable("mixed columns", f"{'with' if own else 'without'} candidates, unlike the rows before")
+        candidates = tuple(dict.fromkeys((answer, *texts_of(raw, "candidates")))) if own else None
+        if candidates is not None and len(candidates) < 2:
+            raise Unusable("no wrong candidate")
+        shared = not own
+        return QuestionRow(raw["image"], str(image), question, answer, candidates)
+
+    rows = [row for _, row in usable(path, bad, parse)]
+    return require_rows(
+        rows, limit, path, bad, '{"image": "a.jpg", "question": "...", "answer": "...", "candidates": [...]}'
+    )

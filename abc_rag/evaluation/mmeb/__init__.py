@@ -1,0 +1,8 @@
+"""MMEB: its data sets in their own files, and how a model does on them."""
+
+from __future__ import annotations
+
+from abc_rag.evaluation.mmeb.run import DatasetScore, download_mmeb, evaluate_mmeb
+from abc_rag.evaluation.mmeb.tasks import Prompts
+
+__all__ = ["DatasetScore", "Prompts", "download_mmeb", "evaluate_mmeb"]

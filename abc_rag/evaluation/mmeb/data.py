@@ -1,0 +1,319 @@
+"""Reading MMEB's files: rows of texts and picture paths in, checked queries with numbered candidates out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from abc_rag.errors import DatasetError, InputError, MissingExtraError
+from abc_rag.evaluation.mmeb.tasks import PLACEHOLDER
+from abc_rag.training.data.rows import BadRows, read_jsonl
+
+__all__ = ["HUB_ID", "Item", "Row", "Split", "dataset_files", "download_mmeb", "image_folder", "read_split"]
+
+HUB_ID = "TIGER-Lab/MMEB-eval"
+_COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
+_LAYOUTS = ("{0}/test-*.parquet", "{0}/test/*.parquet", "{0}/*.parquet", "{0}.parquet", "{0}/test/data-*.arrow",
+            "{0}/data-*.arrow", "{0}/test*.jsonl", "{0}/*.jsonl", "{0}.jsonl")  # fmt: skip
+_IMAGE_FOLDERS = ("images", "eval_images")
+_NONE_FOUND = 20  # missing pictures, with none found before, after which the folder is taken to be the wrong one
+
+
+@dataclass(frozen=True)
+class Item:
+    """A query or a candidate.
+
+    Attributes:
+        text: As the file has it, placeholder included.
+        image: Path below the image folder; empty without a picture.
+    """
+
+    text: str
+    image: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A query and what it has to choose from, as positions in their `Split`.
+
+    Attributes:
+        where: Where the row stands.
+        query: Its query.
+        right: Its right candidate.
+        others: Its other candidates, each once, without those that equal the right one.
+    """
+
+    where: str
+    query: int
+    right: int
+    others: npt.NDArray[np.int32]
+
+
+@dataclass
+class Split:
+    """The usable rows of a data set. Equal queries, and equal candidates, are kept once.
+
+    Attributes:
+        dataset: Its name.
+        queries: Distinct queries.
+        candidates: Distinct candidates of all rows.
+        rows: Its rows.
+        dropped: Places in the rows' lists where an unusable candidate stood.
+        same: Rows whose list has the right candidate again among the others, where it cannot be wrong.
+    """
+
+    dataset: str
+    queries: list[Item] = field(default_factory=list)
+    candidates: list[Item] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    dropped: int = 0
+    same: list[str] = field(default_factory=list)
+
+
+def dataset_files(root: Path, dataset: str) -> list[Path]:
+    """The files of a data set below ``root``, in order, in the first layout that fits; empty where there are none.
+
+    Layouts are those of the hub (``NAME/test-00000-of-00001.parquet``), of its parquet branch
+    (``NAME/test/0000.parquet``), of ``datasets.save_to_disk`` (``NAME/test/data-*.arrow`` or ``NAME/data-*.arrow``),
+    and JSON lines with the same columns (``NAME.jsonl``, ``NAME/test.jsonl``).
+    """
+    for layout in _LAYOUTS:
+        found = sorted(root.glob(layout.format(dataset)))
+        if found:
+            return found
+    return []
+
+
+def image_folder(root: Path, images: Path | None) -> Path:
+    """The folder that picture paths start from: the given one, else ``images`` or ``eval_images`` in root, else root.
+
+    Raises:
+        InputError: The given one is no folder.
+    """
+    if images is not None:
+        if not images.is_dir():
+            raise InputError(f"{images}: no such folder; unpack MMEB's images.zip and pass its folder")
+        return images
+    return next((root / name for name in _IMAGE_FOLDERS if (root / name).is_dir()), root)
+
+
+def read_split(dataset: str, files: Sequence[Path], images: Path, bad: BadRows, *, limit: int | None = None) -> Split:
+    """Read a data set's rows.
+
+    A row whose query or right candidate cannot be used is a bad row. Another candidate that cannot be used is left out
+    of the lists that it stands in, and counted once: MMEB's lists share candidates, so that one lost picture would
+    otherwise cost hundreds of rows.
+
+    Args:
+        dataset: Its name.
+        files: See `dataset_files`.
+        images: The folder that picture paths start from.
+        bad: Where bad rows are counted.
+        limit: Read no more than the first ``limit`` rows.
+
+    Raises:
+        DatasetError: A file cannot be read or lacks a column, no picture is where it should be, or too many rows are
+            unusable.
+        MissingExtraError: pyarrow is needed and not installed.
+    """
+    builder = _Builder(dataset, images, bad)
+    for number, (where, row) in enumerate(_rows(dataset, files, bad)):
+        if limit is not None and number >= limit:
+            break
+        builder.add(where, row)
+    if not builder.split.rows:
+        raise builder.nothing_usable(bad.summary() if bad.count else "no rows")
+    return builder.split
+
+
+class _Builder:
+    """Numbers queries and candidates, and checks each picture once."""
+
+    def __init__(self, dataset: str, images: Path, bad: BadRows) -> None:
+        self.split = Split(dataset)
+        self._images = images
+        self._bad = bad
+        self._queries: dict[Item, int] = {}
+        self._candidates: dict[Item, int] = {}
+        self._problems: dict[str, tuple[str, str] | None] = {}
+        self._seen_bad: set[Item] = set()
+        self._found_any = False
+        self._missing = 0
+
+    def nothing_usable(self, why: str) -> DatasetError:
+        """The error for a data set that cannot be evaluated at all; most often its pictures have not been unpacked."""
+        return DatasetError(
+            f"{self.split.dataset}: {why}; pictures are looked for in {self._images}: unpack images.zip of {HUB_ID} "
+            "and pass its folder with --images"
+        )
+
+    def add(self, where: str, row: dict[str, Any]) -> None:
+        """Take a row in, or count it as bad."""
+        problem = _shape_problem(row)
+        if problem:
+            self._bad.add(where, *problem)
+            return
+        query = Item(row["qry_text"] or "", row["qry_img_path"] or "")
+        listed = [Item(text or "", path or "") for text, path in zip(row["tgt_text"], row["tgt_img_path"], strict=True)]
+        for what, item in (("query", query), ("right candidate", listed[0])):
+            problem = self._problem(item)
+            if problem:
+                self._bad.add(where, problem[0], f"{what}: {problem[1]}")
+                return
+        others = [item for item in listed[1:] if item != listed[0]]
+        if len(others) < len(listed) - 1:
+            self.split.same.append(where)
+        usable = [item for item in others if self._is_usable(where, item)]
+        if not usable:
+            self._bad.add(where, "nothing to choose from", "all candidates are the right one or unusable")
+            return
+        self.split.dropped += len(others) - len(usable)
+        numbers = np.array([self._candidate(item) for item in dict.fromkeys(usable)], dtype=np.int32)
+        number = self._number(query, self._queries, self.split.queries)
+        self.split.rows.append(Row(where, number, self._candidate(listed[0]), numbers))
+
+    def _candidate(self, item: Item) -> int:
+        return self._number(item, self._candidates, self.split.candidates)
+
+    @staticmethod
+    def _number(item: Item, numbers: dict[Item, int], items: list[Item]) -> int:
+        number = numbers.setdefault(item, len(items))
+        if number == len(items):
+            items.append(item)
+        return number
+
+    def _is_usable(self, where: str, item: Item) -> bool:
+        problem = self._problem(item)
+        if problem and item not in self._seen_bad:
+            self._seen_bad.add(item)
+            self._bad.add(where, problem[0], f"a candidate, left out wherever it stands: {problem[1]}")
+        return problem is None
+
+    def _problem(self, item: Item) -> tuple[str, str] | None:
+        if not item.image:
+            if PLACEHOLDER in item.text:
+                return "no picture for its placeholder", item.text[:80]
+            return None if item.text.strip() else ("neither text nor picture", "")
+        if item.image not in self._problems:
+            self._problems[item.image] = self._image_problem(item.image)
+        return self._problems[item.image]
+
+    def _image_problem(self, image: str) -> tuple[str, str] | None:
+        # These paths come with the data: none may lead to other files, which the page of mistakes would then show.
+        path = PurePosixPath(image.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0]:
+            return "picture outside the image folder", image
+        if os.path.isfile(self._images / image):
+            self._found_any = True
+            return None
+        self._missing += 1
+        if self._missing == _NONE_FOUND and not self._found_any:
+            raise self.nothing_usable(f"not one of the first {_NONE_FOUND} pictures is there, such as {image}")
+        return "missing image", image
+
+
+def _shape_problem(row: dict[str, Any]) -> tuple[str, str] | None:
+    missing = [name for name in _COLUMNS if name not in row]
+    if missing:
+        return "missing column", ", ".join(missing)
+    for name in _COLUMNS[:2]:
+        if row[name] is not None and not isinstance(row[name], str):
+            return "not a text", f"{name} is a {type(row[name]).__name__}"
+    for name in _COLUMNS[2:]:
+        if not isinstance(row[name], list) or not all(one is None or isinstance(one, str) for one in row[name]):
+            return "not a list of texts", name
+    texts, paths = len(row["tgt_text"]), len(row["tgt_img_path"])
+    if texts != paths:
+        return "candidates of two lengths", f"{texts} texts, {paths} pictures"
+    return None if texts else ("no candidates", "")
+
+
+def _rows(dataset: str, files: Sequence[Path], bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of every row of every file."""
+    number = 0
+    for file in files:
+        if file.suffix == ".jsonl":
+            for where, row in read_jsonl(file, bad):
+                yield f"{dataset}/{where}", row
+            continue
+        for batch in _batches(file):
+            for row in batch.to_pylist():
+                yield f"{dataset}[{number}]", row
+                number += 1
+
+
+def _batches(file: Path) -> Iterator[Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("reading MMEB's files needs pyarrow; pip install 'abc-rag[evaluate]'") from error
+    try:
+        if file.suffix == ".arrow":
+            with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+                _require_columns(file, stream.schema.names)
+                yield from stream
+            return
+        with pyarrow.parquet.ParquetFile(file) as table:
+            _require_columns(file, table.schema_arrow.names)
+            # A row has up to a thousand candidates.
+            yield from table.iter_batches(batch_size=64, columns=list(_COLUMNS))
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{file}: cannot be read ({error}); fetch it again") from error
+
+
+def _require_columns(file: Path, names: Sequence[str]) -> None:
+    missing = [name for name in _COLUMNS if name not in names]
+    if missing:
+        raise DatasetError(f"{file}: has no column {', '.join(missing)}; MMEB's files have {', '.join(_COLUMNS)}")
+
+
+def download_mmeb(root: Path, datasets: Sequence[str], *, endpoint: str | None = None) -> None:
+    """Fetch data sets, and all of MMEB's pictures (one archive of several GB), from the hub into ``root``.
+
+    What is there already is not fetched again. The pictures go to ``root/images``.
+
+    Args:
+        root: Where to; made if needed.
+        datasets: Names of data sets.
+        endpoint: Another hub's address.
+
+    Raises:
+        DatasetError: The hub cannot be reached, or the archive is broken.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [f"{name}/*" for name in datasets]
+    images = root / "images"
+    if not images.is_dir():
+        patterns.append("images.zip")
+    try:
+        snapshot_download(HUB_ID, repo_type="dataset", local_dir=root, allow_patterns=patterns, endpoint=endpoint)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DatasetError(
+            f"{HUB_ID}: cannot be fetched into {root} ({reason}); check the network and the disk"
+        ) from error
+    if not images.is_dir():
+        _unpack(root / "images.zip", images)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(part)  # leaves out roots and ".." in the names of members
+        os.replace(part, folder)
+    except (OSError, zipfile.BadZipFile) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise DatasetError(f"{archive}: cannot be unpacked ({error}); delete it and fetch it again") from error

@@ -1,0 +1,151 @@
+"""Image-text retrieval: a picture by its caption, and a caption by its picture (MSCOCO, Flickr30K, own files)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.evaluation.captions import CaptionedRow, read_captioned
+from abc_rag.evaluation.datasets import check_limit, existing
+from abc_rag.evaluation.metrics import Ranking, rank_candidates, recall_at
+from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
+from abc_rag.evaluation.shared import MOST_MISTAKES, KnownTexts, require_left, scores_at, worst
+from abc_rag.evaluation.vectors import VectorCache
+from abc_rag.training.data.rows import BadRows
+from abc_rag.types import Image
+
+__all__ = ["evaluate_retrieval"]
+
+_KS = (1, 5, 10)
+
+
+def evaluate_retrieval(
+    embedder: Embedder,
+    data: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    captions: int | None = None,
+    out: Path | None = None,
+    limit: int | None = None,
+    max_bad: int = 100,
+    progress: bool = False,
+) -> Results:
+    """Find each picture's captions among all captions, and each caption's picture among all pictures.
+
+    Args:
+        embedder: What is measured.
+        data: JSON lines ``{"image": ..., "captions": [...]}`` or ``{"image": ..., "caption": ...}``; MSCOCO
+            annotations; or a Karpathy split file, as MSCOCO and Flickr30K are compared on. The file says which it is.
+        images: Folder of the pictures; if not given, that of the file.
+        split: Of a Karpathy file: ``"test"`` if not given.
+        captions: Use the first so many of each picture (published figures: 5); None uses all.
+        out: Keep vectors in this folder, and go on from what an earlier run left there.
+        limit: Use the first so many pictures.
+        max_bad: Most unusable rows, captions and pictures.
+        progress: Show progress bars.
+
+    Returns:
+        R@1, R@5 and R@10 both ways. A picture is right with any of its captions.
+
+    Raises:
+        DatasetError: The file is of an unknown format, or has no usable row, or too many that are not.
+    """
+    check_limit(limit)
+    source = existing(data, "annotations or a JSON lines file", is_file=True)
+    folder = None if images is None else existing(images, "the folder of the pictures")
+    bad = BadRows(str(source), limit=max_bad)
+    kind, rows = read_captioned(source, bad, images=folder, split=split, captions=captions, limit=limit)
+    cache = VectorCache(embedder, out, progress=progress, limits_bad=bad)
+    vectors, ok = cache.embed("pictures", [Image(row.image) for row in rows])
+    texts = KnownTexts(
+        cache, "captions", (text for row, fine in zip(rows, ok, strict=True) if fine for text in row.captions)
+    )
+    fine = [number for number, row in enumerate(rows) if ok[number] and any(c in texts.position for c in row.captions)]
+    require_left(len(fine), "picture with a caption", cache)
+    rows, pictures = [rows[number] for number in fine], vectors[fine]
+    owned = [[texts.position[c] for c in row.captions if c in texts.position] for row in rows]
+    showing: list[list[int]] = [[] for _ in texts.texts]
+    for number, positions in enumerate(owned):
+        for position in positions:
+            showing[position].append(number)
+    # Each caption of each picture is asked once; where pictures share it, any of them is right.
+    asked = [position for positions in owned for position in positions]
+    to_text = rank_candidates(pictures, texts.vectors, owned)
+    by_text = rank_candidates(texts.vectors[asked], pictures, [showing[position] for position in asked])
+    metrics = {
+        **{f"image_to_text_r{k}": recall_at(to_text.ranks, k) for k in _KS},
+        **{f"text_to_image_r{k}": recall_at(by_text.ranks, k) for k in _KS},
+    }
+    counts = {"pictures": len(rows), "captions": len(asked), "distinct_captions": len(texts.texts)}
+    return Results(
+        benchmark="retrieval",
+        model=str(embedder.fingerprint),
+        metrics=metrics,
+        settings=settings(
+            embedder, data=source, images=folder, split=split, captions=captions, limit=limit, max_bad=max_bad
+        )
+        | {"format": kind, "counts": counts},
+        tables=[_table(metrics, counts)],
+        plots=[_plot(metrics)],
+        mistakes=_mistakes(rows, texts.texts, asked, to_text, by_text),
+        bad=bad.as_dict(),
+        notes=_notes(counts),
+        details={
+            "pictures": [{"image": row.name, "rank": int(rank)} for row, rank in zip(rows, to_text.ranks, strict=True)],
+            "captions": [
+                {"caption": texts.texts[position], "image": rows[showing[position][0]].name, "rank": int(rank)}
+                for position, rank in zip(asked, by_text.ranks, strict=True)
+            ],
+        },
+    )
+
+
+def _percents(metrics: dict[str, float], way: str) -> list[float]:
+    return [100 * metrics[f"{way}_r{k}"] for k in _KS]
+
+
+def _table(metrics: dict[str, float], counts: dict[str, int]) -> ResultTable:
+    title = f"retrieval: {counts['pictures']} pictures, {counts['captions']} captions"
+    rows: list[list[Cell]] = [
+        ["picture -> caption", *_percents(metrics, "image_to_text")],
+        ["caption -> picture", *_percents(metrics, "text_to_image")],
+    ]
+    return ResultTable(title, ["%", *(f"R@{k}" for k in _KS)], rows)
+
+
+def _plot(metrics: dict[str, float]) -> Plot:
+    series = {
+        "picture -> caption": _percents(metrics, "image_to_text"),
+        "caption -> picture": _percents(metrics, "text_to_image"),
+    }
+    return Plot("A right one among the first k", "bars", [f"R@{k}" for k in _KS], series)
+
+
+def _notes(counts: dict[str, int]) -> list[str]:
+    notes = ["R@k: share with a right one among the k nearest; any caption of a picture counts; ties count as misses."]
+    shared = counts["captions"] - counts["distinct_captions"]
+    if shared:
+        notes.append(
+            f"Captions that repeat another picture's word for word: {shared}. Each is one candidate, and every picture "
+            "that has it counts as right."
+        )
+    return notes
+
+
+def _mistakes(
+    rows: Sequence[CaptionedRow], texts: Sequence[str], asked: Sequence[int], to_text: Ranking, by_text: Ranking
+) -> list[Mistake]:
+    half = MOST_MISTAKES // 2
+    found: list[Mistake] = []
+    for at in worst(by_text.margins, by_text.ranks, most=half):
+        expected, wrong = rows[by_text.expected[at]], rows[by_text.found[at]]
+        shown: dict[str, Any] = {"expected_image": expected.image, "found_image": wrong.image}
+        found.append(Mistake(texts[asked[at]], expected.name, wrong.name, **shown, **scores_at(by_text, at)))
+    for at in worst(to_text.margins, to_text.ranks, most=half):
+        expected_text, wrong_text = texts[to_text.expected[at]], texts[to_text.found[at]]
+        found.append(Mistake("", expected_text, wrong_text, image=rows[at].image, **scores_at(to_text, at)))
+    return sorted(found, key=lambda one: (one.expected_score or 0.0) - (one.score or 0.0))

@@ -1,0 +1,19 @@
+"""Opening pictures that nobody vetted; `abc_rag.images.open` says how pixels become RGB."""
+
+from __future__ import annotations
+
+from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
+from abc_rag.images.open import OpenedImage, content_hash, mime_type_of, open_image, open_pixels
+from abc_rag.images.read import describe_source, read_bytes
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ImageLimits",
+    "OpenedImage",
+    "content_hash",
+    "describe_source",
+    "mime_type_of",
+    "open_image",
+    "open_pixels",
+    "read_bytes",
+]

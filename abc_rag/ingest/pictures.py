@@ -1,0 +1,315 @@
+"""Pictures from anywhere into a store: `abc_rag.ingest.index_images`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import PIL.Image
+
+from abc_rag.embedding.ahead import Part, embedded, named
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.progress import progress_bar
+from abc_rag.errors import ABCRagError, InputError, PartialIndexError
+from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
+from abc_rag.images.open import content_hash, mime_type_of, open_image
+from abc_rag.images.read import describe_source, read_bytes
+from abc_rag.store.base import _check_instruction, image_id
+from abc_rag.store.chroma.store import ChromaStore
+from abc_rag.types import (
+    URL,
+    DataURI,
+    Image,
+    ImageSource,
+    Input,
+    InstructedImage,
+    MetadataValue,
+    Record,
+    SourceType,
+    Vectors,
+)
+
+__all__ = ["checked_facets", "index_images", "store_facets"]
+
+# What is stored together, and the bytes of pictures that it may hold.
+_MOST_ITEMS = 64
+_MOST_BYTES = 64 * 2**20
+
+
+@dataclass
+class _Picture:
+    """One picture of a call, on its way into the store.
+
+    Attributes:
+        position: Its place in the call.
+        record: What is stored of it.
+        source: What is given to the embedder: its bytes, or an open picture.
+        known: Its vector, where it is stored already.
+        lacks: The facets that it gets.
+    """
+
+    position: int
+    record: Record
+    source: bytes | PIL.Image.Image
+    known: Vectors | None = None
+    lacks: Sequence[str] = ()
+
+    @property
+    def held(self) -> int:
+        """Bytes; an open picture is the caller's."""
+        return len(self.source) if isinstance(self.source, bytes) else 0
+
+    def wanted(self) -> dict[tuple[str, str | None], Input]:
+        """What has to be embedded, by content and instruction: equal pictures are embedded once."""
+        found: dict[tuple[str, str | None], Input] = {}
+        if self.known is None:
+            found[self.record.sha256, None] = Image(self.source)
+        for facet in self.lacks:
+            found[self.record.sha256, facet] = InstructedImage(self.source, facet)
+        return found
+
+
+@dataclass
+class _Group(Part):
+    """Pictures that are stored together."""
+
+    pictures: Sequence[_Picture]
+    keys: Sequence[tuple[str, str | None]]
+
+
+@dataclass
+class _Call:
+    """What was asked for, and what has come of it."""
+
+    sources: Sequence[ImageSource]
+    store: ChromaStore
+    limits: ImageLimits
+    keep: bool
+    facets: list[str]
+    ids: Sequence[str] | None
+    captions: Sequence[str] | None
+    metadatas: Sequence[Mapping[str, MetadataValue]] | None
+    stored: list[str | None] = field(default_factory=list)
+    failed: list[tuple[int, InputError]] = field(default_factory=list)
+    flying: set[str] = field(default_factory=set)
+
+
+def checked_facets(facets: Sequence[str], embedder: Embedder) -> list[str]:
+    """Each facet once.
+
+    Raises:
+        InputError: ``facets`` is a single str, or one of them is blank.
+    """
+    if isinstance(facets, str):
+        raise InputError("facets must be a list; got a single str: pass [facet]")
+    if facets and InstructedImage not in embedder.accepts:
+        raise InputError(
+            f"{embedder.fingerprint.model} does not look at pictures under an instruction, which facets are (--facet); "
+            "leave them out"
+        )
+    for facet in facets:
+        _check_instruction(facet)
+    return list(dict.fromkeys(facets))
+
+
+def store_facets(store: ChromaStore, facets: Mapping[tuple[str, str], Vectors]) -> None:
+    """Store the vector of each (id, instruction), those of one instruction together."""
+    for facet in dict.fromkeys(facet for _, facet in facets):
+        chosen = {id_: vector for (id_, asked), vector in facets.items() if asked == facet}
+        store.add_facets(list(chosen), facet, np.stack(list(chosen.values())))
+
+
+def index_images(
+    images: Iterable[ImageSource],
+    embedder: Embedder,
+    store: ChromaStore,
+    *,
+    ids: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    metadatas: Sequence[Mapping[str, MetadataValue]] | None = None,
+    facets: Sequence[str] = (),
+    keep: bool = False,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    progress: bool = False,
+) -> list[str]:
+    """Embed and store pictures from any source, a few at a time; the next are embedded while some are stored.
+
+    A path or a URL is stored as a reference: the picture stays where it is. Bytes, data URIs and PIL images have no
+    place to refer to, so without ``keep`` they can be found but not shown or looked at again.
+
+    Args:
+        images: Paths, `URL`, `DataURI`, bytes or PIL images.
+        embedder: Makes the vectors.
+        store: Receives them; must be of the same model.
+        ids: One id a picture. If not given: `abc_rag.store.image_id` of its content, so that equal pictures are one
+            record, with the caption and metadata of the last.
+        captions: One text a picture, stored beside it. It is not embedded.
+        metadatas: One mapping a picture.
+        facets: Instructions under which each picture gets a further vector; see `ChromaStore.add_facets`.
+        keep: Copy the pictures into the store's own folder and refer to the copies; see `ChromaStore.keep_picture`.
+            A PIL image is kept as PNG.
+        limits: Which pictures are accepted, and whether URLs are fetched. The embedder's own limits hold as well.
+        progress: Show a progress bar with rate and time left.
+
+    Returns:
+        The ids, in order. A picture that is stored already under its id is not embedded again.
+
+    Raises:
+        PartialIndexError: Some pictures could not be used; all others are stored.
+        InputError: The lists differ in length, or a facet is blank; nothing is stored.
+    """
+    if isinstance(images, (str, bytes, os.PathLike, URL, DataURI, PIL.Image.Image)) or not isinstance(images, Iterable):
+        raise InputError(f"images must be a list; got a single {type(images).__name__}: pass [image]")
+    sources = list(images)
+    for name, values in (("ids", ids), ("captions", captions), ("metadatas", metadatas)):
+        if isinstance(values, str):
+            raise InputError(f"{name} must be a list; got a single str: pass [{name[:-1]}]")
+        if values is not None and len(values) != len(sources):
+            raise InputError(f"{len(sources)} images but {len(values)} {name}; give one for each")
+    call = _Call(sources, store, limits, keep, checked_facets(facets, embedder), ids, captions, metadatas)
+    call.stored = [None] * len(sources)
+    with progress_bar("indexing", total=len(sources), enabled=progress) as bar:
+        with closing(embedded(embedder, _groups(sources, call))) as groups:
+            for group, results in groups:
+                _store(group, results, call)
+                bar.advance(len(group.pictures))
+    if call.failed:
+        raise PartialIndexError(call.stored, sorted(call.failed, key=lambda pair: pair[0]))
+    return [id_ for id_ in call.stored if id_ is not None]
+
+
+def _groups(sources: Sequence[ImageSource], call: _Call) -> Iterator[_Group | None]:
+    read: list[_Picture] = []
+    for position, source in enumerate(sources):
+        try:
+            picture = _read(position, source, call)
+        except InputError as error:
+            call.failed.append((position, error))
+            continue
+        if read and (len(read) >= _MOST_ITEMS or sum(p.held for p in read) + picture.held > _MOST_BYTES):
+            yield from _grouped(read, call)
+            read = []
+        read.append(picture)
+    if read:
+        yield from _grouped(read, call)
+
+
+def _read(position: int, source: ImageSource, call: _Call) -> _Picture:
+    given: bytes | PIL.Image.Image
+    if isinstance(source, PIL.Image.Image) and not call.keep:
+        given, sha256, mime_type = source, content_hash(source, limits=call.limits), ""
+    else:
+        if isinstance(source, PIL.Image.Image):
+            encoded = io.BytesIO()
+            open_image(source, limits=call.limits).image.save(encoded, "PNG")
+            given, mime_type = encoded.getvalue(), "image/png"
+        else:
+            given = read_bytes(source, limits=call.limits)
+            mime_type = mime_type_of(given, limits=call.limits, name=describe_source(source))
+        sha256 = hashlib.sha256(given).hexdigest()
+    place, source_type = _place(source)
+    record = Record(
+        image_id(sha256) if call.ids is None else call.ids[position],
+        "image",
+        text="" if call.captions is None else call.captions[position],
+        source=place,
+        metadata={} if call.metadatas is None else call.metadatas[position],
+        source_type=source_type,
+        sha256=sha256,
+        mime_type=mime_type,
+    )
+    return _Picture(position, record, given)
+
+
+def _grouped(pictures: Sequence[_Picture], call: _Call) -> Iterator[_Group | None]:
+    """What these lack, looked up once nothing that is on its way can change it."""
+    if not call.flying.isdisjoint(p.record.id for p in pictures if isinstance(p.record.id, str)):
+        yield None
+    fine = _each_or_all(pictures, lambda some: _look_up(some, call), call)
+    wanted: dict[tuple[str, str | None], Input] = {}
+    for picture in fine:
+        wanted |= picture.wanted()
+    call.flying.update(picture.record.id for picture in fine)
+    yield _Group(list(wanted.values()), sum(p.held for p in fine), fine, list(wanted))
+
+
+def _look_up(pictures: Sequence[_Picture], call: _Call) -> None:
+    hashes = {record.id: record.sha256 for record in call.store.get([p.record.id for p in pictures])}
+    stored = [p for p in pictures if hashes.get(p.record.id) == p.record.sha256]
+    vectors = call.store.vectors([p.record.id for p in stored])
+    have = call.store.facet_names([p.record.id for p in stored]) if call.facets else {}
+    for picture in pictures:
+        picture.lacks = call.facets
+    for picture in stored:
+        picture.known = vectors[picture.record.id]
+        picture.lacks = [facet for facet in call.facets if facet not in have.get(picture.record.id, ())]
+
+
+def _each_or_all(
+    pictures: Sequence[_Picture], use: Callable[[Sequence[_Picture]], None], call: _Call
+) -> Sequence[_Picture]:
+    """Use all together; where the store refuses, one by one, so that a bad record costs only itself. Which it took."""
+    try:
+        if pictures:
+            use(pictures)
+    except InputError:
+        taken = []
+        for picture in pictures:
+            try:
+                use([picture])
+                taken.append(picture)
+            except InputError as error:
+                call.failed.append((picture.position, error))
+        return taken
+    return pictures
+
+
+def _place(source: ImageSource) -> tuple[str, SourceType]:
+    if isinstance(source, URL):
+        return source.url, "url"
+    if isinstance(source, (str, os.PathLike)):
+        # Absolute, so that it means the same wherever the store is opened from.
+        return os.path.abspath(os.fsdecode(source)), "path"
+    return "", "path"
+
+
+def _store(group: _Group, results: Sequence[Vectors | ABCRagError], call: _Call) -> None:
+    """Store what could be embedded whole; a bad picture costs nothing but itself."""
+    found = dict(zip(group.keys, results, strict=True))
+    fine = []
+    for picture in group.pictures:
+        error = next((r for key in picture.wanted() if isinstance(r := found[key], ABCRagError)), None)
+        if error is None:
+            fine.append(picture)
+        else:
+            call.failed.append((picture.position, named(error, describe_source(call.sources[picture.position]))))
+    vectors = {key: result for key, result in found.items() if not isinstance(result, ABCRagError)}
+    stored = _each_or_all(fine, lambda some: _store_together(some, vectors, call), call)
+    for picture in stored:
+        call.stored[picture.position] = picture.record.id
+    call.flying.difference_update(picture.record.id for picture in group.pictures)
+
+
+def _store_together(
+    pictures: Sequence[_Picture], vectors: Mapping[tuple[str, str | None], Vectors], call: _Call
+) -> None:
+    records = [_kept(p, call.store) if call.keep else p.record for p in pictures]
+    call.store.add(records, [vectors[p.record.sha256, None] if p.known is None else p.known for p in pictures])
+    # Of pictures with one id the last is the one that is stored.
+    last = {p.record.id: p for p in pictures}
+    store_facets(
+        call.store,
+        {(id_, facet): vectors[p.record.sha256, facet] for id_, p in last.items() for facet in p.lacks},
+    )
+
+
+def _kept(picture: _Picture, store: ChromaStore) -> Record:
+    assert isinstance(picture.source, bytes)
+    return replace(
+        picture.record, source=store.keep_picture(picture.source, picture.record.mime_type), source_type="path"
+    )

@@ -1,0 +1,127 @@
+"""ABC as a family of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from abc_rag.images.limits import ImageLimits
+from abc_rag.models.abc.network import _FIRST_MAX_TOKENS, _FIRST_MIN_TOKENS, ABCNetwork
+from abc_rag.models.abc.prompts import ABCPrompts
+from abc_rag.models.family import Family, Picture, Prepared, check_length
+from abc_rag.models.flops import count_flops
+from abc_rag.models.kernels.packed import PackedBatch, split_features
+from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
+from abc_rag.types import Fingerprint, Image, ImageSource, Input, InstructedImage, Text
+
+__all__ = ["ABCFamily"]
+
+
+class ABCFamily(Family):
+    """ABC behind the engine's seam."""
+
+    def __init__(
+        self,
+        network: ABCNetwork,
+        prompts: ABCPrompts,
+        *,
+        fingerprint: Fingerprint,
+        image_limits: ImageLimits,
+    ) -> None:
+        self.network = network
+        self._prompts = prompts
+        self._fingerprint = fingerprint
+        self._image_limits = image_limits
+        self._max_length = int(network.backbone.text_config.max_position_embeddings)
+        backbone = network.backbone
+        resizes = ((_FIRST_MIN_TOKENS, _FIRST_MAX_TOKENS), (fingerprint.min_tokens, fingerprint.max_tokens))
+        self._recipe = QwenPictures(backbone.patch, backbone.merge, resizes)
+
+    def at(self, *, min_tokens: int, max_tokens: int) -> ABCFamily:
+        """The same network at another resolution."""
+        limits = replace(self._fingerprint, min_tokens=min_tokens, max_tokens=max_tokens)
+        return ABCFamily(self.network, self._prompts, fingerprint=limits, image_limits=self._image_limits)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.network.backbone.hidden_size
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Model, revision and resolution."""
+        return self._fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.network.backbone.dtype
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """Which pictures are accepted."""
+        return self._image_limits
+
+    @property
+    def recipe(self) -> QwenPictures:
+        """How pictures are opened: resized twice, as published."""
+        return self._recipe
+
+    def picture_tokens(self, opened: Patches) -> int:
+        """How many image tokens an opened picture has."""
+        return opened.patches // self.network.backbone.merge**2
+
+    def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
+        """Prompt and tokenise; see `Family.prepare`."""
+        if isinstance(item, Text):
+            prepared = Prepared("text", self._prompts(item.text))
+        else:
+            opened = self.opened(item, pictures)
+            instruction = f"Instruction: {item.instruction}" if isinstance(item, InstructedImage) else ""
+            ids = self._prompts(instruction, image_tokens=opened[0].tokens)
+            prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, opened)
+        check_length(prepared, item, self._max_length)
+        return prepared
+
+    def count_flops(self, item: Input) -> tuple[int, float]:
+        """Tokens in the language model, and operations; see `Family.count_flops`."""
+        prepared, backbone = self.prepare(item), self.network.backbone
+        flops = count_flops(
+            backbone.config,
+            tokens=prepared.tokens,
+            patches=sum(picture.tokens for picture in prepared.pictures) * backbone.merge**2,
+            instructed=isinstance(item, InstructedImage),
+            head_hidden=self.network.head.linear_layer1.out_features,
+        )
+        return prepared.tokens, flops
+
+    def prepare_image(self, source: ImageSource, *, name: str | None = None) -> Patches:
+        """Open, resize twice as published, and cut into patches; ``name`` is for messages."""
+        return self._recipe.open(source, limits=self._image_limits, name=name)
+
+    def see(self, opened: Sequence[Patches]) -> list[torch.Tensor]:
+        """Vision features of some pictures; see `Family.see`."""
+        with torch.inference_mode():
+            features = self.network.packed.image_features(opened)
+            return split_features(features, [self.picture_tokens(one) for one in opened])
+
+    def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
+        """Embed a batch of one kind; see `Family.forward`."""
+        self.see_all(batch)
+        packed = PackedBatch.of(batch, image_token_id=self.network.backbone.image_token_id, device=self.device)
+        with torch.inference_mode():
+            self.network.set_instruct(packed.first.kind == "image+instruction")
+            rows = self.network.embed(
+                packed.input_ids,
+                packed.segments,
+                features=packed.features,
+                image_positions=packed.image_positions,
+            )
+            return packed.in_order(rows)

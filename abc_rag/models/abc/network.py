@@ -1,0 +1,255 @@
+"""ABC (arXiv 2503.00329): a Qwen2-VL backbone, bidirectional, with two LoRA adapters and an MLP head.
+
+One space holds texts, pictures, and pictures seen under an instruction. The pretrain adapter is merged for
+good; the instruct adapter runs only for an input that has a picture *and* an instruction.
+
+What the published code does without saying so, and the published weights therefore expect:
+
+* plain positions 0, 1, 2, ... for all tokens, image tokens included (3-D positions occur only in a fresh
+  model's very first call);
+* the hidden states of token id 0 (``!``) are left out of the sum but counted in the mean;
+* a picture is resized twice, and small ones are enlarged to ``min_tokens``.
+
+One deviation, on purpose: padding never enters the mean, so a vector does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from abc_rag.errors import CheckpointError
+from abc_rag.models.checkpoint import read_json
+from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.lora import load_adapter, lora_config
+from abc_rag.models.lora_layers import BaseTunerLayer, LoraModel, inject_adapter_in_model
+from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone
+from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
+
+__all__ = ["ABCNetwork", "ABCSettings", "MLPHead", "load_network"]
+
+_HEAD_HIDDEN = 4096
+# The first of the two resizes: qwen-vl-utils' own limits, in image tokens.
+_FIRST_MIN_TOKENS, _FIRST_MAX_TOKENS = 4, 16384
+
+
+@dataclass(frozen=True)
+class ABCSettings:
+    """What a checkpoint may say about itself in ``abc.json`` beside its three folders; all of it optional.
+
+    Attributes:
+        name: The model's name, for the fingerprint.
+        min_tokens: Fewest image tokens, unless the caller says otherwise (paper: 256).
+        max_tokens: Most image tokens, unless the caller says otherwise (published code: 1024).
+        head_hidden: Width inside the MLP head (published code: 4096, whatever the backbone).
+    """
+
+    name: str = ""
+    min_tokens: int = 256
+    max_tokens: int = 1024
+    head_hidden: int = _HEAD_HIDDEN
+
+    @classmethod
+    def read(cls, folder: Path) -> ABCSettings:
+        """Read ``folder/abc.json``; the published defaults where there is none."""
+        file = folder / "abc.json"
+        if not file.is_file():
+            return cls(name=folder.name)
+        raw = read_json(file)
+        unknown = sorted(set(raw) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise CheckpointError(f"{file}: {', '.join(unknown)} is not a setting of this version of abc-rag")
+        settings = cls(**{"name": folder.name, **raw})
+        for name in ("min_tokens", "max_tokens", "head_hidden"):
+            value = getattr(settings, name)
+            if type(value) is not int or value < 1:
+                raise CheckpointError(f"{file}: {name} must be a positive number, not {value!r}")
+        return settings
+
+    def write(self, folder: Path) -> None:
+        """Write ``folder/abc.json``."""
+        text = json.dumps(self.__dict__, indent=2) + "\n"
+        (folder / "abc.json").write_text(text, encoding="utf-8")
+
+
+class MLPHead(nn.Module):
+    """``x + W2 . SELU(W1 x + b1) + b2`` on the pooled state."""
+
+    def __init__(self, dim: int, hidden: int = _HEAD_HIDDEN) -> None:
+        super().__init__()
+        self.linear_layer1 = nn.Linear(dim, hidden)
+        self.linear_layer2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(n, dim)`` to ``(n, dim)``."""
+        y: torch.Tensor = x + self.linear_layer2(nn.functional.selu(self.linear_layer1(x)))
+        return y
+
+
+class Temperature(nn.Module):
+    """The learnable temperature, under the name that the published adapters store it by."""
+
+    def __init__(self, value: float = 0.07) -> None:
+        super().__init__()
+        # One row, as FSDP shards no scalars.
+        self.temp = nn.Parameter(torch.tensor([value]))
+
+    @property
+    def stored(self) -> torch.Tensor:
+        """The scalar that checkpoints hold: the same memory, without gradient."""
+        return self.temp.detach().view(())
+
+
+class ABCNetwork(nn.Module):
+    """Backbone, head and temperature; the one forward that training and inference share."""
+
+    def __init__(self, backbone: Qwen2VLBackbone, *, head_hidden: int = _HEAD_HIDDEN) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = MLPHead(backbone.hidden_size, head_hidden)
+        self.temperature = Temperature()
+        self.compiled = False
+        self._instruct_layers: list[BaseTunerLayer] = []
+        self._instruct_on = False
+
+    def register_instruct_layers(self) -> None:
+        """Remember the layers of the instruct adapter, which must have been injected, and switch it off."""
+        self._instruct_layers = [m for m in self.backbone.modules() if isinstance(m, BaseTunerLayer)]
+        self._instruct_on = True
+        self.set_instruct(False)
+
+    def set_instruct(self, on: bool) -> None:
+        """Switch the instruct adapter on or off for all that follows."""
+        if on and not self._instruct_layers:
+            raise CheckpointError("this network has no instruct adapter")
+        if on != self._instruct_on:
+            for layer in self._instruct_layers:
+                layer.enable_adapters(on)
+            self._instruct_on = on
+
+    def pool(self, states: torch.Tensor, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Mean over real tokens in float32; id 0 is counted but not summed, as published."""
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+        summed = (steps[None, :] < lengths[:, None]) & (input_ids != 0)
+        # where, not a product: what a padding row holds is undefined, and 0 * NaN would spread it.
+        kept = torch.where(summed.unsqueeze(-1), states.float(), 0.0)
+        return kept.sum(dim=1) / lengths.unsqueeze(-1)
+
+    @property
+    def packed(self) -> PackedQwen2VL:
+        """The same backbone for sequences that lie end to end, without gradients."""
+        return PackedQwen2VL(self.backbone, compiled=self.compiled)
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        segments: Segments,
+        *,
+        features: torch.Tensor | None = None,
+        image_positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Unit vectors ``(n, dim)`` in float32 of sequences that lie end to end, without gradients.
+
+        See `PackedQwen2VL.hidden_states`.
+        """
+        states = self.packed.hidden_states(input_ids, segments, features=features, image_positions=image_positions)
+        return nn.functional.normalize(self.head(self.pool_packed(states, input_ids, segments)), dim=-1)
+
+    def pool_packed(self, states: torch.Tensor, input_ids: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """`pool` for sequences that lie end to end: ``(total, hidden)`` to ``(n, hidden)``."""
+        kept = torch.where((input_ids != 0).unsqueeze(-1), states.float(), 0.0)
+        if kept.device.type in ("cpu", "cuda"):
+            # "Unsafe" only leaves out checks, for which a GPU would have to be waited for.
+            summed = torch.segment_reduce(kept, "sum", lengths=segments.counts, axis=0, unsafe=True)
+        else:
+            summed = kept.new_zeros(len(segments.lengths), kept.shape[1]).index_add(0, segments.rows, kept)
+        return summed / segments.counts.unsqueeze(-1)
+
+    def forward(
+        self, input_ids: torch.Tensor, *, lengths: torch.Tensor, features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Unit vectors ``(batch, dim)`` in float32 of right-padded sequences, with gradients.
+
+        See `Qwen2VLBackbone.hidden_states`.
+        """
+        states = self.backbone.hidden_states(input_ids, lengths=lengths, features=features)
+        pooled = self.pool(states, input_ids, lengths)
+        return nn.functional.normalize(self.head(pooled), dim=-1)
+
+
+# --- Weights --------------------------------------------------------------------------------------
+
+
+def load_merged(
+    base: Path,
+    pretrain: Path,
+    *,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    head_hidden: int = _HEAD_HIDDEN,
+) -> ABCNetwork:
+    """Base and pretrain adapter as one network: what the instruct adapter is put on.
+
+    Raises:
+        CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
+    """
+    backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
+    network = ABCNetwork(backbone, head_hidden=head_hidden).to(device)
+    lora = LoraModel(backbone, lora_config(pretrain), "pretrain")
+    load_adapter(
+        backbone,
+        pretrain,
+        "pretrain",
+        backbone_name,
+        {f"mlp_head.{n}": p for n, p in network.head.named_parameters()}
+        | {"temperature.temp": network.temperature.stored},
+    )
+    lora.merge_and_unload()
+    return network.eval().requires_grad_(False)
+
+
+def load_network(
+    base: Path,
+    pretrain: Path,
+    instruct: Path,
+    *,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    head_hidden: int = _HEAD_HIDDEN,
+    weights: Literal["full", "int8", "int4"] = "full",
+) -> ABCNetwork:
+    """Read the three parts of an ABC checkpoint into one network, ready to embed; see `load_merged`.
+
+    With ``weights="int8"`` or ``"int4"`` the parts are put together in the computer's own memory, in ``dtype``, and
+    reach ``device`` layer by layer: it never holds more than the result and one layer.
+
+    Raises:
+        CheckpointError: As `load_merged`.
+        InputError: The device or the network's sizes do not allow such weights.
+        MissingExtraError: bitsandbytes is needed and not installed.
+    """
+    first = device
+    if weights != "full":
+        from abc_rag.models.quantize import check_device, quantize_linears
+
+        check_device(weights, device)
+        first = "cpu"
+    network = load_merged(base, pretrain, attention=attention, dtype=dtype, device=first, head_hidden=head_hidden)
+    inject_adapter_in_model(lora_config(instruct), network.backbone, "instruct")
+    load_adapter(network.backbone, instruct, "instruct", backbone_name)
+    for name, parameter in network.backbone.named_parameters():
+        # Not the whole module: that would round the rotary frequencies too.
+        if ".instruct." in name:
+            parameter.data = parameter.data.to(device=device, dtype=dtype)
+    if weights != "full":
+        quantize_linears(network.backbone.language_model.layers, weights, device)
+        network.to(device)
+    network.register_instruct_layers()
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Products and attention over sequences without padding."""

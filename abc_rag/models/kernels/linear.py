@@ -1,0 +1,111 @@
+"""Matrix products of a linear layer, by whichever of torch's CPU libraries is the faster one on this machine.
+
+For float32 on a CPU torch asks MKL, which runs at half of what the chip can do on many that are not Intel's. torch also
+holds oneDNN, whose products have the same precision; it is used where a short trial finds it clearly faster.
+
+oneDNN compiles a kernel for every shape and keeps it, half a megabyte each. `rounded_rows` makes the shapes few.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from abc_rag.models.lora_layers import LoraLayer
+
+__all__ = ["linear", "onednn_is_faster", "onednn_product", "rounded_rows"]
+
+# Below this many rows or columns the call costs more than the product.
+_LEAST_ROWS, _LEAST_COLUMNS = 128, 64
+_TRIAL = (512, 512, 512)
+_CLEARLY = 1.2
+
+
+def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """``layer(x)`` for rows ``(n, in)``, without gradients.
+
+    Args:
+        layer: An ``nn.Linear``, one with a LoRA adapter of peft's around it (used if it is switched on), or any other
+            module, such as a quantised layer, which is called as it is.
+        x: ``(n, in)``.
+
+    Returns:
+        ``(n, out)``.
+    """
+    if isinstance(layer, LoraLayer):
+        return _with_adapter(layer, x)
+    if type(layer) is not nn.Linear:
+        called: torch.Tensor = layer(x)
+        return called
+    weight = layer.weight
+    if (
+        not torch.compiler.is_compiling()  # whose own choice it is
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and len(x) >= _LEAST_ROWS
+        and len(weight) >= _LEAST_COLUMNS
+        and onednn_is_faster()
+    ):
+        return onednn_product(x, weight, layer.bias)
+    return nn.functional.linear(x, weight, layer.bias)
+
+
+def _with_adapter(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  (peft's classes are mixins)
+    off = layer.disable_adapters or layer.merged
+    if not off and any(name in layer.lora_variant for name in layer.active_adapters):
+        varied: torch.Tensor = layer(x)  # DoRA and its like change more than they add
+        return varied
+    base: torch.Tensor = linear(layer.get_base_layer(), x)
+    if off:
+        return base
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            low = linear(layer.lora_A[name], x.to(layer.lora_A[name].weight.dtype))
+            base = base + (linear(layer.lora_B[name], low) * layer.scaling[name]).to(base.dtype)
+    return base
+
+
+def rounded_rows(count: int) -> int:
+    """The next number of rows for which oneDNN is asked: one of 20 up to 4,096, and at most an eighth more above."""
+    if count < _LEAST_ROWS:
+        return count
+    step = 128 if count <= 1024 else 256 if count <= 4096 else 1 << (count.bit_length() - 4)
+    return -(-count // step) * step
+
+
+def onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ weight.T + bias`` of float32 on a CPU by oneDNN; only where `onednn_is_faster`."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+@lru_cache(maxsize=1)
+def onednn_is_faster() -> bool:
+    """Whether oneDNN is here, agrees with torch's default, and is clearly faster; a few milliseconds, once."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    rows, inner, outer = _TRIAL
+    with torch.inference_mode():
+        x, weight = torch.randn(rows, inner), torch.randn(outer, inner)
+        try:
+            if not torch.allclose(onednn_product(x, weight), nn.functional.linear(x, weight), rtol=1e-4, atol=1e-3):
+                return False
+        except (RuntimeError, NotImplementedError):  # an operator of torch's own, which another version may change
+            return False
+        ours = _best(lambda: onednn_product(x, weight))
+        return _CLEARLY * ours < _best(lambda: nn.functional.linear(x, weight))
+
+
+def _best(call: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,126 @@
+"""What the forwards over packed sequences share: see `abc_rag.models.qwen2_vl.packed` and `_phi3_v_packed`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.activations import QuickGELUActivation
+
+from abc_rag.models.family import Prepared
+from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.kernels.linear import onednn_is_faster, rounded_rows
+
+__all__ = [
+    "PackedBatch",
+    "activated",
+    "moved",
+    "rms_norm",
+    "rotated",
+    "rotation_of",
+    "split_features",
+    "with_round_rows",
+]
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor`` on ``device``."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    # From pinned memory the copy runs beside the computation.
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def with_round_rows(rows: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of zeros added where products want round numbers of them; see `abc_rag.models.kernels.linear`.
+
+    Args:
+        rows: Any number of them.
+        device: Of the weights that they will be multiplied by.
+        dtype: Of these weights.
+    """
+    # In half precision torch itself asks oneDNN.
+    if device.type != "cpu" or (dtype == torch.float32 and not onednn_is_faster()):
+        return rows
+    more = rounded_rows(len(rows)) - len(rows)
+    return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) if more else rows
+
+
+def rotation_of(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `rotated` multiplies by: the sine with the sign that the swapped halves get."""
+    first, second = sin.chunk(2, dim=-1)
+    return cos, torch.cat([-first, second], dim=-1)
+
+
+def rotated(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Queries or keys, turned by their positions."""
+    cos, signed = rotation
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed)
+
+
+def rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """``norm(x)`` of a root mean square norm of transformers'."""
+    if x.is_cuda:  # one kernel instead of seven
+        return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon)
+    product: torch.Tensor = norm.weight * scaled.to(x.dtype)
+    return product
+
+
+def activated(activation: Any, wide: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """``activation(wide)``, with one tensor less where it is the quick approximation of GELU."""
+    if isinstance(activation, QuickGELUActivation):
+        return (wide * 1.702).sigmoid_().mul_(wide)
+    found: torch.Tensor = activation(wide)
+    return found
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Prepared inputs end to end, the longest first, so that those of one length are neighbours.
+
+    Attributes:
+        input_ids: int64 ``(total,)``.
+        segments: Where each begins and ends.
+        features: Those of all pictures in turn, or None.
+        image_positions: int64 ``(image tokens,)``: where in ``input_ids`` they go.
+        first: The longest input.
+    """
+
+    input_ids: torch.Tensor
+    segments: Segments
+    features: torch.Tensor | None
+    image_positions: torch.Tensor
+    first: Prepared
+    _order: Sequence[int]
+
+    @classmethod
+    def of(cls, batch: Sequence[Prepared], *, image_token_id: int, device: torch.device) -> PackedBatch:
+        """Pack inputs whose pictures have been seen."""
+        order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
+        chosen = [batch[i] for i in order]
+        ids = np.concatenate([one.input_ids for one in chosen])
+        seen = [picture.features for one in chosen for picture in one.pictures if picture.features is not None]
+        return cls(
+            torch.from_numpy(ids).to(device),
+            Segments([one.tokens for one in chosen], device),
+            torch.cat([features.to(device) for features in seen]) if seen else None,
+            torch.from_numpy(np.flatnonzero(ids == image_token_id)).to(device),
+            chosen[0],
+            order,
+        )
+
+    def in_order(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the inputs as they were given."""
+        return rows[torch.from_numpy(np.argsort(self._order)).to(rows.device)]
+
+
+def split_features(features: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
+    """Each picture's own: copies, as a slice would keep all the others in memory."""
+    return [part.clone() for part in torch.split(features, list(tokens))]

@@ -1,0 +1,262 @@
+"""Which family a checkpoint belongs to, and how it is loaded: what `abc_rag.load_embedder` asks of each family.
+
+A family has a short name, such as ``vlm2vec``. ``vlm2vec:NAME`` asks for it; what has no such prefix is a name that one
+family knows, or a folder whose own files say which family it belongs to.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from abc_rag.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from abc_rag.images.limits import ImageLimits
+    from abc_rag.models.family import Family
+
+__all__ = [
+    "Attention",
+    "Checkpoint",
+    "DType",
+    "LoadOptions",
+    "ModelLoader",
+    "Weights",
+    "as_folder",
+    "find_checkpoint",
+    "known_names",
+    "loaders",
+    "portable_name",
+    "register_loader",
+    "token_limits",
+    "unregister_loader",
+]
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+Weights = Literal["full", "int8", "int4"]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a caller of `load_embedder` wants of a network; see there.
+
+    Attributes:
+        device: Where it computes.
+        dtype: What it computes in; never ``"auto"``.
+        min_tokens: Fewest image tokens, or None for the checkpoint's own.
+        max_tokens: Most image tokens, or None.
+        resolution: What the family calls a resolution, or None for its own.
+        attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``; never ``"auto"``.
+        weights: ``"full"``, ``"int8"`` or ``"int4"``.
+        image_limits: Which pictures are accepted.
+        compiled: Use ``torch.compile``.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    min_tokens: int | None
+    max_tokens: int | None
+    resolution: int | str | None
+    attention: str
+    weights: Weights
+    image_limits: ImageLimits
+    compiled: bool = False
+
+    def refuse(self, family: str, **reasons: str) -> None:
+        """Refuse options that a family cannot follow.
+
+        Args:
+            family: Its name, for the message.
+            **reasons: Option -> why not, and what to do instead.
+
+        Raises:
+            InputError: One of them was given.
+        """
+        defaults = {"weights": "full", "compiled": False, "attention": "sdpa"}
+        for name, reason in reasons.items():
+            if getattr(self, name) != defaults.get(name):
+                raise InputError(f"{name}={getattr(self, name)!r} cannot be had of family {family!r}: {reason}")
+
+
+class Checkpoint(ABC):
+    """A model that has been found, or whose name says where it is to be fetched."""
+
+    @abstractmethod
+    def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
+        """The revision that the fingerprint will have, if all files are local; None where the hub decides.
+
+        Loads and fetches nothing.
+        """
+
+    @abstractmethod
+    def fetch(self, device: str) -> None:
+        """Get files that are not here yet; called before `build`, once. ``device`` is what the caller asked for.
+
+        Raises:
+            CheckpointError: They cannot be had.
+        """
+
+    @abstractmethod
+    def build(self, options: LoadOptions) -> Family:
+        """Load the network; once for each device.
+
+        Raises:
+            CheckpointError: Files are missing or do not fit.
+            InputError: An option cannot be followed.
+        """
+
+
+class ModelLoader(ABC):
+    """One family's part of `load_embedder`.
+
+    A module in `abc_rag.models` has one as ``LOADER``; others come through `register_loader`. Importing the module
+    must be quick: torch and the like are imported where they are used.
+    """
+
+    name: ClassVar[str]
+    """The family's short name: lower case, digits, hyphens."""
+
+    models: ClassVar[tuple[str, ...]] = ()
+    """Names that need no prefix."""
+
+    model_types: ClassVar[tuple[type, ...]] = ()
+    """Types other than names and folders that say which model is meant."""
+
+    @abstractmethod
+    def refusal(self, folder: Path) -> str | None:
+        """Why a folder's files are no checkpoint of this family; None if they are one. Looks at names and JSON only."""
+
+    @abstractmethod
+    def checkpoint(self, model: Any) -> Checkpoint:  # noqa: ANN401
+        """The checkpoint that is meant.
+
+        Args:
+            model: One of `models` or of `model_types`; a folder, as a ``Path``; or a ``str`` that stood behind the
+                family's prefix.
+
+        Raises:
+            InputError: There is no such model.
+        """
+
+
+_registered: dict[str, ModelLoader] = {}
+
+
+def register_loader(loader: ModelLoader) -> None:
+    """Have `load_embedder` know a family from elsewhere.
+
+    Raises:
+        InputError: Its name is taken, or no such name.
+    """
+    if not loader.name or not all(c.isascii() and (c.islower() or c.isdigit() or c == "-") for c in loader.name):
+        raise InputError(f"a family's name has lower case letters, digits and hyphens, unlike {loader.name!r}")
+    if len(loader.name) == 1:
+        raise InputError(f"a family's name of one letter would look like a drive: {loader.name!r}; choose a longer one")
+    if loader.name in loaders():
+        raise InputError(f"there is a family {loader.name!r} already; choose another name")
+    _registered[loader.name] = loader
+
+
+def unregister_loader(name: str) -> None:
+    """Take back `register_loader`; nothing happens where there is no such family."""
+    _registered.pop(name, None)
+
+
+def loaders() -> Mapping[str, ModelLoader]:
+    """All families by name: those of this package, then the registered ones."""
+    import abc_rag.models
+
+    found: dict[str, ModelLoader] = {}
+    for folder in pkgutil.iter_modules(abc_rag.models.__path__, "abc_rag.models."):
+        if folder.ispkg and find_spec(f"{folder.name}.loader") is not None:
+            loader = import_module(f"{folder.name}.loader").LOADER
+            found[loader.name] = loader
+    return {**found, **_registered}
+
+
+def known_names() -> tuple[str, ...]:
+    """All names that need no prefix."""
+    return tuple(name for loader in loaders().values() for name in loader.models)
+
+
+def find_checkpoint(model: object) -> Checkpoint:
+    """The checkpoint that ``model`` means; see `abc_rag.load_embedder`.
+
+    Raises:
+        InputError: There is none, or more than one family would take it; the message says how to name one.
+    """
+    known = loaders()
+    for loader in known.values():
+        if isinstance(model, loader.model_types) or (isinstance(model, str) and model in loader.models):
+            return loader.checkpoint(model)
+    if isinstance(model, str):
+        prefix, colon, rest = model.partition(":")
+        if colon and prefix in known:
+            return known[prefix].checkpoint(rest)
+    if not isinstance(model, (str, os.PathLike)):
+        raise InputError(f"model must be a name or a folder, not {type(model).__name__}")
+    folder = as_folder(model)
+    if folder is None:
+        short = [repr(name) for name in known_names() if "/" not in name]
+        hub_ids = [repr(name) for name in known_names() if "/" in name]
+        raise InputError(
+            f"model {str(model)[:200]!r} is neither {', '.join(short)} nor a folder; known hub ids are "
+            f"{', '.join(hub_ids)}; for other hub ids pass abc_rag.ABCCheckpoint(base=..., pretrain=..., "
+            "instruct=...), or write the family before them: 'vlm2vec:ORGANISATION/NAME', 'st:ORGANISATION/NAME'"
+        )
+    refusals = {name: loader.refusal(folder) for name, loader in known.items()}
+    taking = [name for name, refusal in refusals.items() if refusal is None]
+    if len(taking) == 1:
+        return known[taking[0]].checkpoint(folder)
+    if taking:
+        choices = " or ".join(repr(f"{name}:{model}") for name in taking)
+        raise InputError(f"{folder} could be a checkpoint of {' or of '.join(taking)}; say which: model={choices}")
+    reasons = "; ".join(f"{name}: {refusal}" for name, refusal in refusals.items())
+    raise InputError(f"{folder} is no checkpoint of a known family ({reasons})")
+
+
+def as_folder(model: str | os.PathLike[str]) -> Path | None:
+    """The folder that is meant; None if there is none."""
+    if not os.fspath(model):
+        return None  # Path("") is the working folder
+    try:
+        folder = Path(model).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a null byte
+        return None
+
+
+def token_limits(options: LoadOptions, least: int, most: int) -> tuple[int, int]:
+    """Fewest and most image tokens: the caller's, else the defaults; one limit alone does not contradict the other."""
+    found_least = least if options.min_tokens is None else options.min_tokens
+    found_most = most if options.max_tokens is None else options.max_tokens
+    if found_least > found_most:
+        bound = found_most if options.max_tokens is not None else found_least
+        found_least, found_most = min(found_least, bound), bound
+    return found_least, found_most
+
+
+def portable_name(model: str | os.PathLike[str]) -> str:
+    """A model's name that means the same in any working folder: folders become absolute."""
+    if isinstance(model, str):
+        if model in known_names():
+            return model
+        prefix, colon, rest = model.partition(":")
+        if colon and prefix in loaders():
+            return model if as_folder(rest) is None else f"{prefix}:{_absolute(rest)}"
+    return _absolute(model)
+
+
+def _absolute(folder: str | os.PathLike[str]) -> str:
+    # expanduser alone raises for an unknown user, which load_embedder says better.
+    return os.path.abspath(os.path.expanduser(folder))

@@ -1,0 +1,1 @@
+"""The backbone Phi-3.5-vision."""

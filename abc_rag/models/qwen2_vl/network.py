@@ -1,0 +1,284 @@
+"""Qwen2-VL as a feature extractor: pixels in patches, text in token ids, plain hidden states out.
+
+transformers' own ``Qwen2VLModel`` is held, not subclassed, and never called as a whole: its forward
+would compute 3-D rotary positions and keep state between calls. The vision tower and the language
+model are called one after the other with explicit positions and an explicit mask instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Qwen2VLConfig, Qwen2VLModel
+
+from abc_rag.errors import CheckpointError
+from abc_rag.models.checkpoint import assign_tensors, iter_tensors, read_json, weight_files
+from abc_rag.models.kernels.attention import choose_attention
+from abc_rag.models.qwen2_vl.pictures import Patches
+
+__all__ = [
+    "PlanePatchEmbed",
+    "Qwen2VLBackbone",
+    "base_state_dict",
+    "build_backbone",
+    "load_backbone",
+    "normalise",
+]
+
+# The means and deviations that CLIP normalises with, as in the published preprocessor_config.json.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+# --- Pixels ---------------------------------------------------------------------------------------
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Patches in uint8 ``(n, 3 * p * p)`` to normalised float32, on the device that they are on.
+
+    Bit-identical to the published processor, which rescales in double precision: for none of the 256 levels does the
+    quotient in single precision differ from its product with 1/255, rounded.
+    """
+    channels = pixels.float().div_(255.0).view(len(pixels), 3, -1)
+    mean, deviation = (torch.tensor(values, device=pixels.device)[:, None] for values in (_MEAN, _STD))
+    return channels.sub_(mean).div_(deviation).view(len(pixels), -1)
+
+
+class PlanePatchEmbed(nn.Module):
+    """The patch projection for still pictures.
+
+    The published one is a 3-D convolution over two frames; a still picture is the same frame twice, so the
+    convolution is one matrix: the sum over its temporal axis.
+    """
+
+    def __init__(self, in_features: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(in_features, embed_dim, bias=False)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """``(n, 3 * p * p)`` to ``(n, embed_dim)``."""
+        projected: torch.Tensor = self.proj(patches.to(self.proj.weight.dtype))
+        return projected
+
+
+# --- The network ----------------------------------------------------------------------------------
+
+
+class Qwen2VLBackbone(nn.Module):
+    """A vision tower and a language model; positions and masks are the caller's decision.
+
+    Args:
+        config: A Qwen2-VL configuration.
+        attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
+    """
+
+    def __init__(self, config: Qwen2VLConfig, *, attention: str = "sdpa") -> None:
+        super().__init__()
+        # transformers types the two parts as optional; a Qwen2-VL configuration always has both.
+        parts: Any = config
+        vision = parts.vision_config
+        self.text_config = parts.text_config
+        self.config = config
+        self.attention = attention
+        self.image_token_id: int = config.image_token_id
+        self.patch: int = vision.patch_size
+        self.merge: int = vision.spatial_merge_size
+        if "sliding_attention" in self.text_config.layer_types:
+            raise CheckpointError("sliding-window attention is not supported; set use_sliding_window to false")
+        config._attn_implementation = attention
+        model = Qwen2VLModel(config)
+        model.visual.patch_embed = PlanePatchEmbed(vision.in_channels * self.patch**2, vision.embed_dim)
+        self.visual = model.visual
+        self.language_model = model.language_model
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model."""
+        return int(self.text_config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.language_model.embed_tokens.weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        dtype: torch.dtype = self.language_model.embed_tokens.weight.dtype
+        return dtype
+
+    def picture_tokens(self, patches: Patches) -> int:
+        """How many image tokens a picture has."""
+        return patches.patches // self.merge**2
+
+    def recompute_activations(self) -> None:
+        """Keep no activations of the layers in training; the backward pass computes them again."""
+        for part in (self.visual, self.language_model):
+            how = {"use_reentrant": False}
+            # The name that transformers has had since it deprecated the other.
+            if hasattr(part, "activation_checkpointing_enable"):
+                part.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+            else:
+                part.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+
+    def image_features(self, patches: Sequence[Patches]) -> torch.Tensor:
+        """Vision features of some pictures, one after the other: ``(sum of tokens, hidden)``.
+
+        A picture of ``rows`` by ``columns`` patches gives ``rows * columns / merge**2`` tokens.
+        """
+        pixels = torch.from_numpy(np.concatenate([p.pixels for p in patches])).to(self.device)
+        grid = torch.tensor([[1, p.rows, p.columns] for p in patches], device=self.device)
+        features: torch.Tensor = self.visual(normalise(pixels), grid_thw=grid).pooler_output
+        return features
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        lengths: torch.Tensor,
+        features: torch.Tensor | None = None,
+        causal: bool = False,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Final-norm hidden states of right-padded sequences.
+
+        Args:
+            input_ids: int64 ``(batch, length)``, padded on the right with anything.
+            lengths: int64 ``(batch,)``: how many tokens of each row are real.
+            features: ``(image tokens of the whole batch, hidden)``, put in place of the image tokens in order.
+            causal: Attend to earlier tokens only.
+            position_ids: ``(batch, length)`` or, for 3-D positions, ``(3, batch, length)``; plain 0, 1, 2, ... if
+                not given.
+
+        Returns:
+            ``(batch, length, hidden)``; rows of padding are meaningless.
+        """
+        embeds = self.language_model.embed_tokens(input_ids)
+        if features is not None:
+            at_image = input_ids.flatten() == self.image_token_id
+            rows = torch.arange(len(at_image), device=input_ids.device)
+            rows[at_image] = len(at_image) + torch.arange(len(features), device=input_ids.device)
+            # One gather: its backward is far cheaper than that of a masked copy.
+            both = torch.cat([embeds.flatten(0, 1), features.to(embeds.dtype)])
+            embeds = both[rows].view(embeds.shape)
+        length = input_ids.shape[1]
+        steps = torch.arange(length, device=input_ids.device)
+        if position_ids is None:
+            position_ids = steps.expand(input_ids.shape[0], -1)
+        padded = bool((lengths < length).any())
+        states: torch.Tensor = self.language_model(
+            inputs_embeds=embeds,
+            position_ids=position_ids,
+            attention_mask={"full_attention": self._mask(steps, lengths, embeds.dtype, causal, padded)},
+            is_causal=causal,
+            use_cache=False,
+        ).last_hidden_state
+        return states
+
+    def _mask(
+        self, steps: torch.Tensor, lengths: torch.Tensor, dtype: torch.dtype, causal: bool, padded: bool
+    ) -> torch.Tensor | None:
+        real = steps[None, :] < lengths[:, None]
+        if self.attention.startswith("flash"):
+            return real if padded else None
+        if not padded and not causal:
+            return None
+        allowed = real[:, None, None, :].expand(-1, 1, len(steps), -1)
+        if causal:
+            allowed = allowed & (steps[:, None] >= steps[None, :])
+        if self.attention == "sdpa":
+            return allowed
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+# --- Weights --------------------------------------------------------------------------------------
+
+_RENAMES = (
+    (re.compile(r"^(?:model\.)?visual\."), "visual."),
+    (re.compile(r"^model\.(?:language_model\.)?"), "language_model."),
+)
+_PATCH_EMBED = "visual.patch_embed.proj.weight"
+
+
+def backbone_name(name: str) -> str | None:
+    """The parameter that a checkpoint's tensor belongs to; both layouts that Qwen2-VL has had are known."""
+    if name == "lm_head.weight":
+        return None  # no logits are computed
+    for pattern, replacement in _RENAMES:
+        renamed, count = pattern.subn(replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+def build_backbone(config: Qwen2VLConfig, *, attention: str, dtype: torch.dtype, device: str) -> Qwen2VLBackbone:
+    """A backbone with memory but no weights yet, on ``device``.
+
+    Raises:
+        MissingExtraError: ``attention`` needs a package that is not installed.
+    """
+    choose_attention(attention, device=torch.device(device), dtype=dtype)
+    with torch.device("meta"):
+        backbone = Qwen2VLBackbone(config, attention=attention)
+    backbone.to(dtype)
+    backbone.to_empty(device=device)
+    # Rotary frequencies are computed, not stored: on the meta device they came out empty.
+    for parent, name in ((backbone.language_model, "rotary_emb"), (backbone.visual, "rotary_pos_emb")):
+        old = getattr(parent, name)
+        setattr(parent, name, type(old)(config=old.config).to(device))
+    return backbone
+
+
+def load_backbone(
+    folder: Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Qwen2VLBackbone:
+    """Read a Qwen2-VL folder (config.json and safetensors).
+
+    Raises:
+        CheckpointError: It is no Qwen2-VL, or a tensor is missing, left over or of another shape.
+    """
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") != "qwen2_vl":
+        raise CheckpointError(f"{folder}: model_type is {raw.get('model_type')!r}; expected 'qwen2_vl'")
+    config: Any = Qwen2VLConfig.from_dict(raw)
+    backbone = build_backbone(config, attention=attention, dtype=dtype, device=device)
+    wanted = dict(backbone.named_parameters())
+    vision = config.vision_config
+    frames, patch, channels = vision.temporal_patch_size, vision.patch_size, vision.in_channels
+    conv = torch.empty(vision.embed_dim, channels, frames, patch, patch, device="meta")
+
+    def put(name: str, tensor: torch.Tensor) -> None:
+        if name == _PATCH_EMBED:
+            tensor = tensor.float().sum(dim=2).flatten(1)
+        with torch.no_grad():
+            wanted[name].copy_(tensor)
+
+    assign_tensors(
+        {**wanted, _PATCH_EMBED: conv},
+        iter_tensors(weight_files(folder, "model")),
+        backbone_name,
+        where=str(folder),
+        put=put,
+    )
+    return backbone.eval()
+
+
+def base_state_dict(backbone: Qwen2VLBackbone) -> dict[str, torch.Tensor]:
+    """The backbone's tensors under the names, and in the shapes, that the hub's checkpoints have."""
+    vision: Any = backbone.config.vision_config
+    state = {}
+    for name, tensor in backbone.state_dict().items():
+        value = tensor.detach().cpu()
+        if name == _PATCH_EMBED:
+            frames = vision.temporal_patch_size
+            planes = value.view(vision.embed_dim, vision.in_channels, 1, vision.patch_size, vision.patch_size)
+            value = (planes / frames).repeat(1, 1, frames, 1, 1)
+        state[re.sub(r"^language_model\.", "model.", name)] = value.contiguous()
+    return state

@@ -1,0 +1,153 @@
+"""Qwen2-VL's forward for embedding: sequences end to end without padding, plain positions, no state.
+
+Walks over the modules of `Qwen2VLBackbone`, so the weights, the adapters and their names are transformers' and
+peft's; only the order of operations is here. `Qwen2VLBackbone.hidden_states` computes the same for padded batches,
+with gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments, choose_attention
+from abc_rag.models.kernels.linear import linear
+from abc_rag.models.kernels.packed import activated, moved, rms_norm, rotated, rotation_of, with_round_rows
+from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, normalise
+from abc_rag.models.qwen2_vl.pictures import Patches
+
+__all__ = ["PackedQwen2VL"]
+
+Layer = Callable[..., torch.Tensor]
+
+
+class PackedQwen2VL:
+    """The forward of a backbone over packed sequences, without gradients.
+
+    Args:
+        backbone: Whose weights are used, as they are at the time of each call.
+        compiled: Run each layer through ``torch.compile``.
+    """
+
+    def __init__(self, backbone: Qwen2VLBackbone, *, compiled: bool = False) -> None:
+        self._backbone = backbone
+        attend = choose_attention(backbone.attention, device=backbone.device, dtype=backbone.dtype)
+        # Its kernels are finished ones, and compiled code would be made anew for every mix of lengths.
+        self._attend: Attend = torch.compiler.disable(attend) if compiled else attend  # type: ignore[no-untyped-call]
+        self._block: Layer
+        self._layer: Layer
+        self._block, self._layer = _compiled_layers() if compiled else (_vision_block, _text_layer)
+
+    def image_features(self, pictures: Sequence[Patches]) -> torch.Tensor:
+        """Vision features of some pictures, one after the other: ``(sum of tokens, hidden)``."""
+        backbone = self._backbone
+        visual: Any = backbone.visual
+        pixels = torch.from_numpy(
+            np.concatenate([p.pixels for p in pictures]) if len(pictures) > 1 else pictures[0].pixels
+        )
+        segments = Segments([p.rows * p.columns for p in pictures], backbone.device)
+        pixels_in = self._rounded(normalise(moved(pixels, backbone.device)))
+        states = linear(visual.patch_embed.proj, pixels_in.to(backbone.dtype))
+        at = np.concatenate([_grid_positions(p.rows, p.columns, backbone.merge) for p in pictures])
+        cos, sin = visual.rotary_pos_emb(states, self._rounded(moved(torch.from_numpy(at), backbone.device)))
+        rotation = rotation_of(cos[:, None], sin[:, None])
+        for block in visual.blocks:
+            states = self._block(block, states, rotation, segments, self._attend)
+        merger = visual.merger
+        merged = merger.ln_q(states).view(-1, merger.hidden_size)
+        features: torch.Tensor = linear(merger.mlp[2], merger.mlp[1](linear(merger.mlp[0], merged)))
+        return features[: segments.total // backbone.merge**2]
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        segments: Segments,
+        *,
+        features: torch.Tensor | None = None,
+        image_positions: torch.Tensor | None = None,
+        causal: bool = False,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Final-norm hidden states of sequences that lie end to end.
+
+        Args:
+            input_ids: int64 ``(total,)``.
+            segments: Where they begin and end.
+            features: ``(image tokens, hidden)``, of all pictures in turn.
+            image_positions: int64 ``(image tokens,)``: where in ``input_ids`` they go.
+            causal: Attend to earlier tokens only.
+            position_ids: ``(total,)``; 0, 1, 2, ... in each sequence if not given.
+
+        Returns:
+            ``(total, hidden)``.
+        """
+        model: Any = self._backbone.language_model
+        states = model.embed_tokens(input_ids)
+        if features is not None and image_positions is not None:
+            states = states.index_copy(0, image_positions, features.to(states.dtype))
+        states = self._rounded(states)
+        positions = self._rounded(segments.positions if position_ids is None else position_ids)
+        # Three equal axes of positions are one: transformers' own code then mixes equal halves.
+        cos, sin = model.rotary_emb(states, positions.expand(3, 1, -1))
+        rotation = rotation_of(cos[0][:, None], sin[0][:, None])
+        for layer in model.layers:
+            states = self._layer(layer, states, rotation, segments, self._attend, causal)
+        normed: torch.Tensor = rms_norm(model.norm, states[: segments.total])
+        return normed
+
+    def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
+        return with_round_rows(rows, device=self._backbone.device, dtype=self._backbone.dtype)
+
+
+@lru_cache(maxsize=256)
+def _grid_positions(rows: int, columns: int, merge: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """int64 (patches, 2): row and column of each patch, in the order in which patches are merged."""
+    grid = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
+    return np.ascontiguousarray(grid.transpose(0, 1, 3, 2, 4).reshape(2, -1).T)
+
+
+def _vision_block(
+    block: Any,  # noqa: ANN401
+    x: torch.Tensor,
+    rotation: tuple[torch.Tensor, torch.Tensor],
+    segments: Segments,
+    attend: Attend,
+) -> torch.Tensor:
+    attention = block.attn
+    q, k, v = linear(attention.qkv, block.norm1(x)).view(len(x), 3, attention.num_heads, -1).unbind(1)
+    # Rotated in single precision, as published.
+    q, k = (rotated(part.float(), rotation).to(part.dtype) for part in (q, k))
+    x = linear(attention.proj, attend_to_segments(attend, q, k, v, segments, False).reshape(len(x), -1)).add_(x)
+    wide = linear(block.mlp.fc1, block.norm2(x))
+    return linear(block.mlp.fc2, activated(block.mlp.act, wide)).add_(x)
+
+
+def _text_layer(
+    layer: Any,  # noqa: ANN401
+    x: torch.Tensor,
+    rotation: tuple[torch.Tensor, torch.Tensor],
+    segments: Segments,
+    attend: Attend,
+    causal: bool,
+) -> torch.Tensor:
+    attention, mlp = layer.self_attn, layer.mlp
+    normed = rms_norm(layer.input_layernorm, x)
+    q, k, v = (
+        linear(projection, normed).view(len(x), -1, attention.head_dim)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q, k = rotated(q, rotation), rotated(k, rotation)
+    x = linear(attention.o_proj, attend_to_segments(attend, q, k, v, segments, causal).reshape(len(x), -1)).add_(x)
+    normed = rms_norm(layer.post_attention_layernorm, x)
+    gate = nn.functional.silu(linear(mlp.gate_proj, normed), inplace=True)
+    return linear(mlp.down_proj, gate.mul_(linear(mlp.up_proj, normed))).add_(x)
+
+
+@lru_cache(maxsize=1)
+def _compiled_layers() -> tuple[Layer, Layer]:
+    return torch.compile(_vision_block, dynamic=True), torch.compile(_text_layer, dynamic=True)

@@ -1,0 +1,151 @@
+"""Models of sentence-transformers 6, for texts or for texts and pictures: ``st:ORGANISATION/NAME`` or ``st:FOLDER``."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abc_rag.errors import CheckpointError, InputError, MissingExtraError
+from abc_rag.models.hub import fetch, is_folder
+from abc_rag.models.loader import Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
+
+if TYPE_CHECKING:
+    from abc_rag.models.family import Family
+
+__all__ = ["LOADER", "SentenceTransformersLoader"]
+
+_MODULES = "modules.json"
+_SETTINGS = "config_sentence_transformers.json"
+_OWN = "sentence_transformers."
+_EXPORT = "abc_rag."
+_PICKLES = ("pytorch_model*.bin", "adapter_model*.bin")
+
+
+class SentenceTransformersLoader(ModelLoader):
+    """The part of sentence-transformers in `abc_rag.load_embedder`."""
+
+    name = "st"
+
+    def refusal(self, folder: Path) -> str | None:
+        """See `ModelLoader.refusal`; a model of this family is always asked for by its prefix."""
+        if (folder / _MODULES).is_file():
+            return f"holds a {_MODULES}; to load it through sentence-transformers, write 'st:{folder}'"
+        return f"holds no {_MODULES}; models of sentence-transformers are asked for as 'st:FOLDER'"
+
+    def checkpoint(self, model: Any) -> Checkpoint:  # noqa: ANN401
+        """See `ModelLoader.checkpoint`."""
+        name = str(model)
+        folder = as_folder(name) if name else None  # no name would be the working folder
+        if folder is None and (is_folder(name) or name.count("/") != 1 or not all(name.split("/"))):
+            raise InputError(
+                f"model 'st:{name[:200]}' is neither a folder nor a hub id; a hub id has two parts, as in "
+                "'st:sentence-transformers/clip-ViT-B-32'"
+            )
+        _require_library()  # now, not after a download
+        return _Found(name, folder)
+
+
+class _Found(Checkpoint):
+    def __init__(self, name: str, folder: Path | None) -> None:
+        self._name = name if folder is None else folder.resolve().name
+        self._local = folder
+        self._folder = folder
+
+    def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
+        return None if self._local is None else _revision(self._local)
+
+    def fetch(self, device: str) -> None:
+        if self._local is None:
+            self._folder = fetch(self._name)
+
+    def build(self, options: LoadOptions) -> Family:
+        reason = "its own processor resizes pictures; change the size in its files, or take another model"
+        options.refuse(
+            "sentence-transformers",
+            min_tokens=reason,
+            max_tokens=reason,
+            resolution=reason,
+            weights="its weights are used as they are; take dtype='bfloat16' to save memory",
+            compiled="leave EngineSettings.compile off",
+        )
+        if self._folder is None:
+            self.fetch(str(options.device))
+        folder = self._folder
+        assert folder is not None
+        _check_files(folder)
+        from abc_rag.models.sentence_transformers.family import load_family
+        from abc_rag.types import Fingerprint
+
+        # A snapshot's folder is named by its commit.
+        revision = folder.name[:12] if self._local is None else _revision(folder)
+        return load_family(folder, options, Fingerprint(f"st:{self._name}", revision, 1, 1))
+
+
+def _require_library() -> None:
+    try:
+        found = importlib.util.find_spec("sentence_transformers") is not None
+    except ValueError:  # what stands in its place is no package
+        found = False
+    if not found:
+        raise MissingExtraError(
+            "sentence-transformers 6 is not installed; install it with: pip install 'abc-rag[sentence-transformers]'"
+        )
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what the library would load otherwise than it was meant, with pickles, or with code of its own.
+
+    Raises:
+        CheckpointError: It is such a model.
+    """
+    from abc_rag.models.checkpoint import read_json
+
+    kind = read_json(folder / _SETTINGS).get("model_type") if (folder / _SETTINGS).is_file() else None
+    if kind not in (None, "SentenceTransformer"):
+        raise CheckpointError(f"{folder} is a {kind}, which gives no vectors of one length; take a SentenceTransformer")
+    for place in [folder, *_subfolders(folder)]:
+        if (place / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{place} holds an adapter, whose base would have to be guessed; merge it into the base with "
+                "merge_and_unload(), save the whole model, and load that"
+            )
+        pickles = sorted(file.name for pattern in _PICKLES for file in place.glob(pattern))
+        # By the names that the library looks for: anything else beside a pickle would not keep it from being read.
+        if pickles and not any(place.glob("model*.safetensors")):
+            raise CheckpointError(f"{place / pickles[0]} is a pickle and is never read; convert it to safetensors")
+    for type_name in _module_types(folder):
+        if type_name.startswith(_EXPORT):
+            raise CheckpointError(f"{folder} is an ABC checkpoint; load it without the 'st:' before its name")
+        if not type_name.startswith(_OWN):
+            raise CheckpointError(
+                f"{folder} needs code that is not part of sentence-transformers ({type_name}), and abc-rag never runs "
+                "a model's own code; take another model"
+            )
+
+
+def _module_types(folder: Path) -> list[str]:
+    import json
+
+    if not (folder / _MODULES).is_file():
+        return []  # a model of transformers as it is
+    try:
+        return [str(module["type"]) for module in json.loads((folder / _MODULES).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / _MODULES} lists no modules ({type(error).__name__}); fetch it again"
+        ) from error
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    found = (place for place in folder.rglob("*") if place.is_dir())
+    return sorted(place for place in found if not any(p.startswith(".") for p in place.relative_to(folder).parts))
+
+
+def _revision(folder: Path) -> str:
+    from abc_rag.models.checkpoint import folder_revision
+
+    return folder_revision(folder, *_subfolders(folder))
+
+
+LOADER = SentenceTransformersLoader()

@@ -1,0 +1,308 @@
+"""VLM2Vec checkpoints: an adapter and its base, or full weights, on Qwen2-VL or on Phi-3.5-vision."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from abc_rag.errors import CheckpointError, InputError
+from abc_rag.models.hub import fetch, is_folder
+from abc_rag.models.loader import Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from abc_rag.models.family import Family
+    from abc_rag.models.vlm2vec.family import VLM2VecPrompts
+
+__all__ = ["LOADER", "VLM2VecLoader", "load_parts"]
+
+_BASES = MappingProxyType(
+    {
+        "TIGER-Lab/VLM2Vec-Qwen2VL-2B": "Qwen/Qwen2-VL-2B-Instruct",
+        "TIGER-Lab/VLM2Vec-Qwen2VL-7B": "Qwen/Qwen2-VL-7B-Instruct",
+        "TIGER-Lab/VLM2Vec-Full": None,
+        "TIGER-Lab/VLM2Vec-LoRA": "microsoft/Phi-3.5-vision-instruct",
+    }
+)
+"""The published models -> what their adapters were trained on; None where the weights are whole."""
+
+_BACKBONES = ("qwen2_vl", "phi3_v")
+_LAYOUTS = (
+    "a VLM2Vec checkpoint has base/ and adapter/, or adapter_config.json and its weights, or the full "
+    "weights of a Phi-3.5-vision"
+)
+# Three of the four published models are an adapter in this form; see `abc_rag.models.torch_file`.
+_TORCH_ADAPTER = "adapter_model.bin"
+_HEAD = "mlp_head"  # an ABC adapter has one
+
+
+@dataclass(frozen=True)
+class _Parts:
+    base: Path
+    adapter: Path | None
+    revision: str | None = None  # where a hub's commits say it
+
+
+class VLM2VecLoader(ModelLoader):
+    """VLM2Vec's part of `abc_rag.load_embedder`."""
+
+    name = "vlm2vec"
+    models = tuple(_BASES)
+
+    def refusal(self, folder: Path) -> str | None:
+        """See `ModelLoader.refusal`."""
+        if (folder / "adapter" / "adapter_config.json").is_file() and (folder / "base").is_dir():
+            return self._foreign(folder / "adapter") or _backbone_refusal(folder / "base")
+        if (folder / "parts.json").is_file():
+            return "holds parts.json, which is ABC's"
+        if (folder / "adapter_config.json").is_file():
+            return self._foreign(folder) or _unsure(folder)
+        if not (folder / "config.json").is_file():
+            return f"holds no adapter/ or config.json; {_LAYOUTS}"
+        if _model_type(folder) == "qwen2_vl":
+            return (
+                "is a Qwen2-VL, which could be the base of many models; if a VLM2Vec adapter has been merged into it, "
+                f"write 'vlm2vec:{folder}'"
+            )
+        return _backbone_refusal(folder)
+
+    def checkpoint(self, model: Any) -> Checkpoint:  # noqa: ANN401
+        """See `ModelLoader.checkpoint`."""
+        folder = None if isinstance(model, str) and model in _BASES else as_folder(model)
+        if folder is not None:
+            return _Found(folder.resolve().name, folder)
+        name = str(model)
+        if is_folder(name) or name.count("/") != 1 or not all(name.split("/")):
+            raise InputError(f"model 'vlm2vec:{name[:200]}' is neither a folder nor a hub id (ORGANISATION/NAME)")
+        return _Found(name, None)
+
+    def _foreign(self, folder: Path) -> str | None:
+        """Whether an adapter is another family's."""
+        file = folder / "adapter_model.safetensors"
+        if file.is_file() and any(_HEAD in name for name in _tensor_names(file)):
+            return "holds an adapter with an MLP head, which is ABC's"
+        if str(_adapter_config(folder)["class"]).startswith("ABC"):
+            return "holds an adapter that says it is ABC's"
+        return None
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter says of the model that it was made for: ``class``, ``base``, ``task``."""
+    try:
+        found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # what is wrong with it is said when it is loaded
+        found = None
+    told = found if isinstance(found, dict) else {}
+    mapping = told.get("auto_mapping")
+    return {
+        "class": mapping.get("base_model_class") if isinstance(mapping, dict) else None,
+        "base": told.get("base_model_name_or_path"),
+        "task": told.get("task_type"),
+    }
+
+
+def _unsure(folder: Path) -> str | None:
+    """Why an adapter without its base beside it could be anybody's, before anything is fetched for it."""
+    told = _adapter_config(folder)
+    base = told["base"]
+    known = isinstance(base, str) and base in _BASES.values()
+    if isinstance(base, str) and not known:
+        known = any(place.is_dir() and _model_type(place) in _BACKBONES for place in _places(folder, base))
+    if (known and told["task"] in (None, "FEATURE_EXTRACTION")) or (folder / "base").is_dir():
+        return None
+    return (
+        f"holds an adapter of {str(base)[:80]!r}, which could be any model's; if it is VLM2Vec's, write "
+        f"'vlm2vec:{folder}'"
+    )
+
+
+def _places(folder: Path, base: str) -> list[Path]:
+    """Where a base that is named as a folder may be."""
+    return [folder / base, Path(base)] if is_folder(base) else []
+
+
+class _Found(Checkpoint):
+    def __init__(self, name: str, folder: Path | None) -> None:
+        self._name = name
+        self._folder = folder
+        self._parts: _Parts | None = None
+
+    def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
+        if self._folder is None:
+            return None
+        base = _base_of(self._folder)
+        if isinstance(base, str):  # a hub id
+            return None
+        return _revision(_local_parts(self._folder, base), weights, resolution)
+
+    def fetch(self, device: str) -> None:
+        if self._folder is None:
+            folder = fetch(self._name, more=[_TORCH_ADAPTER])
+            base: Path | str | None = _BASES.get(self._name)
+            if not (folder / "adapter_config.json").is_file():
+                base = None  # whole weights, whatever is known of that name
+            elif base is None:
+                base = _base_of(folder)
+                if not isinstance(base, str):  # a file from the hub does not choose folders here
+                    raise CheckpointError(
+                        f"{self._name}: its adapter names a folder as its base; put both on the disk, as base/ and "
+                        "adapter/, and load that folder"
+                    )
+            commits = [folder.name[:12]]
+        else:
+            folder, base, commits = self._folder, _base_of(self._folder), []
+        if isinstance(base, str):
+            base = fetch(base)
+            commits.append(base.name[:12])
+        parts = _local_parts(folder, base)
+        revision = "+".join(commits) if commits and self._folder is None else None
+        self._parts = _Parts(parts.base, parts.adapter, revision)
+
+    def build(self, options: LoadOptions) -> Family:
+        from abc_rag.models.vlm2vec.family import VLM2VecFamily, VLM2VecNetwork
+        from abc_rag.types import Fingerprint
+
+        if self._parts is None:
+            self.fetch(str(options.device))
+        parts = self._parts
+        assert parts is not None
+        first = "cpu" if options.weights != "full" else str(options.device)
+        if options.weights != "full":
+            from abc_rag.models.quantize import check_device
+
+            check_device(options.weights, str(options.device))
+        backbone, prompts = load_parts(
+            parts.base, parts.adapter, attention=options.attention, dtype=options.dtype, device=first
+        )
+        if options.weights != "full":
+            from abc_rag.models.quantize import quantize_linears
+
+            quantize_linears(backbone.language_layers, options.weights, str(options.device))
+            backbone.to(options.device)
+        backbone.compiled = options.compiled
+        recipe = backbone.recipe(options.resolution, options.min_tokens, options.max_tokens)
+        least, most = backbone.token_limits(recipe)
+        return VLM2VecFamily(
+            VLM2VecNetwork(backbone),
+            prompts,
+            recipe=recipe,
+            fingerprint=Fingerprint(self._name, _revision(parts, options.weights, options.resolution), least, most),
+            image_limits=options.image_limits,
+            resolution=options.resolution,
+        )
+
+
+def load_parts(
+    base: Path, adapter: Path | None, *, attention: str, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Any, VLM2VecPrompts]:
+    """A base, on whichever backbone it is, and an adapter that is merged into it.
+
+    Args:
+        base: The base's folder.
+        adapter: The adapter's.
+        attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
+        dtype: What to compute in.
+        device: Where to.
+
+    Returns:
+        A `abc_rag.models.vlm2vec.family.VLM2VecBackbone` in inference mode, and its prompts.
+
+    Raises:
+        CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
+    """
+    load = _loader_of(_model_type(base), base)
+    backbone, prompts = load(base, adapter, attention=attention, dtype=dtype, device=device)
+    return backbone, prompts
+
+
+def _loader_of(model_type: str, base: Path) -> Any:  # noqa: ANN401
+    if model_type == "qwen2_vl":
+        from abc_rag.models.vlm2vec.qwen2_vl import load_vlm2vec_qwen2_vl
+
+        return load_vlm2vec_qwen2_vl
+    if model_type == "phi3_v":
+        from abc_rag.models.vlm2vec.phi3_v import load_vlm2vec_phi3_v
+
+        return load_vlm2vec_phi3_v
+    raise CheckpointError(f"{base}: {_unknown_backbone(model_type)}")
+
+
+def _unknown_backbone(model_type: str) -> str:
+    return f"model_type is {model_type!r}; VLM2Vec models are read on {' and '.join(map(repr, _BACKBONES))}"
+
+
+def _backbone_refusal(base: Path) -> str | None:
+    found = _model_type(base)
+    return None if found in _BACKBONES else _unknown_backbone(found)
+
+
+def _model_type(folder: Path) -> str:
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # what is wrong with it is said when it is loaded
+        return ""
+    return str(found.get("model_type", "")) if isinstance(found, dict) else ""
+
+
+def _base_of(folder: Path) -> Path | str | None:
+    """Where the base of a checkpoint in a folder is: a folder, a hub id, or None where its weights are whole.
+
+    Raises:
+        CheckpointError: The adapter does not say.
+    """
+    if (folder / "base").is_dir() and any(
+        (place / "adapter_config.json").is_file() for place in (folder, folder / "adapter")
+    ):
+        return folder / "base"
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    from abc_rag.models.checkpoint import read_json
+
+    named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise CheckpointError(f"{folder}: the adapter names no base; put the base beside it, as base/ and adapter/")
+    for place in _places(folder, named):
+        if place.is_dir():
+            return place
+    if is_folder(named) or named.count("/") != 1:
+        raise CheckpointError(
+            f"{folder}: the adapter's base is {named!r}, which is not here; put it there as base/, beside adapter/"
+        )
+    return named
+
+
+def _local_parts(folder: Path, base: Path | None) -> _Parts:
+    if base is None:
+        return _Parts(folder, None)
+    adapter = folder / "adapter"
+    return _Parts(base, adapter if adapter.is_dir() else folder)
+
+
+def _revision(parts: _Parts, weights: Weights, resolution: int | str | None) -> str:
+    from abc_rag.models.checkpoint import folder_revision
+
+    folders = [parts.base] if parts.adapter is None else [parts.base, parts.adapter]
+    files = parts.revision or folder_revision(*folders)
+    # A resolution with a name is not what its numbers of image tokens say by themselves.
+    named: list[str] = [weights] if weights != "full" else []
+    named += [resolution] if isinstance(resolution, str) else []
+    return "+".join([files, *named])
+
+
+def _tensor_names(file: Path) -> list[str]:
+    """The names in a safetensors file, from its header alone."""
+    try:
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(min(length, 2**26)))
+            return list(header) if isinstance(header, dict) else []
+    except (OSError, ValueError, struct.error):  # said when it is loaded
+        return []
+
+
+LOADER = VLM2VecLoader()

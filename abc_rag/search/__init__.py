@@ -1,0 +1,10 @@
+"""Searching: questions in, ranked pictures and passages out."""
+
+from __future__ import annotations
+
+from abc_rag.search.answer import Answer
+from abc_rag.search.page import Shown, render_html, write_html
+from abc_rag.search.ranking import diverse
+from abc_rag.search.retriever import Retriever
+
+__all__ = ["Answer", "Retriever", "Shown", "diverse", "render_html", "write_html"]

@@ -1,0 +1,88 @@
+"""Copies of pictures in a folder beside the vectors, named by their content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abc_rag.errors import InputError, StoreError
+from abc_rag.types import Record
+
+if TYPE_CHECKING:
+    pass
+
+# The source type, in the database only, of a picture that the store holds a copy of.
+_KEPT = "kept"
+
+_SUFFIXES = {
+    "image/bmp": ".bmp",
+    "image/gif": ".gif",
+    "image/jpeg": ".jpg",
+    "image/png": ".png",
+    "image/tiff": ".tiff",
+    "image/webp": ".webp",
+}
+
+# Where a copy is, within the folder.
+_COPY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.[a-z]+")
+
+
+class _Pictures:
+    """The folder of kept pictures. In the database they have paths relative to it, so that a store can be moved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+
+    def keep(self, data: bytes, mime_type: str) -> str:
+        suffix = _SUFFIXES.get(mime_type)
+        if suffix is None:
+            raise InputError(f"pictures of type {mime_type!r} cannot be kept; these can: {', '.join(_SUFFIXES)}")
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self.folder / sha256[:2] / f"{sha256}{suffix}"
+        if path.is_file() and path.stat().st_size == len(data):
+            return str(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Under another name until it is whole: a run that is killed leaves no half picture under this one.
+            handle, draft = tempfile.mkstemp(dir=path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                # Drafts are for their owner alone; a picture is for whoever may enter its folder.
+                os.chmod(draft, path.parent.stat().st_mode & 0o666)
+                os.replace(draft, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(draft)
+                raise
+        except OSError as error:
+            raise StoreError(
+                f"{path}: the picture cannot be kept ({error.strerror}); free some space or make it writable"
+            ) from error
+        return str(path)
+
+    def forget(self, source: str) -> None:
+        """Remove one copy; ``source`` as the database has it."""
+        if _COPY.fullmatch(source):
+            with contextlib.suppress(OSError):
+                (self.folder / source).unlink()
+
+    def to_stored(self, record: Record) -> Record:
+        source = record.source
+        if record.modality == "image" and record.source_type == "path" and isinstance(source, str):
+            inside = Path(*Path(source).parts[-2:]).as_posix()
+            # Only copies: whatever else somebody has in that folder is not the store's to delete.
+            if _COPY.fullmatch(inside) and Path(source) == self.folder / inside:
+                return replace(record, source=inside, source_type=_KEPT)  # type: ignore[arg-type]
+        return record
+
+    def to_public(self, record: Record) -> Record:
+        if record.source_type == _KEPT:
+            return replace(record, source=str(self.folder / record.source), source_type="path")
+        return record

@@ -1,0 +1,176 @@
+"""Files of JSON lines with more rows than should be in memory: an offset for each, and a row when it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from abc_rag.embedding.progress import progress_bar
+from abc_rag.errors import DatasetError
+from abc_rag.training.data.rows import BadRows
+
+__all__ = ["Ids", "LineFile", "Unusable", "describe_files"]
+
+_LARGE = 64 * 2**20  # bytes that take a while to read
+_MOST_HASHED = 2**30
+
+
+class Unusable(Exception):
+    """Why a row is left out. Caught where rows are read."""
+
+    def __init__(self, problem: str, detail: str = "") -> None:
+        super().__init__(problem, detail)
+        self.problem = problem
+        self.detail = detail[:200]
+
+
+class Ids:
+    """Which id belongs to which position: 16 bytes for each, whatever their length.
+
+    Told apart by 64 bits of Python's hash, which is another one in every process: not for files.
+    """
+
+    def __init__(self) -> None:
+        self._codes = array("q")
+        self._seen: set[int] = set()
+        self._sorted: npt.NDArray[np.int64] | None = None
+        self._order: npt.NDArray[np.int64] | None = None
+
+    def __contains__(self, id: str) -> bool:
+        return hash(id) in self._seen
+
+    def add(self, id: str) -> None:
+        """The next position's id; before `freeze` only."""
+        self._seen.add(hash(id))
+        self._codes.append(hash(id))
+
+    def freeze(self) -> None:
+        """No more are added: what only adding needs is given up."""
+        codes = np.array(self._codes, dtype=np.int64)
+        self._order = np.argsort(codes, kind="stable")
+        self._sorted = codes[self._order]
+        self._seen, self._codes = set(), array("q")
+
+    def positions(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The position of each id, -1 for one that is not there; after `freeze` only."""
+        if self._sorted is None or self._order is None:
+            raise RuntimeError("freeze first")
+        codes = np.array([hash(id) for id in ids], dtype=np.int64)
+        if not len(self._sorted):
+            return np.full(len(codes), -1, dtype=np.int64)
+        places = np.minimum(np.searchsorted(self._sorted, codes), len(self._sorted) - 1)
+        found: npt.NDArray[np.int64] = np.where(self._sorted[places] == codes, self._order[places], -1)
+        return found
+
+
+class LineFile:
+    """A JSONL file that is scanned once and then read at any line.
+
+    The file is opened for each read: that costs microseconds, is safe in threads and after a fork, and shows whether
+    the file has changed.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DatasetError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        self._version = (found.st_size, found.st_mtime_ns)
+
+    def scan(self, bad: BadRows) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Yield (offset, line number from 1, object) of each line that is a JSON object; the others are counted.
+
+        Raises:
+            DatasetError: The file cannot be read, or too many lines are no JSON objects.
+        """
+        size = self._version[0]
+        try:
+            with (
+                self.path.open("rb") as handle,
+                progress_bar(f"reading {self.path.name}", total=size, enabled=size > _LARGE) as bar,
+            ):
+                offset = 0
+                for number, line in enumerate(handle, 1):
+                    start, offset = offset, offset + len(line)
+                    bar.advance(len(line))
+                    if not line.strip():
+                        continue
+                    try:
+                        value = _parsed(line)
+                    except Unusable as error:
+                        bad.add(f"{self.path.name}:{number}", error.problem, error.detail)
+                        continue
+                    yield start, number, value
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def read(self, offset: int) -> dict[str, Any]:
+        """The object of the line that starts at an offset.
+
+        Raises:
+            DatasetError: The file is not as it was when it was scanned.
+        """
+        try:
+            with self.path.open("rb") as handle:
+                self._require_same()
+                handle.seek(offset)
+                return _parsed(handle.readline())
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        except Unusable as error:
+            raise self.changed() from error
+
+    def changed(self) -> DatasetError:
+        """What to raise when a row is not what it was."""
+        return DatasetError(f"{self.path}: has changed since it was opened; start again")
+
+    def describe(self) -> dict[str, Any]:
+        """Its path, its size, and its hash unless it is very large."""
+        self._require_same()
+        return {"path": str(self.path), **describe_files([self.path])}
+
+    def _require_same(self) -> None:
+        found = self.path.stat()
+        if (found.st_size, found.st_mtime_ns) != self._version:
+            raise self.changed()
+
+
+def describe_files(paths: Sequence[Path]) -> dict[str, Any]:
+    """Bytes and, unless they are very many, the hash of some files one after the other."""
+    size = sum(path.stat().st_size for path in paths)
+    if size > _MOST_HASHED:
+        return {"bytes": size}
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as handle:
+            while block := handle.read(2**20):
+                digest.update(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
+        raise Unusable("not JSON", str(error)) from error
+    if not isinstance(value, dict):
+        raise Unusable("not a JSON object", type(value).__name__)
+    return value
+
+
+def _unreadable(path: Path, error: OSError) -> DatasetError:
+    return DatasetError(f"{path}: cannot be read ({error.strerror or error})")

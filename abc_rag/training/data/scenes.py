@@ -1,0 +1,182 @@
+"""abc-mini's world as a data set without end: row ``i`` is drawn from the seed and ``i``, and is always the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from abc_rag.models.qwen2_vl.pictures import Patches, patchify, resize_as_pillow_12
+from abc_rag.scenes.drawing import render
+from abc_rag.scenes.words import mention, mention_background
+from abc_rag.scenes.world import (
+    BACKGROUNDS,
+    KINDS,
+    Description,
+    Scene,
+    caption_edits,
+    captions,
+    describe,
+    phrase,
+    phrases,
+    questions,
+    random_scene,
+)
+from abc_rag.training.data.rows import BadRows
+from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, Pair, PairsRow, PairsSource
+
+__all__ = ["IMAGE_TOKENS", "SIDE", "BaseBatch", "SceneCaptions", "ScenePairs", "base_batch", "scene_of"]
+
+_ROWS = 1_000_000
+_SINGLES = 0.15
+# Twice the side that the model sees, and shrunk as any picture is, so that training and use see the same pixels.
+SIDE = 168
+IMAGE_TOKENS = (SIDE // 2 // 28) ** 2
+
+
+def scene_of(rng: random.Random, *, singles: float = _SINGLES) -> Scene:
+    """A scene for training; ``singles`` is the share with one object."""
+    return random_scene(rng, objects=1 if rng.random() < singles else 2)
+
+
+class SceneCaptions(CaptionSource):
+    """Pictures with captions, and as negatives the captions of scenes that differ in one respect.
+
+    Nearly half of the captions say everything, a third say part, and the rest are passages about one of the objects:
+    pictures are found by all three. What is true of another picture of the batch is excluded there.
+
+    Args:
+        seed: Of the whole data set.
+        negatives: Most negatives of a row.
+    """
+
+    def __init__(self, *, seed: int, negatives: int = 3) -> None:
+        self.name = "scenes"
+        self.bad = BadRows("scenes")
+        self._seed, self._most = seed, negatives
+        self.row = lru_cache(maxsize=256)(self._row)  # type: ignore[method-assign]
+
+    def __len__(self) -> int:
+        return _ROWS
+
+    def row(self, index: int) -> CaptionRow:
+        """See `CaptionSource.row`."""
+        return self._row(index)
+
+    def _row(self, index: int) -> CaptionRow:
+        rng = random.Random(f"captions {self._seed} {index}")
+        scene = scene_of(rng)
+        say = rng.choices((_fully, describe, _about_one), weights=(45, 35, 20))[0]
+        own = say(scene, rng)
+        edited = [say(edit, rng) for edit in caption_edits(scene, rng)]
+        # An edit may have left alone all that the text mentions: then it is no negative.
+        negatives = [d for d in edited if not d.fits(scene)][: self._most]
+        return CaptionRow(str(index), render(scene, SIDE), _candidate(own), tuple(_candidate(d) for d in negatives))
+
+    def negatives_of(self, index: int, count: int, rng: random.Random) -> list[Candidate]:
+        """All that there are: each differs in another respect."""
+        return list(self.row(index).negatives[:count])
+
+    def excluded(self, rows: Sequence[CaptionRow], candidates: Sequence[Candidate]) -> npt.NDArray[np.bool_]:
+        """What is true of a scene without being its caption."""
+        scenes = [scene_of(random.Random(f"captions {self._seed} {row.id}")) for row in rows]
+        said: list[Any] = [c.meaning for c in candidates]
+        return np.array([[description.fits(scene) for description in said] for scene in scenes])
+
+    def describe(self) -> dict[str, Any]:
+        """See `CaptionSource.describe`."""
+        return {"kind": "scenes with captions", "seed": self._seed, "rows": len(self)}
+
+
+class ScenePairs(PairsSource):
+    """Pictures with questions about them; the phrase is a text about what is asked for, in one of many wordings.
+
+    Args:
+        seed: Of the whole data set.
+    """
+
+    def __init__(self, *, seed: int) -> None:
+        self.name = "scenes"
+        self.bad = BadRows("scenes")
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return _ROWS
+
+    def row(self, index: int) -> PairsRow:
+        """See `PairsSource.row`."""
+        rng = random.Random(f"pairs {self._seed} {index}")
+        scene = scene_of(rng)
+        found = questions(scene, rng)
+        # The background is one aspect of many: asked of every picture, it would crowd out the objects.
+        kept = found[1:] if len(found) > 1 and rng.random() < 0.5 else found
+        kinds = {phrase(placed.kind): placed.kind for placed in scene.objects}
+        pairs = []
+        for question in kept:
+            about = kinds.get(question.answer)
+            text = mention_background(scene.background, rng) if about is None else mention(about, rng)
+            pairs.append(Pair(question.instruction, Candidate(text, question.answer)))
+        return PairsRow(str(index), render(scene, SIDE), tuple(pairs))
+
+    def describe(self) -> dict[str, Any]:
+        """See `PairsSource.describe`."""
+        return {"kind": "scenes with questions", "seed": self._seed, "rows": len(self)}
+
+
+def _candidate(description: Description) -> Candidate:
+    return Candidate(description.text, description)
+
+
+def _fully(scene: Scene, rng: random.Random) -> Description:
+    objects = tuple((o.kind, o.size, o.side) for o in scene.objects)
+    return Description(captions(scene, rng), objects, scene.background)
+
+
+def _about_one(scene: Scene, rng: random.Random) -> Description:
+    kind = rng.choice(scene.objects).kind
+    return Description(mention(kind, rng), ((kind, None, None),))
+
+
+@dataclass(frozen=True)
+class BaseBatch:
+    """Pictures, what is asked of each, and what describes each: what abc-mini's base learns from.
+
+    Attributes:
+        pictures: One a scene.
+        asked: One (picture's position, instruction, candidate's position) per question.
+        candidates: A text for every phrase of the world.
+        captions: One caption a picture, then the captions of scenes that differ from each in one respect.
+    """
+
+    pictures: list[Patches]
+    asked: list[tuple[int, str, int]]
+    candidates: list[str]
+    captions: list[str]
+
+
+def base_batch(rng: random.Random, *, pictures: int, per_picture: int, negatives: int, singles: float) -> BaseBatch:
+    """Draw one batch with ``per_picture`` questions and ``negatives`` edited captions a picture."""
+    scenes = [scene_of(rng, singles=singles) for _ in range(pictures)]
+    position = {p: i for i, p in enumerate(phrases())}
+    asked = []
+    for at, scene in enumerate(scenes):
+        found = questions(scene, rng)
+        while len(found) < per_picture:
+            found += questions(scene, rng)
+        # The background is one aspect of many: asked of every picture, it would crowd out the objects.
+        found = [*rng.sample(found[1:], per_picture - 1), rng.choice(found)]
+        asked += [(at, q.instruction, position[q.answer]) for q in found]
+    candidates = [mention(k, rng) for k in KINDS] + [mention_background(c, rng) for c in BACKGROUNDS]
+    texts = [captions(s, rng) for s in scenes]
+    for scene in scenes:
+        texts += [captions(e, rng) for e in list(caption_edits(scene, rng))[:negatives]]
+    return BaseBatch([_patches(s) for s in scenes], asked, candidates, texts)
+
+
+def _patches(scene: Scene) -> Patches:
+    return patchify(resize_as_pillow_12(render(scene, SIDE), SIDE // 2, SIDE // 2), patch=14, merge=2)

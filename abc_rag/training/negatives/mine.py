@@ -1,0 +1,197 @@
+"""Mining hard negatives: for each picture of a caption corpus, captions that nearly describe it (arXiv 2503.00329).
+
+A row's negatives are its nearest neighbours among the captions of other pictures, nearest first, without those at or
+above ``epsilon`` times the positive's own score, as they are probably true of the picture too. What searches, and so
+what the positive's own score is, can be chosen:
+
+*   ``query="text"``: the caption's vector. The positive is the caption itself, with which its cosine is 1, so the bar
+    is a cosine of ``epsilon``. No picture is opened.
+*   ``query="image"``: the picture's vector. The positive's score is the cosine of the picture and its caption, and the
+    bar is ``epsilon`` times that: another one for each row.
+
+Captions of equal text are one candidate, named by the first row that has it. They are never negatives of one another,
+nor are captions of one picture file.
+
+Every caption is embedded once, into a file of float16. Where that file fits into memory, each row is compared with all
+captions; otherwise an HNSW index on disk is searched, and its recall is measured on a sample of rows. Both steps are
+taken up where they stopped. What was done with another model, of other data or with other settings is not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.engine.local import LocalEmbedder
+from abc_rag.errors import InputError
+from abc_rag.training.data.sources import CaptionSource
+from abc_rag.training.negatives.corpus import Corpus
+from abc_rag.training.negatives.files import MiningFiles, SearchProgress, embed_corpus, tag_of
+from abc_rag.training.negatives.job import MiningJob
+from abc_rag.training.negatives.neighbours import ApproximateSearch, ExactSearch, Search
+
+__all__ = ["MiningReport", "mine_negatives"]
+
+_LOG = logging.getLogger(__name__)
+_WORK_BYTES = 512 * 2**20  # of one comparison of some rows with a block of candidates, generously
+
+
+@dataclass(frozen=True)
+class MiningReport:
+    """What was mined.
+
+    Attributes:
+        model: Whose vectors were compared.
+        data: The corpus, as it describes itself.
+        query: What searched: ``"text"`` or ``"image"``.
+        epsilon: The bar, as a part of the positive's own score.
+        count: Negatives wanted for each row.
+        index: ``"exact"`` or ``"approximate"``.
+        rows: Rows of the corpus; each has a line, those that could not be embedded an empty one.
+        captions: Different captions among them.
+        negatives: Negatives found in all.
+        short: Rows with fewer than ``count``.
+        at_or_above_bar: Neighbours left out as probably true, of those that were looked at.
+        recall: Of the approximate index: what part of the exact negatives of 200 rows it found; otherwise None.
+        bad: The rows that could not be used, as `abc_rag.training.data.rows.BadRows.as_dict` gives them.
+    """
+
+    model: str
+    data: Mapping[str, Any]
+    query: Literal["text", "image"]
+    epsilon: float
+    count: int
+    index: Literal["exact", "approximate"]
+    rows: int
+    captions: int
+    negatives: int
+    short: int
+    at_or_above_bar: int
+    recall: float | None
+    bad: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def mine_negatives(
+    source: CaptionSource,
+    out: str | os.PathLike[str],
+    embedder: Embedder,
+    *,
+    epsilon: float = 0.95,
+    count: int = 35,
+    query: Literal["text", "image"] = "text",
+    index: Literal["auto", "exact", "approximate"] = "auto",
+    memory_gb: float | None = None,
+    keep_vectors: bool = False,
+    progress: bool = False,
+) -> MiningReport:
+    """Write the negatives of each row of a corpus: JSON lines ``{"id": ID, "negatives": [ID, ...]}``, nearest first.
+
+    While it runs, what it has is in the folder ``OUT.work`` and in ``OUT.part``; called again, it goes on there.
+    ``OUT.json`` holds the report and the settings.
+
+    Args:
+        source: The corpus, such as `abc_rag.training.data.sources.open_captions` gives.
+        out: The file.
+        embedder: Whose vectors are compared.
+        epsilon: Above 0, at most 1: neighbours at or above this part of the positive's own score are left out.
+        count: Negatives wanted for each row.
+        query: What searches; see the module.
+        index: ``"exact"`` compares with all captions; ``"approximate"`` searches an index; ``"auto"`` is exact where
+            the vectors fit into memory.
+        memory_gb: What is taken to fit, in GiB; if not given, half of what is free now.
+        keep_vectors: Whether ``OUT.work`` stays, so that mining again with another ``epsilon``, ``count``, or
+            ``index`` embeds nothing.
+        progress: Show progress bars.
+
+    Returns:
+        What was mined; read from ``OUT.json`` where the very same has been done before.
+
+    Raises:
+        InputError: A setting is unusable, ``out`` is another file, or it cannot be written.
+        DatasetError: Too many rows cannot be used.
+        MissingExtraError: usearch is needed and not installed.
+    """
+    _check(epsilon, count, query, index, memory_gb)
+    files = MiningFiles(Path(out).expanduser())
+    with files.claimed():
+        corpus = Corpus(source, progress=progress)
+        made_of = {
+            "model": str(embedder.fingerprint), "dim": embedder.dim, "data": corpus.digest, "rows": len(corpus),
+        }  # fmt: skip
+        settings = {**made_of, "query": query, "epsilon": epsilon, "count": count}
+        before = files.finished(settings, index)
+        if before is not None:
+            return MiningReport(**before)
+        memory = int(memory_gb * 2**30) if memory_gb is not None else _free_memory() // 2
+        chosen = _choose(index, len(corpus) * embedder.dim * 2, memory)
+        state = SearchProgress(files, settings, index, chosen)
+        texts, pictures = embed_corpus(files, made_of, source, embedder, pictures=query == "image", progress=progress)
+        job = MiningJob(corpus, texts, pictures, epsilon=epsilon, count=count)
+        exact = partial(ExactSearch, texts.values, job.candidates, device=_device(embedder))
+        search: Search
+        if state.index == "exact":
+            search = exact()
+        else:
+            search = ApproximateSearch(
+                texts.values, job.candidates, folder=files.work, memory=memory, tag=tag_of(made_of), progress=progress
+            )
+        state.search(job, search, progress=progress)
+        recall = job.recall(search, exact) if state.index == "approximate" else None
+        report = MiningReport(
+            model=str(embedder.fingerprint), data=source.describe(), query=query, epsilon=epsilon, count=count,
+            index=state.index, rows=len(corpus), captions=len(job.candidates), **state.counts, recall=recall,
+            bad=source.bad.as_dict(),
+        )  # fmt: skip
+        if report.short:
+            _LOG.warning("%d of %d rows have fewer than %d negatives", report.short, report.rows, count)
+        # Indexes are mapped from files, which some systems do not remove while they are.
+        del search
+        files.finish(report.as_dict(), settings, keep_vectors=keep_vectors)
+    return report
+
+
+def _check(epsilon: object, count: object, query: object, index: object, memory_gb: object) -> None:
+    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon <= 1:
+        raise InputError(f"epsilon must be above 0 and at most 1, not {epsilon!r}")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError(f"count must be a positive whole number, not {count!r}")
+    if query not in ("text", "image"):
+        raise InputError(f"query must be 'text' or 'image', not {query!r}")
+    if index not in ("auto", "exact", "approximate"):
+        raise InputError(f"index must be 'auto', 'exact' or 'approximate', not {index!r}")
+    usable = isinstance(memory_gb, (int, float)) and not isinstance(memory_gb, bool) and memory_gb > 0
+    if memory_gb is not None and not usable:
+        raise InputError(f"memory_gb must be a positive number of GiB, not {memory_gb!r}")
+
+
+def _choose(
+    index: Literal["auto", "exact", "approximate"], vectors: int, memory: int
+) -> Literal["exact", "approximate"]:
+    """Exact where vectors of so many bytes fit."""
+    if index != "auto":
+        return index
+    return "exact" if vectors + _WORK_BYTES <= memory else "approximate"
+
+
+def _free_memory() -> int:
+    """Bytes that are free now; 8 GiB where the system does not tell."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
+    return 8 * 2**30
+
+
+def _device(embedder: Embedder) -> str:
+    """Where an embedder computes, as far as it says."""
+    return str(embedder.family.device) if isinstance(embedder, LocalEmbedder) else "cpu"

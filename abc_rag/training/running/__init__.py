@@ -1,0 +1,1 @@
+"""A training run: its loop, its log, its checkpoints, its model card."""

@@ -1,0 +1,656 @@
+"""Folders into a real embedded Chroma: nothing twice, nothing lost, and one bad file costs only itself."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import abc_rag.embedding.ahead
+import abc_rag.embedding.embedder
+import abc_rag.images
+from abc_rag import ChromaStore, EngineSettings, Image, Input, InstructedImage, Record, Text, load_embedder
+from abc_rag.embedding.embedder import BatchSize, Embedder
+from abc_rag.embedding.fake import FakeEmbedder
+from abc_rag.embedding.settings import WorkerKind
+from abc_rag.errors import InputError, PartialIndexError
+from abc_rag.images.limits import ImageLimits
+from abc_rag.images.open import content_hash
+from abc_rag.ingest import paths as ingest
+from abc_rag.ingest.files import IMAGE_SUFFIXES
+from abc_rag.ingest.passages import passages_of
+from abc_rag.ingest.paths import index_paths
+from abc_rag.ingest.pictures import index_images
+from abc_rag.ingest.report import IndexReport
+from abc_rag.store.base import image_id, text_id
+from abc_rag.types import Vectors
+
+
+class Counting(FakeEmbedder):
+    """Notes what it is given; refuses texts with a certain word; can be interrupted at the n-th call."""
+
+    def __init__(self, *, refuse: str = "", interrupt_at: int = 0) -> None:
+        super().__init__()
+        self.batches: list[list[Input]] = []
+        self.refuse = refuse
+        self.interrupt_at = interrupt_at
+
+    @property
+    def embedded(self) -> int:
+        return sum(len(batch) for batch in self.batches)
+
+    def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
+        if len(self.batches) + 1 == self.interrupt_at:
+            raise KeyboardInterrupt
+        if self.refuse and any(isinstance(one, Text) and self.refuse in one.text for one in inputs):
+            raise InputError(f"input 0: I do not embed {self.refuse!r}")
+        vectors = super()._embed(inputs, batch_size=batch_size, progress=progress)
+        self.batches.append(list(inputs))
+        return vectors
+
+
+def picture(path: Path, colour: str, size: tuple[int, int] = (6, 5)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def passage(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def id_of(path: Path) -> str:
+    return image_id(content_hash(path))
+
+
+def counts(report: IndexReport) -> tuple[int, int, int, int]:
+    return report.added, report.unchanged, report.removed, len(report.failed)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "in"
+    made.mkdir()
+    return made.resolve()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ChromaStore]:
+    with ChromaStore(path=tmp_path / "store", fingerprint=FakeEmbedder().fingerprint) as opened:
+        yield opened
+
+
+Index = Callable[..., tuple[IndexReport, int]]
+
+
+@pytest.fixture
+def index(folder: Path, store: ChromaStore) -> Index:
+    """Index paths (the whole folder if none); what was done, and how many items were embedded for it."""
+
+    def run(*paths: Path, limits: ImageLimits = ingest.DEFAULT_LIMITS) -> tuple[IndexReport, int]:
+        embedder = Counting()
+        report = index_paths(paths or [folder], embedder, store, limits=limits)
+        return report, embedder.embedded
+
+    return run
+
+
+def sources(store: ChromaStore) -> dict[str, str]:
+    return {record.id: record.source for record in store.records()}
+
+
+# --- What is found ----------------------------------------------------------------------------------------
+
+
+def test_a_tree_of_pictures_and_passages(folder: Path, store: ChromaStore, index: Index) -> None:
+    colours = dict(zip(sorted(IMAGE_SUFFIXES), "red green blue cyan pink gold gray navy".split(), strict=True))
+    pictures = [picture(folder / "sub" / "deep" / f"p{suffix}", colour) for suffix, colour in colours.items()]
+    pictures.append(picture(folder / "SHOUT.PNG", "white"))
+    passage(folder / "a.txt", "\ufefffirst line\n  second line  \n\n\n \t\nnext\r\n\r\nlast")
+    passage(folder / "b.md", "# Title\n\nbody")
+    passage(folder / "empty.txt", " \n\n")
+    picture(folder / ".hidden" / "x.png", "teal")
+    picture(folder / ".x.png", "olive")
+    passage(folder / "notes.rst", "not of a kind that is read")
+    passage(folder / "LICENSE", "nor this")
+    report, embedded = index()
+    assert (counts(report), embedded) == ((len(pictures) + 5, 0, 0, 0), len(pictures) + 5)
+    records = {record.id: record for record in store.records()}
+    kinds = {".jpg": "jpeg", ".tif": "tiff"}
+    expected = {
+        id_of(p): Record(
+            id_of(p),
+            "image",
+            source=str(p),
+            sha256=content_hash(p),
+            mime_type=f"image/{kinds.get(p.suffix, p.suffix[1:].lower())}",
+        )
+        for p in pictures
+    }
+    for text in ("first line\nsecond line", "next", "last"):
+        expected[text_id(text)] = Record(text_id(text), "text", text=text, source=str(folder / "a.txt"))
+    for text in ("# Title", "body"):
+        expected[text_id(text)] = Record(text_id(text), "text", text=text, source=str(folder / "b.md"))
+    assert records == expected
+
+
+def test_each_vector_is_that_of_its_own_content(folder: Path, store: ChromaStore, index: Index) -> None:
+    red, blue = picture(folder / "b.png", "red"), picture(folder / "a.png", "blue")
+    passage(folder / "c.txt", "one\n\ntwo")
+    index()
+    fake = FakeEmbedder()
+    wanted = dict(zip(map(id_of, (red, blue)), fake.embed_images([red, blue]), strict=True))
+    wanted |= dict(zip(map(text_id, ("one", "two")), fake.embed_texts(["one", "two"]), strict=True))
+    stored = store.vectors(wanted)
+    assert stored.keys() == wanted.keys()
+    for name, vector in wanted.items():
+        np.testing.assert_allclose(stored[name], vector, atol=1e-6)
+
+
+def test_a_hidden_folder_can_be_named(folder: Path, index: Index) -> None:
+    hidden = picture(folder / ".hidden" / "x.png", "red").parent
+    assert counts(index(hidden)[0]) == (1, 0, 0, 0)
+
+
+def test_a_file_named_twice_and_by_its_folder_is_one(
+    folder: Path, store: ChromaStore, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = picture(folder / "sub" / "x.png", "red")
+    (folder / "door").symlink_to(folder / "sub")
+    monkeypatch.chdir(folder)
+    report, embedded = index(one, Path("sub/x.png"), Path("sub"), Path("door"), folder / "door" / "x.png")
+    assert (counts(report), embedded) == ((1, 0, 0, 0), 1)
+    assert sources(store) == {id_of(one): str(one)}
+
+
+def test_a_link_is_of_the_kind_that_its_own_name_says(folder: Path, store: ChromaStore, index: Index) -> None:
+    # As in the caches of the hub and of git-annex: the target's name is a hash.
+    target = picture(folder.parent / "blobs" / "x.png", "red").rename(folder.parent / "blobs" / "0123abcd")
+    link = folder / "photo.png"
+    link.symlink_to(target)
+    report, _ = index()
+    assert counts(report) == (1, 0, 0, 0), report.failed
+    assert list(sources(store).values()) == [str(link)]
+
+
+def test_a_tilde_is_the_home_folder(folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(folder / "x.png", "red")
+    monkeypatch.setenv("HOME", str(folder))
+    assert counts(index(Path("~/x.png"))[0]) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "nowhere/x.png", "~nobody-of-this-name/x.png", "n" * 300])
+def test_a_missing_path_is_named_before_anything_is_embedded(
+    missing: str, folder: Path, store: ChromaStore, index: Index
+) -> None:
+    picture(folder / "x.png", "red")
+    with pytest.raises(InputError, match=f"{missing}: no such file or folder"):
+        index(folder, Path(missing))
+    assert store.count() == 0
+
+
+def test_a_single_path_is_no_list(store: ChromaStore, tmp_path: Path) -> None:
+    for single in ("photos", tmp_path):
+        with pytest.raises(InputError, match="paths must be a list"):
+            index_paths(single, FakeEmbedder(), store)  # type: ignore[arg-type]
+
+
+def test_the_same_passage_in_two_files_is_stored_once(folder: Path, store: ChromaStore, index: Index) -> None:
+    passage(folder / "a.txt", "shared\n\nonly in a\n\nshared")
+    passage(folder / "b.txt", "only in b\n\nshared")
+    report, embedded = index()
+    assert (counts(report), embedded) == ((3, 0, 0, 0), 3)
+    assert sources(store)[text_id("shared")] == str(folder / "a.txt")
+    assert counts(index()[0]) == (0, 3, 0, 0)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_equal_content_at_two_paths_is_counted_and_stored_once(
+    apart: bool, folder: Path, store: ChromaStore, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if apart:
+        monkeypatch.setattr(ingest, "_CHUNK", 1)
+    one = picture(folder / "a.png", "red")
+    shutil.copy(one, folder / "z.png")
+    picture(folder / "m.png", "blue")
+    report, embedded = index()
+    assert (counts(report), embedded, store.count()) == ((2, 0, 0, 0), 2, 2)
+    assert sources(store)[id_of(one)] == str(one)
+    report, embedded = index()
+    assert (counts(report), embedded) == ((0, 2, 0, 0), 0)
+
+
+# --- Again ------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_embeds_nothing(folder: Path, store: ChromaStore, index: Index) -> None:
+    picture(folder / "a.png", "red")
+    passage(folder / "b.txt", "one\n\ntwo")
+    assert index()[1] == 3
+    before = {record.id: record for record in store.records()}
+    report, embedded = index()
+    assert (counts(report), embedded) == ((0, 3, 0, 0), 0)
+    assert {record.id: record for record in store.records()} == before
+
+
+def test_only_what_is_new_is_embedded(folder: Path, index: Index) -> None:
+    passage(folder / "a.txt", "one")
+    index()
+    passage(folder / "b.txt", "two")
+    passage(folder / "a.txt", "one\n\nthree")
+    report, embedded = index()
+    assert (counts(report), embedded) == ((2, 1, 0, 0), 2)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_moved_file_gets_its_new_source_and_keeps_its_vector(
+    apart: bool, folder: Path, store: ChromaStore, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if apart:
+        monkeypatch.setattr(ingest, "_CHUNK", 1)
+    old = picture(folder / "old.png", "red")
+    words = passage(folder / "old.txt", "words")
+    index()
+    vectors = store.vectors([id_of(old), text_id("words")])
+    (folder / "new").mkdir()
+    new = old.rename(folder / "new" / "photo.png")
+    new_words = words.rename(folder / "new" / "words.txt")
+    report, embedded = index()
+    assert (counts(report), embedded) == ((0, 2, 0, 0), 0)
+    assert sources(store) == {id_of(new): str(new), text_id("words"): str(new_words)}
+    after = store.vectors(vectors)
+    for name, vector in vectors.items():
+        np.testing.assert_allclose(after[name], vector, atol=1e-6)
+
+
+def test_many_moved_files(folder: Path, store: ChromaStore, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "_PAGE", 2)
+    for i in range(5):
+        passage(folder / "old" / f"{i}.txt", f"passage {i}")
+    index()
+    (folder / "old").rename(folder / "new")
+    report, embedded = index()
+    assert (counts(report), embedded) == ((0, 5, 0, 0), 0)
+    assert sources(store) == {text_id(f"passage {i}"): str(folder / "new" / f"{i}.txt") for i in range(5)}
+
+
+def test_a_moved_record_keeps_its_caption_and_metadata(folder: Path, store: ChromaStore, index: Index) -> None:
+    old = picture(folder / "old.png", "red")
+    record = Record(id_of(old), "image", text="a red wall", source=str(old), metadata={"year": 1999})
+    store.add([record], FakeEmbedder().embed_images([old]))
+    new = old.rename(folder / "new.png")
+    assert index()[1] == 0
+    assert list(store.records()) == [
+        Record(record.id, "image", text="a red wall", source=str(new), metadata={"year": 1999})
+    ]
+
+
+def test_a_replaced_file_takes_the_place_of_what_it_held(folder: Path, store: ChromaStore, index: Index) -> None:
+    path = picture(folder / "a.png", "red")
+    words = passage(folder / "b.txt", "stays\n\ngoes")
+    index()
+    picture(path, "blue")
+    passage(words, "stays\n\ncomes")
+    report, embedded = index()
+    assert (counts(report), embedded) == ((2, 1, 2, 0), 2)
+    assert sources(store) == {
+        id_of(path): str(path),
+        text_id("stays"): str(words),
+        text_id("comes"): str(words),
+    }
+    assert counts(index()[0]) == (0, 3, 0, 0)
+
+
+def test_an_emptied_text_leaves_nothing(folder: Path, store: ChromaStore, index: Index) -> None:
+    words = passage(folder / "b.txt", "one\n\ntwo")
+    index()
+    passage(words, "")
+    assert counts(index()[0]) == (0, 0, 2, 0)
+    assert store.count() == 0
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_two_files_that_swap_contents(
+    apart: bool, folder: Path, store: ChromaStore, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if apart:
+        monkeypatch.setattr(ingest, "_CHUNK", 1)
+    a, b = picture(folder / "a.png", "red"), picture(folder / "b.png", "blue")
+    index()
+    held = a.read_bytes(), b.read_bytes()
+    b.write_bytes(held[0])
+    a.write_bytes(held[1])
+    report, embedded = index()
+    assert (counts(report), embedded) == ((0, 2, 0, 0), 0)
+    assert sources(store) == {id_of(a): str(a), id_of(b): str(b)}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("copy", ["a.png", "z.png"])
+def test_what_one_file_lost_and_another_still_holds_stays(
+    copy: str, apart: bool, folder: Path, store: ChromaStore, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if apart:
+        monkeypatch.setattr(ingest, "_CHUNK", 1)
+    first = picture(folder / "m.png", "red")
+    index()
+    kept = Path(shutil.copy(first, folder / copy))
+    index()
+    picture(first, "blue")
+    report, embedded = index()
+    assert (counts(report), embedded) == ((1, 1, 0, 0), 1)
+    assert sources(store) == {id_of(kept): str(kept), id_of(first): str(first)}
+
+
+def test_records_of_the_callers_own_are_left_alone(folder: Path, store: ChromaStore, index: Index) -> None:
+    path = picture(folder / "a.png", "red")
+    words = passage(folder / "b.txt", "words")
+    own = [
+        Record("my-own-id", "image", source=str(path)),
+        Record("mine-too", "text", text="a summary", source=str(words)),
+        Record(text_id("a caption"), "text", text="a caption", source=str(path)),
+    ]
+    store.add(own, FakeEmbedder().embed_texts(["x", "y", "z"]))
+    assert counts(index()[0]) == (2, 0, 0, 0)
+    assert store.get([record.id for record in own]) == own
+
+
+@pytest.mark.parametrize("source", ["https://example.org/a.png", "catalogue, page 7", ""])
+def test_a_source_that_is_no_path_is_the_callers_word(
+    source: str, folder: Path, store: ChromaStore, index: Index
+) -> None:
+    path = picture(folder / "a.png", "red")
+    store.add([Record(id_of(path), "image", source=source)], FakeEmbedder().embed_images([path]))
+    report, embedded = index()
+    assert (counts(report), embedded) == ((0, 1, 0, 0), 0)
+    assert sources(store) == {id_of(path): source}
+
+
+# --- Interrupted ------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(folder: Path, store: ChromaStore) -> None:
+    for i in range(150):
+        passage(folder / f"{i:03}.txt", f"passage {i}")
+    first = Counting(interrupt_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        index_paths([folder], first, store)
+    assert 0 < first.embedded < 150
+    assert store.count() == first.embedded
+    second = Counting()
+    report = index_paths([folder], second, store)
+    assert counts(report) == (150 - first.embedded, first.embedded, 0, 0)
+    assert second.embedded == 150 - first.embedded
+    assert sources(store) == {text_id(f"passage {i}"): str(folder / f"{i:03}.txt") for i in range(150)}
+
+
+def test_an_interrupt_loses_neither_the_old_nor_the_new(
+    folder: Path, store: ChromaStore, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "_CHUNK", 1)
+    monkeypatch.setattr(abc_rag.embedding.embedder, "_CHUNK", 1)
+    files = [passage(folder / f"{i}.txt", f"old {i}") for i in range(3)]
+    index()
+    for i, file in enumerate(files):
+        passage(file, f"new {i}")
+    with pytest.raises(KeyboardInterrupt):
+        index_paths([folder], Counting(interrupt_at=3), store)
+    held = {record.text for record in store.records()}
+    assert {"new 0", "new 1", "old 2"} <= held
+    report, embedded = index()
+    assert (report.added, report.removed, embedded) == (1, 3, 1)
+    assert {record.text for record in store.records()} == {f"new {i}" for i in range(3)}
+
+
+def test_a_long_text_is_stored_bit_by_bit(folder: Path, store: ChromaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "_MOST_ITEMS", 10)
+    monkeypatch.setattr(abc_rag.embedding.embedder, "_CHUNK", 10)
+    passage(folder / "long.txt", "\n\n".join(f"passage {i}" for i in range(35)))
+    first = Counting(interrupt_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        index_paths([folder], first, store)
+    assert store.count() == first.embedded == 20
+    second = Counting()
+    assert counts(index_paths([folder], second, store)) == (15, 20, 0, 0)
+    assert [len(batch) for batch in second.batches] == [10, 5]
+
+
+def test_few_bytes_are_held_at_once(folder: Path, store: ChromaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = ["red", "green", "blue", "white", "black"]
+    sizes = [len(picture(folder / f"{i}.png", colour).read_bytes()) for i, colour in enumerate(colours)]
+    # Three files are read together, and embedded before others are read.
+    monkeypatch.setattr(ingest, "_MOST_BYTES", sum(sizes[:3]))
+    monkeypatch.setattr(abc_rag.embedding.ahead, "_MOST_BYTES", sum(sizes[:3]))
+    embedder = Counting()
+    assert counts(index_paths([folder], embedder, store)) == (5, 0, 0, 0)
+    assert [len(batch) for batch in embedder.batches] == [3, 2]
+    assert store.count() == 5
+
+
+# --- Bad files --------------------------------------------------------------------------------------------
+
+
+def test_bad_files_cost_only_themselves(folder: Path, store: ChromaStore, index: Index) -> None:
+    fine = [picture(folder / "fine.png", "red"), picture(folder / "z.jpg", "blue")]
+    passage(folder / "fine.txt", "words")
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(noise).save(buffer, "PNG")
+    bad = {
+        "truncated.png": buffer.getvalue()[:-400],
+        "not-a-picture.jpg": b"<html>no such page</html>",
+        "empty.png": b"",
+        "latin1.txt": "gr\u00fc\u00dfe".encode("latin-1"),
+        "binary.md": bytes(range(256)),
+    }
+    for name, content in bad.items():
+        (folder / name).write_bytes(content)
+    (folder / "dangling.png").symlink_to(folder / "nothing")
+    (folder / "dangling.txt").symlink_to(folder / "nothing")
+    os.mkfifo(folder / "pipe.txt")
+    os.mkfifo(folder / "pipe.png")
+    report, embedded = index()
+    assert (report.added, embedded) == (3, 3)
+    assert store.count() == 3
+    assert store.has([id_of(p) for p in fine] + [text_id("words")]) == set(store.ids())
+    reasons = {Path(file).name: reason for file, reason in report.failed}
+    assert len(report.failed) == len(reasons)
+    for name, said in {
+        "truncated.png": "corrupt or truncated",
+        "not-a-picture.jpg": "web page",
+        "empty.png": "0 bytes",
+        "latin1.txt": "not UTF-8",
+        "binary.md": "not UTF-8",
+        "dangling.png": "No such file",
+        "dangling.txt": "No such file",
+        "pipe.txt": "not a regular file",
+        "pipe.png": "not a regular file",
+    }.items():
+        assert said in reasons.pop(name), name
+    assert not reasons
+    assert all(os.path.isabs(file) and str(folder) not in reason for file, reason in report.failed)
+    assert index()[1] == 0
+
+
+def test_two_copies_of_a_bad_picture_are_both_named(folder: Path, index: Index) -> None:
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    report, _ = index()
+    assert [Path(file).name for file, _ in report.failed] == ["a.png", "b.png"]
+
+
+def test_what_a_file_held_stays_while_it_is_unusable(folder: Path, store: ChromaStore, index: Index) -> None:
+    path = picture(folder / "a.png", "red")
+    words = passage(folder / "b.txt", "words")
+    good = path.read_bytes()
+    index()
+    path.write_bytes(good[:30])
+    words.write_bytes(b"\xff\xfe\x00")
+    assert counts(index()[0]) == (0, 0, 0, 2)
+    assert store.count() == 2
+    path.write_bytes(good)
+    passage(words, "words")
+    assert counts(index()[0]) == (0, 2, 0, 0)
+
+
+def test_a_file_of_another_kind_is_refused_where_it_is_named(folder: Path, index: Index) -> None:
+    picture(folder / "a.png", "red")
+    other = passage(folder / "notes.rst", "text")
+    report, _ = index(folder, other)
+    assert report.added == 1
+    assert [file for file, _ in report.failed] == [str(other)]
+    assert ".txt" in report.failed[0][1]
+    assert ".png" in report.failed[0][1]
+
+
+def test_limits_are_kept(folder: Path, index: Index) -> None:
+    picture(folder / "small.png", "red")
+    wide = picture(folder / "wide.png", "blue", (40, 30))
+    report, _ = index(limits=ImageLimits(max_pixels=1000))
+    assert report.added == 1
+    assert [file for file, _ in report.failed] == [str(wide)]
+    assert "max_pixels" in report.failed[0][1]
+
+
+def test_too_large_a_text(folder: Path, index: Index) -> None:
+    passage(folder / "small.txt", "words")
+    large = folder / "large.txt"
+    with large.open("wb") as file:
+        file.truncate(20 * 2**20 + 1)
+    report, _ = index()
+    assert report.added == 1
+    assert [(file, "20 MiB" in reason) for file, reason in report.failed] == [(str(large), True)]
+    with large.open("wb") as file:
+        file.write(b"a" * 10 + b"\n" * (20 * 2**20 - 10))
+    assert passages_of(large) == ["a" * 10]
+
+
+def test_a_name_that_is_not_unicode_costs_only_itself(folder: Path, store: ChromaStore, index: Index) -> None:
+    picture(folder / "a.png", "red")
+    odd = os.path.join(os.fsencode(folder), b"caf\xe9.png")
+    shutil.copy(folder / "a.png", odd)
+    shutil.copy(folder / "a.png", odd.replace(b".png", b".txt"))
+    report, _ = index()
+    assert store.count() == report.added == 1
+    assert [os.fsencode(file)[-8:] for file, _ in report.failed] == [b"caf\xe9.png", b"caf\xe9.txt"]
+    assert all("Unicode" in reason for _, reason in report.failed)
+
+
+def test_a_folder_that_cannot_be_listed_is_reported(folder: Path, index: Index) -> None:
+    picture(folder / "a.png", "red")
+    # Deeper than the system takes in one path.
+    name, here = "d" * 250, os.open(folder, os.O_RDONLY)
+    try:
+        for _ in range(20):
+            os.mkdir(name, dir_fd=here)
+            deeper = os.open(name, os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = deeper
+    finally:
+        os.close(here)
+    report, _ = index()
+    assert report.added == 1
+    assert len(report.failed) == 1
+    assert "cannot be listed" in report.failed[0][1]
+    assert report.failed[0][0].endswith(name)
+
+
+def test_an_item_that_the_model_refuses_costs_only_itself(folder: Path, store: ChromaStore) -> None:
+    passage(folder / "a.txt", "fine 1\n\nforbidden 1\n\nfine 2")
+    passage(folder / "b.txt", "fine 3")
+    passage(folder / "c.txt", "forbidden 1")
+    red = picture(folder / "d.png", "red")
+    report = index_paths([folder], Counting(refuse="forbidden"), store)
+    assert report.added == 4
+    assert set(store.ids()) == {text_id(f"fine {i}") for i in (1, 2, 3)} | {id_of(red)}
+    assert [Path(file).name for file, _ in report.failed] == ["a.txt", "c.txt"]
+    assert {reason for _, reason in report.failed} == {"I do not embed 'forbidden'"}
+    # What it refuses is tried again, and only that.
+    again = Counting()
+    assert counts(index_paths([folder], again, store)) == (1, 4, 0, 0)
+    assert again.embedded == 1
+
+
+def test_a_picture_is_read_once_and_reaches_the_embedder_as_it_is(
+    folder: Path, store: ChromaStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = picture(folder / "a.jpg", "red")
+    reads: list[str] = []
+    read_file = abc_rag.images._read_file
+
+    def read(name: str, *others: Any) -> bytes:
+        reads.append(name)
+        return read_file(name, *others)
+
+    monkeypatch.setattr(abc_rag.images, "_read_file", read)
+    embedder = Counting()
+    index_paths([path], embedder, store, facets=["what is on the left?"])
+    assert reads == [str(path)]
+    ((whole, left),) = embedder.batches
+    assert (whole, left) == (Image(path.read_bytes()), InstructedImage(path.read_bytes(), "what is on the left?"))
+
+
+# --- The model --------------------------------------------------------------------------------------------
+
+
+def test_abc_mini_finds_what_it_indexed(mini: Embedder, tmp_path: Path) -> None:
+    red, blue = picture(tmp_path / "a.png", "red", (60, 60)), picture(tmp_path / "b.png", "blue", (60, 60))
+    with ChromaStore(path=tmp_path / "store", fingerprint=mini.fingerprint) as store:
+        assert counts(index_paths([red, blue], mini, store)) == (2, 0, 0, 0)
+        for path in (red, blue):
+            best = store.search(mini.embed([Image(path)])[0], k=2)
+            assert best[0].record.source == str(path)
+            assert best[0].score > 0.999 > best[1].score
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_what_a_worker_cannot_open_is_named_by_its_file(kind: WorkerKind, tmp_path: Path) -> None:
+    fine = [picture(tmp_path / f"{colour}.png", colour, (60, 60)) for colour in ("red", "blue")]
+    bad = tmp_path / "green.png"
+    bad.write_bytes(picture(tmp_path / "green.png", "green", (60, 60)).read_bytes()[:-20])
+    model = load_embedder("abc-mini", device="cpu", engine=EngineSettings(workers=2, worker_kind=kind))
+    with ChromaStore(path=tmp_path / "one", fingerprint=model.fingerprint) as store:
+        report = index_paths([tmp_path], model, store, facets=["what is on the left?"])
+        assert (report.added, report.facets) == (2, 2)
+        ((file, reason),) = report.failed
+        assert file == str(bad)
+        assert reason.startswith("cannot be decoded as PNG")
+    with ChromaStore(path=tmp_path / "two", fingerprint=model.fingerprint) as store:
+        with pytest.raises(PartialIndexError, match=r"input 1: .*green\.png: cannot be decoded as PNG") as caught:
+            index_images([fine[0], bad, fine[1]], model, store)
+        assert caught.value.ids == [id_of(fine[0]), None, id_of(fine[1])]
+    model.close()  # type: ignore[attr-defined]
+
+
+def test_what_came_from_files_that_are_gone_is_removed_where_that_is_asked_for(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for folder, colours in ((inside, ("red", "green", "blue")), (outside, ("white",))):
+        (folder / "sub").mkdir(parents=True)
+        for colour in colours:
+            PIL.Image.new("RGB", (9, 9), colour).save(folder / "sub" / f"{colour}.png")
+    (inside / "notes.txt").write_text("one\n\ntwo")
+    embedder = FakeEmbedder()
+    with ChromaStore(tmp_path / "store", fingerprint=embedder.fingerprint) as store:
+        index_paths([inside, outside], embedder, store)
+        own = Record("mine", "image", source=str(inside / "sub" / "never-there.png"))
+        store.add([own], embedder.embed_texts(["mine"]))
+        (inside / "sub" / "red.png").unlink()
+        (inside / "sub" / "green.png").rename(inside / "moved.png")
+        (outside / "sub" / "white.png").unlink()
+        (inside / "notes.txt").unlink()
+        assert index_paths([inside], embedder, store).removed == 0
+        report = index_paths([inside], embedder, store, prune=True)
+        assert report.removed == 3  # the red picture and both passages
+        left = {(record.id, Path(record.source).name) for record in store.records()}
+        assert {name for _, name in left} == {"moved.png", "blue.png", "white.png", "never-there.png"}
+        assert ("mine", "never-there.png") in left  # a caller's own record
+        assert index_paths([inside], embedder, store, prune=True).removed == 0

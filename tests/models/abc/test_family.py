@@ -1,0 +1,519 @@
+"""The network against figures that the original research code computed (tests/fixtures/abc/README.md)."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from helpers import FIXTURE, TOLERANCE, as_input
+from safetensors.torch import load_file, save_file
+
+from abc_rag import ABCCheckpoint, Image, InstructedImage, Text, load_embedder
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.settings import EngineSettings
+from abc_rag.errors import CheckpointError, InputError
+from abc_rag.models.abc.family import ABCFamily
+from abc_rag.models.abc.network import ABCNetwork
+from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.qwen2_vl.network import normalise
+from abc_rag.models.qwen2_vl.pictures import fit_size, patchify, resize_as_pillow_12
+
+ATTENTIONS = ("sdpa", "eager")
+
+
+def family_of(embedder: Embedder) -> ABCFamily:
+    family = embedder.family  # type: ignore[attr-defined]
+    assert isinstance(family, ABCFamily)
+    return family
+
+
+def worst(embedder: Embedder, cases: list[dict[str, Any]], goldens: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Largest coordinate difference of each case, embedded by itself."""
+    return {
+        case["id"]: float(
+            np.abs(embedder.embed([as_input(case)])[0] - goldens[f"{case['id']}.embedding"].numpy()).max()
+        )
+        for case in cases
+    }
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_single_case_meets_its_golden(attention: str, cases: Any, goldens: Any) -> None:
+    embedder = load_embedder(FIXTURE, device="cpu", attention=attention)
+    differences = worst(embedder, cases, goldens)
+    assert len(differences) >= 39
+    assert max(differences.values()) < TOLERANCE, differences
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_pooled_states_meet_their_goldens(attention: str, cases: Any, goldens: Any) -> None:
+    family = family_of(load_embedder(FIXTURE, device="cpu", attention=attention))
+    network, checked = family.network, 0
+    for case in cases:
+        golden = goldens.get(f"{case['id']}.pooled")
+        if golden is None:
+            continue
+        prepared = family.prepare(as_input(case))
+        ids, lengths = torch.from_numpy(prepared.input_ids)[None], torch.tensor([prepared.tokens])
+        with torch.inference_mode():
+            network.set_instruct(case["kind"] == "image+instruction")
+            opened = [picture.opened for picture in prepared.pictures]
+            features = network.backbone.image_features(opened) if opened else None
+            states = network.backbone.hidden_states(ids, lengths=lengths, features=features)
+            pooled = network.pool(states, ids, lengths)[0]
+            # The same without padding, as the engine computes it.
+            segments = Segments([prepared.tokens], family.device)
+            at_images = (ids[0] == network.backbone.image_token_id).nonzero().flatten()
+            seen = family.see(opened)[0] if opened else None
+            packed = network.packed.hidden_states(ids[0], segments, features=seen, image_positions=at_images)
+            pooled_packed = network.pool_packed(packed, ids[0], segments)[0]
+        assert (pooled - golden).abs().max() < TOLERANCE, case["id"]
+        assert (pooled_packed - golden).abs().max() < TOLERANCE, case["id"]
+        checked += 1
+    assert checked >= 39
+
+
+def test_vision_features_meet_their_goldens(tiny: Embedder, cases: Any, goldens: Any) -> None:
+    family = family_of(tiny)
+    for case in cases:
+        if case["image"] and f"{case['id']}.visual_mean" in goldens:
+            patches = family.prepare_image(str(FIXTURE / case["image"]))
+            with torch.inference_mode():
+                mean = family.network.backbone.image_features([patches]).mean(dim=0)
+            assert (mean - goldens[f"{case['id']}.visual_mean"]).abs().max() < TOLERANCE, case["id"]
+            packed = family.see([patches])[0].mean(dim=0)
+            assert (packed - goldens[f"{case['id']}.visual_mean"]).abs().max() < TOLERANCE, case["id"]
+
+
+def test_prompts_are_the_published_token_ids(tiny: Embedder, cases: Any) -> None:
+    for case in cases:
+        expected: list[int] = []
+        for item in case["input_ids"]:
+            expected += [item["id"]] * item["times"] if isinstance(item, dict) else [item]
+        assert family_of(tiny).prepare(as_input(case)).input_ids.tolist() == expected, case["id"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64, "auto"])
+def test_results_do_not_depend_on_the_batch(tiny: Embedder, cases: Any, goldens: Any, batch_size: Any) -> None:
+    order = random.Random(str(batch_size)).sample(cases, len(cases))
+    vectors = tiny.embed([as_input(c) for c in order], batch_size=batch_size)
+    expected = np.stack([goldens[f"{c['id']}.embedding"].numpy() for c in order])
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(cases), tiny.dim)
+    assert np.abs(vectors - expected).max() < TOLERANCE
+    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_padded_batches_meet_the_goldens_with_every_attention(attention: str, cases: Any, goldens: Any) -> None:
+    embedder = load_embedder(FIXTURE, device="cpu", attention=attention)
+    vectors = embedder.embed([as_input(c) for c in cases], batch_size=5)
+    expected = np.stack([goldens[f"{c['id']}.embedding"].numpy() for c in cases])
+    assert np.abs(vectors - expected).max() < TOLERANCE
+
+
+def test_eight_threads_give_the_numbers_of_one(tiny: Embedder, cases: Any, goldens: Any) -> None:
+    def one(seed: int) -> float:
+        order = random.Random(seed).sample(cases, 12)
+        vectors = tiny.embed([as_input(c) for c in order], batch_size=3)
+        return max(
+            float(np.abs(v - goldens[f"{c['id']}.embedding"].numpy()).max())
+            for v, c in zip(vectors, order, strict=True)
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(one, range(8))) < TOLERANCE
+
+
+# --- Each known mistake, switched on, must fail the bar above ----------------------------------------
+
+
+class _Mistaken(ABCNetwork):
+    """The network with its one call into the backbone changed."""
+
+    mistake = ""
+
+    def embed(self, input_ids: Any, segments: Any, *, features: Any = None, image_positions: Any = None) -> Any:
+        if self.mistake == "3-D positions":
+            # The path with padding takes three axes; a batch of one needs none.
+            states = self.backbone.hidden_states(
+                input_ids[None],
+                lengths=segments.counts,
+                features=features,
+                position_ids=_three_d_positions(self, input_ids[None]),
+            )[0]
+        else:
+            states = self.packed.hidden_states(
+                input_ids,
+                segments,
+                features=features,
+                image_positions=image_positions,
+                causal=self.mistake == "causal attention",
+                position_ids=segments.positions + 1 if self.mistake == "positions from 1" else None,
+            )
+        pooled = self.pool_packed(states, input_ids, segments)
+        if self.mistake == "all tokens summed":
+            pooled = torch.segment_reduce(states, "mean", lengths=segments.counts, axis=0)
+        if self.mistake == "no head":
+            return torch.nn.functional.normalize(pooled, dim=-1)
+        return torch.nn.functional.normalize(self.head(pooled), dim=-1)
+
+    def set_instruct(self, on: bool) -> None:
+        super().set_instruct(on and self.mistake != "instruct adapter dropped")
+
+
+def _three_d_positions(network: ABCNetwork, input_ids: torch.Tensor) -> torch.Tensor:
+    """Qwen2-VL's own positions of one sequence with at most one square picture."""
+    at_image = (input_ids[0] == network.backbone.image_token_id).nonzero().flatten()
+    length = input_ids.shape[1]
+    if not len(at_image):
+        return torch.arange(length).expand(3, 1, -1)
+    first, count = int(at_image[0]), len(at_image)
+    side = round(count**0.5)
+    assert side * side == count
+    grid = torch.stack(
+        [torch.zeros(count), torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)]
+    ).long()
+    after = torch.arange(length - first - count) + first + side
+    return torch.cat([torch.arange(first).expand(3, -1), grid + first, after.expand(3, -1)], dim=1).unsqueeze(1)
+
+
+SQUARE = ("img_shapes_56x56", "i_224", "i_20_left")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "affected"),
+    [
+        ("3-D positions", SQUARE),
+        ("causal attention", ("t_question", *SQUARE)),
+        ("instruct adapter dropped", ("i_224", "i_640_a", "i_gray")),
+        ("no head", ("t_dog", "i_224")),
+        ("all tokens summed", ("t_bang2",)),
+    ],
+)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_wrong_network_would_be_noticed(
+    attention: str, mistake: str, affected: tuple[str, ...], cases: Any, goldens: Any
+) -> None:
+    embedder = load_embedder(FIXTURE, device="cpu", attention=attention)
+    network = family_of(embedder).network
+    chosen = [c for c in cases if c["id"] in affected]
+    assert max(worst(embedder, chosen, goldens).values()) < TOLERANCE
+    network.__class__ = _Mistaken
+    network.mistake = mistake  # type: ignore[attr-defined]
+    assert min(worst(embedder, chosen, goldens).values()) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("worker_kind", ["thread", "process"])
+@pytest.mark.parametrize(
+    ("kept", "affected"),
+    [
+        # Where the first resize gives a size within the second one's limits already, the second does nothing.
+        (slice(1, None), ("img_rgba_200x150", "img_noise_333x257", "i_rgba", "i_gray")),
+        (slice(0, 1), ("img_shapes_56x56", "img_shapes_224x224", "i_large")),
+    ],
+    ids=["the second alone", "the first alone"],
+)
+def test_a_skipped_resize_would_be_noticed(
+    kept: slice, affected: tuple[str, ...], worker_kind: Any, cases: Any, goldens: Any
+) -> None:
+    embedder = load_embedder(FIXTURE, device="cpu", engine=EngineSettings(workers=1, worker_kind=worker_kind))
+    chosen = [c for c in cases if c["id"] in affected]
+    family = family_of(embedder)
+    assert max(worst(embedder, chosen, goldens).values()) < TOLERANCE
+    embedder.close()  # type: ignore[attr-defined]
+    family._recipe = replace(family.recipe, resizes=family.recipe.resizes[kept])
+    assert min(worst(embedder, chosen, goldens).values()) > 10 * TOLERANCE
+    embedder.close()  # type: ignore[attr-defined]
+
+
+def _copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FIXTURE, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("images", "goldens*")))
+
+
+@pytest.mark.parametrize("part", ["vision", "language", "head"])
+def test_half_a_pretrain_adapter_would_be_noticed(part: str, tmp_path: Path, cases: Any, goldens: Any) -> None:
+    folder = _copy(tmp_path)
+    file = folder / "pretrain" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    where = {"vision": "visual.", "language": ".layers.", "head": "linear_layer2"}[part]
+    changed = [n for n in tensors if where in n and ("lora_B" in n or part == "head")]
+    assert changed
+    save_file({n: torch.zeros_like(t) if n in changed else t for n, t in tensors.items()}, file)
+    chosen = [c for c in cases if c["id"] in SQUARE]
+    assert min(worst(load_embedder(folder, device="cpu"), chosen, goldens).values()) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_first_token_sees_the_last(attention: str) -> None:
+    network = family_of(load_embedder(FIXTURE, device="cpu", attention=attention)).network
+    backbone = network.backbone
+    ids = torch.tensor([[5, 6, 7, 8, 9], [5, 6, 7, 8, 10]])
+    for lengths in (torch.tensor([5, 5]), torch.tensor([5, 5, 3])):
+        rows = torch.cat([ids, ids[:1]])[: len(lengths)]  # with a shorter row, a mask is in play
+        with torch.inference_mode():
+            states = backbone.hidden_states(rows, lengths=lengths)
+            causal = backbone.hidden_states(rows, lengths=lengths, causal=True)
+        assert (states[0, 0] - states[1, 0]).abs().max() > 1e-2
+        assert (causal[0, 0] - causal[1, 0]).abs().max() < 1e-6
+        segments = Segments(lengths.tolist(), ids.device)
+        together = torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
+        with torch.inference_mode():
+            packed = network.packed.hidden_states(together, segments)
+            packed_causal = network.packed.hidden_states(together, segments, causal=True)
+        assert (packed[0] - packed[5]).abs().max() > 1e-2
+        assert (packed_causal[0] - packed_causal[5]).abs().max() < 1e-6
+
+
+# --- Pixels ---------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_bit_identical_to_the_published_processor(tiny: Embedder) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    processor = Qwen2VLImageProcessorPil(do_resize=False)
+    rng = np.random.default_rng(0)
+    image = PIL.Image.fromarray(rng.integers(0, 256, (56, 84, 3), dtype=np.uint8))
+    theirs = processor(images=[image], return_tensors="np")["pixel_values"].reshape(24, 3, 2, 14, 14)
+    ours = normalise(torch.from_numpy(patchify(image, patch=14, merge=2).pixels)).numpy().reshape(24, 3, 14, 14)
+    for frame in range(2):
+        assert (theirs[:, :, frame] == ours).all()
+
+
+def test_pixel_statistics_are_the_recorded_ones(tiny: Embedder, cases: Any) -> None:
+    for case in cases:
+        if not case["image"]:
+            continue
+        recorded = case.get("pixel_values_pillow12", case["pixel_values"])
+        patches = family_of(tiny).prepare_image(str(FIXTURE / case["image"]))
+        values = normalise(torch.from_numpy(patches.pixels)).double()
+        assert [[1, patches.rows, patches.columns]] == case["image_grid_thw"], case["id"]
+        assert float(values.mean()) == pytest.approx(recorded["mean"], abs=1e-6), case["id"]
+
+
+def test_resizing_does_not_depend_on_the_order_of_pillows_passes() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (257, 333, 3), dtype=np.uint8)
+    image = PIL.Image.fromarray(noise)
+    one_axis_at_a_time = image.resize((448, 257), PIL.Image.Resampling.BICUBIC).resize(
+        (448, 308), PIL.Image.Resampling.BICUBIC
+    )
+    assert np.array_equal(np.asarray(resize_as_pillow_12(image, 308, 448)), np.asarray(one_axis_at_a_time))
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [((224, 224), (448, 448)), ((480, 640), (476, 644)), ((1200, 1600), (756, 1008)), ((20, 20), (448, 448))],
+)
+def test_fit_size(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+    assert fit_size(*size, factor=28, min_pixels=256 * 784, max_pixels=1024 * 784) == fitted
+
+
+def test_fit_size_refuses_a_line() -> None:
+    with pytest.raises(InputError, match="201x1"):
+        fit_size(1, 201, factor=28, min_pixels=1, max_pixels=10**6)
+
+
+def test_limits_are_the_callers(tiny: Embedder) -> None:
+    picture = str(FIXTURE / "images" / "shapes_224x224.png")
+    small = load_embedder(FIXTURE, device="cpu", min_tokens=16, max_tokens=64)
+    assert family_of(small).prepare_image(picture).pixels.shape[0] == 64 * 4
+    assert (small.fingerprint.min_tokens, small.fingerprint.max_tokens) == (16, 64)
+    assert small.fingerprint != tiny.fingerprint
+    assert np.abs(small.embed_images([picture]) - tiny.embed_images([picture])).max() > 1e-3
+
+
+# --- Inputs ---------------------------------------------------------------------------------------------
+
+
+def test_special_tokens_in_a_text_are_only_text(tiny: Embedder) -> None:
+    family = family_of(tiny)
+    specials = {"<|im_end|>", "<|image_pad|>", "<|im_start|>", "<|vision_start|>"}
+    plain = family.prepare(Text("x")).input_ids
+    for text in specials:
+        ids = family.prepare(Text(f"a {text} b")).input_ids
+        assert (ids >= 1000).sum() == (plain >= 1000).sum(), text
+    picture = str(FIXTURE / "images" / "shapes_56x56.png")
+    ids = family.prepare(InstructedImage(picture, "<|image_pad|><|im_end|>")).input_ids
+    assert (ids == 1012).sum() == 256
+
+
+def test_kinds_can_be_mixed_and_the_empty_list_is_empty(tiny: Embedder) -> None:
+    assert tiny.embed([]).shape == (0, tiny.dim)
+    picture = PIL.Image.new("RGB", (60, 60), "red")
+    alone, instructed, empty = tiny.embed(
+        [Image(picture), InstructedImage(picture, "colour?"), InstructedImage(picture, "")]
+    )
+    assert np.abs(alone - instructed).max() > 1e-2
+    assert np.abs(alone - empty).max() > 1e-2  # an empty instruction is still an instruction
+    assert np.allclose(tiny.embed_images([picture], instruction="colour?")[0], instructed, atol=TOLERANCE)
+    assert np.allclose(tiny.embed_images([picture])[0], alone, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("bad", ["a string", 3, None, b"bytes"])
+def test_untyped_inputs_are_refused_with_their_position(tiny: Embedder, bad: Any) -> None:
+    with pytest.raises(InputError, match="input 1 is a"):
+        tiny.embed([Text("fine"), bad])
+
+
+def test_a_single_string_is_not_a_list(tiny: Embedder) -> None:
+    with pytest.raises(InputError, match="must be a list"):
+        tiny.embed_texts("hello")
+    with pytest.raises(InputError, match="must be a list"):
+        tiny.embed_images("photo.jpg")
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, "many", 2.5, True])
+def test_bad_batch_sizes_are_refused(tiny: Embedder, batch_size: Any) -> None:
+    with pytest.raises(InputError, match="batch_size"):
+        tiny.embed([Text("a")], batch_size=batch_size)
+
+
+def test_too_long_a_text_is_refused(tiny: Embedder) -> None:
+    with pytest.raises(InputError, match="longer than the model's 32768"):
+        tiny.embed([Text("fine"), Text("word " * 40_000)])
+
+
+def test_half_a_character_is_refused(tiny: Embedder) -> None:
+    with pytest.raises(InputError, match=r"input 1: .*lone surrogate"):
+        tiny.embed([Text("fine"), Text("\ud800")])
+
+
+def test_a_missing_picture_is_named(tiny: Embedder) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.png"):
+        tiny.embed([Image("nowhere.png")])
+
+
+# --- Checkpoints ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor"),
+    [
+        ("base/model.safetensors", "model.layers.1.self_attn.v_proj.bias"),
+        ("base/model.safetensors", "visual.patch_embed.proj.weight"),
+        ("pretrain/adapter_model.safetensors", "base_model.model.mlp_head.linear_layer2.weight"),
+        ("pretrain/adapter_model.safetensors", "base_model.model.temperature.temp"),
+        ("pretrain/adapter_model.safetensors", "base_model.model.visual.blocks.0.mlp.fc2.lora_B.weight"),
+        ("instruct/adapter_model.safetensors", "base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"),
+    ],
+)
+@pytest.mark.parametrize("fault", ["missing", "left over", "of another shape"])
+def test_every_tensor_is_accounted_for(file: str, tensor: str, fault: str, tmp_path: Path) -> None:
+    folder = _copy(tmp_path)
+    tensors = load_file(folder / file)
+    value = tensors[tensor]
+    named = tensor
+    if fault == "missing":
+        del tensors[tensor]
+        named = tensor.split(".")[-2]
+    elif fault == "left over":
+        named = tensor.replace("weight", "extra").replace("bias", "extra").replace("temp", "extra")
+        tensors[named] = value.clone()
+    else:
+        tensors[tensor] = torch.zeros(*(value.shape or (1,)), 2)
+    save_file(tensors, folder / file)
+    with pytest.raises(CheckpointError, match=fault) as caught:
+        load_embedder(folder, device="cpu").embed([Text("a")])
+    assert named in str(caught.value)
+
+
+def test_a_pickle_is_never_read(tmp_path: Path) -> None:
+    folder = _copy(tmp_path)
+    (folder / "base" / "model.safetensors").unlink()
+    (folder / "base" / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    with pytest.raises(CheckpointError, match="pickle"):
+        load_embedder(folder, device="cpu").embed([Text("a")])
+
+
+def test_a_torn_file_is_named(tmp_path: Path) -> None:
+    folder = _copy(tmp_path)
+    file = folder / "base" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_embedder(folder, device="cpu").embed([Text("a")])
+
+
+def test_the_newer_tensor_names_load_too(tmp_path: Path, cases: Any, goldens: Any) -> None:
+    folder = _copy(tmp_path)
+    file = folder / "base" / "model.safetensors"
+    renamed = {
+        n.replace("visual.", "model.visual.", 1)
+        if n.startswith("visual.")
+        else n.replace("model.", "model.language_model.", 1): t
+        for n, t in load_file(file).items()
+    }
+    save_file(renamed, file)
+    chosen = [c for c in cases if c["id"] in SQUARE]
+    assert max(worst(load_embedder(folder, device="cpu"), chosen, goldens).values()) < TOLERANCE
+
+
+def test_shards_are_read(tmp_path: Path, cases: Any, goldens: Any) -> None:
+    import json
+
+    folder = _copy(tmp_path)
+    file = folder / "base" / "model.safetensors"
+    tensors = load_file(file)
+    names = sorted(tensors)
+    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for shard, members in shards.items():
+        save_file({n: tensors[n] for n in members}, folder / "base" / shard)
+    file.unlink()
+    index = {"weight_map": {n: shard for shard, members in shards.items() for n in members}}
+    (folder / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
+    chosen = [c for c in cases if c["id"] in SQUARE]
+    assert max(worst(load_embedder(folder, device="cpu"), chosen, goldens).values()) < TOLERANCE
+    (folder / "base" / "model-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-2\.safetensors"):
+        load_embedder(folder, device="cpu").embed([Text("a")])
+
+
+def test_three_folders_make_a_checkpoint(cases: Any, goldens: Any) -> None:
+    parts = ABCCheckpoint(base=FIXTURE / "base", pretrain=FIXTURE / "pretrain", instruct=FIXTURE / "instruct")
+    chosen = [c for c in cases if c["id"] in SQUARE]
+    assert max(worst(load_embedder(parts, device="cpu"), chosen, goldens).values()) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_near(dtype: str, cases: Any, goldens: Any) -> None:
+    embedder = load_embedder(FIXTURE, device="cpu", dtype=dtype)
+    chosen = [c for c in cases if c["id"] in ("t_question", "t_bang2", *SQUARE)]
+    vectors = embedder.embed([as_input(c) for c in chosen])
+    for vector, case in zip(vectors, chosen, strict=True):
+        golden = goldens[f"{case['id']}.embedding"].numpy()
+        assert float(vector @ golden) > 0.9995
+        assert np.abs(vector - golden).max() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('{"min_tokens": "9"}', "min_tokens must be a positive number"),
+        ('{"head_hidden": 0}', "head_hidden must be a positive number"),
+        ('{"tokens": 9}', "tokens is not a setting"),
+        ("[]", "expected a JSON object"),
+        ("{", "not readable as JSON"),
+    ],
+)
+def test_malformed_settings_are_named(settings: str, message: str, tmp_path: Path) -> None:
+    folder = _copy(tmp_path)
+    (folder / "abc.json").write_text(settings)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_embedder(folder, device="cpu").embed([Text("a")])
+    assert "abc.json" in str(caught.value)
+
+
+def test_a_checkpoints_own_limits_are_its_defaults(tmp_path: Path) -> None:
+    folder = _copy(tmp_path)
+    (folder / "abc.json").write_text('{"name": "small", "min_tokens": 4, "max_tokens": 16}')
+    assert str(load_embedder(folder, device="cpu").fingerprint).startswith("small@")
+    for given, expected in (((None, None), (4, 16)), ((32, None), (32, 32)), ((None, 2), (2, 2)), ((8, 9), (8, 9))):
+        embedder = load_embedder(folder, device="cpu", min_tokens=given[0], max_tokens=given[1])
+        assert (embedder.fingerprint.min_tokens, embedder.fingerprint.max_tokens) == expected

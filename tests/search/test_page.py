@@ -1,0 +1,226 @@
+"""The HTML page: everything from outside is escaped, and nothing outside is referred to."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from html.parser import HTMLParser
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from abc_rag import URL, Hit, Record
+from abc_rag.errors import InputError
+from abc_rag.search.answer import Answer
+from abc_rag.search.page import Shown, render_html, write_html
+from abc_rag.search.rewriting.rewriter import Rewrite
+
+EVIL = "<script>alert('x')</script> \"quoted\" & <img src=http://evil.example/x.png onerror=y>"
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks nesting; gathers tags, attributes and visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(attrs) == len(dict(attrs)), f"an attribute of <{tag}> is given twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def picture(path: Path, size: tuple[int, int] = (900, 300)) -> str:
+    PIL.Image.new("RGB", size, "red").save(path)
+    return str(path)
+
+
+def hit(modality: str = "text", score: float = 0.75, **fields: str) -> Hit:
+    return Hit(Record("the-id", modality, **fields), score)  # type: ignore[arg-type]
+
+
+def shown(*hits: Hit, question: str | None = "what?", instruction: str | None = None, image: object = None) -> Shown:
+    return Shown(Answer(question, instruction, list(hits)), image)  # type: ignore[arg-type]
+
+
+def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / '<b onclick="z">'
+    folder.mkdir()
+    name = '"><script>n.png'
+    path = picture(folder / name)
+    page = Page(
+        render_html(
+            [
+                shown(
+                    hit("image", source=path, text=EVIL),
+                    hit("text", source=f"/notes/{name}.txt", text=EVIL),
+                    question=EVIL,
+                    instruction=EVIL,
+                    image=path,
+                ),
+                shown(hit("image", source=f"/gone/{name}")),
+                shown(Hit(Record(EVIL, "text", text="no source"), 0.5)),
+            ],
+            title=EVIL,
+            subtitle=EVIL,
+        )
+    )
+    assert {tag for tag, _ in page.tags} == {
+        *("html", "head", "meta", "title", "style", "body", "main", "h1", "p", "section"),
+        *("div", "img", "h2", "code", "ol", "li", "span"),
+    }
+    assert page.text.count(EVIL) == 8  # title twice, subtitle, question, instruction, two passages, an id
+    assert {a["alt"] for a in page.all("img")} == {path}
+    assert page.text.count(name) == 3
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+
+def test_nothing_outside_the_page_is_needed(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+    page = Page(render_html([shown(hit("image", source=path), image=path)], title="t"))
+    images = page.all("img")
+    assert len(images) == 2
+    for image in images:
+        head, _, data = str(image["src"]).partition(",")
+        assert head == "data:image/jpeg;base64"
+        with PIL.Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as small:
+            assert small.format == "JPEG"
+            assert small.size == (440, 147)
+            assert all(abs(a - b) < 5 for a, b in zip(small.getpixel((200, 70)), (255, 0, 0), strict=True))  # type: ignore[arg-type]
+    for tag, attributes in page.tags:
+        assert "href" not in attributes
+        assert "srcset" not in attributes
+        assert tag in ("img",) or "src" not in attributes
+    plain = render_html([shown(hit(text="words"))], title="t")
+    assert "http" not in plain
+    assert "@import" not in plain
+    assert "url(" not in plain
+    assert plain.startswith("<!doctype html>")
+    assert {"charset": "utf-8"} in Page(plain).all("meta")
+
+
+def test_a_small_picture_is_not_enlarged(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png", (20, 10))
+    (image,) = Page(render_html([shown(hit("image", source=path))], title="t")).all("img")
+    with PIL.Image.open(io.BytesIO(base64.b64decode(str(image["src"]).partition(",")[2]))) as small:
+        assert small.size == (20, 10)
+
+
+def test_a_picture_that_is_gone_or_broken_is_noted(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    sections = [
+        shown(hit("image", source=str(tmp_path / "gone.png"))),
+        shown(hit("image", source=str(broken)), image=str(tmp_path / "gone too.png")),
+    ]
+    page = Page(render_html(sections, title="t"))
+    assert page.all("img") == []
+    assert page.text.count("no preview") == 3
+    assert page.text.count("No such file") == 2
+    assert "is not of a format that is read" in page.text
+    assert "gone.png" in page.text
+
+
+@pytest.mark.parametrize("source", ["https://example.org/a.png", "HTTP://example.org/a.png"])
+def test_a_picture_on_the_web_is_not_fetched(source: str) -> None:
+    # Sockets are blocked here: fetching would fail loudly.
+    page = Page(render_html([shown(hit("image", source=source, source_type="url"), image=URL(source))], title="t"))
+    assert page.text.count("the picture is on the web") == 2
+    assert page.all("img") == []
+    assert "abc_rag" not in page.text
+
+
+def test_ranks_scores_and_bars() -> None:
+    hits = [hit(text="a", score=0.9), hit(text="b", score=0.7), hit(text="c", score=0.4)]
+    page = Page(render_html([shown(*hits), shown(), shown(hit(score=0.0))], title="t"))
+    for said in ("1. score 0.900", "2. score 0.700", "3. score 0.400", "nothing found"):
+        assert said in page.text
+    bars = [a["style"] for a in page.all("div") if a.get("class") == "bar"]
+    assert bars == ["width:100%", "width:50%", "width:0%", "width:0%"]  # cosines of 0.8, 0.4, -0.2; and -1
+
+
+def test_what_was_asked_is_said() -> None:
+    assert "instruction:" not in Page(render_html([shown()], title="t")).text
+    assert "instruction: on the left?" in Page(render_html([shown(instruction="on the left?")], title="t")).text
+    assert "(picture alone)" in Page(render_html([shown(question=None)], title="t")).text
+
+
+def test_any_source_of_a_picture_can_be_shown(tmp_path: Path) -> None:
+    path = Path(picture(tmp_path / "a.png"))
+    with PIL.Image.open(path) as opened:
+        opened.load()
+        sources = [path, str(path), path.read_bytes(), opened]
+        page = Page(render_html([shown(image=source) for source in sources], title="t"))
+        assert opened.size == (900, 300)  # the caller's own picture is not made small
+    assert len({a["src"] for a in page.all("img")}) == 1
+    assert len(page.all("img")) == 4
+
+
+# --- Writing ----------------------------------------------------------------------------------------------
+
+
+def test_a_page_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = render_html([shown(hit(text="gr\u00fc\u00dfe \u732b"))], title="t")
+    written = write_html(tmp_path / "new" / "folder" / "page.html", page)
+    assert written.is_absolute()
+    assert written.read_text(encoding="utf-8") == page
+    monkeypatch.chdir(tmp_path)
+    assert write_html("relative.html", page) == (tmp_path / "relative.html").resolve()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert write_html("~/home.html", page) == (tmp_path / "home.html").resolve()
+    write_html("relative.html", "shorter")
+    assert Path("relative.html").read_text() == "shorter"
+
+
+def test_a_name_that_is_no_unicode_does_not_cost_the_page(tmp_path: Path) -> None:
+    page = render_html([shown(hit("image", source=os.fsdecode(b"/x/caf\xe9.png")), question="caf\udce9")], title="t")
+    written = write_html(tmp_path / "page.html", page)
+    assert "caf?.png" in Page(written.read_text(encoding="utf-8")).text
+
+
+@pytest.mark.parametrize(
+    "where", ["", "file/page.html", "file/new/page.html", "n" * 300 + ".html", "~nobody-of-this-name/\0.html"]
+)
+def test_a_place_that_cannot_be_written_is_named(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot be written \(.+\); choose another path"):
+        write_html(where, "page")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_the_bar_is_as_long_as_the_best_score_wherever_it_stands() -> None:
+    # After MMR the best hit need not be the first one.
+    page = Page(render_html([shown(hit(score=0.7, text="first"), hit(score=0.9, text="second"))], title="t"))
+    assert [bar["style"] for bar in page.all("div") if bar.get("class") == "bar"] == ["width:50%", "width:100%"]
+
+
+def test_what_was_searched_for_is_shown_where_it_is_not_the_question() -> None:
+    rewrite = Rewrite("what is on the left?", "a dog on the left", "image")
+    question = "show me a dog on the left"
+    answer = Answer(question, rewrite.instruction, [hit()], rewrite)
+    text = Page(render_html([Shown(answer)], title="t")).text
+    assert "searched for: a dog on the left" in text
+    assert "instruction: what is on the left?" in text
+    same = Answer("a dog", None, [hit()], Rewrite("Describe the picture.", "a dog", "any"))
+    assert "searched for" not in Page(render_html([Shown(same)], title="t")).text
