@@ -3,7 +3,7 @@
 ::
 
     import chromadb
-    from abc_rag.chroma import ABCEmbeddingFunction
+    from abc_rag.adapters.chroma import ABCEmbeddingFunction
 
     client = chromadb.PersistentClient("store")
     collection = client.create_collection("photos", embedding_function=ABCEmbeddingFunction(model="abc-mini"))

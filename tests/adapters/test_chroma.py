@@ -273,7 +273,7 @@ def watch(event, _):
         network.append(event)
 sys.addaudithook(watch)
 {OPEN.replace("chromadb.PersistentClient(sys.argv[1], ", "chromadb.EphemeralClient(")}
-from abc_rag.chroma import ABCEmbeddingFunction
+from abc_rag.adapters.chroma import ABCEmbeddingFunction
 client.create_collection("photos", embedding_function=ABCEmbeddingFunction())
 photos = client.get_collection("photos")
 photos.add(ids=["1"], embeddings=[[1.0, 0.0]])

@@ -323,7 +323,7 @@ seen = []
 sys.addaudithook(lambda event, _: seen.append(event) if event.startswith("socket.") and "new" not in event else None)
 import abc_rag.evaluation.mteb as ours
 assert "mteb" not in sys.modules
-from abc_rag.testing import FakeEmbedder
+from abc_rag.embedding.fake import FakeEmbedder
 ours.model_meta(FakeEmbedder())
 print([event for event in seen if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto")])
 """

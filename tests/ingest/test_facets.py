@@ -196,7 +196,7 @@ def test_bad_facets_are_refused_before_anything(
 DIES = """
 import os, signal, sys
 from abc_rag import ChromaStore, embedder, ingest
-from abc_rag.testing import FakeEmbedder
+from abc_rag.embedding.fake import FakeEmbedder
 folder, place, at, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 ingest._CHUNK = ingest._MOST_ITEMS = embedder._CHUNK = 2
 class Dying(FakeEmbedder):

@@ -32,7 +32,7 @@ pip install 'abc-rag[sentence-transformers]'
 ```python
 import PIL.Image
 
-from abc_rag.export.sentence_transformers import load_sentence_transformer
+from abc_rag.adapters.sentence_transformers.export import load_sentence_transformer
 
 model = load_sentence_transformer("{folder}")
 vectors = model.encode(

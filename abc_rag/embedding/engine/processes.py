@@ -30,7 +30,7 @@ _START_S = 60.0
 _PROGRAM = """
 import sys, json
 sys.path[:] = json.loads(sys.argv[1])
-from abc_rag._picture_worker import main
+from abc_rag.embedding.engine.worker import main
 main()
 """
 

@@ -171,7 +171,7 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
         import sys
         sys.path[:0] = {sys.path!r}
         import random, torch
-        from abc_rag.engine._caches import DiskTier
+        from abc_rag.embedding.engine.caches import DiskTier
         disk, rng = DiskTier(sys.argv[1], 40_000), random.Random(int(sys.argv[2]))
         for _ in range(300):
             number = rng.randrange(60)
@@ -334,7 +334,8 @@ def test_contents_that_differ_are_never_taken_for_one_another(opened: Any) -> No
 SCRIPT = """
     import sys
     from abc_rag import Image, InstructedImage, Text
-    from abc_rag.engine import EngineSettings, LocalEmbedder
+    from abc_rag.embedding.engine.local import LocalEmbedder
+    from abc_rag.embedding.settings import EngineSettings
     from toy_family import Toy, png
     import numpy as np
 

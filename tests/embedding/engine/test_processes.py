@@ -379,7 +379,8 @@ STREAM = """
     import os, signal, sys, threading
     from pathlib import Path
     from abc_rag import Image, Text
-    from abc_rag.engine import EngineSettings, LocalEmbedder
+    from abc_rag.embedding.engine.local import LocalEmbedder
+    from abc_rag.embedding.settings import EngineSettings
     from toy_family import Toy, png
 
     out, kind = Path(sys.argv[1]), sys.argv[2]

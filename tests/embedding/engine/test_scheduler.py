@@ -838,7 +838,7 @@ def test_an_error_that_nobody_catches_ends_the_interpreter() -> None:
     done = run_script(
         """
         from abc_rag import Text
-        from abc_rag.engine import LocalEmbedder
+        from abc_rag.embedding.engine.local import LocalEmbedder
         from toy_family import Toy
 
         for vector in LocalEmbedder(Toy).embed_iter(Text(f"passage {n}") for n in range(1000)):

@@ -772,7 +772,8 @@ def test_which_addresses_are_of_this_machine() -> None:
 
 RUN = """
 import sys
-from abc_rag.evaluation.ctrlbench_build import OpenAIDescriber, build_ctrlbench
+from abc_rag.evaluation.authoring.build import build_ctrlbench
+from abc_rag.evaluation.authoring.chat import OpenAIDescriber
 build_ctrlbench(sys.argv[1], sys.argv[2], OpenAIDescriber("m", sys.argv[3]), pairs=3, concurrency=2)
 """
 

@@ -627,7 +627,7 @@ def ask_hub(tmp_path: Path, *, download: bool, monkeypatch: pytest.MonkeyPatch, 
     """What a process says that opens ABC-VG-Instruct from a hub with these files: its address is read at import."""
     program = f"""
 from abc_rag.errors import DatasetError
-from abc_rag.training.data import open_pairs
+from abc_rag.training.data.open import open_pairs
 try:
     source = open_pairs("abc-vg-instruct", images={str(tmp_path / "images")!r}, allow_download={download})
     print(source.row(0).pairs[0].instruction, source.describe()["revision"])
