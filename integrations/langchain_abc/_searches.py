@@ -14,10 +14,10 @@ from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from abc_rag import ChromaStore, Embedder, Hit, Image, ImageSource, InstructedImage
+from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
 from abc_rag.types import Modality
 from langchain_abc._documents import to_document
-from langchain_abc._worker import Worker
 
 T = TypeVar("T")
 Filter = Mapping[str, Any] | None

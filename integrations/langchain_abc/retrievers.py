@@ -13,13 +13,13 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from abc_rag import Image, ImageSource
+from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
 from abc_rag.images.read import describe_source
 from abc_rag.search.retriever import Retriever
 from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
 from abc_rag.types import Modality
 from langchain_abc._documents import hit_document
-from langchain_abc._worker import Worker
 from langchain_abc.rewriters import chat_model_rewriter
 from langchain_abc.vectorstores import ABCVectorStore
 

@@ -12,6 +12,7 @@ from langchain_core.embeddings import Embeddings
 from typing_extensions import Self
 
 from abc_rag import ChromaStore, Embedder, ImageLimits, ImageSource, Record
+from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError, PartialIndexError
 from abc_rag.images.limits import DEFAULT_LIMITS
 from abc_rag.ingest.pictures import index_images
@@ -20,7 +21,6 @@ from langchain_abc._documents import document_id, to_document
 from langchain_abc._incoming import one_each, picture_metadatas, text_records
 from langchain_abc._searches import Searches, refuse_keywords
 from langchain_abc._stores import LazyStore
-from langchain_abc._worker import Worker
 
 if TYPE_CHECKING:
     from langchain_abc.retrievers import InstructionRetriever

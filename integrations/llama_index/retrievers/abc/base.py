@@ -13,13 +13,13 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.embeddings.abc import ABCEmbeddings
-from llama_index.embeddings.abc.worker import Worker
 from llama_index.retrievers.abc.query import own_vector_of
 from llama_index.retrievers.abc.rewriter import llm_rewriter
 from llama_index.vector_stores.abc.filters import all_of, to_where
 from llama_index.vector_stores.abc.records import OF_KIND, node_id_of, nodes_of
 
 from abc_rag import ChromaStore, Hit, ImageSource
+from abc_rag.embedding.threads import Worker
 from abc_rag.errors import FingerprintMismatchError, InputError
 from abc_rag.search.retriever import Retriever
 from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter

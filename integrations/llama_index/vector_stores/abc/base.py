@@ -17,11 +17,11 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.embeddings.abc.nodes import caption_vector, picture_of
-from llama_index.embeddings.abc.worker import Worker
 from llama_index.vector_stores.abc.filters import all_of, matches, to_where
 from llama_index.vector_stores.abc.records import NODE_ID, REF_DOC_ID, node_id_of, nodes_of, record_id, record_of
 
 from abc_rag import ChromaStore, Hit, ImageLimits, Record
+from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
 from abc_rag.images.limits import DEFAULT_LIMITS
 from abc_rag.search.ranking import diverse
