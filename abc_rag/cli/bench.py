@@ -15,12 +15,9 @@ from abc_rag.cli.options import (
     MinTokensOption,
     ModelOption,
     ResolutionOption,
-    _console,
-    _print_json,
-    _resolution,
-    _say,
-    app,
+    resolution_of,
 )
+from abc_rag.cli.output import console, print_json, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,11 +25,12 @@ if TYPE_CHECKING:
     from abc_rag.embedding.engine.local import LocalEmbedder
     from abc_rag.models.loader import DType
 
+__all__ = ["bench"]
+
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-@app.command("bench")
-def bench_command(
+def bench(
     model: ModelOption = None,
     shape: Annotated[
         str | None,
@@ -48,16 +46,16 @@ def bench_command(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on this machine: rates, their share of the limit, latency, and an estimate for many items."""
-    from abc_rag.bench.bench import bench
+    from abc_rag.bench.bench import bench as measure
 
     if dtype not in _DTYPES:
         raise InputError(f"--dtype takes {', '.join(_DTYPES)}, not {dtype!r}")
     if model is not None and shape is not None:
         raise InputError("give --model or --shape, not both")
     embedder = _opened(model, shape, device, cast("DType", dtype), min_tokens, max_tokens, resolution)
-    result = bench(embedder, items=items, seconds=seconds)
+    result = measure(embedder, items=items, seconds=seconds)
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     else:
         _show(result)
 
@@ -84,7 +82,7 @@ def _opened(
                 dtype=dtype,
                 min_tokens=min_tokens,
                 max_tokens=max_tokens,
-                resolution=_resolution(resolution),
+                resolution=resolution_of(resolution),
             ),
         )
     from abc_rag.bench.shapes import random_family, shape_config
@@ -102,8 +100,8 @@ def _opened(
 
 def _show(result: BenchResult) -> None:
     machine = result.machine
-    _say(f"{result.model} on {machine['device']} ({machine['processor']}, {machine['threads']} threads)")
-    _say(f"limit: {_operations(result.limit)} in a matrix product in {machine['dtype']}")
+    say(f"{result.model} on {machine['device']} ({machine['processor']}, {machine['threads']} threads)")
+    say(f"limit: {operations_of(result.limit)} in a matrix product in {machine['dtype']}")
     rates = Table("", "tokens each", "a second", "share of the limit")
     for rate in result.throughputs:
         rates.add_row(
@@ -119,19 +117,19 @@ def _show(result: BenchResult) -> None:
         queries.add_row(one.name, f"{one.p50_ms:,.3g}", f"{one.p99_ms:,.3g}", str(one.count))
     for column in queries.columns[1:]:
         column.justify = "right"
-    _console().print(rates)
-    _console().print(queries)
-    _say(
-        f"{result.items:,} pictures: about {_duration(result.picture_seconds)}; "
-        f"{result.items:,} passages of 100 tokens: about {_duration(result.passage_seconds)}"
+    console().print(rates)
+    console().print(queries)
+    say(
+        f"{result.items:,} pictures: about {duration_of(result.picture_seconds)}; "
+        f"{result.items:,} passages of 100 tokens: about {duration_of(result.passage_seconds)}"
     )
 
 
-def _operations(rate: float) -> str:
+def operations_of(rate: float) -> str:
     return f"{rate / 1e12:,.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:,.3g} GFLOP/s"
 
 
-def _duration(seconds: float) -> str:
+def duration_of(seconds: float) -> str:
     """In the unit that a person would use."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:

@@ -1,4 +1,4 @@
-"""The demo: pictures and passages that ship with the package, and questions that show what instructions do."""
+"""The command ``abc-rag demo``: pictures and passages that ship with the package, and questions about them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from abc_rag.embedding.embedder import Embedder
-from abc_rag.ingest.paths import index_paths
-from abc_rag.ingest.report import IndexReport
-from abc_rag.search.page import Shown
-from abc_rag.search.retriever import Retriever
-from abc_rag.store.base import text_id
-from abc_rag.store.chroma.store import ChromaStore
+import typer
+
+from abc_rag.cli.ask import show_answer
+from abc_rag.cli.options import DeviceOption, JsonOption, open_embedder
+from abc_rag.cli.output import print_json, say
 from abc_rag.types import Modality, Record
 
-__all__ = ["DEMO_QUESTIONS", "DemoQuestion", "demo_folder", "index_demo", "run_demo"]
+if TYPE_CHECKING:
+    from abc_rag.embedding.embedder import Embedder
+    from abc_rag.ingest.report import IndexReport
+    from abc_rag.search.page import Shown
+    from abc_rag.store.chroma.store import ChromaStore
+
+__all__ = ["DEMO_QUESTIONS", "DemoQuestion", "demo", "demo_folder", "index_demo", "run_demo"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ def demo_folder() -> Iterator[Path]:
 
 def index_demo(folder: Path, embedder: Embedder, store: ChromaStore, *, progress: bool = False) -> IndexReport:
     """Index the demo's pictures, and its passages from ``passages.json``."""
+    from abc_rag.ingest.paths import index_paths
+    from abc_rag.store.base import text_id
+
     report = index_paths(sorted(folder.glob("*.jpg")), embedder, store, progress=progress)
     passages = [p["text"] for p in json.loads((folder / "passages.json").read_text(encoding="utf-8"))]
     records = [Record(text_id(text), "text", text=text, source="passages.json") for text in passages]
@@ -65,6 +73,10 @@ def run_demo(embedder: Embedder, *, k: int = 4, progress: bool = False) -> tuple
     Returns:
         What was indexed, and every question with its hits. The store is gone when this returns.
     """
+    from abc_rag.search.page import Shown
+    from abc_rag.search.retriever import Retriever
+    from abc_rag.store.chroma.store import ChromaStore
+
     with demo_folder() as folder, tempfile.TemporaryDirectory(prefix="abc-rag-demo-") as scratch:
         with ChromaStore(path=scratch, fingerprint=embedder.fingerprint) as store:
             report = index_demo(folder, embedder, store, progress=progress)
@@ -75,3 +87,29 @@ def run_demo(embedder: Embedder, *, k: int = 4, progress: bool = False) -> tuple
                 answer = retriever.search(asked.question, image=image, k=k, modality=asked.modality)
                 shown.append(Shown(answer, image))
     return report, shown
+
+
+def demo(
+    html: Annotated[Path | None, typer.Option("--html", help="Where the page goes; default: a temporary file.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Most hits.")] = 4,
+    model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Index the demo pictures and passages into a temporary store and ask several questions of them."""
+    from abc_rag.search.page import render_html, write_html
+
+    embedder = open_embedder(model, device)
+    report, shown = run_demo(embedder, k=k, progress=not as_json)
+    if html is None:
+        html = Path(tempfile.mkdtemp(prefix="abc-rag-")) / "demo.html"
+    subtitle = f"{len(shown)} questions, answered by {embedder.fingerprint}"
+    page = write_html(html, render_html(shown, title="abc-rag demo", subtitle=subtitle))
+    if as_json:
+        print_json({"indexed": report.added, "html": str(page), "questions": [s.answer.as_dict() for s in shown]})
+        return
+    say(f"indexed {report.added} pictures and passages with {embedder.fingerprint}")
+    for one in shown:
+        show_answer(one.answer, Path(str(one.image)).name if one.image is not None else None)
+    say()
+    say(f"the same with the pictures: {page}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from abc_rag.cli.options import (
     DeviceOption,
@@ -17,23 +18,19 @@ from abc_rag.cli.options import (
     MinTokensOption,
     ModelOption,
     ResolutionOption,
-    _console,
-    _embedder,
-    _expanded,
-    _print_json,
-    _say,
-    evaluate,
+    expanded,
+    open_embedder,
 )
+from abc_rag.cli.output import cell, console, print_json, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
     from abc_rag.evaluation.results import Results
 
 
-from rich.markup import escape
-from rich.table import Table
+__all__ = ["OutOption", "evaluate", "finish"]
 
-__all__ = ["LimitOption", "MaxBadOption", "OutOption", "finish"]
+evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
 
 OutOption = Annotated[
     Path | None,
@@ -67,14 +64,14 @@ def finish(results: Results, *, out: Path | None, as_json: bool) -> None:
     """
     if Path(sys.argv[0]).name in ("abc-rag", "abc-rag.exe", "cli.py"):
         results = replace(results, settings={**results.settings, "command": shlex.join(["abc-rag", *sys.argv[1:]])})
-    files = None if out is None else results.write(_expanded(out))
+    files = None if out is None else results.write(expanded(out))
     if as_json:
-        _print_json(results.as_dict())
+        print_json(results.as_dict())
         return
-    results.show(_console())
+    results.show(console())
     if files is not None:
-        _say(f"results: {files[0]}")
-        _say(f"page: {files[1]}")
+        say(f"results: {files[0]}")
+        say(f"page: {files[1]}")
 
 
 @evaluate.command("ctrlbench")
@@ -96,7 +93,7 @@ def ctrlbench_command(
     """Does the instruction steer? Picture and instruction to phrase, with and without the instruction."""
     from abc_rag.evaluation.ctrlbench import evaluate_ctrlbench
 
-    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
+    embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
     results = evaluate_ctrlbench(embedder, data, out=_folder(out), limit=limit, max_bad=max_bad, progress=not as_json)
     finish(results, out=out, as_json=as_json)
 
@@ -124,7 +121,7 @@ def retrieval_command(
     """Pictures by captions and captions by pictures (MSCOCO, Flickr30K, your own): R@1, R@5, R@10."""
     from abc_rag.evaluation.retrieval import evaluate_retrieval
 
-    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
+    embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
     results = evaluate_retrieval(
         embedder,
         data,
@@ -163,7 +160,7 @@ def classification_command(
     """The label whose text is nearest to the picture: accuracy, of each label too, and what is confused."""
     from abc_rag.evaluation.classification import TEMPLATE, evaluate_classification
 
-    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
+    embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
     results = evaluate_classification(
         embedder,
         data,
@@ -200,7 +197,7 @@ def vqa_command(
     """The answer whose text is nearest to the picture under its question, among candidates."""
     from abc_rag.evaluation.vqa import evaluate_vqa
 
-    embedder = _embedder(model, device, min_tokens, max_tokens, resolution=resolution)
+    embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
     results = evaluate_vqa(
         embedder,
         data,
@@ -242,7 +239,7 @@ def resolution_command(
     except ValueError as error:
         raise InputError(f"--tokens takes numbers with commas between them, such as 64,256, not {tokens!r}") from error
     results = evaluate_resolution(
-        resolutions(_embedder(model, device, None, None)),
+        resolutions(open_embedder(model, device)),
         data,
         task=task,  # type: ignore[arg-type]
         tokens=numbers,
@@ -259,7 +256,7 @@ def resolution_command(
 
 
 def _folder(out: Path | None) -> Path | None:
-    return None if out is None else _expanded(out)
+    return None if out is None else expanded(out)
 
 
 @evaluate.command("mini")
@@ -272,12 +269,16 @@ def evaluate_mini_command(
     """Ask held-out scenes everything, and compare with every phrase that abc-mini knows."""
     from abc_rag.evaluation.mini import evaluate_mini
 
-    report = evaluate_mini(_embedder(model, device, None, None), scenes=scenes, progress=not as_json)
+    report = evaluate_mini(open_embedder(model, device), scenes=scenes, progress=not as_json)
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
         return
-    table = Table(title=f"{report.model}: {report.scenes} held-out scenes, {report.questions} questions, "
-                        f"{report.candidates} candidate phrases")  # fmt: skip
+    table = Table(
+        title=cell(
+            f"{report.model}: {report.scenes} held-out scenes, {report.questions} questions, "
+            f"{report.candidates} candidate phrases"
+        )
+    )
     table.add_column("measure")
     table.add_column("%", justify="right")
     rows = [
@@ -292,8 +293,8 @@ def evaluate_mini_command(
         *((f"aspect: {aspect}", share) for aspect, share in report.by_aspect.items()),
     ]
     for label, share in rows:
-        table.add_row(escape(label), f"{100 * share:.1f}")
-    _console().print(table)
+        table.add_row(cell(label), f"{100 * share:.1f}")
+    console().print(table)
 
 
 @evaluate.command("twins")
@@ -307,25 +308,23 @@ def evaluate_twins_command(
     """Ask for held-out pictures, each beside a twin that differs in the asked aspect only: what each step is worth."""
     from abc_rag.evaluation.twins import evaluate_twins
 
-    report = evaluate_twins(
-        _embedder(model, device, None, None), scenes=scenes, candidates=candidates, progress=not as_json
-    )
+    report = evaluate_twins(open_embedder(model, device), scenes=scenes, candidates=candidates, progress=not as_json)
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
         return
-    table = Table(title=f"{report.model}: {report.pictures} pictures, {report.questions} questions")
+    table = Table(title=cell(f"{report.model}: {report.pictures} pictures, {report.questions} questions"))
     table.add_column("path")
     for column in ("R@1", "R@10", "before its twin", "ms/query", "p90", "second looks", "vectors/picture"):
         table.add_column(column, justify="right")
     for path in report.paths:
         shares = (path.recall_at_1, path.recall_at_10, path.before_twin)
         cells = [f"{100 * share:.1f}" for share in shares] + [f"{path.ms:.0f}", f"{path.ms_p90:.0f}"]
-        table.add_row(escape(path.name), *cells, f"{path.second_looks:.1f}", f"{path.vectors:.0f}")
-    _console().print(table)
+        table.add_row(cell(path.name), *cells, f"{path.second_looks:.1f}", f"{path.vectors:.0f}")
+    console().print(table)
     aspects = Table(title="R@1 by aspect")
     aspects.add_column("path")
     for aspect in report.paths[0].by_aspect:
         aspects.add_column(aspect, justify="right")
     for path in report.paths:
-        aspects.add_row(escape(path.name), *(f"{100 * share:.1f}" for share in path.by_aspect.values()))
-    _console().print(aspects)
+        aspects.add_row(cell(path.name), *(f"{100 * share:.1f}" for share in path.by_aspect.values()))
+    console().print(aspects)

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from abc_rag.cli.options import DeviceOption, JsonOption, _expanded, _print_json, _say, export
+from abc_rag.cli.options import (
+    DeviceOption,
+    JsonOption,
+    expanded,
+)
+from abc_rag.cli.output import print_json, say
+
+__all__ = ["export"]
+
+export = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a model for other libraries.")
 
 
 @export.command("sentence-transformers")
@@ -24,10 +33,10 @@ def export_sentence_transformers_command(
     """Write a model that sentence-transformers 6 loads: texts, pictures, and pictures with an instruction."""
     from abc_rag.adapters.sentence_transformers.export import export_sentence_transformers
 
-    done = export_sentence_transformers(checkpoint, _expanded(out), overwrite=overwrite, check=check, device=device)
+    done = export_sentence_transformers(checkpoint, expanded(out), overwrite=overwrite, check=check, device=device)
     if as_json:
-        _print_json({"folder": str(done.folder), "fingerprint": str(done.fingerprint), "difference": done.difference})
+        print_json({"folder": str(done.folder), "fingerprint": str(done.fingerprint), "difference": done.difference})
         return
     compared = "" if done.difference is None else f"; largest difference to the engine's vectors: {done.difference:.0e}"
-    _say(f"{done.fingerprint} is in {out}{compared}")
-    _say(f"how to load it, and its limits: {out / 'README.md'}")
+    say(f"{done.fingerprint} is in {out}{compared}")
+    say(f"how to load it, and its limits: {out / 'README.md'}")

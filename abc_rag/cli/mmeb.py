@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from abc_rag.cli.evaluate import OutOption, finish
+from abc_rag.cli.evaluate import OutOption, evaluate, finish
 from abc_rag.cli.options import (
     DeviceOption,
     JsonOption,
@@ -16,9 +16,8 @@ from abc_rag.cli.options import (
     MinTokensOption,
     ModelOption,
     ResolutionOption,
-    _embedder,
-    _expanded,
-    evaluate,
+    expanded,
+    open_embedder,
 )
 
 
@@ -63,12 +62,12 @@ def evaluate_mmeb_command(
     from abc_rag.evaluation.mmeb.run import evaluate_mmeb
 
     results = evaluate_mmeb(
-        _embedder(model, device, min_tokens, max_tokens, resolution=resolution),
-        _expanded(root),
-        datasets=_names(datasets),
-        images=None if images is None else _expanded(images),
+        open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution),
+        expanded(root),
+        datasets=names_of(datasets),
+        images=None if images is None else expanded(images),
         prompts=prompts,
-        out=None if out is None else _expanded(out),
+        out=None if out is None else expanded(out),
         limit=limit,
         max_bad=max_bad,
         download=download,
@@ -100,16 +99,16 @@ def evaluate_mteb_command(
     from abc_rag.evaluation.mteb import evaluate_mteb
 
     results = evaluate_mteb(
-        _embedder(model, device, min_tokens, max_tokens, resolution=resolution),
-        _names(tasks) or [],
-        out=None if out is None else _expanded(out),
+        open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution),
+        names_of(tasks) or [],
+        out=None if out is None else expanded(out),
         name=name,
         progress=not as_json,
     )
     finish(results, out=out, as_json=as_json)
 
 
-def _names(given: list[str] | None) -> list[str] | None:
+def names_of(given: list[str] | None) -> list[str] | None:
     """Names in several options or between commas; those in brackets are part of a name: ``MTEB(eng, v2)``."""
     if given is None:
         return None

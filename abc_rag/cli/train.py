@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from abc_rag.cli.options import (
@@ -16,13 +15,12 @@ from abc_rag.cli.options import (
     MinTokensOption,
     ModelOption,
     ResolutionOption,
-    _console,
-    _embedder,
-    _expanded,
-    _print_json,
-    _say,
-    train,
+    expanded,
+    open_embedder,
 )
+from abc_rag.cli.output import cell, console, print_json, say, tell
+
+train = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a model.")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
 DataOption = Annotated[
@@ -49,10 +47,6 @@ DownloadOption = Annotated[bool | None, typer.Option("--download", help="Fetch a
 PushOption = Annotated[str | None, typer.Option("--push", help="Then upload to this hub repository (user/name).")]
 
 
-def _echo(line: str) -> None:
-    typer.echo(line, err=True)
-
-
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
@@ -62,11 +56,11 @@ def _finish(out: Path, push: str | None) -> None:
 
     if not PartialState().is_main_process:
         return
-    _say(f"the adapter is in {out}; what it is: {out / 'README.md'}")
+    say(f"the adapter is in {out}; what it is: {out / 'README.md'}")
     if push is not None:
         from abc_rag.training.running.card import push_to_hub
 
-        _say(f"uploaded: {push_to_hub(out, push)}")
+        say(f"uploaded: {push_to_hub(out, push)}")
 
 
 @train.command("pretrain")
@@ -96,7 +90,7 @@ def pretrain_command(
         "data": data, "out": _text(out), "images": _text(images), "base": base, "steps": steps, "pictures": pictures,
         "negatives_file": _text(negatives_file), "chunk": chunk, "seed": seed, "download": download,
     }  # fmt: skip
-    _finish(pretrain(read_config(PretrainConfig, config, given, settings or [], model=model), say=_echo), push)
+    _finish(pretrain(read_config(PretrainConfig, config, given, settings or [], model=model), say=tell), push)
 
 
 @train.command("instruct")
@@ -126,7 +120,7 @@ def instruct_command(
         "data": data, "out": _text(out), "images": _text(images), "base": base, "pretrain": pretrain, "steps": steps,
         "pictures": pictures, "chunk": chunk, "seed": seed, "download": download,
     }  # fmt: skip
-    _finish(instruct(read_config(InstructConfig, config, given, settings or [], model=model), say=_echo), push)
+    _finish(instruct(read_config(InstructConfig, config, given, settings or [], model=model), say=tell), push)
 
 
 @train.command("vlm2vec")
@@ -164,7 +158,7 @@ def vlm2vec_command(
         "data": data, "out": _text(out), "images": _text(images), "subsets": subsets, "base": base,
         "resolution": crops, "steps": steps, "rows": rows, "chunk": chunk, "seed": seed,
     }  # fmt: skip
-    _finish(train_vlm2vec(read_config(VLM2VecConfig, config, given, settings or []), say=_echo), push)
+    _finish(train_vlm2vec(read_config(VLM2VecConfig, config, given, settings or []), say=tell), push)
 
 
 @train.command("push")
@@ -179,7 +173,7 @@ def push_command(
     """Upload a finished run's adapter, settings, metrics and card to a hub repository."""
     from abc_rag.training.running.card import push_to_hub
 
-    _say(f"uploaded: {push_to_hub(_expanded(folder), repository, private=not public, results=results)}")
+    say(f"uploaded: {push_to_hub(expanded(folder), repository, private=not public, results=results)}")
 
 
 @train.command("mini")
@@ -197,8 +191,8 @@ def train_mini_command(
     config = MiniConfig(seed=seed, bf16=bf16)
     if steps is not None:
         config = replace(config, base_steps=steps)
-    train_mini(_expanded(out), config, say=_echo)
-    _say(f"abc-mini is in {out}; its figures: abc-rag evaluate mini --model {out}")
+    train_mini(expanded(out), config, say=tell)
+    say(f"abc-mini is in {out}; its figures: abc-rag evaluate mini --model {out}")
 
 
 @train.command("mine-negatives")
@@ -239,12 +233,12 @@ def mine_negatives_command(
     from abc_rag.training.negatives.mine import mine_negatives
 
     source = open_captions(
-        data, images=None if images is None else _expanded(images), max_bad=max_bad, allow_download=download
+        data, images=None if images is None else expanded(images), max_bad=max_bad, allow_download=download
     )
     report = mine_negatives(
         source,
-        _expanded(out),
-        _embedder(model, device, min_tokens, max_tokens, resolution=resolution),
+        expanded(out),
+        open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution),
         epsilon=epsilon,
         count=count,
         query=query,
@@ -254,9 +248,9 @@ def mine_negatives_command(
         progress=not as_json,
     )
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
         return
-    table = Table(title=escape(f"negatives by {report.model}"), show_header=False)
+    table = Table(title=cell(f"negatives by {report.model}"), show_header=False)
     recall = "" if report.recall is None else f", recall {report.recall:.3f}"
     for name, value in (
         ("rows", f"{report.rows:,}"),
@@ -267,6 +261,6 @@ def mine_negatives_command(
         ("search", f"{report.query}, {report.index}{recall}"),
         ("unusable rows", f"{report.bad['count']:,}"),
     ):
-        table.add_row(name, value)
-    _console().print(table)
-    _say(f"written to {out}; train with: abc-rag train pretrain --data {data} --negatives-file {out} ...")
+        table.add_row(name, cell(value))
+    console().print(table)
+    say(f"written to {out}; train with: abc-rag train pretrain --data {data} --negatives-file {out} ...")

@@ -17,7 +17,7 @@ from abc_rag.bench.bench import Throughput, bench, estimate_seconds, matmul_rate
 from abc_rag.bench.inputs import QUESTIONS, random_jpeg, random_passage
 from abc_rag.bench.shapes import SHAPES, random_family, shape_config, write_random_checkpoint
 from abc_rag.cli import main as cli
-from abc_rag.cli.bench import _duration, _operations
+from abc_rag.cli.bench import duration_of, operations_of
 from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.errors import InputError
 from abc_rag.models.abc.family import ABCFamily
@@ -37,7 +37,7 @@ def family() -> ABCFamily:
 
 
 @pytest.mark.parametrize("item", INPUTS, ids=lambda item: type(item).__name__)
-def test_operations_are_those_that_torch_counts(family: ABCFamily, item: Input) -> None:
+def testoperations_of_are_those_that_torch_counts(family: ABCFamily, item: Input) -> None:
     tokens, counted = family.count_flops(item)
     fresh = family.at(min_tokens=16, max_tokens=64)  # has not seen the picture
     prepared = fresh.prepare(item)
@@ -52,7 +52,7 @@ def test_operations_are_those_that_torch_counts(family: ABCFamily, item: Input) 
 
 
 @pytest.mark.parametrize(("tokens", "teraflop"), [(256, 5.13), (512, 10.39), (1024, 22.08)])
-def test_operations_of_the_published_model(tokens: int, teraflop: float) -> None:
+def testoperations_of_of_the_published_model(tokens: int, teraflop: float) -> None:
     found = count_flops(shape_config("7b"), tokens=tokens + 22, patches=4 * tokens)
     assert found / 1e12 == pytest.approx(teraflop, rel=0.005)
 
@@ -133,12 +133,12 @@ def test_shares_and_estimates() -> None:
 
 
 def test_units_that_a_person_would_use() -> None:
-    assert _duration(3.14) == "3.1 seconds"
-    assert _duration(600) == "10 minutes"
-    assert _duration(8100) == "2.25 hours"
-    assert _duration(86400 * 3) == "3 days"
-    assert _operations(485e9) == "485 GFLOP/s"
-    assert _operations(7.5e14) == "750 TFLOP/s"
+    assert duration_of(3.14) == "3.1 seconds"
+    assert duration_of(600) == "10 minutes"
+    assert duration_of(8100) == "2.25 hours"
+    assert duration_of(86400 * 3) == "3 days"
+    assert operations_of(485e9) == "485 GFLOP/s"
+    assert operations_of(7.5e14) == "750 TFLOP/s"
 
 
 def test_a_matrix_product_has_a_rate() -> None:

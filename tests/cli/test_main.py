@@ -614,7 +614,7 @@ def test_a_mistake_at_a_terminal_that_is_not_utf8() -> None:
 
 
 def test_json_stays_json_at_a_terminal_that_is_not_utf8() -> None:
-    script = "import sys; from abc_rag import cli; cli._print_json({'file': 'gr\\u00fc\\udce9 \\u732b'})"
+    script = "import sys; from abc_rag.cli import output; output.print_json({'file': 'gr\\u00fc\\udce9 \\u732b'})"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

@@ -356,7 +356,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_names_between_commas_and_in_brackets() -> None:
-    from abc_rag.cli.mmeb import _names
+    from abc_rag.cli.mmeb import names_of
 
-    assert _names(["MTEB(eng, v2), ViDoRe(v2)", "VOC2007"]) == ["MTEB(eng, v2)", "ViDoRe(v2)", "VOC2007"]
-    assert _names(None) is None
+    assert names_of(["MTEB(eng, v2), ViDoRe(v2)", "VOC2007"]) == ["MTEB(eng, v2)", "ViDoRe(v2)", "VOC2007"]
+    assert names_of(None) is None

@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
+from abc_rag.cli.evaluate import evaluate
 from abc_rag.cli.options import (
     PARTIAL,
     DeviceOption,
     JsonOption,
-    _console,
-    _embedder,
-    _expanded,
-    _print_json,
-    _say,
-    evaluate,
+    expanded,
+    open_embedder,
 )
+from abc_rag.cli.output import cell, console, print_json, say, tell
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,34 +91,34 @@ def evaluate_ctrlbench_build_command(
         raise InputError("--review-only asks no chat model; leave --chat-model out")
     if base_url is not None and chat_model is None:
         raise InputError("--base-url needs --chat-model, the name of the model there")
-    if not os.path.isdir(_expanded(pictures)):
+    if not os.path.isdir(expanded(pictures)):
         raise InputError(f"{pictures}: no such folder")
     if chat_model is None:
-        if not (review or review_only or page or (_expanded(out) / "build.json").exists()):
+        if not (review or review_only or page or (expanded(out) / "build.json").exists()):
             raise InputError("name the vision chat model that writes the pairs: --chat-model NAME [--base-url URL]")
-        report = write_ctrlbench(_expanded(out))
+        report = write_ctrlbench(expanded(out))
     else:
         describer = OpenAIDescriber(chat_model, base_url or DEFAULT_BASE_URL, api_key_env, timeout_s=timeout)
         report = build_ctrlbench(
-            _expanded(pictures),
-            _expanded(out),
+            expanded(pictures),
+            expanded(out),
             describer,
             pairs=pairs,
             side=side,
             near=near,
             concurrency=concurrency,
             limit=limit,
-            embedder=None if model is None else _embedder(model, device, None, None),
+            embedder=None if model is None else open_embedder(model, device),
             max_bad=max_bad,
             confirm=lambda count: yes or _confirmed(count, describer),
             progress=not as_json,
         )
     if page:
-        typer.echo(f"page: {write_review_page(_expanded(out))}", err=as_json)
+        (tell if as_json else say)(f"page: {write_review_page(expanded(out))}")
     if review or review_only:
-        report = _review(_expanded(out), port)
+        report = _review(expanded(out), port)
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
     else:
         _show(report, f"abc-rag evaluate ctrlbench-build {pictures} {out} --review-only")
     if chat_model is not None and report.bad["count"]:
@@ -145,18 +142,18 @@ def _review(out: Path, port: int) -> BuildReport:
     from abc_rag.evaluation.authoring.review import ReviewServer
 
     with ReviewServer(out, port=port) as server:
-        typer.echo(f"review: {server.url}", err=True)
-        typer.echo('Open it in a browser on this machine; end with "Finish" there, or with Ctrl-C here.', err=True)
+        tell(f"review: {server.url}")
+        tell('Open it in a browser on this machine; end with "Finish" there, or with Ctrl-C here.')
         try:
             server.wait()
         except KeyboardInterrupt:
             # As good an end as the button: each decision has been saved.
-            typer.echo(err=True)
+            tell()
     return write_ctrlbench(out)
 
 
 def _show(report: BuildReport, review: str) -> None:
-    table = Table(title=escape(str(report.file)), show_header=False)
+    table = Table(title=cell(report.file), show_header=False)
     table.add_column()
     table.add_column(justify="right")
     rows: list[tuple[str, Any]] = [
@@ -172,11 +169,11 @@ def _show(report: BuildReport, review: str) -> None:
         *((f"unusable: {problem}", number) for problem, number in report.bad["by_problem"].items()),
     ]
     for label, value in rows:
-        table.add_row(escape(label), str(value))
-    _console().print(table)
+        table.add_row(cell(label), cell(value))
+    console().print(table)
     for row in report.bad["rows"][:5]:
-        typer.echo(f"failed: {row['where']}: {row['problem']} ({row['detail']})", err=True)
+        tell(f"failed: {row['where']}: {row['problem']} ({row['detail']})")
     if not report.reviewed:
-        _say(f"unreviewed: nobody has looked at these pairs. To do so: {review}")
+        say(f"unreviewed: nobody has looked at these pairs. To do so: {review}")
     elif report.review["undecided"]:
-        _say(f"{report.review['undecided']} pairs are undecided and left out. To go on: {review}")
+        say(f"{report.review['undecided']} pairs are undecided and left out. To go on: {review}")

@@ -1,0 +1,169 @@
+"""The command ``abc-rag ask``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from abc_rag.cli.options import (
+    DEFAULT_STORE,
+    CollectionOption,
+    DeviceOption,
+    JsonOption,
+    MaxTokensOption,
+    MinTokensOption,
+    ModelOption,
+    ResolutionOption,
+    StoreOption,
+    UrlOption,
+    WeightsOption,
+    expanded,
+    open_embedder,
+    open_store,
+    require_filled,
+)
+from abc_rag.cli.output import cell, console, heading, labelled, print_json, say
+from abc_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from abc_rag.search.answer import Answer
+    from abc_rag.types import Trace
+
+__all__ = ["ask", "show_answer"]
+
+
+def ask(
+    question: Annotated[str | None, typer.Argument(help="A question or a description; or only --image.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the question is about.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Most hits.")] = 4,
+    only: Annotated[str | None, typer.Option("--only", help="image or text: search only these.")] = None,
+    rerank: Annotated[
+        bool | None,
+        typer.Option(
+            "--rerank/--no-rerank",
+            help="Look at found pictures again under the instruction. Default: where the question names an aspect.",
+        ),
+    ] = None,
+    mmr: Annotated[
+        float | None, typer.Option("--mmr", help="Choose diverse hits: 1 only by score, 0 only by difference.")
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", help="Leave out hits below this, in [0, 1].")
+    ] = None,
+    query_instruction: Annotated[
+        str | None,
+        typer.Option("--query-instruction", help="What the question is for, for models that are told (VLM2Vec)."),
+    ] = None,
+    as_asked: Annotated[bool, typer.Option("--as-asked", help="Do not rewrite the question.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Show how each score came about.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with the pictures here.")] = None,
+    model: ModelOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    url: UrlOption = None,
+    collection: CollectionOption = "abc",
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    weights: WeightsOption = "full",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a question of what was indexed, or of one picture against it."""
+    from abc_rag.search.page import Shown, render_html, write_html
+    from abc_rag.search.retriever import Retriever
+    from abc_rag.search.rewriting.rewriter import AsAsked
+
+    # What can be wrong without the model is looked at before it is loaded, or even fetched.
+    if only not in (None, "image", "text"):
+        raise InputError(f"--only takes image or text, not {only!r}")
+    if question is None and image is None:
+        raise InputError("nothing to search for: give a question, --image FILE, or both")
+    if question is not None and not question.strip():
+        raise InputError("the question is empty; ask something")
+    for name, value in (("--mmr", mmr), ("--min-score", min_score)):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise InputError(f"{name} takes a number between 0 and 1, not {value}")
+    if image is not None and not os.path.exists(expanded(image)):
+        raise InputError(f"{image}: no such picture")
+    require_filled(store, url, collection)
+    embedder = open_embedder(
+        model,
+        device,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        resolution=resolution,
+        weights=weights,
+    )
+    with open_store(store, url, collection, embedder.fingerprint) as opened:
+        source = str(expanded(image)) if image is not None else None
+        rewriter = AsAsked() if as_asked else None
+        retriever = Retriever(embedder, opened, rewriter=rewriter, query_instruction=query_instruction)
+        answer = retriever.search(
+            question,
+            image=source,
+            k=k,
+            modality=only,  # type: ignore[arg-type]
+            rerank="auto" if rerank is None else rerank,
+            mmr=mmr,
+            min_score=min_score,
+            trace=trace,
+        )
+    page = None
+    if html is not None:
+        page = write_html(
+            html,
+            render_html(
+                [Shown(answer, source)],
+                title=question or f"pictures and passages like {image}",
+                subtitle=str(embedder.fingerprint),
+            ),
+        )
+    if as_json:
+        print_json(answer.as_dict() | ({"html": str(page)} if page else {}))
+        return
+    show_answer(answer, image.name if image else None)
+    if page is not None:
+        say(f"page: {page}")
+
+
+def show_answer(answer: Answer, picture: str | None) -> None:
+    """Print an answer: the question, what became of it, and a table of the hits.
+
+    Args:
+        answer: What was found.
+        picture: Name of the picture that the question is about, if there was one.
+    """
+    out = console()
+    out.print()
+    out.print(heading(answer.question or "", note=f"about {picture}" if picture else ""))
+    if answer.rewrite is not None and picture is None and answer.rewrite.target != answer.question:
+        out.print(labelled("searched for:", answer.rewrite.target))
+    if answer.instruction is not None:
+        out.print(labelled("instruction:", answer.instruction))
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("#", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("kind")
+    table.add_column("what", overflow="fold")
+    if any(hit.trace is not None for hit in answer.hits):
+        table.add_column("how", overflow="fold")
+    for rank, hit in enumerate(answer.hits, 1):
+        what = hit.record.text or hit.record.source
+        if hit.record.modality == "image":
+            what = Path(hit.record.source).name or hit.record.id
+        row = [rank, f"{hit.score:.3f}", hit.record.modality, what, *([] if hit.trace is None else [_how(hit.trace)])]
+        table.add_row(*map(cell, row))
+    out.print(table)
+
+
+def _how(trace: Trace) -> str:
+    parts = [f"first {trace.first:.3f}"]
+    if trace.facet is not None:
+        parts.append(f"facet {trace.facet!r}")
+    if trace.second is not None:
+        parts.append(f"second {trace.second:.3f}")
+    return ", ".join([*parts, *([trace.note] if trace.note else [])])

@@ -1,0 +1,73 @@
+"""The command ``abc-rag embed``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abc_rag.cli.options import (
+    DeviceOption,
+    MaxTokensOption,
+    MinTokensOption,
+    ModelOption,
+    ResolutionOption,
+    WeightsOption,
+    expanded,
+    open_embedder,
+)
+from abc_rag.cli.output import print_json, say
+from abc_rag.errors import InputError
+
+__all__ = ["embed"]
+
+
+def embed(
+    text: Annotated[list[str] | None, typer.Argument(help="Texts.")] = None,
+    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; repeat for more.")] = None,
+    instruction: Annotated[str | None, typer.Option("--instruction", help="What to look at in the pictures.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a NumPy .npy file instead.")] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    weights: WeightsOption = "full",
+) -> None:
+    """Print the vectors of texts and pictures, one JSON object a line: {"input": ..., "vector": [...]}."""
+    import numpy as np
+
+    from abc_rag.types import Image, Input, InstructedImage, Text
+
+    pictures = [str(expanded(p)) for p in image or []]
+    if instruction is not None and not pictures:
+        raise InputError("--instruction needs at least one --image")
+    inputs: list[Input] = [Text(t) for t in text or []]
+    inputs += [Image(p) if instruction is None else InstructedImage(p, instruction) for p in pictures]
+    if not inputs:
+        raise InputError("nothing to embed: give texts, or --image FILE")
+    for one in [*(text or []), instruction or ""]:
+        try:
+            one.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{one!r} is not valid Unicode ({error.reason}); is the terminal set to UTF-8?") from error
+    embedder = open_embedder(
+        model,
+        device,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        resolution=resolution,
+        weights=weights,
+    )
+    vectors = embedder.embed(inputs, progress=True)
+    if out is not None:
+        try:
+            with expanded(out).open("wb") as handle:
+                np.save(handle, vectors, allow_pickle=False)
+        except OSError as error:
+            raise InputError(f"{out}: cannot be written ({error.strerror})") from error
+        say(f"{vectors.shape[0]} vectors of {vectors.shape[1]} in {out}")
+        return
+    for name, vector in zip([*(text or []), *pictures], vectors, strict=True):
+        print_json({"input": name, "vector": [round(float(x), 7) for x in vector]}, indent=None)

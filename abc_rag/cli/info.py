@@ -1,0 +1,79 @@
+"""The command ``abc-rag info``."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from rich.table import Table
+
+from abc_rag import __version__
+from abc_rag.cli.options import (
+    DEFAULT_STORE,
+    CollectionOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    StoreOption,
+    UrlOption,
+    is_store,
+    open_embedder,
+    open_store,
+)
+from abc_rag.cli.output import cell, console, print_json
+from abc_rag.errors import InputError
+
+__all__ = ["info"]
+
+
+def info(
+    model: ModelOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    url: UrlOption = None,
+    collection: CollectionOption = "abc",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show versions, the device, the model and what a store holds. Downloads nothing."""
+    import chromadb
+    import torch
+    import transformers
+
+    from abc_rag.embedding.load import default_model, local_revision
+
+    name = model or default_model()
+    facts: dict[str, Any] = {
+        "abc-rag": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "chromadb": chromadb.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "model": name,
+    }
+    try:
+        here = local_revision(name) is not None
+    except InputError:
+        here = True  # what is wrong with the name is said by who loads it
+    if here:
+        embedder = open_embedder(name, device)
+        facts |= {"fingerprint": str(embedder.fingerprint), "dim": embedder.dim}
+    if url is not None or is_store(store):
+        with open_store(store, url, collection, None) as opened:
+            facts["store"] = {
+                "where": url or str(store),
+                "collection": collection,
+                "count": opened.count(),
+                "fingerprint": opened.fingerprint,
+            }
+    if as_json:
+        print_json(facts)
+        return
+    table = Table(show_header=False, show_edge=False, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for key, value in facts.items():
+        rows = {f"{key} {inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+        for label, shown in rows.items():
+            table.add_row(cell(label), cell("none" if shown is None else shown))
+    console().print(table)

@@ -1,0 +1,127 @@
+r"""Everything that the command line prints goes through here.
+
+Stored texts, file names and servers' answers are written by others. A terminal obeys some of their characters: they can
+clear the screen, set its title or write the clipboard, and bidirectional overrides make a name read as another one.
+Such characters are printed as text (``\x1b``, ``\u202e``); in JSON they are escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RichCast
+from rich.segment import Segment
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["cell", "console", "heading", "labelled", "plain_logs", "print_json", "say", "tell", "visible"]
+
+# C0, DEL and C1 controls; bidirectional marks, embeddings, overrides and isolates; line and paragraph separators.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str, *, newlines: bool = False) -> str:
+    """A text whose control characters are spelled out, so that a terminal shows them.
+
+    Args:
+        text: Anything.
+        newlines: Keep line feeds as they are.
+    """
+    return _OBEYED.sub(lambda found: _spelled(found[0], newlines), text)
+
+
+def _spelled(character: str, newlines: bool) -> str:
+    if character == "\n" and newlines:
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+class _Guarded:
+    """What Rich renders, with the control characters of its texts spelled out. Rich's own codes pass."""
+
+    def __init__(self, inner: RenderableType) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self._inner, options):
+            yield segment if segment.control else Segment(visible(segment.text, newlines=True), segment.style)
+
+
+class _Guard:
+    def process_renderables(
+        self, renderables: list[ConsoleRenderable | RichCast | str]
+    ) -> list[ConsoleRenderable | RichCast | str]:
+        return [_Guarded(one) for one in renderables]
+
+
+def console(*, soft_wrap: bool = False) -> Console:
+    """Standard output, as Rich writes to it."""
+    # Without emoji, as a file's name or a passage may well hold ":key:".
+    made = Console(highlight=False, emoji=False, soft_wrap=soft_wrap)
+    made.push_render_hook(_Guard())  # type: ignore[arg-type]  # a RenderHook by its method
+    return made
+
+
+def cell(value: object) -> Text:
+    """A table's cell: any text, without markup, with its line breaks."""
+    return Text(visible(str(value), newlines=True))
+
+
+def heading(title: str, *, note: str = "") -> Text:
+    """A line in bold, and what is said beside it in grey."""
+    return Text.assemble((visible(title), "bold"), *([("   " + visible(note), "dim")] if note else []))
+
+
+def labelled(label: str, value: str) -> Text:
+    """A line that begins with its label in grey."""
+    return Text.assemble((label, "dim"), " ", visible(value))
+
+
+def say(message: str = "") -> None:
+    """A line on standard output."""
+    console(soft_wrap=True).print(Text(visible(message)))
+
+
+def tell(message: str = "") -> None:
+    """A line on standard error: progress, warnings and errors."""
+    typer.echo(visible(message), err=True)
+
+
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """A value as JSON on standard output. Control characters are escaped, as are those that the terminal lacks."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    # The line feeds are those between values: in strings JSON has escaped them already.
+    text = _OBEYED.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a terminal that is not UTF-8, or a file's name that is not
+        text = json.dumps(value, indent=indent)
+    typer.echo(text)
+
+
+class _Visible(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), newlines=True)
+
+
+@contextmanager
+def plain_logs() -> Iterator[None]:
+    """Warnings that abc-rag logs are printed on standard error as `tell` prints."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible("warning: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    logger = logging.getLogger("abc_rag")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
