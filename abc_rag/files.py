@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -22,7 +23,7 @@ from pathlib import Path
 
 __all__ = ["append", "is_draft", "move", "new_file", "new_folder", "remove_drafts", "write", "write_json"]
 
-_SUFFIX = ".part"
+_DRAFT = re.compile(r"\.abc-[0-9a-f]{16}\.part")
 # What a folder that cannot be flushed answers: no reading permission, or a file system without it.
 _NO_FLUSH = {errno.EACCES, errno.EINVAL, errno.ENOTSUP}
 
@@ -149,7 +150,7 @@ def move(draft: Path, path: Path, *, durable: bool = True) -> None:
 
 def is_draft(name: str) -> bool:
     """Whether a name is that of a draft."""
-    return name.startswith(".") and name.endswith(_SUFFIX)
+    return _DRAFT.fullmatch(name) is not None
 
 
 def remove_drafts(folder: Path, *, older_than_s: float = 0.0) -> None:
@@ -163,7 +164,7 @@ def remove_drafts(folder: Path, *, older_than_s: float = 0.0) -> None:
 
 def _draft(path: Path) -> Path:
     # Random, as two processes may write one target; short, as the target's name may be as long as names can be.
-    return path.with_name(f".{secrets.token_hex(8)}{_SUFFIX}")
+    return path.with_name(f".abc-{secrets.token_hex(8)}.part")
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -19,6 +19,7 @@ from abc_rag.cli.options import (
 )
 from abc_rag.cli.output import print_json, say
 from abc_rag.errors import InputError
+from abc_rag.files import new_file
 
 __all__ = ["embed"]
 
@@ -63,7 +64,7 @@ def embed(
     vectors = embedder.embed(inputs, progress=True)
     if out is not None:
         try:
-            with expanded(out).open("wb") as handle:
+            with new_file(expanded(out)) as draft, draft.open("wb") as handle:
                 np.save(handle, vectors, allow_pickle=False)
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror})") from error

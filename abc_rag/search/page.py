@@ -14,6 +14,7 @@ from pathlib import Path
 import PIL.Image
 
 from abc_rag.errors import ImageError, InputError
+from abc_rag.files import write
 from abc_rag.images.limits import ImageLimits
 from abc_rag.images.open import open_image
 from abc_rag.images.read import describe_source
@@ -118,9 +119,7 @@ def write_html(path: str | os.PathLike[str], page: str) -> Path:
     """
     target = Path(os.path.expanduser(path))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A file's name may hold bytes that are no Unicode; one odd name must not cost the page.
-        target.write_text(page, encoding="utf-8", errors="replace")
+        write(target, page)
         return target.resolve()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

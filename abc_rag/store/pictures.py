@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abc_rag.errors import InputError, StoreError
+from abc_rag.files import write
 from abc_rag.types import Record
 
 if TYPE_CHECKING:
@@ -48,19 +47,7 @@ class _Pictures:
         if path.is_file() and path.stat().st_size == len(data):
             return str(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Under another name until it is whole: a run that is killed leaves no half picture under this one.
-            handle, draft = tempfile.mkstemp(dir=path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                # Drafts are for their owner alone; a picture is for whoever may enter its folder.
-                os.chmod(draft, path.parent.stat().st_mode & 0o666)
-                os.replace(draft, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(draft)
-                raise
+            write(path, data)
         except OSError as error:
             raise StoreError(
                 f"{path}: the picture cannot be kept ({error.strerror}); free some space or make it writable"

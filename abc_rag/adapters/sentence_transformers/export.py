@@ -5,14 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abc_rag.errors import CheckpointError, InputError
+from abc_rag.files import new_folder, remove_drafts, write_json
 from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ _MODULE = "abc_rag.adapters.sentence_transformers.module.ABCModule"
 _MODULES_FILE = "modules.json"
 _SETTINGS_FILE = "config_sentence_transformers.json"
 _TOLERANCE = 1e-5
+_ABANDONED_S = 86_400.0  # a draft this old was left by a process that was killed
 
 
 @dataclass(frozen=True)
@@ -84,29 +84,23 @@ def export_sentence_transformers(
 
     target = Path(out).expanduser().absolute()
     _require_free(target, overwrite=overwrite)
-    part = target.with_name(target.name + ".part")
-    _require_free(part, overwrite=True)  # what a run that was killed has left
     parts = _abc_only(model, device)
     folders = dict(zip(PARTS, (parts.base, parts.pretrain, parts.instruct), strict=True))
     settings = ABCSettings.read(parts.settings_in) if parts.settings_in else ABCSettings()
     settings = replace(settings, name=settings.name or parts.name)
     try:
-        _remove(part)
-        part.mkdir(parents=True)
-        # First, as this is what marks the folder as ours to remove.
-        _write_json(part / _MODULES_FILE, [{"idx": 0, "name": "0", "path": "", "type": _MODULE}])
-        copy_parts(folders, part)
-        settings.write(part)
-        _write_json(part / _SETTINGS_FILE, _library_settings())
-        revision = folder_revision(*(part / name for name in PARTS))
-        fingerprint = Fingerprint(settings.name, revision, settings.min_tokens, settings.max_tokens)
-        difference = _difference(part, model, device) if check else None
-        _write_card(part, target.name, fingerprint, difference)
-        _replace(part, target)
+        remove_drafts(target.parent, older_than_s=_ABANDONED_S)
+        with new_folder(target, replace=True) as part:
+            write_json(part / _MODULES_FILE, [{"idx": 0, "name": "0", "path": "", "type": _MODULE}])
+            copy_parts(folders, part)
+            settings.write(part)
+            write_json(part / _SETTINGS_FILE, _library_settings())
+            revision = folder_revision(*(part / name for name in PARTS))
+            fingerprint = Fingerprint(settings.name, revision, settings.min_tokens, settings.max_tokens)
+            difference = _difference(part, model, device) if check else None
+            _write_card(part, target.name, fingerprint, difference)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be written ({error}); make room, or choose another folder") from error
-    finally:
-        _remove(part)
     return SentenceTransformersExport(target, fingerprint, difference)
 
 
@@ -205,30 +199,6 @@ def _is_export(folder: Path) -> bool:
         return [module["type"] for module in modules] == [_MODULE]
     except (OSError, ValueError, TypeError, KeyError):
         return False
-
-
-def _remove(folder: Path) -> None:
-    """Remove an export, whole or begun, or an empty folder; nothing else."""
-    if _is_export(folder):
-        shutil.rmtree(folder)
-    elif folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _replace(part: Path, target: Path) -> None:
-    """Put ``part`` in the place of ``target``, whose earlier export goes only once that is done."""
-    if not _is_export(target):
-        _remove(target)
-        os.replace(part, target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".old", dir=target.parent))
-    os.replace(target, old)
-    os.replace(part, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _library_settings() -> dict[str, Any]:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import queue
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from abc_rag.errors import InputError
+from abc_rag.files import is_draft, write
 
 __all__ = ["DiskTier", "TensorCache"]
 
@@ -174,16 +174,7 @@ class DiskTier:
         data = save({"tensor": tensor.detach().cpu().contiguous()})
         if len(data) > self._most_bytes:
             return
-        file.parent.mkdir(exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".new-", dir=file.parent)
-        try:
-            with open(handle, "wb") as out:
-                out.write(data)
-            os.replace(temporary, file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        write(file, data, durable=False)
         self._held = self._count() if self._held is None else self._held + len(data)
         if self._held > self._most_bytes:
             self._held = self._evict()
@@ -202,7 +193,7 @@ class DiskTier:
                     status = entry.stat()
                     if entry.name.endswith(_SUFFIX):
                         found.append((status.st_mtime, status.st_size, entry.path))
-                    elif entry.name.startswith(".new-") and time.time() - status.st_mtime > _ABANDONED_S:
+                    elif is_draft(entry.name) and time.time() - status.st_mtime > _ABANDONED_S:
                         os.unlink(entry.path)
         return found
 

@@ -15,7 +15,6 @@ One deviation, on purpose: padding never enters the mean, so a vector does not d
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 from abc_rag.errors import CheckpointError
+from abc_rag.files import write_json
 from abc_rag.models.checkpoint import read_json
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.lora import load_adapter, lora_config
@@ -73,8 +73,7 @@ class ABCSettings:
 
     def write(self, folder: Path) -> None:
         """Write ``folder/abc.json``."""
-        text = json.dumps(self.__dict__, indent=2) + "\n"
-        (folder / "abc.json").write_text(text, encoding="utf-8")
+        write_json(folder / "abc.json", self.__dict__)
 
 
 class MLPHead(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from abc_rag.errors import CheckpointError
+from abc_rag.files import new_file, write
 from abc_rag.models.abc.network import ABCNetwork, ABCSettings
 from abc_rag.models.checkpoint import weight_files
 from abc_rag.models.lora_layers import LoraConfig
@@ -102,7 +102,7 @@ def write_checkpoint(
         for part, files in (("base", base), ("pretrain", {}), ("instruct", instruct)):
             (out / part).mkdir(parents=True, exist_ok=True)
             for name, data in files.items():
-                _write(out / part / name, data)
+                write(out / part / name, data)
         LoraConfig(r=1, lora_alpha=1, target_modules=[target], inference_mode=True).save_pretrained(
             str(out / "pretrain")
         )
@@ -114,18 +114,7 @@ def write_checkpoint(
         raise CheckpointError(f"{out}: cannot be written ({error}); make room and save again") from error
 
 
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
-
-
 def _save(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     """Each tensor in the precision that it has, so that what is loaded is what was saved."""
-    part = path.with_name(path.name + ".part")
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata={"format": "pt"})
-        part.chmod(0o644)  # safetensors writes for the owner alone
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with new_file(path) as draft:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, draft, metadata={"format": "pt"})

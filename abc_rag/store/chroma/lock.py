@@ -29,11 +29,13 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
 from abc_rag.errors import StoreError, StoreLockedError
+from abc_rag.files import write
 
 __all__ = ["Lease"]
 
@@ -163,10 +165,7 @@ class _Directory(Generic[C]):
                 "command": os.path.basename(sys.argv[0] if sys.argv else "") or "python",
                 "since": self._since,
             }
-        draft = self._file(f"{_WRITER_FILE}.{os.getpid()}")
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(note, file)
-        os.replace(draft, self._file(_WRITER_FILE))
+        write(Path(self._file(_WRITER_FILE)), json.dumps(note))
 
     def _state(self) -> tuple[int, str]:
         """Changes when anybody writes, and when the directory is deleted and made anew."""

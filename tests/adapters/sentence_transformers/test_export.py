@@ -455,16 +455,13 @@ def test_only_an_earlier_export_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_taken_away(tmp_path: Path) -> None:
-    half = tmp_path / "out.part"
-    half.mkdir()
-    (half / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=r"out\.part is not empty, and no earlier export"):
-        export_sentence_transformers("abc-mini", tmp_path / "out", check=False)
-    (half / "modules.json").write_text(
-        json.dumps([{"type": "abc_rag.adapters.sentence_transformers.module.ABCModule"}])
-    )
+    killed, running, mine = tmp_path / f".abc-{0:016}.part", tmp_path / f".abc-{1:016}.part", tmp_path / "out.part"
+    for folder in (killed, running, mine):
+        folder.mkdir()
+        (folder / "modules.json").touch()
+    os.utime(killed, (0, 0))
     export_sentence_transformers("abc-mini", tmp_path / "out", check=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [running.name, "out", mine.name]
 
 
 def test_a_checkpoint_that_is_broken_leaves_nothing(tmp_path: Path) -> None:

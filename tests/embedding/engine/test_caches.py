@@ -129,13 +129,13 @@ def test_a_damaged_file_is_a_miss_and_is_written_anew(damage: str, tmp_path: Pat
 
 def test_half_written_files_of_the_dead_are_removed(tmp_path: Path) -> None:
     (tmp_path / "aa").mkdir()
-    for name, age in ((".new-old", 7200), (".new-now", 0)):
+    for name, age in ((f".abc-{0:016}.part", 7200), (f".abc-{1:016}.part", 0)):
         (tmp_path / "aa" / name).write_bytes(b"half")
         os.utime(tmp_path / "aa" / name, (time.time() - age,) * 2)
     disk = DiskTier(tmp_path, MIB)
     disk.put("bb", tensor(1))
     disk.close()
-    assert [path.name for path in (tmp_path / "aa").iterdir()] == [".new-now"]
+    assert [path.name for path in (tmp_path / "aa").iterdir()] == [f".abc-{1:016}.part"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
     for process in running:
         _, said = process.communicate(timeout=LONG)
         assert process.returncode == 0, said
-    assert not list(tmp_path.rglob(".new-*"))
+    assert not list(tmp_path.rglob(".*.part"))
     assert 0 < sum(file.stat().st_size for file in files(tmp_path)) <= 2 * 40_000
 
 
