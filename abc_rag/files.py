@@ -33,7 +33,7 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Write one file: fill the draft that this yields; it replaces ``path`` when the block ends without an error.
 
     The mode and the owner of a file that is replaced are kept; a new file has those of any new file. A symbolic link
-    is replaced, not followed, so that nothing outside its folder is written. Missing folders are created.
+    is replaced, not followed, so that nothing outside its folder is written. The folder must exist.
 
     Args:
         path: The target.
@@ -42,10 +42,10 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Raises:
         OSError: The target cannot be written, or is a device, a pipe or a folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     before = _status(path)
     if before is not None and not stat.S_ISREG(before.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        code = errno.EISDIR if stat.S_ISDIR(before.st_mode) else errno.EINVAL
+        raise OSError(code, "Is a directory" if code == errno.EISDIR else "Not a regular file", str(path))
     draft = _draft(path)
     try:
         draft.touch(exist_ok=False)

@@ -119,6 +119,7 @@ def write_html(path: str | os.PathLike[str], page: str) -> Path:
     """
     target = Path(os.path.expanduser(path))
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         write(target, page)
         return target.resolve()
     except (OSError, ValueError) as error:

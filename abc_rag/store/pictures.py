@@ -47,6 +47,7 @@ class _Pictures:
         if path.is_file() and path.stat().st_size == len(data):
             return str(path)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write(path, data)
         except OSError as error:
             raise StoreError(

@@ -174,6 +174,7 @@ class DiskTier:
         data = save({"tensor": tensor.detach().cpu().contiguous()})
         if len(data) > self._most_bytes:
             return
+        file.parent.mkdir(exist_ok=True)
         write(file, data, durable=False)
         self._held = self._count() if self._held is None else self._held + len(data)
         if self._held > self._most_bytes:
