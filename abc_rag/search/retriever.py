@@ -1,85 +1,80 @@
 """Questions in, ranked pictures and passages out.
 
-What happens in a search, in this order:
+A search has these steps:
 
-1.  **Rewrite**: the question becomes an instruction, a target, and the kind of item that is wanted
-    (`abc_rag.search.rewriting.llm`).
+1.  **Prepare**: the question becomes an instruction, a target, and the kind of record that it asks for
+    (`abc_rag.search.rewriting`).
 2.  **Embed**: a picture with a question as that picture under the instruction; a question alone as its target; a
     picture alone as itself.
-3.  **Filter and search**: ``where`` and ``modality`` hold within the store. Facets count here: a picture has the
-    best score of its own vector and its facets', and occurs once. Where the question wants only pictures (or only
-    passages) and the caller did not say, only those are searched; everything, if there are none.
-4.  **Second look**, if ``rerank`` says so: the pictures among the first candidates are embedded under the instruction
-    (or the facet of that very instruction is read from the store) and compared with the target, or, where a picture
-    came with the question, with that picture under the same instruction. Passages keep their score.
-5.  **Threshold**: hits below ``min_score`` go.
-6.  **MMR**: with ``mmr``, hits are chosen one after the other for their score and for their difference from those
-    already chosen.
+3.  **Search**: ``where`` and ``modality`` hold within the store. A picture has the best score of its own vector and
+    its facets', and occurs once. A question that asks for pictures (or for passages) searches only these, unless the
+    caller says otherwise; where there are none, it searches everything.
+4.  **Second look**, our name for instruction-conditioned reranking, if ``rerank`` says so: the pictures among the
+    first candidates are embedded under the instruction, or their facet of that very instruction is read from the
+    store. They are compared with the target or, where a picture came with the question, with that picture under the
+    same instruction. Passages keep their score.
+5.  **Threshold**: hits below ``min_score`` are dropped.
+6.  **MMR**: with ``mmr``, hits are chosen one by one for their score and for their difference from those already
+    chosen.
 7.  **Cut** to ``k``.
 
-The second look's scores are fused with the first ones as ``first + w * (second - mean(second of all pictures looked
-at) - (first - mean(first of the same)))``: pictures move among themselves and, as far as one of them stands out from
-the others, against passages; their mean stays where it was. A similarity between a picture under an instruction and a
-phrase is larger than one between a picture and a phrase, so adding it as it stands would lift every picture above
-every passage.
+The second look's scores are fused with those of the first search as ``first + w * (second - mean(second) - (first -
+mean(first)))``, with both means over the pictures that were looked at. So pictures move among themselves and, as far
+as one of them stands out from the others, against passages; their mean stays where it was. A picture under an
+instruction is nearer to a phrase than a picture is, so adding the plain score would lift every picture above every
+passage.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from abc_rag.embedding.ahead import Part, embedded, named
+from abc_rag.embedding.ahead import named
 from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ABCRagError, ImageError, InputError
-from abc_rag.images.limits import ImageLimits
-from abc_rag.images.read import read_bytes
+from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.search.answer import Answer
+from abc_rag.search.pictures import Pictures
+from abc_rag.search.query import Query
 from abc_rag.search.ranking import diverse
-from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
+from abc_rag.search.rewriting.rewriter import Rewriter
 from abc_rag.search.rewriting.rules import RuleRewriter
 from abc_rag.store.chroma.store import ChromaStore
-from abc_rag.types import (
-    Hit,
-    Image,
-    ImageSource,
-    Input,
-    InstructedImage,
-    InstructedText,
-    Modality,
-    Text,
-    Trace,
-    Vectors,
-)
+from abc_rag.types import Hit, Image, ImageSource, InstructedImage, InstructedText, Modality, Trace, Vectors
 
 __all__ = ["Retriever"]
 
 logger = logging.getLogger(__name__)
 
-# How much a second look counts: of 0, 0.5, 0.7, 0.8, 0.9 and 1 the best on abc-mini's scenes, where 0.8 to 1 differ by
-# less than one point in a hundred; the least of these keeps most of what the instruction does not ask for.
+# Of 0, 0.5, 0.7, 0.8, 0.9 and 1 the best on abc-mini's scenes, where 0.8 to 1 differ by less than one point in a
+# hundred; the least of these keeps most of what the instruction does not ask for.
 _WEIGHT = 0.8
+# Bytes of pictures that are held for a second look at a time.
+_MOST_BYTES = 256 * 2**20
 
 
 class Retriever:
-    """An embedder and a store together.
+    """Searches a store with an embedder.
 
     Args:
-        embedder: Makes the vectors of questions; must be the one that made the store's.
+        embedder: Embeds questions; must be the one that made the store's vectors.
         store: What is searched.
-        rewriter: Turns a question into an instruction. If not given: `abc_rag.search.rewriting.llm.RuleRewriter`;
-            `abc_rag.search.rewriting.llm.AsAsked` leaves questions as they are.
-        candidates: How many of the first search's hits are considered for a second look and for MMR; at least ``k``.
-        weight: How much a second look counts against the first search, in [0, 1]; ``w`` above.
+        rewriter: Turns a question into an instruction. If not given: `abc_rag.search.rewriting.rules.RuleRewriter`;
+            `abc_rag.search.rewriting.rewriter.AsAsked` leaves questions as they are.
+        candidates: How many hits of the first search are candidates for the second look and for MMR; at least ``k``.
+        weight: Weight of the second look against the first search, in [0, 1]; ``w`` above.
         image_limits: Which pictures may be opened for a second look, and whether their URLs are fetched.
-        query_instruction: What a text that is searched with is for, where the model was trained to be told, as VLM2Vec
-            was: the text is then embedded as an `abc_rag.InstructedText`.
+        query_instruction: What a question is for, where the model was trained to be told, as VLM2Vec was: the question
+            is then embedded as an `abc_rag.InstructedText`.
+        kinds: Filters for the two modalities, where the store's own are not what the caller means by them.
     """
 
     def __init__(
@@ -92,6 +87,7 @@ class Retriever:
         weight: float = _WEIGHT,
         image_limits: ImageLimits | None = None,
         query_instruction: str | None = None,
+        kinds: Mapping[Modality, Mapping[str, Any]] | None = None,
     ) -> None:
         if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
             raise InputError(f"candidates must be a positive int, not {candidates!r}")
@@ -100,12 +96,45 @@ class Retriever:
         self.rewriter = rewriter if rewriter is not None else RuleRewriter()
         self.candidates = candidates
         self.weight = _checked_share("weight", weight)
-        self._limits = image_limits or ImageLimits()
+        self.pictures = Pictures(limits=image_limits or DEFAULT_LIMITS)
         self.query_instruction = query_instruction
+        self._kinds = kinds
+
+    def prepare(
+        self,
+        question: str | None = None,
+        *,
+        image: ImageSource | None = None,
+        texts: Sequence[str] = (),
+        vector: npt.ArrayLike | None = None,
+    ) -> Query:
+        """Check and rewrite a question; nothing is embedded or searched yet.
+
+        Args:
+            question: A question or a description; with a picture, what to look at in it.
+            image: A picture that the question is about.
+            texts: Texts to search with besides the picture or, without one, in place of the question: such as made-up
+                answers (HyDE). The query's vector is the mean of theirs. Name the question among them to keep it.
+            vector: The vector to search with, shape ``(dim,)``, in place of one that is embedded.
+
+        Returns:
+            What `search` takes.
+
+        Raises:
+            InputError: There is nothing to search for, the question is blank, or ``vector`` is not one of this model.
+        """
+        texts = tuple(text for text in texts if text.strip())
+        if question is None and image is None and vector is None and not texts:
+            raise InputError("nothing to search for: pass a question, image=..., or both")
+        rewrite = None if question is None else self.rewriter.rewrite(question, has_image=image is not None)
+        if image is not None:
+            image = Image(image).source  # refuses what is no picture's source
+        unit = None if vector is None else _unit(vector, self.embedder.dim)
+        return Query(question, image, rewrite, texts, unit, self.query_instruction)
 
     def search(
         self,
-        question: str | None = None,
+        question: str | Query | None = None,
         *,
         image: ImageSource | None = None,
         k: int = 4,
@@ -119,147 +148,185 @@ class Retriever:
         """Find what is nearest to a question, a picture, or a picture seen under a question.
 
         Args:
-            question: A question or a description; with a picture, what to look at in it.
+            question: A question or a description; with a picture, what to look at in it. Or a query that `prepare`
+                made of these.
             image: A picture that the question is about.
-            k: Most hits; fewer where the store, the filter or the threshold leaves fewer.
-            where: Chroma's metadata filter.
-            modality: Only pictures, or only passages.
-            rerank: Whether pictures that were found are looked at again under the instruction, at the cost of one
-                pass each. ``"auto"``: where the rewriter found an aspect in the question and, if it came with a
-                picture, it wants pictures. True: always, if there is a question. A picture's vision features are
-                kept in memory, so further instructions cost less.
-            mmr: Weight of the score against difference from the hits before, in [0, 1]; 1 is the plain order.
-            min_score: Least score of a hit, in [0, 1].
+            k: Maximum number of hits; fewer where the store, the filter or the threshold leaves fewer.
+            where: The store's metadata filter, such as ``{"page": {"$gte": 3}}``.
+            modality: Only pictures (``"image"``), or only passages (``"text"``).
+            rerank: Whether to take a second look at the pictures that were found, which costs one embedding each.
+                ``"auto"``: where the question names an aspect and, if it came with a picture, asks for pictures. True:
+                always, if there is a question. A picture's vision features stay in memory, so further instructions
+                cost less.
+            mmr: Weight of the score against difference from earlier hits, in [0, 1]; 1 is the plain order.
+            min_score: Minimum score of a hit, in [0, 1].
             trace: Give each hit its `Trace`.
 
         Returns:
-            The hits. None for an empty store. A picture whose file has gone or has changed since, or cannot be
-            opened, keeps the score of the first search; its trace says so, and a warning is logged.
+            The hits; none for an empty store. A picture whose file is gone, has changed or cannot be opened keeps the
+            score of the first search; its trace says so, and a warning is logged.
 
         Raises:
             InputError: Neither a question nor a picture is given, or the question is blank, or an argument is unusable.
             ImageError: ``image`` cannot be used.
         """
         _check_options(k, rerank, mmr, min_score)
-        query, rewrite = self._query(question, image)
-        if isinstance(query, InstructedText) and InstructedText not in self.embedder.accepts:
-            model = self.embedder.fingerprint.model
-            raise InputError(f"query_instruction: {model} does not take an InstructedText; leave query_instruction out")
-        vector = self.embedder.embed([query])[0]
-        # Asked for by name, a second look that a model cannot have is noted at each hit.
-        can_look = rerank is True or InstructedImage in self.embedder.accepts
-        look = (
-            rewrite is not None
-            and can_look
-            and (
-                rerank is True
-                or (rerank == "auto" and rewrite.names_aspect and (image is None or rewrite.wants == "image"))
+        if not isinstance(question, Query):
+            query = self.prepare(question, image=image)
+        elif image is None:
+            query = question
+        else:
+            raise InputError("a prepared query has its own picture; pass image to prepare() instead")
+        rewrite = query.rewrite
+        vector = query.vector if query.vector is not None else self._embedded(query)
+        # A second look that is asked for by name, but that the model cannot take, is noted at each hit.
+        look = rewrite is not None and (
+            rerank is True
+            or (
+                rerank == "auto"
+                and rewrite.names_aspect
+                and (query.image is None or rewrite.wants == "image")
+                and InstructedImage in self.embedder.accepts
             )
         )
         wanted = max(k, self.candidates) if look or mmr is not None else k
-        hits = self._found(vector, wanted, where, modality, rewrite)
+        hits = self._candidates(query, vector, wanted, where, modality)
         if trace:
             hits = [replace(hit, trace=Trace(None, hit.score, facet=hit.facet)) for hit in hits]
-        instruction = query.instruction if isinstance(query, InstructedImage) else None
-        if look and rewrite is not None and any(hit.modality == "image" for hit in hits):
+        instruction = query.instruction
+        if look and rewrite is not None and any(hit.record.modality == "image" for hit in hits):
             instruction = rewrite.instruction
             hits = self._look_again(hits, rewrite.instruction, vector)
         if min_score is not None:
             hits = [hit for hit in hits if hit.score >= min_score]
-        hits = hits[:k] if mmr is None else diverse(hits, self.store.vectors(hit.id for hit in hits), k, mmr)
-        return Answer(question, instruction, hits, rewrite)
+        hits = hits[:k] if mmr is None else diverse(hits, self.store.vectors(hit.record.id for hit in hits), k, mmr)
+        return Answer(query.question, instruction, hits, rewrite)
 
-    def _query(self, question: str | None, image: ImageSource | None) -> tuple[Input, Rewrite | None]:
-        if question is None:
-            if image is None:
-                raise InputError("nothing to search for: pass a question, image=..., or both")
-            return Image(image), None
-        rewrite = self.rewriter.rewrite(question, has_image=image is not None)
-        if image is not None:
-            return InstructedImage(image, rewrite.instruction), rewrite
-        if self.query_instruction is not None:
-            return InstructedText(rewrite.target, self.query_instruction), rewrite
-        return Text(rewrite.target), rewrite
-
-    def _found(
+    async def asearch(
         self,
-        vector: Vectors,
-        k: int,
-        where: Mapping[str, Any] | None,
-        modality: Modality | None,
-        rewrite: Rewrite | None,
+        question: str | Query | None = None,
+        *,
+        image: ImageSource | None = None,
+        k: int = 4,
+        where: Mapping[str, Any] | None = None,
+        modality: Modality | None = None,
+        rerank: bool | Literal["auto"] = "auto",
+        mmr: float | None = None,
+        min_score: float | None = None,
+        trace: bool = False,
+    ) -> Answer:
+        """`search` for event loops: other tasks run meanwhile. One that is cancelled before it began never runs."""
+        return await in_thread(
+            partial(
+                self.search,
+                question,
+                image=image,
+                k=k,
+                where=where,
+                modality=modality,
+                rerank=rerank,
+                mmr=mmr,
+                min_score=min_score,
+                trace=trace,
+            )
+        )
+
+    def _embedded(self, query: Query) -> Vectors:
+        inputs = query.inputs
+        if any(isinstance(one, InstructedText) for one in inputs) and InstructedText not in self.embedder.accepts:
+            model = self.embedder.fingerprint.model
+            raise InputError(f"query_instruction: {model} does not take an InstructedText; leave query_instruction out")
+        rows = self.embedder.embed(inputs)
+        return rows[0] if len(rows) == 1 else _unit(rows.mean(axis=0), rows.shape[1])
+
+    def _candidates(
+        self, query: Query, vector: Vectors, k: int, where: Mapping[str, Any] | None, modality: Modality | None
     ) -> list[Hit]:
-        if modality is None and rewrite is not None and rewrite.wants != "any":
-            hits = self.store.search(vector, k, where, modality=rewrite.wants)
-            if hits:
-                return hits
-        return self.store.search(vector, k, where, modality=modality)
+        wants = query.wants
+        if modality is None and wants != "any" and (hits := self._nearest(vector, k, where, wants)):
+            return hits
+        return self._nearest(vector, k, where, modality)
+
+    def _nearest(
+        self, vector: Vectors, k: int, where: Mapping[str, Any] | None, modality: Modality | None
+    ) -> list[Hit]:
+        if modality is None or self._kinds is None:
+            return self.store.search(vector, k, where, modality=modality)
+        kind = self._kinds[modality]
+        return self.store.search(vector, k, {"$and": [where, kind]} if where else kind)
 
     # -- the second look -----------------------------------------------------------------------
 
     def _look_again(self, hits: list[Hit], instruction: str, vector: Vectors) -> list[Hit]:
         """Fuse the scores of pictures with those that they have under the instruction; best first."""
-        pictures = [hit for hit in hits if hit.modality == "image"]
+        pictures = [hit for hit in hits if hit.record.modality == "image"]
         seen, notes = self._under(pictures, instruction)
         second = {id_: (1.0 + float(np.clip(row @ vector, -1.0, 1.0))) / 2.0 for id_, row in seen.items()}
         # By how much a picture stands out from the others, not by how high all of them are: see above.
-        firsts = [hit.score for hit in pictures if hit.id in second]
+        firsts = [hit.score for hit in pictures if hit.record.id in second]
         shift = float(np.mean(list(second.values())) - np.mean(firsts)) if firsts else 0.0
         looked = []
         for hit in hits:
-            score = hit.score
-            if hit.id in second:
-                score += self.weight * (second[hit.id] - shift - hit.score)
-            note = notes.get(hit.id, "")
-            traced = hit.trace
-            if traced is not None and hit.modality == "image":
-                traced = replace(traced, instruction=instruction, second=second.get(hit.id), note=note)
-            looked.append(replace(hit, score=min(1.0, max(0.0, score)), trace=traced))
-        return sorted(looked, key=lambda hit: (-hit.score, hit.id))
+            id_, score, traced = hit.record.id, hit.score, hit.trace
+            if id_ in second:
+                score = min(1.0, max(0.0, score + self.weight * (second[id_] - shift - score)))
+            if traced is not None and hit.record.modality == "image":
+                note = notes.get(id_, "")
+                traced = replace(traced, instruction=instruction, second=second.get(id_), note=note)
+            looked.append(replace(hit, score=score, trace=traced))
+        return sorted(looked, key=lambda hit: (-hit.score, hit.record.id))
 
     def _under(self, pictures: Sequence[Hit], instruction: str) -> tuple[dict[str, Vectors], dict[str, str]]:
-        """Vectors of pictures under an instruction, and why those without one have none; by id."""
-        seen = self.store.facet_vectors([hit.id for hit in pictures], instruction)
+        """Vectors of pictures under an instruction, and why the others have none; by id."""
+        seen = self.store.facet_vectors([hit.record.id for hit in pictures], instruction)
         notes: dict[str, str] = {}
-        unseen = [hit for hit in pictures if hit.id not in seen]
-        with closing(embedded(self.embedder, self._looks(unseen, instruction, notes))) as looks:
-            for look, (result,) in looks:
+        for hits, contents in self._read([hit for hit in pictures if hit.record.id not in seen], notes):
+            looks = [InstructedImage(content, instruction) for content in contents]
+            for hit, result in zip(hits, list(self.embedder.embed_iter(looks, return_errors=True)), strict=True):
                 if isinstance(result, ABCRagError):
-                    error = named(result, look.hit.source)
-                    notes[look.hit.id] = str(error) if isinstance(error, ImageError) else f"{look.hit.id}: {error}"
+                    error = named(result, hit.record.source)
+                    notes[hit.record.id] = str(error) if isinstance(error, ImageError) else f"{hit.record.id}: {error}"
                 else:
-                    seen[look.hit.id] = result
+                    seen[hit.record.id] = result
         for note in notes.values():
             logger.warning("no second look at a picture that was found: %s", note)
         return seen, notes
 
-    def _looks(self, hits: Sequence[Hit], instruction: str, notes: dict[str, str]) -> Iterator[_Look]:
+    def _read(self, hits: Sequence[Hit], notes: dict[str, str]) -> Iterator[tuple[list[Hit], list[bytes]]]:
+        """Pictures and their bytes, about as many at a time as may be held; notes why the others cannot be read."""
+        held: list[Hit] = []
+        contents: list[bytes] = []
+        size = 0
         for hit in hits:
             try:
-                content = self._content(hit)
+                content = self.pictures.read(hit.record)
             except ImageError as error:
-                notes[hit.id] = str(error)
-            else:
-                yield _Look([InstructedImage(content, instruction)], len(content), hit)
-
-    def _content(self, hit: Hit) -> bytes:
-        """A picture's bytes, if they are still those that were embedded."""
-        source = hit.record.picture
-        if source is None:
-            if hit.source:
-                raise ImageError(hit.source, "was kept in the store's folder; open the store with pictures=FOLDER")
-            raise ImageError(hit.id, "was stored without a source; store it with one, or keep a copy")
-        data = read_bytes(source, limits=self._limits)
-        if hit.record.sha256 and hashlib.sha256(data).hexdigest() != hit.record.sha256:
-            raise ImageError(hit.source, "holds another picture than the one that was indexed; index it again")
-        return data
+                notes[hit.record.id] = str(error)
+                continue
+            held.append(hit)
+            contents.append(content)
+            size += len(content)
+            if size >= _MOST_BYTES:
+                yield held, contents
+                held, contents, size = [], [], 0
+        if held:
+            yield held, contents
 
 
-@dataclass
-class _Look(Part):
-    """A picture that is looked at again."""
-
-    hit: Hit
+def _unit(vector: npt.ArrayLike, dim: int) -> Vectors:
+    try:
+        row = np.asarray(vector, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a query's vector must be an array of {dim} numbers: {error}") from error
+    if row.shape != (dim,):
+        raise InputError(
+            f"the query's vector has shape {row.shape}, but this model's have ({dim},); search with the model that "
+            "made it"
+        )
+    if not np.isfinite(row).all() or not row.any():
+        raise InputError("the query's vector is zero or holds NaN or infinity; embed the query again")
+    unit: Vectors = (row / np.linalg.norm(row)).astype(np.float32)
+    return unit
 
 
 def _check_options(k: object, rerank: object, mmr: object, min_score: object) -> None:

@@ -13,7 +13,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from abc_rag import ChromaStore, Embedder, Hit, Image, ImageSource, InstructedImage
+from abc_rag import ChromaStore, Embedder, Hit, Image, ImageLimits, ImageSource, InstructedImage
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
 from abc_rag.types import Modality
@@ -28,6 +28,7 @@ class Searches(VectorStore):
     """Everything that asks a store; a subclass brings the store and fills it."""
 
     _embedding: Embeddings
+    image_limits: ImageLimits
     _worker: Worker
 
     @property

@@ -16,12 +16,12 @@ from abc_rag import Image, ImageSource
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
 from abc_rag.images.read import describe_source
-from abc_rag.search.retriever import Retriever
-from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
+from abc_rag.search import Answer, Retriever
+from abc_rag.search.rewriting import Rewriter
 from abc_rag.types import Modality
 from langchain_abc._documents import hit_document
+from langchain_abc._searches import Searches
 from langchain_abc.rewriters import chat_model_rewriter
-from langchain_abc.vectorstores import ABCVectorStore
 
 __all__ = ["InstructionRetriever"]
 
@@ -78,7 +78,7 @@ class InstructionRetriever(BaseRetriever):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
 
-    vectorstore: ABCVectorStore
+    vectorstore: Searches
     k: int = Field(4, ge=1)
     rewriter: Rewriter | None = None
     llm: BaseChatModel | None = None
@@ -148,7 +148,9 @@ class InstructionRetriever(BaseRetriever):
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Document]:
         question, image = _asked(query) if asked is None else asked
-        return self._search(question, image, self._chosen, self._settings(kwargs))
+        settings = self._settings(kwargs)
+        retriever = self._retriever()
+        return _documents(retriever.search(retriever.prepare(question, image=image), **settings))
 
     async def _aget_relevant_documents(
         self,
@@ -160,12 +162,10 @@ class InstructionRetriever(BaseRetriever):
     ) -> list[Document]:
         question, image = _asked(query) if asked is None else asked
         settings = self._settings(kwargs)
-        rewriter = self._chosen
-        if rewriter is not None and question is not None:
-            # Elsewhere: while a chat model thinks about one question, the store can answer others.
-            rewrite = await self._waiting.run(rewriter.rewrite, question, has_image=image is not None)
-            rewriter = _Done(rewrite)
-        return await self.vectorstore._worker.run(self._search, question, image, rewriter, settings)
+        retriever = await self.vectorstore._worker.run(self._retriever)
+        # In another thread: while a chat model thinks about one question, the store can answer others.
+        prepared = await self._waiting.run(retriever.prepare, question, image=image)
+        return _documents(await self.vectorstore._worker.run(retriever.search, prepared, **settings))
 
     def _settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         unknown = [key for key in given if key not in _OF_A_CALL]
@@ -175,18 +175,15 @@ class InstructionRetriever(BaseRetriever):
         settings["where"] = settings.pop("filter")
         return settings
 
-    def _search(
-        self, question: str | None, image: ImageSource | None, rewriter: Rewriter | None, settings: dict[str, Any]
-    ) -> list[Document]:
-        retriever = Retriever(
+    def _retriever(self) -> Retriever:
+        return Retriever(
             self.vectorstore._need_embedder(),
             self.vectorstore.store,
-            rewriter=rewriter,
+            rewriter=self._chosen,
             candidates=self.candidates,
             image_limits=self.vectorstore.image_limits,
             query_instruction=getattr(self.vectorstore.embeddings, "query_instruction", None),
         )
-        return [hit_document(hit) for hit in retriever.search(question, image=image, **settings)]
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:  # noqa: ANN401
         params = super()._get_ls_params(**kwargs)
@@ -195,14 +192,8 @@ class InstructionRetriever(BaseRetriever):
         return params
 
 
-class _Done(Rewriter):
-    """A question that has been rewritten."""
-
-    def __init__(self, rewrite: Rewrite) -> None:
-        self._done = rewrite
-
-    def _rewrite(self, question: str, has_image: bool) -> Rewrite:
-        return self._done
+def _documents(answer: Answer) -> list[Document]:
+    return [hit_document(hit) for hit in answer]
 
 
 def _asked(given: object) -> Asked:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -21,9 +21,7 @@ from langchain_abc._documents import document_id, to_document
 from langchain_abc._incoming import one_each, picture_metadatas, text_records
 from langchain_abc._searches import Searches, refuse_keywords
 from langchain_abc._stores import LazyStore
-
-if TYPE_CHECKING:
-    from langchain_abc.retrievers import InstructionRetriever
+from langchain_abc.retrievers import InstructionRetriever
 
 __all__ = ["ABCVectorStore"]
 
@@ -405,7 +403,5 @@ class ABCVectorStore(Searches):
         Args:
             **kwargs: Its settings, such as ``k``.
         """
-        from langchain_abc.retrievers import InstructionRetriever
-
         tags = kwargs.pop("tags", None) or self._get_retriever_tags()
         return InstructionRetriever(vectorstore=self, tags=tags, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,70 @@ def test_a_trace_only_where_it_is_asked_for(retriever: Retriever) -> None:
     assert [hit.trace for hit in retriever.search("red bicycle")] == [None] * 4
     for hit in retriever.search("red bicycle", trace=True, mmr=0.9, min_score=0.1):
         assert hit.trace == Trace(None, hit.score)
+
+
+# --- Prepared queries, and event loops ----------------------------------------------------------------------
+
+
+def test_a_prepared_query_gives_what_its_question_gives(retriever: Retriever, pictures: dict[str, Path]) -> None:
+    for question, image in (("a bicycle on the left", None), (None, pictures["red"]), ("a boat", pictures["red"])):
+        query = retriever.prepare(question, image=image)
+        assert retriever.search(query, k=5) == retriever.search(question, image=image, k=5)
+    query = retriever.prepare("show me pictures of a bicycle")
+    assert (query.wants, query.instruction, query.inputs) == ("image", None, [Text("a bicycle")])
+    with pytest.raises(InputError, match=r"pass image to prepare\(\)"):
+        retriever.search(query, image=pictures["red"])
+    with pytest.raises(AttributeError):
+        query.question = "another"  # type: ignore[misc]
+
+
+def test_further_texts_are_averaged(retriever: Retriever, pictures: dict[str, Path]) -> None:
+    made_up = ["a boat at sea", "a harbour"]
+    boat = retriever.rewriter.rewrite("a boat", has_image=False).target
+    under = InstructedImage(pictures["red"], retriever.rewriter.rewrite("a boat", has_image=True).instruction)
+    for arguments, inputs in (
+        ({"question": "a boat", "texts": made_up}, map(Text, made_up)),
+        ({"texts": [*made_up, " "]}, map(Text, made_up)),
+        ({"question": "a boat", "texts": ["a boat", *made_up]}, map(Text, [boat, *made_up])),
+        ({"question": "a boat", "image": pictures["red"], "texts": made_up}, [under, *map(Text, made_up)]),
+    ):
+        mean = retriever.embedder.embed(inputs).mean(axis=0)  # type: ignore[arg-type]
+        answer = retriever.search(retriever.prepare(**arguments), k=5)  # type: ignore[arg-type]
+        assert [hit.id for hit in answer] == [hit.id for hit in retriever.store.search(mean, k=5)]
+
+
+def test_a_vector_of_the_callers(retriever: Retriever) -> None:
+    vector = retriever.embedder.embed_texts(["the red bicycle"])[0]
+    for question in ("a blue boat", None):
+        answer = retriever.search(retriever.prepare(question, vector=7 * vector), k=1)
+        assert (answer.question, found(answer)) == (question, ["the red bicycle"])
+        assert answer[0].score == pytest.approx(1)
+    for wrong, message in (
+        (vector[:3], r"shape \(3,\), but this model's have \(256,\)"),
+        (0 * vector, "is zero or holds"),
+        (vector * math.nan, "is zero or holds"),
+        ("words", "must be an array of 256 numbers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            retriever.prepare("a blue boat", vector=wrong)
+
+
+def test_kinds_of_the_callers_own(retriever: Retriever) -> None:
+    kinds: dict[Any, dict[str, Any]] = {"image": {"page": {"$gte": 3}}, "text": {"page": {"$lt": 3}}}
+    own = Retriever(retriever.embedder, retriever.store, kinds=kinds)
+    pictures = {"picture-red", "picture-green", "a blue bicycle"}
+    assert set(found(own.search("show me pictures of a bicycle", k=9))) == pictures
+    assert set(found(own.search("a bicycle", k=9, modality="image"))) == pictures
+    assert found(own.search("a bicycle", k=9, modality="image", where={"page": 3})) == ["a blue bicycle"]
+    assert len(own.search("a bicycle", k=9)) == 5
+
+
+async def test_searches_are_awaited_beside_others(retriever: Retriever) -> None:
+    questions = ["red bicycle", "a blue boat", "a bicycle on the left"]
+    answers = await asyncio.gather(*(retriever.asearch(question, k=3, trace=True) for question in questions))
+    assert answers == [retriever.search(question, k=3, trace=True) for question in questions]
+    with pytest.raises(InputError, match="nothing to search for"):
+        await retriever.asearch()
 
 
 # --- What is wanted ---------------------------------------------------------------------------------------

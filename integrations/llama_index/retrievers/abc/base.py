@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +13,15 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.embeddings.abc import ABCEmbeddings
-from llama_index.retrievers.abc.query import own_vector_of
 from llama_index.retrievers.abc.rewriter import llm_rewriter
 from llama_index.vector_stores.abc.filters import all_of, to_where
 from llama_index.vector_stores.abc.records import OF_KIND, node_id_of, nodes_of
 
-from abc_rag import ChromaStore, Hit, ImageSource
+from abc_rag import ChromaStore, Hit
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import FingerprintMismatchError, InputError
 from abc_rag.search.retriever import Retriever
-from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
-from abc_rag.search.rewriting.rules import RuleRewriter
+from abc_rag.search.rewriting.rewriter import Rewriter
 from abc_rag.types import Modality
 
 __all__ = ["InstructionRetriever"]
@@ -54,7 +52,8 @@ class InstructionRetriever(BaseRetriever):
 
     Works behind a ``TransformRetriever``: strings that a transform wants embedded (HyDE) are averaged with the
     question, or with the picture seen under it, and an ``embedding`` that is set is searched for as it is. LlamaIndex's
-    own HyDE drops ``image_path``, and its ``TransformRetriever`` blocks the event loop.
+    own retrievers leave their vector in a bundle, so pass each retriever a bundle of its own. Its HyDE drops
+    ``image_path``, and its ``TransformRetriever`` blocks the event loop.
 
     Args:
         embed_model: Embeds questions; must be the one that filled the store.
@@ -104,20 +103,39 @@ class InstructionRetriever(BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self._embed_model = embed_model
         self._store = store
-        self._rewriter = (rewriter or RuleRewriter()) if llm is None else llm_rewriter(llm)
-        self._rerank = rerank
-        self._min_score = min_score
-        self._modality = modality
-        self._where = all_of(where, to_where(filters))
-        self._candidates = candidates
-        self._options: dict[str, Any] = {"mmr": mmr, "trace": trace}
+        self._retriever = Retriever(
+            embed_model.embedder,
+            store,
+            rewriter=rewriter if llm is None else llm_rewriter(llm),
+            candidates=candidates,
+            image_limits=embed_model.image_limits,
+            query_instruction=embed_model.query_instruction,
+            kinds=OF_KIND,
+        )
+        self._options: dict[str, Any] = {
+            "where": all_of(where, to_where(filters)),
+            "modality": modality,
+            "rerank": rerank,
+            "mmr": mmr,
+            "min_score": min_score,
+            "trace": trace,
+        }
         self._checked = False
         # More than one: a search may wait for a language model.
         self._worker = Worker("llama-index-abc-search", threads=4)
         super().__init__(callback_manager=callback_manager)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = _once(self._search(query_bundle))[: self.similarity_top_k]
+        self._check_model()
+        query = self._retriever.prepare(
+            query_bundle.query_str if query_bundle.query_str.strip() else None,
+            image=query_bundle.image_path or None,
+            texts=query_bundle.custom_embedding_strs or (),
+            vector=query_bundle.embedding,
+        )
+        # Twice as many, because a captioned picture is found at most twice.
+        found = self._retriever.search(query, k=2 * self.similarity_top_k, **self._options)
+        hits = _once(found.hits)[: self.similarity_top_k]
         nodes = nodes_of([hit.record for hit in hits], self._store)
         return [
             NodeWithScore(node=_traced(_with_file(node, hit), hit), score=hit.score)
@@ -125,59 +143,7 @@ class InstructionRetriever(BaseRetriever):
         ]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await self._worker.run(lambda: self._retrieve(query_bundle))
-
-    def _search(self, bundle: QueryBundle) -> list[Hit]:
-        self._check_model()
-        question = bundle.query_str if bundle.query_str.strip() else None
-        rewrite = None
-        if question is not None:
-            rewrite = self._rewriter.rewrite(question, has_image=bool(bundle.image_path))
-        kind = self._modality or (rewrite.wants if rewrite is not None and rewrite.wants != "any" else None)
-        if kind is None:
-            return self._found(bundle, rewrite, None, self._min_score)
-        hits = self._found(bundle, rewrite, kind, self._min_score)
-        if hits or self._modality is not None:
-            return hits
-        # As `abc_rag.search.retriever` does: where there is none of what the question wants, all the rest is searched.
-        if self._min_score is not None and self._found(bundle, rewrite, kind, None):
-            return []
-        return self._found(bundle, rewrite, None, self._min_score)
-
-    def _found(
-        self, bundle: QueryBundle, rewrite: Rewrite | None, kind: Modality | None, min_score: float | None
-    ) -> list[Hit]:
-        """One search, among nodes of one kind. The core would hold captions for passages, so it is told of no kind."""
-        embedder = self._embed_model.embedder
-        own = own_vector_of(bundle, embedder)
-        image: ImageSource | None = bundle.image_path or None
-        if rewrite is None and image is None:
-            if own is None:
-                raise InputError(
-                    "nothing to search for: pass a question, QueryBundle(query_str='', image_path=...), or both"
-                )
-            image = b""  # never looked at: the query brings its vector
-        rerank = self._rerank
-        if rerank == "auto" and rewrite is not None:
-            rerank = rewrite.names_aspect and (image is None or rewrite.wants == "image")
-        retriever = Retriever(
-            own or embedder,
-            self._store,
-            rewriter=None if rewrite is None else _Rewritten(replace(rewrite, wants="any")),
-            candidates=self._candidates,
-            image_limits=self._embed_model.image_limits,
-            query_instruction=self._embed_model.query_instruction,
-        )
-        return retriever.search(
-            None if rewrite is None else bundle.query_str,
-            image=image,
-            # Twice as many, because a captioned picture is found at most twice.
-            k=2 * self.similarity_top_k,
-            where=all_of(self._where, OF_KIND[kind] if kind else None),
-            rerank=rerank,
-            min_score=min_score,
-            **self._options,
-        ).hits
+        return await self._worker.run(self._retrieve, query_bundle)
 
     def _check_model(self) -> None:
         if self._checked:
@@ -189,16 +155,6 @@ class InstructionRetriever(BaseRetriever):
                 "use that model, or another store"
             )
         self._checked = theirs is not None
-
-
-class _Rewritten(Rewriter):
-    """A question that is rewritten already."""
-
-    def __init__(self, rewrite: Rewrite) -> None:
-        self._known = rewrite
-
-    def _rewrite(self, question: str, has_image: bool) -> Rewrite:
-        return self._known
 
 
 def _once(hits: Sequence[Hit]) -> list[Hit]:
