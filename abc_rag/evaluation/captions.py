@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from abc_rag.errors import DatasetError
-from abc_rag.evaluation.datasets import Unusable, find_image, require_rows, text_of, texts_of, usable
-from abc_rag.training.data.rows import BadRows
+from abc_rag.evaluation.datasets import find_image, require_rows, text_of, texts_of, usable
+from abc_rag.training.data.rows import BadRows, Unusable
 from abc_rag.types import ImageSource
 
 __all__ = ["CaptionedRow", "read_captioned"]

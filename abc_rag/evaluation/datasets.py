@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from abc_rag.errors import DatasetError
-from abc_rag.training.data.rows import BadRows, read_jsonl
+from abc_rag.training.data.rows import BadRows, Unusable, read_jsonl
 from abc_rag.types import ImageSource
 
 __all__ = [
     "InstructedRow",
     "LabelledRow",
     "QuestionRow",
-    "Unusable",
     "check_limit",
     "existing",
     "find_image",
@@ -84,15 +83,6 @@ class QuestionRow:
     question: str
     answer: str
     candidates: tuple[str, ...] | None
-
-
-class Unusable(Exception):
-    """Why a row is left out. Caught where rows are read."""
-
-    def __init__(self, problem: str, detail: str = "") -> None:
-        super().__init__(problem, detail)
-        self.problem = problem
-        self.detail = detail
 
 
 # --- What all formats share -------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from abc_rag.errors import DatasetError
-from abc_rag.training.data.lines import Ids, LineFile, Unusable
-from abc_rag.training.data.rows import BadRows
+from abc_rag.training.data.lines import Ids, LineFile
+from abc_rag.training.data.rows import BadRows, Unusable
 from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, Pair, PairsRow, PairsSource
 
 __all__ = [

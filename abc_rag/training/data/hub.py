@@ -18,8 +18,8 @@ import numpy.typing as npt
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError, MissingExtraError
 from abc_rag.training.data.folder import Found, Note, Pictures, pair_of, require_rows, text_of
-from abc_rag.training.data.lines import Ids, Unusable, describe_files
-from abc_rag.training.data.rows import BadRows
+from abc_rag.training.data.lines import Ids, describe_files
+from abc_rag.training.data.rows import BadRows, Unusable
 from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, PairsRow, PairsSource, one_of_each_group
 
 __all__ = ["HubCaptions", "HubPairs", "Table", "open_table"]

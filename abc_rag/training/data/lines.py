@@ -14,21 +14,12 @@ import numpy.typing as npt
 
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError
-from abc_rag.training.data.rows import BadRows
+from abc_rag.training.data.rows import BadRows, Unusable
 
-__all__ = ["Ids", "LineFile", "Unusable", "describe_files"]
+__all__ = ["Ids", "LineFile", "describe_files"]
 
 _LARGE = 64 * 2**20  # bytes that take a while to read
 _MOST_HASHED = 2**30
-
-
-class Unusable(Exception):
-    """Why a row is left out. Caught where rows are read."""
-
-    def __init__(self, problem: str, detail: str = "") -> None:
-        super().__init__(problem, detail)
-        self.problem = problem
-        self.detail = detail[:200]
 
 
 class Ids:

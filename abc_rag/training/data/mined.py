@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from abc_rag.errors import DatasetError
-from abc_rag.training.data.lines import Ids, LineFile, Unusable
-from abc_rag.training.data.rows import BadRows
+from abc_rag.training.data.lines import Ids, LineFile
+from abc_rag.training.data.rows import BadRows, Unusable
 from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, one_of_each_group
 
 __all__ = ["WithNegatives"]

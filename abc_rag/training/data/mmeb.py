@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError, MissingExtraError
 from abc_rag.training.data.folder import Note, Pictures, require_rows
-from abc_rag.training.data.lines import LineFile, Unusable, describe_files
-from abc_rag.training.data.rows import BadRows
+from abc_rag.training.data.lines import LineFile, describe_files
+from abc_rag.training.data.rows import BadRows, Unusable
 from abc_rag.types import Image, Input, Interleaved, Text
 
 __all__ = ["PLACEHOLDER", "MMEBRows", "PairRow", "Side", "open_mmeb_rows"]

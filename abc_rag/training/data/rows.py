@@ -12,7 +12,7 @@ from typing import Any
 
 from abc_rag.errors import DatasetError
 
-__all__ = ["BadRow", "BadRows", "read_jsonl"]
+__all__ = ["BadRow", "BadRows", "Unusable", "read_jsonl"]
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5
@@ -35,6 +35,15 @@ class BadRow:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.problem}" + (f" ({self.detail})" if self.detail else "")
+
+
+class Unusable(Exception):
+    """Why a row is left out. Caught where rows are read."""
+
+    def __init__(self, problem: str, detail: str = "") -> None:
+        super().__init__(problem, detail)
+        self.problem = problem
+        self.detail = detail[:200]
 
 
 @dataclass
