@@ -114,3 +114,14 @@ class StoreLockedError(StoreError):
 
 class MissingExtraError(ABCRagError, ImportError):
     """An optional dependency is not installed; the message names the command that installs it."""
+
+    @classmethod
+    def for_module(cls, error: ModuleNotFoundError, what: str, *, extra: str) -> ImportError:
+        """The error to raise where ``what`` cannot be imported, which names the extra to install.
+
+        A missing module of our own is a broken installation, which no extra mends: that error comes back as it is.
+        """
+        name = error.name or ""
+        if not name or name.startswith(("abc_rag", "langchain_abc")) or ".abc" in name:
+            return error
+        return cls(f"{what} needs {error.name}, which is not installed: pip install 'abc-rag[{extra}]'")

@@ -1,11 +1,16 @@
 """LangChain integration of abc-rag."""
 
-from langchain_abc.content import cited_documents, to_content_blocks
-from langchain_abc.describers import chat_model_describer
-from langchain_abc.embeddings import ABCEmbeddings
-from langchain_abc.retrievers import InstructionRetriever
-from langchain_abc.rewriters import chat_model_rewriter
-from langchain_abc.vectorstores import ABCVectorStore
+from abc_rag.errors import MissingExtraError
+
+try:
+    from langchain_abc.content import cited_documents, to_content_blocks
+    from langchain_abc.describers import chat_model_describer
+    from langchain_abc.embeddings import ABCEmbeddings
+    from langchain_abc.retrievers import InstructionRetriever
+    from langchain_abc.rewriters import chat_model_rewriter
+    from langchain_abc.vectorstores import ABCVectorStore
+except ModuleNotFoundError as error:
+    raise MissingExtraError.for_module(error, "langchain_abc", extra="langchain") from error
 
 __all__ = [
     "ABCEmbeddings",

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from abc_rag.errors import ABCRagError, InputError
+from abc_rag.errors import ABCRagError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
     import httpx
@@ -179,7 +179,10 @@ class OpenAIDescriber(Describer):
             wait, tries = min(2 * wait, _LONGEST_WAIT_S), tries + 1
 
     def _post(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        import httpx
+        try:
+            import httpx
+        except ModuleNotFoundError as error:
+            raise MissingExtraError.for_module(error, "asking a chat model", extra="evaluate") from error
 
         key = self._key()
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}

@@ -43,7 +43,7 @@ class InstructionRetriever(BaseRetriever):
     ```
 
     The store may have been filled through `llama_index.vector_stores.abc`, by ``abc-rag index``, or by both. A picture
-    and its caption are one hit, with the better score. `abc_rag.search.retriever.Retriever` says what happens in a search: a
+    and its caption are one hit, with the better score. `abc_rag.search.retriever` says what happens in a search: a
     question is rewritten into what pictures should be looked at for, and those that were found are looked at again.
 
     Works as the ``retriever`` of ``RetrieverQueryEngine.from_args(..., multimodal=True)``, which hands pictures to a
