@@ -57,7 +57,7 @@ class Toy(Family):
         self.busy = threading.Event()  # a batch is being computed, or waits for `gate`
         self.gate = threading.Event()
         self.gate.set()
-        self.most_tokens = self.most_patches = 10**9  # what its memory holds
+        self.max_batch_tokens = self.max_batch_patches = 10**9  # what its memory holds
         self.no_memory: Callable[[], BaseException] = lambda: torch.OutOfMemoryError("no memory")
         self.failing: dict[str, BaseException] = {}  # in the network
         self.unprepared: dict[str, BaseException] = {}  # in preparation
@@ -113,7 +113,7 @@ class Toy(Family):
     def see(self, opened: Sequence[ToyOpened]) -> list[torch.Tensor]:
         self.seen.append(list(opened))
         self.threads.add(threading.get_ident())
-        if sum(one.patches for one in opened) > self.most_patches:
+        if sum(one.patches for one in opened) > self.max_batch_patches:
             raise self.no_memory()
         if any(one.patches in self.blind for one in opened):
             raise ValueError("cannot be seen")
@@ -125,7 +125,7 @@ class Toy(Family):
         self.threads.add(threading.get_ident())
         self.busy.set()
         assert self.gate.wait(LONG)
-        if sum(one.tokens for one in batch) > self.most_tokens:
+        if sum(one.tokens for one in batch) > self.max_batch_tokens:
             raise self.no_memory()
         for one in items:
             if said_by(one) in self.failing:

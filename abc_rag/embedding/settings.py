@@ -24,13 +24,13 @@ class EngineSettings:
             killed when a decoder hangs; ``"thread"`` in this one; ``"auto"`` takes processes for a call with many
             pictures where the machine has cores to spare.
         picture_timeout_s: Seconds that opening one picture may take (fetching a URL has a limit of its own).
-        most_tokens: Most tokens of a batch in the language model; None chooses by device. An input that is longer
+        max_batch_tokens: Most tokens of a batch in the language model; None chooses by device. An input that is longer
             is a batch by itself.
-        most_patches: Most patches (14x14 pixels, four to an image token) in one pass of the vision tower; None
+        max_batch_patches: Most patches (14x14 pixels, four to an image token) in one pass of the vision tower; None
             chooses by device.
-        most_wait_ms: How long the model waits, in milliseconds, for a batch to fill while inputs are being prepared.
-        most_waiting: Most inputs that are prepared, or being prepared, ahead of the model, over all calls.
-        most_waiting_bytes: Most bytes of prepared pictures among them.
+        max_wait_ms: How long the model waits, in milliseconds, for a batch to fill while inputs are being prepared.
+        max_queued: Most inputs that are prepared, or being prepared, ahead of the model, over all calls.
+        max_queued_bytes: Most bytes of prepared pictures among them.
         vision_cache_bytes: Memory for the vision tower's results, by the content of the picture; 0 keeps none.
         embedding_cache_bytes: Memory for finished vectors, by content and instruction; 0 keeps none.
         cache_folder: Where both caches also keep what they hold on disk; None keeps nothing on disk.
@@ -44,11 +44,11 @@ class EngineSettings:
     workers: int | None = None
     worker_kind: WorkerKind = "auto"
     picture_timeout_s: float = 60.0
-    most_tokens: int | None = None
-    most_patches: int | None = None
-    most_wait_ms: float = 5.0
-    most_waiting: int = 512
-    most_waiting_bytes: int = 256 * 2**20
+    max_batch_tokens: int | None = None
+    max_batch_patches: int | None = None
+    max_wait_ms: float = 5.0
+    max_queued: int = 512
+    max_queued_bytes: int = 256 * 2**20
     vision_cache_bytes: int = 512 * 2**20
     embedding_cache_bytes: int = 0
     cache_folder: str | os.PathLike[str] | None = None
@@ -58,14 +58,20 @@ class EngineSettings:
     def __post_init__(self) -> None:
         """Checks every setting."""
         for name, least in (
-            *(("workers", 1), ("most_tokens", 1), ("most_patches", 1), ("most_waiting", 1), ("most_waiting_bytes", 1)),
+            *(
+                ("workers", 1),
+                ("max_batch_tokens", 1),
+                ("max_batch_patches", 1),
+                ("max_queued", 1),
+                ("max_queued_bytes", 1),
+            ),
             *(("vision_cache_bytes", 0), ("embedding_cache_bytes", 0), ("cache_folder_bytes", 0)),
         ):
             value = getattr(self, name)
-            optional = name in ("workers", "most_tokens", "most_patches")
+            optional = name in ("workers", "max_batch_tokens", "max_batch_patches")
             if not (value is None and optional) and (type(value) is not int or value < least):
                 raise InputError(f"EngineSettings.{name} must be an int of at least {least}, not {value!r}")
-        for name, low in (("picture_timeout_s", 0.001), ("most_wait_ms", 0.0)):
+        for name, low in (("picture_timeout_s", 0.001), ("max_wait_ms", 0.0)):
             value = getattr(self, name)
             if type(value) not in (int, float) or not low <= value < math.inf:
                 raise InputError(f"EngineSettings.{name} must be a number of at least {low:g}, not {value!r}")

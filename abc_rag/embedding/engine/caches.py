@@ -28,7 +28,7 @@ class TensorCache:
     """The tensors used last, as many as fit into so many bytes. Safe to use from many threads.
 
     Args:
-        most_bytes: Memory; 0 keeps none there.
+        max_bytes: Memory; 0 keeps none there.
         disk: Where they are kept as well, or None.
         scope: Goes into the names on disk: whatever, beside its key, a tensor depends on.
 
@@ -36,8 +36,8 @@ class TensorCache:
         paused: Set it, and nothing is found or remembered until it is unset.
     """
 
-    def __init__(self, most_bytes: int, *, disk: DiskTier | None = None, scope: str = "") -> None:
-        self.most_bytes = most_bytes
+    def __init__(self, max_bytes: int, *, disk: DiskTier | None = None, scope: str = "") -> None:
+        self.max_bytes = max_bytes
         self.paused = False
         self._disk = disk
         self._scope = scope
@@ -48,7 +48,7 @@ class TensorCache:
     @property
     def in_use(self) -> bool:
         """Whether anything is remembered."""
-        return not self.paused and (self.most_bytes > 0 or self._disk is not None)
+        return not self.paused and (self.max_bytes > 0 or self._disk is not None)
 
     @property
     def held_bytes(self) -> int:
@@ -90,11 +90,11 @@ class TensorCache:
             known = self._tensors.pop(key, None)
             if known is not None:
                 self._held -= known.nbytes
-            if tensor.nbytes > self.most_bytes:
+            if tensor.nbytes > self.max_bytes:
                 return  # it would push out all others and then go as well
             self._tensors[key] = tensor
             self._held += tensor.nbytes
-            while self._held > self.most_bytes:
+            while self._held > self.max_bytes:
                 self._held -= self._tensors.popitem(last=False)[1].nbytes
 
     def _name(self, key: str) -> str:
@@ -109,15 +109,15 @@ class DiskTier:
 
     Args:
         folder: Made if missing.
-        most_bytes: Most bytes of all files.
+        max_bytes: Most bytes of all files.
 
     Raises:
         InputError: The folder cannot be made.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], most_bytes: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], max_bytes: int) -> None:
         self._folder = Path(folder).expanduser()
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -172,12 +172,12 @@ class DiskTier:
         if file.exists():
             return
         data = save({"tensor": tensor.detach().cpu().contiguous()})
-        if len(data) > self._most_bytes:
+        if len(data) > self._max_bytes:
             return
         file.parent.mkdir(exist_ok=True)
         write(file, data, durable=False)
         self._held = self._count() if self._held is None else self._held + len(data)
-        if self._held > self._most_bytes:
+        if self._held > self._max_bytes:
             self._held = self._evict()
 
     def _count(self) -> int:
@@ -203,7 +203,7 @@ class DiskTier:
         held = sum(size for _, size, _ in files)
         for _, size, path in files:
             # A little more than needed, so that not every write looks through the folder.
-            if held <= self._most_bytes * 0.9:
+            if held <= self._max_bytes * 0.9:
                 break
             with contextlib.suppress(OSError):
                 os.unlink(path)

@@ -57,10 +57,10 @@ class _Machine:
         embeddings_on_disk = disk if settings.embedding_cache_bytes else None
         self.embeddings = TensorCache(settings.embedding_cache_bytes, disk=embeddings_on_disk, scope=f"vector {scope}")
         self.scheduler = Scheduler(
-            most_tokens=settings.most_tokens or _TOKENS.get(kind, _TOKENS["cpu"]),
-            most_wait_s=settings.most_wait_ms / 1000,
-            most_waiting=settings.most_waiting,
-            most_waiting_bytes=settings.most_waiting_bytes,
+            max_batch_tokens=settings.max_batch_tokens or _TOKENS.get(kind, _TOKENS["cpu"]),
+            max_wait_s=settings.max_wait_ms / 1000,
+            max_queued=settings.max_queued,
+            max_queued_bytes=settings.max_queued_bytes,
             alternate=kind == "cpu",
         )
         self.preparation = Preparation(
@@ -78,7 +78,7 @@ class _Machine:
                 self.scheduler,
                 vision=self.vision,
                 embeddings=self.embeddings,
-                most_patches=settings.most_patches or _PATCHES.get(kind, _PATCHES["cpu"]),
+                max_batch_patches=settings.max_batch_patches or _PATCHES.get(kind, _PATCHES["cpu"]),
                 report=report,
             )
             for family in families
@@ -261,9 +261,9 @@ class LocalEmbedder(Embedder):
         """Results in the order of the inputs, which are taken from the iterator only as there is room for them."""
         scheduler = self._running().scheduler
         changed = threading.Condition(scheduler.lock)
-        most_items = None if batch_size == "auto" else batch_size
-        request = scheduler.open(small=small, most_items=most_items, changed=changed.notify_all)
-        ahead = _OUT_OF_ORDER * self.settings.most_waiting
+        max_items = None if batch_size == "auto" else batch_size
+        request = scheduler.open(small=small, max_items=max_items, changed=changed.notify_all)
+        ahead = _OUT_OF_ORDER * self.settings.max_queued
         waiting: dict[int, Vectors | BaseException] = {}
         submitted = given = 0
         exhausted = False
@@ -309,7 +309,7 @@ async def _awaited(
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(event.set)
 
-    request = scheduler.open(small=small, most_items=None if batch_size == "auto" else batch_size, changed=changed)
+    request = scheduler.open(small=small, max_items=None if batch_size == "auto" else batch_size, changed=changed)
     try:
         yield request, event
     finally:

@@ -22,9 +22,11 @@ from abc_rag.types import Vectors
 
 __all__ = ["JOIN_S", "BatchReport", "ModelThread", "Runner", "is_out_of_memory"]
 
-# Up to so many tokens one core of a CPU is as quick as all: after a pause, threads that have to be woken for each small
-# step take several times as long as the steps.
-_FREED_BYTES = 24 * 2**20  # the allocator learns from blocks of up to 32 MiB
+# A block of this size, freed once, raises the allocator's thresholds (see `_keep_freed_memory`); it learns from blocks
+# of up to 32 MiB.
+_FREED_BYTES = 24 * 2**20
+# A batch of at most this many tokens runs on one core of a CPU: waking other threads for each small step takes several
+# times as long as the step.
 _ALONE = 128
 JOIN_S = 10.0
 """How long threads that were told to end are waited for."""
@@ -124,7 +126,7 @@ class Runner:
         scheduler: Where works come from.
         vision: Where vision features go.
         embeddings: Where vectors go.
-        most_patches: Budget of one pass of the vision tower.
+        max_batch_patches: Budget of one pass of the vision tower.
         report: Called after each batch with a `BatchReport`.
     """
 
@@ -135,14 +137,14 @@ class Runner:
         *,
         vision: TensorCache,
         embeddings: TensorCache,
-        most_patches: int,
+        max_batch_patches: int,
         report: Callable[[BatchReport], None],
     ) -> None:
         self._family = family
         self._scheduler = scheduler
         self._vision = vision
         self._embeddings = embeddings
-        self._most_patches = most_patches
+        self._max_batch_patches = max_batch_patches
         self._report = report
         self._warned = False
         self._in_between = False
@@ -274,7 +276,7 @@ class Runner:
             group = [pictures[at]]
             patches = group[0].opened.patches
             for picture in pictures[at + 1 :]:
-                if picture.features is not None or patches + picture.opened.patches > self._most_patches:
+                if picture.features is not None or patches + picture.opened.patches > self._max_batch_patches:
                     break
                 group.append(picture)
                 patches += picture.opened.patches
@@ -285,8 +287,8 @@ class Runner:
                     failed[id(group[0])] = self._out_of_memory(error) if is_out_of_memory(error) else error
                     at += 1
                 elif is_out_of_memory(error):
-                    self._most_patches = max(1, patches // 2)
-                    self._free(f"most_patches={self._most_patches}")
+                    self._max_batch_patches = max(1, patches // 2)
+                    self._free(f"max_batch_patches={self._max_batch_patches}")
                 else:  # find out which one it is
                     for picture in group:
                         failed |= self._see_all([picture])
@@ -320,8 +322,8 @@ class Runner:
         if is_out_of_memory(error):
             if len(works) > 1:
                 tokens = max(1, sum(work.tokens for work in works) // 2)
-                self._scheduler.most_tokens = min(self._scheduler.most_tokens, tokens)
-                self._free(f"most_tokens={self._scheduler.most_tokens}")
+                self._scheduler.max_batch_tokens = min(self._scheduler.max_batch_tokens, tokens)
+                self._free(f"max_batch_tokens={self._scheduler.max_batch_tokens}")
                 self._scheduler.put_back(works)
                 return
             self._free("")

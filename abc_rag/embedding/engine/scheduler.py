@@ -78,7 +78,7 @@ class Request:
 
     Attributes:
         small: It has few inputs.
-        most_items: Most inputs in one batch, or None.
+        max_items: Most inputs in one batch, or None.
         changed: Called, under the lock, when there is a result or room.
         results: Position -> vector or error; whoever takes one removes it.
         waiting: How many inputs are on their way.
@@ -86,7 +86,7 @@ class Request:
     """
 
     small: bool
-    most_items: int | None
+    max_items: int | None
     changed: Callable[[], None]
     results: dict[int, Vectors | BaseException] = field(default_factory=dict)
     waiting: int = 0
@@ -97,10 +97,10 @@ class Scheduler:
     """The waiting lines, from calls to preparation and from preparation to the model.
 
     Args:
-        most_tokens: Budget of a batch.
-        most_wait_s: How long the model waits for a batch to fill while inputs are being prepared.
-        most_waiting: Most inputs on their way, over all calls.
-        most_waiting_bytes: Most bytes of opened pictures.
+        max_batch_tokens: Budget of a batch.
+        max_wait_s: How long the model waits for a batch to fill while inputs are being prepared.
+        max_queued: Most inputs on their way, over all calls.
+        max_queued_bytes: Most bytes of opened pictures.
         alternate: Prepare the inputs of large calls only while the model waits. On a CPU both want all cores, and every
             step of the model ends with its slowest core: what overlaps there takes longer than one after the other.
     """
@@ -108,17 +108,17 @@ class Scheduler:
     def __init__(
         self,
         *,
-        most_tokens: int,
-        most_wait_s: float,
-        most_waiting: int,
-        most_waiting_bytes: int,
+        max_batch_tokens: int,
+        max_wait_s: float,
+        max_queued: int,
+        max_queued_bytes: int,
         alternate: bool = False,
     ) -> None:
         self.lock = threading.RLock()
-        self.most_tokens = most_tokens
-        self._most_wait_s = most_wait_s
-        self._most_waiting = most_waiting
-        self._most_waiting_bytes = most_waiting_bytes
+        self.max_batch_tokens = max_batch_tokens
+        self._max_wait_s = max_wait_s
+        self._max_queued = max_queued
+        self._max_queued_bytes = max_queued_bytes
         self._to_prepare: tuple[deque[Ticket], deque[Ticket]] = (deque(), deque())
         self._preparing = 0
         self._in_flight: dict[bytes, Work] = {}
@@ -138,16 +138,16 @@ class Scheduler:
 
     # --- Calls ----------------------------------------------------------------------------------------
 
-    def open(self, *, small: bool, most_items: int | None, changed: Callable[[], None]) -> Request:
+    def open(self, *, small: bool, max_items: int | None, changed: Callable[[], None]) -> Request:
         """Begin a call."""
-        request = Request(small, most_items, changed)
+        request = Request(small, max_items, changed)
         with self.lock:
             self._requests.add(request)
         return request
 
     def has_room(self, request: Request) -> bool:
         """Whether a call may give another input now."""
-        return self._waiting < self._most_waiting or request.waiting < (_SMALL if request.small else 1)
+        return self._waiting < self._max_queued or request.waiting < (_SMALL if request.small else 1)
 
     def submit(self, request: Request, position: int, item: Input) -> None:
         """Give an input; its result comes to ``request.results``."""
@@ -227,7 +227,7 @@ class Scheduler:
     def wait_for_bytes(self) -> None:
         """Wait until another picture may be opened."""
         with self.lock:
-            while self._held_bytes >= self._most_waiting_bytes and not self._stopped:
+            while self._held_bytes >= self._max_queued_bytes and not self._stopped:
                 self._for_bytes.wait()
 
     def prepared(self, works: list[Work], settled: list[tuple[Work | Ticket, Vectors | BaseException]]) -> None:
@@ -286,15 +286,15 @@ class Scheduler:
             self._for_preparation.notify_all()
         if not ready:
             return None
-        most_wait, phase = self._most_wait_s, 1
+        max_wait, phase = self._max_wait_s, 1
         if self._alternate and not any(work.small for works in ready for work in works):
-            most_wait, phase = max(most_wait, _PHASE_S), _AHEAD
+            max_wait, phase = max(max_wait, _PHASE_S), _AHEAD
         comes = self._preparing or any(self._to_prepare[: 1 if self._draining else 2])
-        full = any(tokens >= phase * self.most_tokens for tokens in self._ready_tokens.values())
-        full = full or self._held_bytes >= self._most_waiting_bytes  # no more can be prepared
+        full = any(tokens >= phase * self.max_batch_tokens for tokens in self._ready_tokens.values())
+        full = full or self._held_bytes >= self._max_queued_bytes  # no more can be prepared
         if self._draining or full or not comes:
             return 0.0
-        return min(works[0].since for works in ready) + most_wait - time.monotonic()
+        return min(works[0].since for works in ready) + max_wait - time.monotonic()
 
     def _take(self) -> list[Work]:
         self._draining = self._alternate
@@ -315,9 +315,11 @@ class Scheduler:
         batch: list[Work] = []
         tokens, most = 0, None
         for work in chosen:
-            limits = [t.request.most_items for t in work.tickets if t.request.most_items is not None]
+            limits = [t.request.max_items for t in work.tickets if t.request.max_items is not None]
             tightest = min([*limits, *([] if most is None else [most])], default=None)
-            if batch and (tokens + work.tokens > self.most_tokens or (tightest is not None and len(batch) >= tightest)):
+            if batch and (
+                tokens + work.tokens > self.max_batch_tokens or (tightest is not None and len(batch) >= tightest)
+            ):
                 continue
             batch.append(work)
             tokens += work.tokens
@@ -337,7 +339,7 @@ class Scheduler:
             if work not in but:
                 near.append(work)
                 tokens += work.tokens
-                if tokens >= _AHEAD * self.most_tokens:
+                if tokens >= _AHEAD * self.max_batch_tokens:
                     break
         return near[:1] + sorted(near[1:], key=lambda work: -work.tokens)
 
@@ -415,7 +417,7 @@ class Scheduler:
         self._say_room(told)
 
     def _say_room(self, told: set[Request] | None = None) -> None:
-        if self._waiting < self._most_waiting:
+        if self._waiting < self._max_queued:
             for request in self._requests:
                 if request not in (told or ()):
                     request.changed()

@@ -466,15 +466,15 @@ def test_features_of_a_real_model_are_the_same_from_disk(dtype: Any, tmp_path: P
     ("setting", "values", "message"),
     [
         ("workers", [0, -1, True, 1.5, "2"], "workers must be an int of at least 1, not"),
-        ("most_tokens", [0, False, 2.0], "most_tokens must be an int of at least 1, not"),
-        ("most_patches", [0, "many"], "most_patches must be an int of at least 1, not"),
-        ("most_waiting", [0, None], "most_waiting must be an int of at least 1, not"),
-        ("most_waiting_bytes", [0, None], "most_waiting_bytes must be an int of at least 1, not"),
+        ("max_batch_tokens", [0, False, 2.0], "max_batch_tokens must be an int of at least 1, not"),
+        ("max_batch_patches", [0, "many"], "max_batch_patches must be an int of at least 1, not"),
+        ("max_queued", [0, None], "max_queued must be an int of at least 1, not"),
+        ("max_queued_bytes", [0, None], "max_queued_bytes must be an int of at least 1, not"),
         ("vision_cache_bytes", [-1, None, 1e9], "vision_cache_bytes must be an int of at least 0, not"),
         ("embedding_cache_bytes", [-1, True], "embedding_cache_bytes must be an int of at least 0, not"),
         ("cache_folder_bytes", [-1, "1 GB"], "cache_folder_bytes must be an int of at least 0, not"),
         ("picture_timeout_s", [0, -1.0, float("inf"), float("nan"), True, None], "picture_timeout_s must be a number"),
-        ("most_wait_ms", [-0.1, float("nan"), "5"], "most_wait_ms must be a number of at least 0, not"),
+        ("max_wait_ms", [-0.1, float("nan"), "5"], "max_wait_ms must be a number of at least 0, not"),
         ("worker_kind", ["fork", None], "worker_kind must be auto, thread or process, not"),
         ("cache_folder", [3, b"bytes"], "cache_folder must be a path or None, not"),
         ("compile", [1, None, "yes"], "compile must be True or False, not"),
@@ -490,9 +490,9 @@ def test_settings_that_make_no_sense(setting: str, values: list[Any], message: s
 
 def test_settings_that_make_sense(tmp_path: Path) -> None:
     EngineSettings()
-    for setting in ("workers", "most_tokens", "most_patches"):
+    for setting in ("workers", "max_batch_tokens", "max_batch_patches"):
         EngineSettings(**{setting: None})
         EngineSettings(**{setting: 1})
-    EngineSettings(vision_cache_bytes=0, cache_folder_bytes=0, most_wait_ms=0, picture_timeout_s=1)
+    EngineSettings(vision_cache_bytes=0, cache_folder_bytes=0, max_wait_ms=0, picture_timeout_s=1)
     EngineSettings(cache_folder=tmp_path)
     EngineSettings(cache_folder="~/cache", worker_kind="process", compile=True)

@@ -49,7 +49,7 @@ def streaming(request: pytest.FixtureRequest) -> Iterator[Embedder]:
         return
     toy = Toy()
     toy.unprepared["bad"] = InputError("is no good")
-    embedder = LocalEmbedder(lambda: toy, EngineSettings(workers=2, most_waiting=16))
+    embedder = LocalEmbedder(lambda: toy, EngineSettings(workers=2, max_queued=16))
     yield embedder
     embedder.close()
 

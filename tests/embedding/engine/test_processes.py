@@ -385,7 +385,7 @@ STREAM = """
 
     out, kind = Path(sys.argv[1]), sys.argv[2]
     toy = Toy()
-    settings = EngineSettings(workers=2, worker_kind=kind, most_waiting=16, most_tokens=2)
+    settings = EngineSettings(workers=2, worker_kind=kind, max_queued=16, max_batch_tokens=2)
     embedder = LocalEmbedder(lambda: toy, settings)
     # Made before: Pillow saves within an "except", which gives an interrupt there a second traceback.
     pictures = [png(1 + n) for n in range(400)]
@@ -456,9 +456,9 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 def test_everything_at_once(dangerous: Any, tmp_path: Path) -> None:
     """Many threads, bad inputs of every sort, little memory: each gets what belongs to it."""
-    toy, embedder = dangerous("process", workers=3, most_tokens=20, most_patches=30, most_waiting=8)
+    toy, embedder = dangerous("process", workers=3, max_batch_tokens=20, max_batch_patches=30, max_queued=8)
     toy.failing["bad"], toy.unprepared["worse"] = ValueError("bad"), InputError("worse")
-    toy.most_tokens, toy.most_patches = 15, 25
+    toy.max_batch_tokens, toy.max_batch_patches = 15, 25
     choices: list[Input] = [Text(f"t {n}") for n in range(20)] + [Image(png(n, 2)) for n in range(1, 20)]
     choices += [InstructedImage(png(n, 2), f"i {n % 3}") for n in range(1, 20)]
     spoilt: list[Input] = [Text("bad"), Text("worse"), Image(b"nothing"), Image(png(7, colour=KILLS)), Image("gone")]

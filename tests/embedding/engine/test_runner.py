@@ -70,10 +70,10 @@ class Counted:
     def cache(self) -> TensorCache:
         return self.embedder._running().vision
 
-    def remember(self, most_bytes: int) -> None:
+    def remember(self, max_bytes: int) -> None:
         """Begin with an empty cache of so many bytes."""
         self.cache.clear()
-        self.cache.most_bytes = most_bytes
+        self.cache.max_bytes = max_bytes
 
 
 @pytest.fixture(scope="module")

@@ -36,18 +36,18 @@ from abc_rag.models.family import Prepared
 class Line:
     """A scheduler, and what a preparation without threads would do for it."""
 
-    def __init__(self, most_tokens: int = 10, **settings: Any) -> None:
+    def __init__(self, max_batch_tokens: int = 10, **settings: Any) -> None:
         self.scheduler = Scheduler(
-            most_tokens=most_tokens,
-            **{"most_wait_s": 0.0, "most_waiting": 100, "most_waiting_bytes": 1000, **settings},
+            max_batch_tokens=max_batch_tokens,
+            **{"max_wait_s": 0.0, "max_queued": 100, "max_queued_bytes": 1000, **settings},
         )
         self.told = 0
 
-    def call(self, *, small: bool = False, most_items: int | None = None) -> Request:
+    def call(self, *, small: bool = False, max_items: int | None = None) -> Request:
         def changed() -> None:
             self.told += 1
 
-        return self.scheduler.open(small=small, most_items=most_items, changed=changed)
+        return self.scheduler.open(small=small, max_items=max_items, changed=changed)
 
     def ready(self, request: Request, *tokens: int, kind: str = "text", held_bytes: int = 0) -> list[Work]:
         """Give inputs and prepare them."""
@@ -88,7 +88,7 @@ def test_what_is_longer_than_the_budget_is_alone() -> None:
 def test_any_mix_keeps_to_the_budgets_and_loses_nothing(seed: int) -> None:
     rng = random.Random(seed)
     line = Line(20)
-    calls = [line.call(small=small, most_items=items) for small, items in ((False, None), (True, None), (False, 3))]
+    calls = [line.call(small=small, max_items=items) for small, items in ((False, None), (True, None), (False, 3))]
     works = []
     for _ in range(120):
         works += line.ready(rng.choice(calls), rng.randint(1, 25), kind=rng.choice(["text", "image"]))
@@ -108,7 +108,7 @@ def test_any_mix_keeps_to_the_budgets_and_loses_nothing(seed: int) -> None:
 
 def test_a_calls_batch_size_is_kept() -> None:
     line = Line(100)
-    line.ready(line.call(most_items=2), 1, 1, 1, 1, 1)
+    line.ready(line.call(max_items=2), 1, 1, 1, 1, 1)
     line.ready(line.call(), 1, 1, 1)
     batches = line.batches()
     assert [length for batch in batches for length in batch] == [1] * 8
@@ -180,7 +180,7 @@ def test_what_nobody_wants_any_more_is_dropped() -> None:
 
 
 def test_room_is_for_all_calls_together_but_everybody_gets_on() -> None:
-    line = Line(most_waiting=3)
+    line = Line(max_queued=3)
     bulk, small, other = line.call(), line.call(small=True), line.call()
     line.ready(bulk, 1, 1, 1)
     assert not line.scheduler.has_room(bulk)
@@ -198,7 +198,7 @@ def test_room_is_for_all_calls_together_but_everybody_gets_on() -> None:
 
 
 def test_bytes_of_pictures_are_waited_for() -> None:
-    line = Line(most_waiting_bytes=100)
+    line = Line(max_queued_bytes=100)
     (work,) = line.ready(line.call(), 1, held_bytes=100)
     opened = threading.Event()
 
@@ -306,7 +306,7 @@ def mixed(count: int, seed: int = 0) -> list[Input]:
 
 @pytest.mark.parametrize("batch_size", ["auto", 1, 3])
 def test_order_is_restored_and_budgets_are_apart(toy: Toy, opened: Any, batch_size: Any) -> None:
-    embedder = opened(most_tokens=12, most_patches=10)
+    embedder = opened(max_batch_tokens=12, max_batch_patches=10)
     inputs = mixed(200)
     np.testing.assert_array_equal(embedder.embed(inputs, batch_size=batch_size), toy.expected(inputs))
     assert all(len({one.kind for one in batch}) == 1 for batch in toy.batches)
@@ -507,10 +507,10 @@ def test_errors_are_the_callers_own(toy: Toy, opened: Any) -> None:
 def test_out_of_memory_halves_the_batches_and_says_so_once(
     toy: Toy, opened: Any, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    toy.most_tokens, toy.most_patches, toy.no_memory = 9, 7, lambda: error
+    toy.max_batch_tokens, toy.max_batch_patches, toy.no_memory = 9, 7, lambda: error
     inputs = [Text(words(1 + number % 9, f"t{number}")) for number in range(60)] + pictures(*range(1, 8))
     with caplog.at_level(logging.WARNING, "abc_rag"):
-        embedder = opened(most_tokens=100, most_patches=100)
+        embedder = opened(max_batch_tokens=100, max_batch_patches=100)
         np.testing.assert_array_equal(embedder.embed(inputs), toy.expected(inputs))
         failed = [batch for batch in toy.batches if sum(one.tokens for one in batch) > 9]
         assert 1 <= len(failed) <= 8
@@ -522,9 +522,9 @@ def test_out_of_memory_halves_the_batches_and_says_so_once(
 
 
 def test_what_does_not_fit_by_itself_is_named_and_costs_the_others_nothing(toy: Toy, opened: Any) -> None:
-    toy.most_tokens, toy.most_patches = 9, 7
+    toy.max_batch_tokens, toy.max_batch_patches = 9, 7
     inputs = [Text(words(3)), Text(words(10)), *pictures(5, 8, 6), Text(words(2))]
-    found = list(opened(most_tokens=100, most_patches=100).embed_iter(inputs, return_errors=True))
+    found = list(opened(max_batch_tokens=100, max_batch_patches=100).embed_iter(inputs, return_errors=True))
     for position in (1, 3):
         assert isinstance(found[position], InputError)
         assert str(found[position]).startswith(f"input {position}: does not fit into the memory of cpu even by itself")
@@ -560,7 +560,7 @@ def test_batches_are_reported(toy: Toy, opened: Any) -> None:
 
 
 def test_a_small_call_goes_before_a_running_large_one(toy: Toy, opened: Any) -> None:
-    embedder = opened(most_tokens=10)
+    embedder = opened(max_batch_tokens=10)
     bulk = [Text(words(5, f"b{number}")) for number in range(100)]
     with held(toy, 2) as pool:
         large = pool.submit(embedder.embed, bulk)
@@ -576,7 +576,7 @@ def test_a_small_call_goes_before_a_running_large_one(toy: Toy, opened: Any) -> 
 
 
 def test_a_large_call_ends_beside_endless_small_ones(toy: Toy, opened: Any) -> None:
-    embedder = opened(most_tokens=4)
+    embedder = opened(max_batch_tokens=4)
     over = threading.Event()
 
     def ask(thread: int) -> int:
@@ -598,7 +598,7 @@ def test_a_large_call_ends_beside_endless_small_ones(toy: Toy, opened: Any) -> N
 
 
 def test_a_stream_is_read_no_further_than_there_is_room(toy: Toy, opened: Any) -> None:
-    embedder = opened(most_waiting=10, most_tokens=2)
+    embedder = opened(max_queued=10, max_batch_tokens=2)
     pulled = 0
 
     def endless() -> Iterator[Input]:
@@ -619,7 +619,7 @@ def test_a_stream_is_read_no_further_than_there_is_room(toy: Toy, opened: Any) -
 
 
 def test_opened_pictures_are_bounded_in_bytes(toy: Toy, opened: Any) -> None:
-    embedder = opened(most_waiting_bytes=300, workers=2, worker_kind="thread")
+    embedder = opened(max_queued_bytes=300, workers=2, worker_kind="thread")
     inputs = [InstructedImage(png(100 + number), f"i {number}") for number in range(20)]  # 300 bytes and more each
     with held(toy, 1) as pool:
         call = pool.submit(embedder.embed, inputs)
@@ -636,7 +636,7 @@ def test_opened_pictures_are_bounded_in_bytes(toy: Toy, opened: Any) -> None:
 
 
 def test_a_cancelled_task_leaves_what_has_not_begun(toy: Toy, opened: Any) -> None:
-    embedder = opened(most_tokens=2)
+    embedder = opened(max_batch_tokens=2)
 
     async def main() -> None:
         toy.gate.clear()
@@ -659,7 +659,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("how", ["close", "exception", "interrupt", "forgotten"])
 def test_an_abandoned_stream_leaves_what_has_not_begun(toy: Toy, opened: Any, how: str) -> None:
-    embedder = opened(most_tokens=2)
+    embedder = opened(max_batch_tokens=2)
     inputs = [Text(f"t {number}") for number in range(100)]
     taken = []
     stream: Any = embedder.embed_iter(inputs)
@@ -700,7 +700,7 @@ def test_an_interrupt_while_the_inputs_are_read_is_the_callers(toy: Toy, opened:
 
 
 def test_many_event_loops_share_one_model(toy: Toy, opened: Any) -> None:
-    embedder = opened(most_waiting=4)
+    embedder = opened(max_queued=4)
 
     def loop(seed: int) -> None:
         async def main() -> None:
@@ -732,7 +732,7 @@ async def test_a_failed_input_is_named_to_a_task(toy: Toy, opened: Any) -> None:
 
 def test_two_replicas_share_the_work(toy: Toy, opened: Any) -> None:
     other = Toy()
-    embedder = opened(toy, other, most_tokens=10)
+    embedder = opened(toy, other, max_batch_tokens=10)
     other.gate.clear()
     inputs = mixed(100)
     with held(toy, 1) as pool:
@@ -759,7 +759,7 @@ def test_closing_ends_everything_and_the_next_call_begins_anew(toy: Toy, opened:
 
 
 def test_whoever_waits_while_it_is_closed_gets_an_error(toy: Toy, opened: Any) -> None:
-    embedder = opened(most_tokens=2, most_waiting=3)
+    embedder = opened(max_batch_tokens=2, max_queued=3)
     with held(toy, 4) as pool:
         calls = [pool.submit(embedder.embed, [Text(f"t {c} {n}") for n in range(20)]) for c in range(3)]
         assert toy.busy.wait(LONG)
@@ -773,7 +773,7 @@ def test_whoever_waits_while_it_is_closed_gets_an_error(toy: Toy, opened: Any) -
 
 
 def test_a_stream_over_a_closed_embedder_ends_in_an_error(toy: Toy, opened: Any) -> None:
-    embedder = opened(most_waiting=2)
+    embedder = opened(max_queued=2)
     stream = embedder.embed_iter(Text(f"t {number}") for number in range(100))
     next(stream)
     embedder.close()

@@ -289,7 +289,7 @@ LIMITS = ImageLimits(max_bytes=10_000, formats=frozenset({"PNG", "JPEG"}), allow
         {"model": "abc-mini", "weights": "int8"},
         {
             "model": "abc-mini",
-            "engine": EngineSettings(workers=3, most_wait_ms=2.5, cache_folder="cache", compile=True),
+            "engine": EngineSettings(workers=3, max_wait_ms=2.5, cache_folder="cache", compile=True),
         },
         {},
     ],

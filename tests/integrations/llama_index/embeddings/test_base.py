@@ -286,7 +286,7 @@ SETTINGS: list[dict[str, Any]] = [
         "embed_batch_size": 7,
         "show_progress": True,
         "image_limits": ImageLimits(max_bytes=10**6, allow_urls=True, formats=frozenset({"PNG", "JPEG"})),
-        "engine": EngineSettings(workers=3, most_wait_ms=2.5, cache_folder="cache"),
+        "engine": EngineSettings(workers=3, max_wait_ms=2.5, cache_folder="cache"),
     },
     {
         "model": ABCCheckpoint(
