@@ -152,29 +152,15 @@ def test_a_process_killed_while_idle_is_replaced(processes: LocalEmbedder, photo
 
 @NO_KILL
 def test_processes_killed_at_work_cost_nothing(processes: LocalEmbedder, photos: Any, expected: Any) -> None:
-    processes.embed(photos[:1])
-    stop = threading.Event()
-    killed: set[int] = set()
-
-    def kill() -> None:
-        # One at a time, and each only once: a picture that ends two processes is taken to be the cause.
-        while not stop.is_set():
-            for pid in processes.worker_pids[:1]:
-                if pid not in killed and len(killed) < 3:
-                    killed.add(pid)
-                    os.kill(pid, signal.SIGKILL)
-            stop.wait(0.3)
-
-    with ThreadPoolExecutor(1) as pool:
-        killing = pool.submit(kill)
-        try:
-            while len(killed) < 3:
-                vectors = list(processes.embed_iter(photos))
-                np.testing.assert_allclose(vectors, expected, atol=1e-5)
-        finally:
-            stop.set()
-        killing.result(LONG)
-    wait_until(lambda: not any(map(alive, killed)))
+    for _ in range(3):
+        stream = processes.embed_iter(photos)
+        vectors = [next(stream)]
+        # One at a time: a picture that ends two processes is taken to be the cause.
+        killed = processes.worker_pids[0]
+        os.kill(killed, signal.SIGKILL)
+        vectors += stream
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+        wait_until(lambda killed=killed: not alive(killed))
 
 
 @NO_KILL
