@@ -141,13 +141,9 @@ def _content(source: ImageSource) -> bytes:
     else:
         return _pixels(source, source)
 
-    from abc_rag.images.open import _identify
+    from abc_rag.images.formats import format_of
 
-    try:
-        _identify(data, "bytes", _any_size())
-    except ImageFormatError:
-        return data
-    return _pixels(data, source)
+    return data if format_of(data) is None else _pixels(data, source)
 
 
 def _pixels(picture: bytes | PIL.Image.Image, source: ImageSource) -> bytes:

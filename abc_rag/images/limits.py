@@ -7,24 +7,34 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from abc_rag.errors import ImageLimitError, InputError
+from abc_rag.images.formats import FORMATS
 
-_FORMATS = frozenset({"BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"})
+__all__ = ["DEFAULT_LIMITS", "ImageLimits", "refuse"]
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a picture may cost. Each limit's name is in the error raised where it is exceeded.
+    """What a picture may cost. An error names the limit that was exceeded.
+
+    All limits are checked before a pixel is decoded. Together they bound the time and the memory of every picture that
+    is let through, in threads too, where a decoder cannot be interrupted. With the defaults no picture took more than
+    a few seconds on one core, or more than `max_memory`.
 
     Attributes:
-        max_bytes: Most bytes of the encoded picture.
-        max_pixels: Most pixels, width times height, by the header and before decoding.
-        max_aspect_ratio: Most times that the longer side may be the shorter one. Qwen2-VL's own limit is 200.
-        max_frames: Most frames or pages of a GIF, PNG, WebP or TIFF file. Only the first is decoded; they
-            are counted without decoding, and no further than this.
-        formats: Which of BMP, GIF, JPEG, PNG, TIFF and WEBP are read.
+        max_bytes: Maximum size of the encoded picture in bytes.
+        max_pixels: Maximum of width times height.
+        max_memory: Maximum memory in bytes that decoding is estimated to need, by format and pixels.
+        max_aspect_ratio: Maximum ratio of the longer side to the shorter one. Qwen2-VL's own limit is 200.
+        max_frames: Maximum number of frames or pages of a GIF, PNG, WebP, TIFF, AVIF or HEIC file. Only the first is
+            decoded.
+        max_parts: Maximum number of segments of a JPEG file, chunks of a PNG or WebP file, and strips or tiles of a
+            TIFF file.
+        max_scan_pixels: Maximum of pixels times scans in a JPEG file. A progressive one has about ten scans, and each
+            costs a pass over all pixels, however small it is.
+        formats: Which of AVIF, BMP, GIF, HEIC, JPEG, PNG, TIFF and WEBP are read. HEIC needs the extra ``heif``.
         allow_urls: Whether a `URL` is fetched; only ever from public addresses.
-        url_timeout_s: Seconds that fetching may take, redirects included; at most 3600.
-        max_redirects: Most redirects followed.
+        url_timeout_s: Maximum time of fetching in seconds, redirects included; at most 3600.
+        max_redirects: Maximum number of redirects that are followed.
 
     Raises:
         InputError: A limit makes no sense.
@@ -32,16 +42,20 @@ class ImageLimits:
 
     max_bytes: int = 50 * 2**20
     max_pixels: int = 100_000_000
+    max_memory: int = 3 * 2**29
     max_aspect_ratio: float = 200.0
     max_frames: int = 1000
-    formats: frozenset[str] = _FORMATS
+    max_parts: int = 20_000
+    max_scan_pixels: int = 1_500_000_000
+    formats: frozenset[str] = FORMATS
     allow_urls: bool = False
     url_timeout_s: float = 10.0
     max_redirects: int = 3
 
     def __post_init__(self) -> None:
         """Checks every limit."""
-        for name, least in (("max_bytes", 1), ("max_pixels", 1), ("max_frames", 1), ("max_redirects", 0)):
+        positive = ("max_bytes", "max_pixels", "max_memory", "max_frames", "max_parts", "max_scan_pixels")
+        for name, least in (*((name, 1) for name in positive), ("max_redirects", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise InputError(f"ImageLimits.{name} must be an int of at least {least}, not {value!r}")
@@ -51,13 +65,24 @@ class ImageLimits:
                 raise InputError(f"ImageLimits.{name} must be a number in [{low:g}, {high:g}], not {value!r}")
         if type(self.allow_urls) is not bool:
             raise InputError(f"ImageLimits.allow_urls must be True or False, not {self.allow_urls!r}")
-        if not isinstance(self.formats, frozenset) or not self.formats or not self.formats <= _FORMATS:
-            raise InputError(f"ImageLimits.formats must be a frozenset out of {sorted(_FORMATS)}, not {self.formats!r}")
+        if not isinstance(self.formats, frozenset) or not self.formats or not self.formats <= FORMATS:
+            raise InputError(f"ImageLimits.formats must be a frozenset out of {sorted(FORMATS)}, not {self.formats!r}")
 
 
 DEFAULT_LIMITS = ImageLimits()
 
 
-def _refuse(name: str, measured: str, limit: str, limits: ImageLimits) -> NoReturn:
+def refuse(name: str, measured: str, limit: str, limits: ImageLimits) -> NoReturn:
+    """Refuse a picture that exceeds a limit.
+
+    Args:
+        name: What the picture is called.
+        measured: What it has, such as ``"70,000,000 bytes"``.
+        limit: The limit's name.
+        limits: Where its value stands.
+
+    Raises:
+        ImageLimitError: Always.
+    """
     exceeded = f"{measured} exceed ImageLimits.{limit}={getattr(limits, limit):,}"
     raise ImageLimitError(name, f"{exceeded}; to allow it, pass limits=ImageLimits({limit}=...)")

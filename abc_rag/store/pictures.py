@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 _KEPT = "kept"
 
 _SUFFIXES = {
+    "image/avif": ".avif",
     "image/bmp": ".bmp",
     "image/gif": ".gif",
+    "image/heic": ".heic",
     "image/jpeg": ".jpg",
     "image/png": ".png",
     "image/tiff": ".tiff",

@@ -18,8 +18,8 @@ import PIL.Image
 import pytest
 from PIL import ImageFile, ImageOps
 
+import abc_rag.images
 from abc_rag.errors import ImageError, ImageFetchError, ImageFormatError, ImageLimitError, InputError
-from abc_rag.images import open as images
 from abc_rag.images.limits import ImageLimits
 from abc_rag.images.open import content_hash, mime_type_of, open_image
 from abc_rag.images.read import describe_source, read_bytes
@@ -61,10 +61,11 @@ def gif_frame(width: int = 2, height: int = 2) -> bytes:
 
 
 def test_public_names() -> None:
-    assert images.__all__ == [
+    assert abc_rag.images.__all__ == [
         "DEFAULT_LIMITS",
         "ImageLimits",
         "OpenedImage",
+        "Rendering",
         "content_hash",
         "describe_source",
         "mime_type_of",
@@ -75,7 +76,7 @@ def test_public_names() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, abc_rag.images; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'chromadb')))"
+    code = "import sys, abc_rag.images; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'chromadb')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
@@ -252,7 +253,7 @@ def test_frames(kind: str) -> None:
 def test_counting_frames_stops() -> None:
     with pytest.raises(ImageLimitError, match="at least 1,001 frames"):
         open_image(gif(gif_frame() * 100_000))
-    with pytest.raises(ImageLimitError, match="2,000,000,001 frames"):
+    with pytest.raises(ImageLimitError, match="2,000,000,000 frames"):
         open_image(png(2, 2, chunk(b"acTL", struct.pack(">II", 2_000_000_000, 0))))
     with pytest.raises(ImageFormatError, match="data blocks"):
         open_image(gif(b"!\xfe" + b"\x01a" * 100_000 + b"\0", gif_frame()))
@@ -261,11 +262,6 @@ def test_counting_frames_stops() -> None:
     (entries,) = struct.unpack_from("<H", tiff, first)
     struct.pack_into("<I", tiff, first + 2 + 12 * entries, first)  # the next page is this page
     assert open_image(bytes(tiff)).size == (40, 30)
-
-
-def test_endless_jpeg_scans_are_refused() -> None:
-    with pytest.raises(ImageFormatError, match="scans"):
-        open_image(encode(picture(), "JPEG")[:-2] + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" * 1000)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
