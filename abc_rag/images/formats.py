@@ -9,7 +9,7 @@ __all__ = ["FORMATS", "HEAD_BYTES", "MIME_TYPES", "Format", "format_of", "kind_o
 Format = Literal["AVIF", "BMP", "GIF", "HEIC", "JPEG", "PNG", "TIFF", "WEBP"]
 
 FORMATS: frozenset[Format] = frozenset({"AVIF", "BMP", "GIF", "HEIC", "JPEG", "PNG", "TIFF", "WEBP"})
-MIME_TYPES: dict[Format, str] = {kind: f"image/{kind.lower()}" for kind in sorted(FORMATS)}
+MIME_TYPES: dict[str, str] = {kind: f"image/{kind.lower()}" for kind in sorted(FORMATS)}
 
 HEAD_BYTES = 64
 """First bytes of a file that are enough for `format_of` and `kind_of_file`."""

@@ -46,9 +46,6 @@ __all__ = ["OpenedImage", "content_hash", "mime_type_of", "open_image", "open_pi
 _LOADING = threading.Lock()
 
 
-_MIME_TYPES: dict[str, str] = {**MIME_TYPES}  # by whatever Pillow calls a format
-
-
 @dataclass(frozen=True, eq=False)
 class OpenedImage:
     """A picture, decoded.
@@ -103,7 +100,7 @@ def open_image(
     if isinstance(source, PIL.Image.Image):
         image, orientation = _copy_pil(source, name, limits)
         sha256 = _hash_pil(image, orientation)
-        mime_type = _MIME_TYPES.get(getattr(source, "format", None) or "")
+        mime_type = MIME_TYPES.get(getattr(source, "format", None) or "")
     else:
         data = read_bytes(source, limits=limits)
         kind = identify(data, name, limits)

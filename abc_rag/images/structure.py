@@ -239,7 +239,7 @@ def _walk_bmp(data: bytes, parts: _Parts) -> Structure:
 
 class _Tag(NamedTuple):
     type: int
-    count: int
+    length: int
     at: int  # of the values, wherever they are
 
 
@@ -283,11 +283,11 @@ class _Tiff:
         code = {3: "H", 4: "I", 13: "I", 16: "Q"}.get(tag.type) if tag is not None else None
         if tag is None or code is None:
             return ()
-        return struct.unpack_from(f"{self.order}{tag.count}{code}", self.data, tag.at)
+        return struct.unpack_from(f"{self.order}{tag.length}{code}", self.data, tag.at)
 
     def claimed(self, tags: dict[int, _Tag]) -> int:
         """Bytes of all values, each of which is read on its own, wherever it lies."""
-        return sum(tag.count * _TIFF_BYTES.get(tag.type, 0) for tag in tags.values())
+        return sum(tag.length * _TIFF_BYTES.get(tag.type, 0) for tag in tags.values())
 
 
 def _walk_tiff(data: bytes, parts: _Parts) -> Structure:
@@ -296,7 +296,7 @@ def _walk_tiff(data: bytes, parts: _Parts) -> Structure:
     tags = tiff.tags(tiff.first)
     for tag in tags.values():
         if tag.type not in _TIFF_PLAIN:
-            parts.check(tag.count)
+            parts.check(tag.length)
     if tiff.claimed(tags) > len(data) + _SPARE:
         parts.odd("has tags that hold more bytes than the file")
     pages: set[int] = set()  # the chain of pages may bite its own tail

@@ -545,3 +545,36 @@ def test_a_mime_type_is_told_by_the_bytes_without_decoding(kind: str) -> None:
     for bad, said in ((b"", "0 bytes"), (b"<html>", "web page"), (data[:12], "corrupt or truncated")):
         with pytest.raises(ImageFormatError, match=rf"^bytes \(\d+ B\): .*{said}"):
             mime_type_of(bad)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_avif(mode: str) -> None:
+    data = encode(picture(mode, (64, 48)), "AVIF", quality=100)
+    opened = open_image(data)
+    assert (opened.size, opened.mime_type) == ((64, 48), "image/avif")
+    with PIL.Image.open(io.BytesIO(data)) as expected:
+        assert opened.image.tobytes() == expected.convert("RGB").tobytes()
+    with pytest.raises(ImageLimitError, match="max_pixels"):
+        open_image(data, limits=ImageLimits(max_pixels=3000))
+    for part in (0.1, 0.5, 0.9):
+        with pytest.raises(ImageFormatError):
+            open_image(data[: int(len(data) * part)])
+
+
+def test_heic() -> None:
+    import pillow_heif
+
+    file = io.BytesIO()
+    pillow_heif.from_pillow(picture("RGB", (64, 48))).save(file, format="HEIF", quality=100)
+    opened = open_image(file.getvalue())
+    assert (opened.size, opened.mime_type) == ((64, 48), "image/heic")
+    means = [sum(image.resize((1, 1)).getpixel((0, 0))) for image in (opened.image, picture("RGB", (64, 48)))]
+    assert abs(means[0] - means[1]) < 12
+    with pytest.raises(ImageLimitError, match="max_pixels"):
+        open_image(file.getvalue(), limits=ImageLimits(max_pixels=3000))
+
+
+def test_a_heic_picture_names_the_extra_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageFormatError, match=r"pip install 'abc-rag\[heif\]'"):
+        open_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50))
