@@ -33,10 +33,8 @@ def compute_of(embedder: Embedder) -> tuple[str, str]:
     """The device and the number format that an embedder computes with; ``"unknown"`` where it does not say."""
     if not isinstance(embedder, LocalEmbedder):
         return "unknown", "unknown"
-    family = embedder.family
-    network = getattr(family, "network", None)
-    parameter = next(network.parameters(), None) if network is not None else None
-    return str(family.device), "unknown" if parameter is None else str(parameter.dtype).removeprefix("torch.")
+    facts = embedder.family.facts
+    return str(facts.device), str(facts.dtype).removeprefix("torch.")
 
 
 class VectorCache:

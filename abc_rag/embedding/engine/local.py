@@ -50,9 +50,9 @@ class _Machine:
         self._owner = owner
         self.pid = os.getpid()
         first = families[0]
-        kind = first.device.type
+        kind = first.facts.device.type
         disk = None if settings.cache_folder is None else DiskTier(settings.cache_folder, settings.cache_folder_bytes)
-        scope = f"{first.fingerprint} {first.dtype}"
+        scope = f"{first.facts.fingerprint} {first.facts.dtype}"
         self.vision = TensorCache(settings.vision_cache_bytes, disk=disk, scope=f"vision {scope}")
         embeddings_on_disk = disk if settings.embedding_cache_bytes else None
         self.embeddings = TensorCache(settings.embedding_cache_bytes, disk=embeddings_on_disk, scope=f"vector {scope}")
@@ -143,17 +143,17 @@ class LocalEmbedder(Embedder):
     @property
     def dim(self) -> int:
         """Length of a vector; loads the model."""
-        return self.family.dim
+        return self.family.facts.dim
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Model, revision and resolution; loads the model."""
-        return self.family.fingerprint
+        return self.family.facts.fingerprint
 
     @property
     def accepts(self) -> tuple[type, ...]:
         """Which of the input types the model takes; loads it."""
-        return self.family.accepts
+        return self.family.facts.accepts
 
     @property
     def worker_pids(self) -> list[int]:

@@ -82,7 +82,7 @@ class Preparation:
         self._kind = worker_kind
         self._workers = workers
         self._watchdog = Watchdog()
-        self.processes = PictureProcesses(family.recipe, family.image_limits, timeout_s, self._watchdog)
+        self.processes = PictureProcesses(family.facts.recipe, family.facts.image_limits, timeout_s, self._watchdog)
         self._pictures: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
         self._opening: dict[str, list[tuple[Input, Work]]] = {}
         self._lock = threading.Lock()
@@ -167,7 +167,7 @@ class Preparation:
     def _read_limited(self, source: ImageSource, slot: _Slot) -> _Read:
         # Fetching a URL has a limit of its own.
         with nullcontext() if isinstance(source, URL) else self._limited(source, slot):
-            limits = self._family.image_limits
+            limits = self._family.facts.image_limits
             if isinstance(source, PIL.Image.Image):
                 return _Read(source, None, content_hash(source, limits=limits))
             data = read_bytes(source, limits=limits)
@@ -272,8 +272,8 @@ class Preparation:
         if elsewhere and data is not None and self.processes.usable:
             return self.processes.open(data, name)
         with self._limited(source, slot):
-            return self._family.recipe.open(
-                source if data is None else data, limits=self._family.image_limits, name=name
+            return self._family.facts.recipe.open(
+                source if data is None else data, limits=self._family.facts.image_limits, name=name
             )
 
     @contextmanager

@@ -153,8 +153,8 @@ class Runner:
     def run(self) -> None:
         """Compute until the scheduler stops."""
         try:
-            if self._family.device.type == "cuda":
-                torch.cuda.set_device(self._family.device)
+            if self._family.facts.device.type == "cuda":
+                torch.cuda.set_device(self._family.facts.device)
             self._run()
         except BaseException as error:
             # Nobody may wait for a thread that has gone.
@@ -192,7 +192,9 @@ class Runner:
             works, patches = self._see(works)
             if not works:
                 return None
-            alone = self._family.device.type == "cpu" and not patches and sum(work.tokens for work in works) <= _ALONE
+            alone = (
+                self._family.facts.device.type == "cpu" and not patches and sum(work.tokens for work in works) <= _ALONE
+            )
             with one_thread() if alone else nullcontext():
                 rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
             copied = None
@@ -231,7 +233,7 @@ class Runner:
             # Threads that wait for more may hold a work for long; its picture must not be known because of that.
             work.prepared = None
         self._scheduler.done(results)
-        device = str(self._family.device)
+        device = str(self._family.facts.device)
         report = BatchReport(
             kind, len(works), tokens, launched.patches, launched.waited_from, launched.begun, ended, device
         )
@@ -339,7 +341,7 @@ class Runner:
 
     def _out_of_memory(self, error: BaseException) -> InputError:
         made = InputError(
-            f"does not fit into the memory of {self._family.device} even by itself; use fewer image tokens "
+            f"does not fit into the memory of {self._family.facts.device} even by itself; use fewer image tokens "
             "(max_tokens), a shorter text, a smaller dtype, or weights='int8'"
         )
         made.__cause__ = error
@@ -347,13 +349,13 @@ class Runner:
 
     def _free(self, smaller: str) -> None:
         self._vision.clear()
-        if self._family.device.type == "cuda":
+        if self._family.facts.device.type == "cuda":
             torch.cuda.empty_cache()
         if smaller and not self._warned:
             self._warned = True
             logger.warning(
                 "out of memory on %s: going on with smaller batches (%s, EngineSettings sets it for good)",
-                self._family.device,
+                self._family.facts.device,
                 smaller,
             )
 

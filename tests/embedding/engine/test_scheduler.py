@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import random
@@ -471,7 +472,8 @@ class Gated(ToyPictures):
 
 
 def test_an_input_that_hangs_with_its_first_picture_is_given_up_once(toy: Toy, opened: Any) -> None:
-    toy.pictures = gated = Gated()
+    gated = Gated()
+    toy.facts = dataclasses.replace(toy.facts, recipe=gated)
     embedder = opened(workers=1, worker_kind="thread", picture_timeout_s=0.3)
     before = set(threading.enumerate())
     (error,) = embedder.embed_iter([Interleaved([Image(png(7)), Image(png(8))])], return_errors=True)
