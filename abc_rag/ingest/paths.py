@@ -21,8 +21,8 @@ from abc_rag.ingest.files import IMAGE_SUFFIXES, TEXT_SUFFIXES, _files, _modalit
 from abc_rag.ingest.passages import passages_of
 from abc_rag.ingest.pictures import checked_facets, index_images, store_facets
 from abc_rag.ingest.report import IndexReport
-from abc_rag.store.base import image_id, text_id
-from abc_rag.store.chroma.store import ChromaStore
+from abc_rag.store.base import Store
+from abc_rag.store.records import image_id, text_id
 from abc_rag.types import Image, Input, InstructedImage, Record, Text, Vectors
 
 __all__ = ["index_images", "index_paths"]
@@ -78,7 +78,7 @@ class _Run:
         flying: Ids of what is being embedded.
     """
 
-    store: ChromaStore
+    store: Store
     limits: ImageLimits
     facets: Sequence[str]
     report: IndexReport
@@ -96,7 +96,7 @@ class _Run:
 def index_paths(
     paths: Sequence[str | os.PathLike[str]],
     embedder: Embedder,
-    store: ChromaStore,
+    store: Store,
     *,
     facets: Sequence[str] = (),
     prune: bool = False,

@@ -19,8 +19,8 @@ from abc_rag.errors import ABCRagError, InputError, PartialIndexError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.open import content_hash, mime_type_of, open_image
 from abc_rag.images.read import describe_source, read_bytes
-from abc_rag.store.base import _check_instruction, image_id
-from abc_rag.store.chroma.store import ChromaStore
+from abc_rag.store.base import Store
+from abc_rag.store.records import checked_instruction, image_id
 from abc_rag.types import (
     URL,
     DataURI,
@@ -87,7 +87,7 @@ class _Call:
     """What was asked for, and what has come of it."""
 
     sources: Sequence[ImageSource]
-    store: ChromaStore
+    store: Store
     limits: ImageLimits
     keep: bool
     facets: list[str]
@@ -113,11 +113,11 @@ def checked_facets(facets: Sequence[str], embedder: Embedder) -> list[str]:
             "leave them out"
         )
     for facet in facets:
-        _check_instruction(facet)
+        checked_instruction(facet)
     return list(dict.fromkeys(facets))
 
 
-def store_facets(store: ChromaStore, facets: Mapping[tuple[str, str], Vectors]) -> None:
+def store_facets(store: Store, facets: Mapping[tuple[str, str], Vectors]) -> None:
     """Store the vector of each (id, instruction), those of one instruction together."""
     for facet in dict.fromkeys(facet for _, facet in facets):
         chosen = {id_: vector for (id_, asked), vector in facets.items() if asked == facet}
@@ -127,7 +127,7 @@ def store_facets(store: ChromaStore, facets: Mapping[tuple[str, str], Vectors]) 
 def index_images(
     images: Iterable[ImageSource],
     embedder: Embedder,
-    store: ChromaStore,
+    store: Store,
     *,
     ids: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
@@ -150,9 +150,9 @@ def index_images(
             record, with the caption and metadata of the last.
         captions: One text a picture, stored beside it. It is not embedded.
         metadatas: One mapping a picture.
-        facets: Instructions under which each picture gets a further vector; see `ChromaStore.add_facets`.
-        keep: Copy the pictures into the store's own folder and refer to the copies; see `ChromaStore.keep_picture`.
-            A PIL image is kept as PNG.
+        facets: Instructions under which each picture gets a further vector; see `abc_rag.store.Store.add_facets`.
+        keep: Copy the pictures into the store's own folder and refer to the copies; see
+            `abc_rag.store.Store.keep_picture`. A PIL image is kept as PNG.
         limits: Which pictures are accepted, and whether URLs are fetched. The embedder's own limits hold as well.
         progress: Show a progress bar with rate and time left.
 
@@ -308,7 +308,7 @@ def _store_together(
     )
 
 
-def _kept(picture: _Picture, store: ChromaStore) -> Record:
+def _kept(picture: _Picture, store: Store) -> Record:
     assert isinstance(picture.source, bytes)
     return replace(
         picture.record, source=store.keep_picture(picture.source, picture.record.mime_type), source_type="path"

@@ -22,7 +22,7 @@ from abc_rag.images.open import content_hash, open_image
 from abc_rag.ingest import paths as ingest
 from abc_rag.ingest.paths import index_paths
 from abc_rag.ingest.pictures import index_images
-from abc_rag.store.base import image_id, text_id
+from abc_rag.store.records import image_id, text_id
 from abc_rag.types import Vectors
 
 LEFT, RIGHT, TOP = (f"what is {where}?" for where in ("on the left", "on the right", "at the top"))

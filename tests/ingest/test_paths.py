@@ -29,7 +29,7 @@ from abc_rag.ingest.passages import passages_of
 from abc_rag.ingest.paths import index_paths
 from abc_rag.ingest.pictures import index_images
 from abc_rag.ingest.report import IndexReport
-from abc_rag.store.base import image_id, text_id
+from abc_rag.store.records import image_id, text_id
 from abc_rag.types import Vectors
 
 
