@@ -117,7 +117,7 @@ def parse(where: Mapping[str, Any] | None, modality: Modality | None = None) -> 
     if modality not in (None, "text", "image"):
         raise InputError(f"modality must be 'text', 'image' or None, not {modality!r}")
     if where is not None and not isinstance(where, Mapping):
-        raise InputError(f"the filter (where) must be a dict such as {{'page': 3}}, not {type(where).__name__}")
+        raise InputError(f"where must be a dict such as {{'page': 3}}, not {type(where).__name__}")
     parts = _parts(where, 0) if where else []
     if modality is not None:
         parts.append(Test(MODALITY, "$eq", modality))

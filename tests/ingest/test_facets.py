@@ -195,10 +195,12 @@ def test_bad_facets_are_refused_before_anything(
 # Small groups, so that there is much to be interrupted; dies at the n-th call, before or after it is answered.
 DIES = """
 import os, signal, sys
-from abc_rag import ChromaStore, embedder, ingest
+from abc_rag import ChromaStore
+from abc_rag.embedding import embedder
 from abc_rag.embedding.fake import FakeEmbedder
+from abc_rag.ingest import paths
 folder, place, at, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-ingest._CHUNK = ingest._MOST_ITEMS = embedder._CHUNK = 2
+paths._CHUNK = paths._MOST_ITEMS = embedder._CHUNK = 2
 class Dying(FakeEmbedder):
     calls = 0
     def _embed(self, inputs, **options):
@@ -208,12 +210,12 @@ class Dying(FakeEmbedder):
         return super()._embed(inputs, **options)
 class Store(ChromaStore):
     # Dies right after the write that follows the call.
-    def _write(self, items):
-        super()._write(items)
-        if how == "written" and Dying.calls == at - 1 and items:
+    def add(self, records, vectors):
+        super().add(records, vectors)
+        if how == "written" and Dying.calls == at - 1 and records:
             os._exit(9)
 store = Store(place, fingerprint=FakeEmbedder().fingerprint)
-ingest.index_paths([folder], Dying(), store, facets=["left", "right"])
+paths.index_paths([folder], Dying(), store, facets=["left", "right"])
 print("done", flush=True)
 """
 

@@ -585,13 +585,13 @@ def test_a_picture_is_read_once_and_reaches_the_embedder_as_it_is(
 ) -> None:
     path = picture(folder / "a.jpg", "red")
     reads: list[str] = []
-    read_file = abc_rag.images._read_file
+    read_file = abc_rag.images.read._read_file
 
     def read(name: str, *others: Any) -> bytes:
         reads.append(name)
         return read_file(name, *others)
 
-    monkeypatch.setattr(abc_rag.images, "_read_file", read)
+    monkeypatch.setattr(abc_rag.images.read, "_read_file", read)
     embedder = Counting()
     index_paths([path], embedder, store, facets=["what is on the left?"])
     assert reads == [str(path)]
