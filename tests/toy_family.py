@@ -18,7 +18,7 @@ from toy_pictures import ToyOpened, ToyPictures
 
 from abc_rag import Image, ImageLimits, Input, InstructedImage, Interleaved, Text
 from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared
-from abc_rag.types import BASIC_TYPES, Fingerprint, Vectors, words_of
+from abc_rag.types import BASIC_TYPES, Fingerprint, Vectors
 
 LONG = 60.0
 """Seconds after which what a test waits for will not come any more."""
@@ -87,7 +87,7 @@ class Toy(Family):
         opened = self.opened(item, pictures)
         if isinstance(item, Interleaved):
             shown = [0] * sum(picture.tokens for picture in opened)
-            return ToyPrepared("interleaved", np.array([*shown, zlib.crc32(words_of(item).encode())]), opened, item)
+            return ToyPrepared("interleaved", np.array([*shown, zlib.crc32(item.words.encode())]), opened, item)
         kind = "image+instruction" if isinstance(item, InstructedImage) else "image"
         return ToyPrepared(kind, np.array([0] * opened[0].tokens + ids[: kind != "image" and len(ids)]), opened, item)
 

@@ -18,7 +18,7 @@ import torch
 
 from abc_rag.errors import InputError
 from abc_rag.images.limits import ImageLimits
-from abc_rag.types import BASIC_TYPES, Fingerprint, ImageSource, Input, sources_of, words_of
+from abc_rag.types import BASIC_TYPES, Fingerprint, ImageSource, Input
 
 __all__ = ["Family", "FamilyFacts", "Opened", "Picture", "PictureRecipe", "Prepared", "check_length"]
 
@@ -99,7 +99,7 @@ def check_length(prepared: Prepared, item: Input, most: int) -> None:
     if prepared.tokens > most:
         raise InputError(
             f"an input of {prepared.tokens} tokens is longer than the model's {most}; "
-            f"split the text: {words_of(item)[:60]!r} ..."
+            f"split the text: {item.words[:60]!r} ..."
         )
 
 
@@ -161,7 +161,7 @@ class Family(ABC):
         if pictures is not None:
             return tuple(pictures)
         found = []
-        for source in sources_of(item):
+        for source in item.pictures:
             opened = self.facts.recipe.open(source, limits=self.facts.image_limits)
             found.append(Picture("", self.picture_tokens(opened), opened))
         return tuple(found)

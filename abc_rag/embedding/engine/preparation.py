@@ -22,7 +22,7 @@ from abc_rag.errors import ImageFormatError
 from abc_rag.images.open import content_hash
 from abc_rag.images.read import describe_source, read_bytes
 from abc_rag.models.family import Family, Picture
-from abc_rag.types import URL, ImageSource, Input, Vectors, content_of, sources_of
+from abc_rag.types import URL, ImageSource, Input, Vectors
 
 __all__ = ["Preparation"]
 
@@ -135,11 +135,11 @@ class Preparation:
         item = ticket.item
         slot.at = ticket
         try:
-            sources = sources_of(item)
+            sources = item.pictures
             if sources:
                 self._scheduler.wait_for_bytes()
             read = [self._read_limited(source, slot) for source in sources]
-            content = content_of(item, [one.digest for one in read])
+            content = item.content([one.digest for one in read])
             key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
         except BaseException as error:  # libraries in other languages raise those too
             settled.append((ticket, error))
@@ -182,7 +182,8 @@ class Preparation:
     ) -> None:
         for item, work in waiting:
             try:
-                work.prepared = self._family.prepare(item, pictures)
+                work.prepared = prepared = self._family.prepare(item, pictures)
+                work.tokens = prepared.tokens
                 works.append(work)
             except BaseException as error:
                 settled.append((work, error))

@@ -38,7 +38,7 @@ from abc_rag.images.limits import ImageLimits
 from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared, check_length
 from abc_rag.models.loader import LoadOptions
 from abc_rag.models.sentence_transformers.pictures import Pixels, PlainPictures
-from abc_rag.types import Fingerprint, Image, Input, InstructedImage, InstructedText, Interleaved, Text, sources_of
+from abc_rag.types import Fingerprint, Image, Input, InstructedImage, InstructedText, Interleaved, Text
 
 try:
     from sentence_transformers import SentenceTransformer
@@ -213,7 +213,7 @@ class STFamily(Family):
         model = self._name
         if not isinstance(item, self.facts.accepts):
             takes = ", ".join(kind.__name__ for kind in self.facts.accepts)
-            if not sources_of(item):
+            if not item.pictures:
                 remedy = "take another model"
             elif Image not in self.facts.accepts:
                 remedy = "it reads no pictures; take a model that does, or embed a caption as Text"
