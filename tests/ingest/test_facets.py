@@ -120,7 +120,7 @@ def test_only_the_picture_that_lacks_a_facet_gets_it(folder: Path, store: Chroma
 
 def test_what_a_caller_stored_gets_facets_too(folder: Path, store: ChromaStore) -> None:
     path = picture(folder / "red.png", "red")
-    (id_,) = ingest.index_images([path], FakeEmbedder(), store, captions=["red"], facets=[LEFT])
+    (id_,) = index_images([path], FakeEmbedder(), store, captions=["red"], facets=[LEFT])
     report = index_paths([folder], Counting(), store, facets=[LEFT, RIGHT])
     assert (report.unchanged, report.facets) == (1, 1)
     assert store.get([id_])[0].text == "red"
@@ -211,9 +211,10 @@ class Dying(FakeEmbedder):
 class Store(ChromaStore):
     # Dies right after the write that follows the call.
     def add(self, records, vectors):
-        super().add(records, vectors)
+        added = super().add(records, vectors)
         if how == "written" and Dying.calls == at - 1 and records:
             os._exit(9)
+        return added
 store = Store(place, fingerprint=FakeEmbedder().fingerprint)
 paths.index_paths([folder], Dying(), store, facets=["left", "right"])
 print("done", flush=True)
