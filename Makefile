@@ -1,10 +1,12 @@
 # Python 3.10 or later; PYTHON=python3.12 picks another. VENV is where everything is installed.
 PYTHON ?= python3
 VENV ?= .venv
+# Where torch comes from; if not given, from pip's own index. https://download.pytorch.org/whl/cpu has no CUDA.
+TORCH_INDEX ?=
 BIN := $(VENV)/bin
 CONSTRAINTS := -c constraints.txt
 
-.PHONY: demo test check wheel train-mini figures notebooks clean
+.PHONY: demo test check docs pictures wheel train-mini figures notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/abc-rag demo
@@ -17,6 +19,15 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# The guides and the API reference, in site/. Sphinx's warnings are errors.
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
+
+# The diagrams of the guides, the help pages, and, with Chromium, the picture of the README.
+pictures: $(VENV)/.dev
+	$(BIN)/python scripts/draw_figures.py
+	$(BIN)/python scripts/draw_demo.py
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -38,7 +49,7 @@ notebooks: $(VENV)/.dev
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("abc-rag needs Python 3.10 or later, this is " + sys.version.split()[0] + "; set PYTHON=...") if sys.version_info < (3, 10) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
@@ -50,4 +61,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build site .pytest_cache .mypy_cache .ruff_cache

@@ -7,7 +7,6 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Literal, overload
 
@@ -169,12 +168,11 @@ class Embedder(ABC):
                     yield item
 
         position = 0
-        with progress_bar("embedding", total=total, enabled=True) if progress else nullcontext() as bar:
+        with progress_bar("embedding", total=total, enabled=progress) as bar:
             for result in itertools.chain(self._embed_each(usable(), batch_size=batch_size), [None]):
                 while pulled and (wrong := pulled.popleft()) is not None:
                     yield _given(wrong, return_errors)
-                    if bar is not None:
-                        bar.advance()
+                    bar.advance()
                     position += 1
                 if result is None:
                     return
@@ -185,8 +183,7 @@ class Embedder(ABC):
                 else:
                     self._check(result[None], 1)
                 yield result
-                if bar is not None:
-                    bar.advance()
+                bar.advance()
                 position += 1
 
     def _embed_each(self, inputs: Iterator[Input], *, batch_size: BatchSize) -> Iterator[Vectors | ABCRagError]:

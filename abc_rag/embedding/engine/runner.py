@@ -20,7 +20,7 @@ from abc_rag.errors import ABCRagError, InputError
 from abc_rag.models.family import Family, Picture
 from abc_rag.types import Vectors
 
-__all__ = ["JOIN_S", "BatchReport", "ModelThread", "Reports", "Runner", "is_out_of_memory"]
+__all__ = ["JOIN_S", "BatchReport", "ModelThread", "Runner", "is_out_of_memory"]
 
 # A block of this size, freed once, raises the allocator's thresholds (see `_keep_freed_memory`); it learns from blocks
 # of up to 32 MiB.
@@ -57,12 +57,6 @@ class BatchReport:
     begun: float
     ended: float
     device: str
-
-
-class Reports:
-    """Who is told about each batch. Apart from the embedder, so that no thread keeps the embedder alive."""
-
-    listener: Callable[[BatchReport], None] | None = None
 
 
 @dataclass
@@ -133,7 +127,7 @@ class Runner:
         vision: Where vision features go.
         embeddings: Where vectors go.
         max_batch_patches: Budget of one pass of the vision tower.
-        reports: Whoever listens there is given a `BatchReport` after each batch.
+        report: Called after each batch with a `BatchReport`.
     """
 
     def __init__(
@@ -144,15 +138,14 @@ class Runner:
         vision: TensorCache,
         embeddings: TensorCache,
         max_batch_patches: int,
-        reports: Reports,
+        report: Callable[[BatchReport], None],
     ) -> None:
         self._family = family
-        self._on_cpu = family.facts.device.type == "cpu"
         self._scheduler = scheduler
         self._vision = vision
         self._embeddings = embeddings
         self._max_batch_patches = max_batch_patches
-        self._reports = reports
+        self._report = report
         self._warned = False
         self._in_between = False
         self.ended = threading.Event()
@@ -160,8 +153,8 @@ class Runner:
     def run(self) -> None:
         """Compute until the scheduler stops."""
         try:
-            if self._family.facts.device.type == "cuda":
-                torch.cuda.set_device(self._family.facts.device)
+            if self._family.device.type == "cuda":
+                torch.cuda.set_device(self._family.device)
             self._run()
         except BaseException as error:
             # Nobody may wait for a thread that has gone.
@@ -199,7 +192,7 @@ class Runner:
             works, patches = self._see(works)
             if not works:
                 return None
-            alone = self._on_cpu and not patches and sum(work.tokens for work in works) <= _ALONE
+            alone = self._family.device.type == "cpu" and not patches and sum(work.tokens for work in works) <= _ALONE
             with one_thread() if alone else nullcontext():
                 rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
             copied = None
@@ -238,14 +231,12 @@ class Runner:
             # Threads that wait for more may hold a work for long; its picture must not be known because of that.
             work.prepared = None
         self._scheduler.done(results)
-        if (listener := self._reports.listener) is None:
-            return
-        device = str(self._family.facts.device)
+        device = str(self._family.device)
         report = BatchReport(
             kind, len(works), tokens, launched.patches, launched.waited_from, launched.begun, ended, device
         )
         try:
-            listener(report)
+            self._report(report)
         except Exception:
             logger.exception("the listener to batches has failed")
 
@@ -255,7 +246,7 @@ class Runner:
         """Have the vision tower see what it has not; the works that can go on, and how many patches it saw."""
         unseen: dict[int, Picture] = {}
         for work in works:
-            for picture in _pictures(work):
+            for picture in work.pictures:
                 if picture.features is None:
                     # A batch between its opening and now may have seen the same picture.
                     picture.features = self._vision.get(picture.key) if self._vision.in_use else None
@@ -263,14 +254,13 @@ class Runner:
                         unseen[id(picture)] = picture
         patches = sum(picture.opened.patches for picture in unseen.values())
         failed = self._see_all(list(unseen.values()))
-        if any(work.held_bytes for work in works):
-            self._scheduler.seen(works)
+        self._scheduler.seen(works)
         if not failed:
             return works, patches
         lost = [
-            (work, next(failed[id(picture)] for picture in _pictures(work) if id(picture) in failed))
+            (work, next(failed[id(picture)] for picture in work.pictures if id(picture) in failed))
             for work in works
-            if any(id(picture) in failed for picture in _pictures(work))
+            if any(id(picture) in failed for picture in work.pictures)
         ]
         self._scheduler.done(list(lost))
         gone = {id(work) for work, _ in lost}
@@ -349,7 +339,7 @@ class Runner:
 
     def _out_of_memory(self, error: BaseException) -> InputError:
         made = InputError(
-            f"does not fit into the memory of {self._family.facts.device} even by itself; use fewer image tokens "
+            f"does not fit into the memory of {self._family.device} even by itself; use fewer image tokens "
             "(max_tokens), a shorter text, a smaller dtype, or weights='int8'"
         )
         made.__cause__ = error
@@ -357,19 +347,15 @@ class Runner:
 
     def _free(self, smaller: str) -> None:
         self._vision.clear()
-        if self._family.facts.device.type == "cuda":
+        if self._family.device.type == "cuda":
             torch.cuda.empty_cache()
         if smaller and not self._warned:
             self._warned = True
             logger.warning(
                 "out of memory on %s: going on with smaller batches (%s, EngineSettings sets it for good)",
-                self._family.facts.device,
+                self._family.device,
                 smaller,
             )
-
-
-def _pictures(work: Work) -> tuple[Picture, ...]:
-    return work.prepared.pictures if work.prepared is not None else ()
 
 
 def _keep_freed_memory() -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from abc_rag.errors import ImageError
 from abc_rag.images.read import describe_source
-from abc_rag.models.family import Prepared
-from abc_rag.types import Input, Vectors
+from abc_rag.models.family import Picture, Prepared
+from abc_rag.types import Image, Input, InstructedImage, InstructedText, Text, Vectors
 
 __all__ = ["Request", "Scheduler", "Ticket", "Work"]
 
@@ -25,6 +25,7 @@ __all__ = ["Request", "Scheduler", "Ticket", "Work"]
 _SMALL = 8
 # Texts prepared in one go: each takes little more than handing it over.
 _TEXTS = 32
+_WORDS = (Text, InstructedText)
 # Batches' worth of work among which the longest is chosen first.
 _AHEAD = 4
 # How long a model that alternates with preparation waits for several batches' worth.
@@ -42,21 +43,11 @@ class Ticket:
 
 @dataclass(eq=False)
 class Work:
-    """One distinct content: computed once, for every ticket that asks for it.
-
-    Attributes:
-        key: Hash of the content.
-        tickets: Who waits for it.
-        prepared: What the network takes, from the end of preparation until there is a result.
-        tokens: Length of the sequence that the language model sees.
-        since: When it became ready, on the monotonic clock.
-        held_bytes: Bytes of its opened pictures.
-    """
+    """What is computed once, and for whom."""
 
     key: bytes
     tickets: list[Ticket]
     prepared: Prepared | None = None
-    tokens: int = 0
     since: float = 0.0
     held_bytes: int = 0
 
@@ -69,6 +60,16 @@ class Work:
     def small(self) -> bool:
         """Whether a call with few inputs waits for it."""
         return any(ticket.request.small for ticket in self.tickets)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Those of its input."""
+        return self.prepared.pictures if self.prepared is not None else ()
+
+    @property
+    def tokens(self) -> int:
+        """Its length."""
+        return self.prepared.tokens if self.prepared is not None else 0
 
 
 @dataclass(eq=False)
@@ -204,7 +205,9 @@ class Scheduler:
                 for line in self._to_prepare[: 1 if self._draining else 2]:
                     if line:
                         taken = [line.popleft()]
-                        while line and not (taken[0].item.pictures or line[0].item.pictures) and len(taken) < _TEXTS:
+                        while line and isinstance(taken[0].item, _WORDS) and isinstance(line[0].item, _WORDS):
+                            if len(taken) == _TEXTS:
+                                break
                             taken.append(line.popleft())
                         self._preparing += 1
                         return taken
@@ -422,9 +425,9 @@ class Scheduler:
 
 def _copied(error: BaseException, item: Input) -> BaseException:
     try:
-        if isinstance(error, ImageError) and len(item.pictures) == 1:
-            # Found for one of several names of the same content.
-            return type(error)(describe_source(item.pictures[0]), error.reason)
+        if isinstance(error, ImageError) and isinstance(item, (Image, InstructedImage)):
+            # Found out for one of several names of the same content.
+            return type(error)(describe_source(item.source), error.reason)
         return copy.copy(error)
     except Exception:  # it cannot be made anew from its message
         return error
