@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Union
+from typing import TYPE_CHECKING, ClassVar, Literal, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +42,6 @@ __all__ = [
     "Text",
     "Trace",
     "Vectors",
-    "content_of",
-    "sources_of",
-    "words_of",
 ]
 
 Vectors = npt.NDArray[np.float32]
@@ -94,8 +91,21 @@ class Text:
 
     text: str
 
+    pictures: ClassVar[tuple[ImageSource, ...]] = ()
+    """A text has none."""
+
     def __post_init__(self) -> None:
+        """Checks the type."""
         _require_text(self.text, "Text.text")
+
+    @property
+    def words(self) -> str:
+        """The text."""
+        return self.text
+
+    def content(self, pictures: Sequence[str]) -> str:
+        """A string that inputs of equal content share."""
+        return _content(self, self.text)
 
 
 @dataclass(frozen=True)
@@ -104,8 +114,21 @@ class Image:
 
     source: ImageSource
 
+    words: ClassVar[str] = ""
+    """A picture says nothing in words."""
+
     def __post_init__(self) -> None:
+        """Checks the type."""
         _require_source(self.source, "Image.source")
+
+    @property
+    def pictures(self) -> tuple[ImageSource, ...]:
+        """The picture."""
+        return (self.source,)
+
+    def content(self, pictures: Sequence[str]) -> str:
+        """A string that inputs of equal content share, given a name for the content of the picture."""
+        return _content(self, list(pictures))
 
 
 @dataclass(frozen=True)
@@ -116,8 +139,23 @@ class InstructedImage:
     instruction: str
 
     def __post_init__(self) -> None:
+        """Checks the types."""
         _require_source(self.source, "InstructedImage.source")
         _require_text(self.instruction, "InstructedImage.instruction")
+
+    @property
+    def pictures(self) -> tuple[ImageSource, ...]:
+        """The picture."""
+        return (self.source,)
+
+    @property
+    def words(self) -> str:
+        """The instruction."""
+        return self.instruction
+
+    def content(self, pictures: Sequence[str]) -> str:
+        """A string that inputs of equal content share, given a name for the content of the picture."""
+        return _content(self, list(pictures), self.instruction)
 
 
 @dataclass(frozen=True)
@@ -127,9 +165,22 @@ class InstructedText:
     text: str
     instruction: str
 
+    pictures: ClassVar[tuple[ImageSource, ...]] = ()
+    """A text has none."""
+
     def __post_init__(self) -> None:
+        """Checks the types."""
         _require_text(self.text, "InstructedText.text")
         _require_text(self.instruction, "InstructedText.instruction")
+
+    @property
+    def words(self) -> str:
+        """The text, without the instruction."""
+        return self.text
+
+    def content(self, pictures: Sequence[str]) -> str:
+        """A string that inputs of equal content share."""
+        return _content(self, self.text, self.instruction)
 
 
 @dataclass(frozen=True)
@@ -146,6 +197,7 @@ class Interleaved:
     parts: Sequence[Text | Image]
 
     def __post_init__(self) -> None:
+        """Checks the parts."""
         if isinstance(self.parts, (str, bytes, Text, Image)) or not isinstance(self.parts, Iterable):
             raise InputError(
                 f"Interleaved takes a list of Text and Image values, not a single {type(self.parts).__name__}"
@@ -160,6 +212,26 @@ class Interleaved:
         if not parts:
             raise InputError("an Interleaved has no parts; give it Text and Image values")
         object.__setattr__(self, "parts", parts)
+
+    @property
+    def pictures(self) -> tuple[ImageSource, ...]:
+        """Its pictures, in order."""
+        return tuple(picture for part in self.parts for picture in part.pictures)
+
+    @property
+    def words(self) -> str:
+        """Its texts, with a space between two of them."""
+        return " ".join(part.text.strip() for part in self.parts if isinstance(part, Text))
+
+    def content(self, pictures: Sequence[str]) -> str:
+        """A string that inputs of equal content share, given a name for the content of each of its pictures."""
+        names = iter(pictures)
+        return _content(self, *(part.text if isinstance(part, Text) else [next(names)] for part in self.parts))
+
+
+def _content(item: object, *parts: str | list[str]) -> str:
+    # A picture's name is a list: no text is equal to it.
+    return json.dumps([type(item).__name__, *parts])
 
 
 Input = Text | InstructedText | Image | InstructedImage | Interleaved
@@ -281,37 +353,3 @@ BASIC_TYPES: tuple[type, ...] = (Text, Image, InstructedImage)
 """What every embedder takes."""
 INPUT_TYPES: tuple[type, ...] = (*BASIC_TYPES, InstructedText, Interleaved)
 """All there are; see `abc_rag.Embedder.accepts`."""
-
-
-def sources_of(item: Input) -> tuple[ImageSource, ...]:
-    """The pictures of an input, in order."""
-    if isinstance(item, (Image, InstructedImage)):
-        return (item.source,)
-    if isinstance(item, Interleaved):
-        return tuple(part.source for part in item.parts if isinstance(part, Image))
-    return ()
-
-
-def words_of(item: Input) -> str:
-    """What an input says in words, for messages."""
-    if isinstance(item, (Text, InstructedText)):
-        return item.text
-    if isinstance(item, InstructedImage):
-        return item.instruction
-    if isinstance(item, Interleaved):
-        return " ".join(part.text.strip() for part in item.parts if isinstance(part, Text))
-    return ""
-
-
-def content_of(item: Input, pictures: Sequence[str]) -> str:
-    """A string that is equal for inputs of equal content, given names of the input's pictures."""
-    names = iter(pictures)
-    if isinstance(item, Interleaved):
-        said = [part.text if isinstance(part, Text) else [next(names)] for part in item.parts]
-    elif isinstance(item, InstructedText):
-        said = [item.text, item.instruction]
-    elif isinstance(item, Text):
-        said = [item.text]
-    else:
-        said = [[next(names)], *([item.instruction] if isinstance(item, InstructedImage) else [])]
-    return json.dumps([type(item).__name__, *said])

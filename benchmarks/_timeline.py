@@ -26,7 +26,7 @@ class Recorder:
 
     def __init__(self, family: ABCFamily) -> None:
         self._family = family
-        self._cuda = family.device.type == "cuda"
+        self._cuda = family.facts.device.type == "cuda"
         self._lock = threading.Lock()
         self._prepared: list[Interval] = []
         self._computed: list[Any] = []
@@ -40,7 +40,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         # On the instance alone; the class keeps what it has.
         family: Any = self._family
-        recipe = family.recipe
+        recipe = family.facts.recipe
         object.__setattr__(recipe, "open", self._watch(recipe.open, self._host, self._prepared))  # it is frozen
         family.prepare = self._watch(family.prepare, self._host, self._prepared)
         on_device = self._device if self._cuda else self._host
@@ -51,7 +51,7 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         family: Any = self._family
         del family.prepare, family.see, family.forward
-        object.__delattr__(family.recipe, "open")
+        object.__delattr__(family.facts.recipe, "open")
 
     def _watch(
         self, call: Callable[..., Any], timed: Callable[[Callable[[], Any]], tuple[Any, Any]], into: list[Any]

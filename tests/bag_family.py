@@ -18,8 +18,8 @@ from abc_rag import Fingerprint, ImageLimits, Input, InstructedImage, Interleave
 from abc_rag.errors import CheckpointError, InputError
 from abc_rag.images.open import open_pixels
 from abc_rag.models import Checkpoint, LoadOptions, ModelLoader
-from abc_rag.models.family import Family, Picture, Prepared
-from abc_rag.types import ImageSource
+from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared
+from abc_rag.types import BASIC_TYPES, ImageSource
 
 if TYPE_CHECKING:
     import torch
@@ -91,37 +91,19 @@ class BagFamily(Family):
     image_token = 0
 
     def __init__(self, dim: int, fingerprint: Fingerprint, limits: ImageLimits, device: torch.device) -> None:
-        self._dim, self._fingerprint, self._limits, self._device = dim, fingerprint, limits, device
-
-    @property
-    def dim(self) -> int:
-        return self._dim
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        return self._fingerprint
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
         import torch
 
-        return torch.float32
-
-    @property
-    def image_limits(self) -> ImageLimits:
-        return self._limits
-
-    @property
-    def recipe(self) -> MeanColours:
-        return MeanColours()
-
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (*super().accepts, Interleaved)
+        super().__init__(
+            FamilyFacts(
+                dim=dim,
+                fingerprint=fingerprint,
+                device=device,
+                dtype=torch.float32,
+                image_limits=limits,
+                recipe=MeanColours(),
+                accepts=(*BASIC_TYPES, Interleaved),
+            )
+        )
 
     def picture_tokens(self, opened: MeanColour) -> int:
         return 1
@@ -142,10 +124,10 @@ class BagFamily(Family):
         import torch
 
         self.see_all(batch)
-        rows = torch.zeros(len(batch), self._dim)
+        rows = torch.zeros(len(batch), self.facts.dim)
         for row, prepared in zip(rows, batch, strict=True):
             for word in prepared.input_ids[prepared.input_ids != self.image_token]:
-                row += torch.randn(self._dim, generator=torch.Generator().manual_seed(int(word)))
+                row += torch.randn(self.facts.dim, generator=torch.Generator().manual_seed(int(word)))
             for place, picture in enumerate(prepared.pictures, 1):
                 assert picture.features is not None
                 row[:3] += place * 4 * picture.features[0]

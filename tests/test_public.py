@@ -22,7 +22,7 @@ PACKAGE = Path(abc_rag.__file__).parent
 ROOT = PACKAGE.parent
 INTEGRATIONS = ROOT / "integrations"
 NAMES = """URL ABCCheckpoint ABCRagError ChromaStore DataURI Embedder EngineSettings Fingerprint Hit Image ImageLimits
-    ImageSource Input InstructedImage InstructedText Interleaved Record Retriever Text Trace __version__
+    ImageSource Input InstructedImage InstructedText Interleaved Record Retriever Store Text Trace __version__
     load_embedder""".split()
 
 

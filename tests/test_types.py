@@ -13,7 +13,7 @@ from abc_rag import Image, Input, InstructedImage, InstructedText, Interleaved, 
 from abc_rag.embedding.embedder import BatchSize, Embedder
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import InputError
-from abc_rag.types import Fingerprint, Vectors, content_of, sources_of, words_of
+from abc_rag.types import Fingerprint, Vectors
 
 
 def test_parts_are_kept_as_they_were_given() -> None:
@@ -51,10 +51,10 @@ def test_an_instructed_text_is_two_texts(text: Any, instruction: Any) -> None:
 
 def test_what_an_input_consists_of() -> None:
     item = Interleaved([Text(" one "), Image("a.png"), Text("two"), Image("b.png"), Image("a.png")])
-    assert sources_of(item) == ("a.png", "b.png", "a.png")
-    assert words_of(item) == "one two"
-    assert sources_of(InstructedText("a.png", "b.png")) == ()
-    assert words_of(InstructedText("said", "for what")) == "said"
+    assert item.pictures == ("a.png", "b.png", "a.png")
+    assert item.words == "one two"
+    assert InstructedText("a.png", "b.png").pictures == ()
+    assert InstructedText("said", "for what").words == "said"
 
 
 def test_different_inputs_have_different_content() -> None:
@@ -66,11 +66,11 @@ def test_different_inputs_have_different_content() -> None:
     inputs += [Interleaved([Text(text)]) for text in texts]
     pictures: list[Input] = [Image("a"), Interleaved([Image("a")]), Interleaved([Text("a"), Image("a")])]
     pictures += [Interleaved([Image("a"), Text("a")]), *(InstructedImage("a", text) for text in texts)]
-    made = [content_of(item, []) for item in inputs] + [content_of(item, ["a"]) for item in pictures]
-    made += [content_of(Image("a"), ["b"]), content_of(Interleaved([Image("a"), Image("b")]), ["a", "b"])]
-    made += [content_of(Interleaved([Image("a"), Image("b")]), ["b", "a"])]
+    made = [item.content([]) for item in inputs] + [item.content(["a"]) for item in pictures]
+    made += [Image("a").content(["b"]), Interleaved([Image("a"), Image("b")]).content(["a", "b"])]
+    made += [Interleaved([Image("a"), Image("b")]).content(["b", "a"])]
     assert len(set(made)) == len(made)
-    assert content_of(Image("x"), ["same"]) == content_of(Image("y"), ["same"])
+    assert Image("x").content(["same"]) == Image("y").content(["same"])
 
 
 class Basic(Embedder):

@@ -17,8 +17,8 @@ import torch
 from toy_pictures import ToyOpened, ToyPictures
 
 from abc_rag import Image, ImageLimits, Input, InstructedImage, Interleaved, Text
-from abc_rag.models.family import Family, Picture, Prepared
-from abc_rag.types import Fingerprint, Vectors, words_of
+from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared
+from abc_rag.types import BASIC_TYPES, Fingerprint, Vectors
 
 LONG = 60.0
 """Seconds after which what a test waits for will not come any more."""
@@ -49,8 +49,17 @@ class Toy(Family):
     """A text has as many tokens as words; a vector is a hash of all that its input holds."""
 
     def __init__(self, *, dangerous: bool = False, limits: ImageLimits | None = None) -> None:
-        self.limits = limits or ImageLimits(max_aspect_ratio=1000)
-        self.pictures = ToyPictures(dangerous)
+        super().__init__(
+            FamilyFacts(
+                dim=8,
+                fingerprint=Fingerprint("toy", "1", 1, 1),
+                device=torch.device("cpu"),
+                dtype=torch.float32,
+                image_limits=limits or ImageLimits(max_aspect_ratio=1000),
+                recipe=ToyPictures(dangerous),
+                accepts=(*BASIC_TYPES, Interleaved),
+            )
+        )
         self.batches: list[list[ToyPrepared]] = []
         self.seen: list[list[ToyOpened]] = []
         self.threads: set[int] = set()
@@ -62,34 +71,6 @@ class Toy(Family):
         self.failing: dict[str, BaseException] = {}  # in the network
         self.unprepared: dict[str, BaseException] = {}  # in preparation
         self.blind: set[int] = set()  # widths of pictures that its vision tower cannot see
-
-    @property
-    def dim(self) -> int:
-        return 8
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        return Fingerprint("toy", "1", 1, 1)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
-
-    @property
-    def image_limits(self) -> ImageLimits:
-        return self.limits
-
-    @property
-    def recipe(self) -> ToyPictures:
-        return self.pictures
-
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (*super().accepts, Interleaved)
 
     def picture_tokens(self, opened: ToyOpened) -> int:
         return opened.tokens
@@ -106,7 +87,7 @@ class Toy(Family):
         opened = self.opened(item, pictures)
         if isinstance(item, Interleaved):
             shown = [0] * sum(picture.tokens for picture in opened)
-            return ToyPrepared("interleaved", np.array([*shown, zlib.crc32(words_of(item).encode())]), opened, item)
+            return ToyPrepared("interleaved", np.array([*shown, zlib.crc32(item.words.encode())]), opened, item)
         kind = "image+instruction" if isinstance(item, InstructedImage) else "image"
         return ToyPrepared(kind, np.array([0] * opened[0].tokens + ids[: kind != "image" and len(ids)]), opened, item)
 

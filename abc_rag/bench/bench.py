@@ -149,9 +149,11 @@ def bench(embedder: LocalEmbedder, *, items: int = 100_000, seconds: float = 30.
     if items < 1 or not seconds > 0:
         raise InputError(f"items and seconds must be positive, not {items} and {seconds:g}")
     family = embedder.family
-    if not {Text, Image} <= set(family.accepts):
-        raise InputError(f"{family.fingerprint.model} does not take both texts and pictures, which is what is measured")
-    limit = matmul_rate(family.device, family.dtype, seconds=_MATMUL * seconds)
+    if not {Text, Image} <= set(family.facts.accepts):
+        raise InputError(
+            f"{family.facts.fingerprint.model} does not take both texts and pictures, which is what is measured"
+        )
+    limit = matmul_rate(family.facts.device, family.facts.dtype, seconds=_MATMUL * seconds)
     rng = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="abc-rag-bench-") as folder:
         files = _Pictures(Path(folder))
@@ -171,15 +173,15 @@ def bench(embedder: LocalEmbedder, *, items: int = 100_000, seconds: float = 30.
         picture = _throughput(embedder, "pictures, from JPEG files", pictures, _PICTURES * seconds, limit)
         rates.append(picture)
         asked, alone = ("one picture with a question", questions), ("one picture", pictures)
-        if InstructedImage in family.accepts:
+        if InstructedImage in family.facts.accepts:
             rates.append(_throughput(embedder, "pictures with a question", questions, _PICTURES * seconds, limit))
         latencies = (
             _latency(embedder, "one passage of 12 tokens", _passages(family, rng, PASSAGES[0]), _LATENCY * seconds),
-            _latency(embedder, *(asked if InstructedImage in family.accepts else alone), _LATENCY * seconds),
+            _latency(embedder, *(asked if InstructedImage in family.facts.accepts else alone), _LATENCY * seconds),
         )
     return BenchResult(
         str(embedder.fingerprint),
-        _machine(family.device, family.dtype),
+        _machine(family.facts.device, family.facts.dtype),
         limit,
         tuple(rates),
         latencies,

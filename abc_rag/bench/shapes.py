@@ -175,7 +175,7 @@ def write_random_checkpoint(
     network = family.network
     base = small_files(_mini() / "base")
     base["config.json"] = (network.backbone.config.to_json_string(use_diff=False) + "\n").encode()
-    settings = ABCSettings(family.fingerprint.model, min_tokens, max_tokens, _head_hidden(shape))
+    settings = ABCSettings(family.facts.fingerprint.model, min_tokens, max_tokens, _head_hidden(shape))
     folder.mkdir(parents=True, exist_ok=True)
     write_checkpoint(folder, network, settings, base=base, instruct=small_files(_mini() / "instruct"))
 

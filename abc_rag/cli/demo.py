@@ -57,7 +57,7 @@ def demo_folder() -> Iterator[Path]:
 def index_demo(folder: Path, embedder: Embedder, store: ChromaStore, *, progress: bool = False) -> IndexReport:
     """Index the demo's pictures, and its passages from ``passages.json``."""
     from abc_rag.ingest.paths import index_paths
-    from abc_rag.store.base import text_id
+    from abc_rag.store.records import text_id
 
     report = index_paths(sorted(folder.glob("*.jpg")), embedder, store, progress=progress)
     passages = [p["text"] for p in json.loads((folder / "passages.json").read_text(encoding="utf-8"))]

@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Literal, overload
 
@@ -168,11 +169,12 @@ class Embedder(ABC):
                     yield item
 
         position = 0
-        with progress_bar("embedding", total=total, enabled=progress) as bar:
+        with progress_bar("embedding", total=total, enabled=True) if progress else nullcontext() as bar:
             for result in itertools.chain(self._embed_each(usable(), batch_size=batch_size), [None]):
                 while pulled and (wrong := pulled.popleft()) is not None:
                     yield _given(wrong, return_errors)
-                    bar.advance()
+                    if bar is not None:
+                        bar.advance()
                     position += 1
                 if result is None:
                     return
@@ -183,7 +185,8 @@ class Embedder(ABC):
                 else:
                     self._check(result[None], 1)
                 yield result
-                bar.advance()
+                if bar is not None:
+                    bar.advance()
                 position += 1
 
     def _embed_each(self, inputs: Iterator[Input], *, batch_size: BatchSize) -> Iterator[Vectors | ABCRagError]:

@@ -19,7 +19,7 @@ from abc_rag.errors import ImageError, ImageFetchError, ImageFormatError, ImageL
 from abc_rag.images.open import content_hash
 from abc_rag.images.read import describe_source
 from abc_rag.training.data.rows import BadRows
-from abc_rag.types import URL, DataURI, ImageSource, Input, Vectors, content_of, sources_of, words_of
+from abc_rag.types import URL, DataURI, ImageSource, Input, Vectors
 
 __all__ = ["VectorCache", "compute_of"]
 
@@ -33,10 +33,8 @@ def compute_of(embedder: Embedder) -> tuple[str, str]:
     """The device and the number format that an embedder computes with; ``"unknown"`` where it does not say."""
     if not isinstance(embedder, LocalEmbedder):
         return "unknown", "unknown"
-    family = embedder.family
-    network = getattr(family, "network", None)
-    parameter = next(network.parameters(), None) if network is not None else None
-    return str(family.device), "unknown" if parameter is None else str(parameter.dtype).removeprefix("torch.")
+    facts = embedder.family.facts
+    return str(facts.device), str(facts.dtype).removeprefix("torch.")
 
 
 class VectorCache:
@@ -154,15 +152,15 @@ class VectorCache:
             self._embed(name, items, positions[middle:], rows)
 
     def _is_known_bad(self, item: Input) -> bool:
-        return bool(self._bad_pictures) and any(_source_key(s) in self._bad_pictures for s in sources_of(item))
+        return bool(self._bad_pictures) and any(_source_key(s) in self._bad_pictures for s in item.pictures)
 
     def _leave_out(self, name: str, key: str, item: Input, error: InputError) -> None:
         reason = str(error)
-        sources = sources_of(item)
+        sources = item.pictures
         if isinstance(error, ImageError) and len(sources) == 1:
             self._bad_pictures.add(_source_key(sources[0]))
             reason = error.reason
-        where = describe_source(sources[0]) if len(sources) == 1 else f"{name}: {words_of(item)[:60]!r}"
+        where = describe_source(sources[0]) if len(sources) == 1 else f"{name}: {item.words[:60]!r}"
         if key not in self._counted:
             self._counted.add(key)
             self.bad.add(where, _problem(error), reason)
@@ -221,11 +219,11 @@ def _keys(inputs: Sequence[Input]) -> list[str]:
     keys = []
     for item in inputs:
         pictures = []
-        for source in sources_of(item):
+        for source in item.pictures:
             if id(source) not in sources:
                 sources[id(source)] = _source_key(source)
             pictures.append(sources[id(source)])
-        keys.append(_digest(content_of(item, pictures)))
+        keys.append(_digest(item.content(pictures)))
     return keys
 
 

@@ -1,47 +1,250 @@
-"""Finding the files to index."""
+"""Finding the files to index, and telling by their content what they are."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from pathspec import GitIgnoreSpec
 
 from abc_rag.errors import InputError
+from abc_rag.images.formats import HEAD_BYTES, format_of, kind_of_file
 from abc_rag.ingest.report import IndexReport
 from abc_rag.types import Modality
 
-__all__ = ["IMAGE_SUFFIXES", "TEXT_SUFFIXES"]
+__all__ = ["IGNORE_FILE", "IMAGE_SUFFIXES", "TEXT_SUFFIXES", "Found", "find_files", "kind_of_name", "open_regular"]
 
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff"),
+        ".webp",
+    }
+)
+"""Files with one of these names are pictures; one that is none is reported. Others are told by their first bytes."""
 TEXT_SUFFIXES = frozenset({".md", ".txt"})
+IGNORE_FILE = ".abcignore"
+"""Patterns of what to leave out of a folder and its sub-folders, in the syntax of ``.gitignore``."""
+
+# What network storage, operating systems and recycle bins keep beside people's files; hidden ones are left out anyway.
+_BY_MACHINES = frozenset(
+    {
+        *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "recycler"),
+        *("system volume information", "lost+found", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+    }
+)
+# A folder with this file is a store.
+_STORE_FILE = "chroma.sqlite3"
+_KEPT_COPY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.[a-z]+")
+
+_HIDDEN = "hidden"
+_MACHINES = "thumbnails and recycle bins"
+_EXCLUDED = "excluded"
+_LINKS = "links that lead elsewhere"
+_STORES = "stores and their copies"
+_SPECIAL = "devices, pipes and sockets"
+_UNREADABLE = "unreadable"
 
 
-def _files(paths: Iterable[str | os.PathLike[str]], report: IndexReport) -> list[Path]:
-    """Every file to index, once each, in a fixed order; folders that cannot be listed are reported."""
-    if isinstance(paths, (str, os.PathLike)):
-        raise InputError(f"paths must be a list; got a single {type(paths).__name__}: pass [path]")
+class Found(NamedTuple):
+    """A file to index.
 
-    def unlistable(error: OSError) -> None:
-        report.failed.append((str(error.filename), f"cannot be listed ({error.strerror})"))
+    Attributes:
+        path: Absolute; without links, except that a linked file keeps its own name.
+        kind: What it is; None for a file that was named by the caller and is of no kind that is indexed.
+    """
 
-    found: dict[Path, None] = {}
-    for given in paths:
-        path = os.path.expanduser(given)
+    path: Path
+    kind: Modality | None
+
+
+def find_files(
+    paths: Iterable[str | os.PathLike[str]],
+    report: IndexReport,
+    *,
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
+) -> list[Found]:
+    """Every file to index, once each, in a fixed order.
+
+    Args:
+        paths: Files and folders.
+        report: Receives folders that cannot be listed, and counts what was left out.
+        exclude: Patterns of what to leave out, relative to each folder, in the syntax of ``.gitignore``.
+        follow_links: Also read what links in the folders point to outside all of ``paths``.
+
+    Raises:
+        InputError: ``paths`` or ``exclude`` is no list, a pattern is malformed, or a path does not exist.
+    """
+    for name, value in (("paths", paths), ("exclude", exclude)):
+        if isinstance(value, (str, os.PathLike)):
+            raise InputError(f"{name} must be a list; got a single {type(value).__name__}: pass [{name.rstrip('s')}]")
+    given = [os.path.expanduser(path) for path in paths]
+    for path in given:
+        if not os.path.exists(path):
+            raise InputError(f"{path}: no such file or folder")
+    walk = _Walk([Path(os.path.realpath(path)) for path in given], exclude, follow_links, report)
+    found: dict[Path, Modality | None] = {}
+    for path in given:
         if os.path.isdir(path):
-            for folder, folders, names in os.walk(os.path.realpath(path), onerror=unlistable):
-                folders[:] = sorted(f for f in folders if not f.startswith("."))
-                for name in sorted(names):
-                    if not name.startswith(".") and _modality(name) is not None:
-                        found[Path(folder, name)] = None
-        elif os.path.exists(path):
-            # The folder without links, so that one file has one name; but its own name, which says what it is.
-            found[Path(os.path.realpath(os.path.dirname(path)), os.path.basename(path))] = None
+            found.update(walk.folder(Path(os.path.realpath(path))))
         else:
-            raise InputError(f"{given}: no such file or folder")
-    return list(found)
+            # The folder without links, so that one file has one name; but its own name, which says what it is.
+            real = Path(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+            found[real] = _kind_of(real)
+    return [Found(path, kind) for path, kind in found.items()]
 
 
-def _modality(path: str | os.PathLike[str]) -> Modality | None:
+def kind_of_name(path: str | os.PathLike[str]) -> Modality | None:
+    """What a file's name says that it is, if it says so."""
     suffix = os.path.splitext(path)[1].lower()
     return "image" if suffix in IMAGE_SUFFIXES else "text" if suffix in TEXT_SUFFIXES else None
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file for reading; opening never waits, as it would for a pipe's writer.
+
+    Raises:
+        InputError: It is a device, a pipe, a socket or a folder.
+        OSError: It cannot be opened.
+    """
+    flags = os.O_RDONLY
+    for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, flag, 0)  # not every platform has each
+    # Looked at before opening, for opening a device can have effects; and after, for it may have changed.
+    _require_regular(path, os.stat(path))
+    opened = os.open(path, flags)
+    try:
+        _require_regular(path, os.fstat(opened))
+    except BaseException:
+        os.close(opened)
+        raise
+    return opened
+
+
+def _require_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: not a regular file but a device, a pipe, a socket or a folder")
+
+
+def _kind_of(path: Path) -> Modality | None:
+    kind = kind_of_name(path)
+    if kind is None:
+        try:
+            kind = "image" if format_of(_head(path)) is not None else None
+        except (OSError, InputError):
+            return None
+    return kind
+
+
+def _head(path: Path) -> bytes:
+    with open(open_regular(path), "rb", buffering=0) as file:
+        return file.read(HEAD_BYTES)
+
+
+class _Rules:
+    """What a folder's ignore file and those above it leave out; the nearest one that says something decides."""
+
+    def __init__(self, folder: Path, patterns: Iterable[str], above: _Rules | None) -> None:
+        self._folder = folder
+        self._above = above
+        try:
+            self._spec = GitIgnoreSpec.from_lines(patterns)
+        except ValueError as error:
+            raise InputError(f"a pattern is malformed ({error}); see the manual of gitignore") from error
+
+    def leave_out(self, path: Path, *, is_folder: bool) -> bool:
+        name = path.relative_to(self._folder).as_posix() + ("/" if is_folder else "")
+        said = self._spec.check_file(name).include
+        if said is None:
+            return self._above is not None and self._above.leave_out(path, is_folder=is_folder)
+        return said
+
+
+class _Walk:
+    """Walks over folders; what it leaves out is counted, a folder as one."""
+
+    def __init__(self, roots: Sequence[Path], exclude: Sequence[str], follow_links: bool, report: IndexReport) -> None:
+        self._roots = roots
+        self._exclude = exclude
+        self._follow_links = follow_links
+        self._report = report
+        self._seen: set[Path] = set()
+
+    def folder(self, root: Path) -> Iterator[tuple[Path, Modality]]:
+        """The files of a folder and its sub-folders, those of a folder first."""
+        waiting: list[tuple[Path, _Rules]] = [(root, _Rules(root, self._exclude, None))]
+        while waiting:
+            folder, rules = waiting.pop()
+            if folder in self._seen and folder != root:
+                continue  # links may lead in circles
+            self._seen.add(folder)
+            try:
+                with os.scandir(folder) as listed:
+                    entries = sorted(listed, key=lambda entry: entry.name)
+            except OSError as error:
+                self._report.failed.append((str(folder), f"cannot be listed ({error.strerror})"))
+                continue
+            if any(entry.name == _STORE_FILE for entry in entries):
+                self._leave_out(_STORES)
+                continue
+            if any(entry.name == IGNORE_FILE for entry in entries):
+                rules = _Rules(folder, self._patterns(folder / IGNORE_FILE), rules)
+            below = []
+            for entry in entries:
+                path = folder / entry.name
+                is_folder = entry.is_dir()
+                target = self._admitted(entry, path, rules, is_folder=is_folder)
+                if target is None:
+                    continue
+                if is_folder:
+                    if target not in self._seen:
+                        # A linked folder has rules of its own: the patterns above are relative to another place.
+                        below.append((target, rules if target == path else _Rules(target, self._exclude, None)))
+                elif (kind := self._kind(path)) is not None:
+                    yield path, kind
+            waiting += reversed(below)
+
+    def _admitted(self, entry: os.DirEntry[str], path: Path, rules: _Rules, *, is_folder: bool) -> Path | None:
+        """The entry, or what it links to, if it is not left out."""
+        if entry.name.startswith("."):
+            return self._leave_out(_HIDDEN if entry.name != IGNORE_FILE else None)
+        if entry.name.lower() in _BY_MACHINES:
+            return self._leave_out(_MACHINES)
+        target = path
+        if entry.is_symlink():
+            target = Path(os.path.realpath(path))
+            inside = any(root == target or root in target.parents for root in self._roots)
+            if not inside and not self._follow_links:
+                return self._leave_out(_LINKS)
+        if rules.leave_out(path, is_folder=is_folder):
+            return self._leave_out(_EXCLUDED)
+        return target
+
+    def _kind(self, path: Path) -> Modality | None:
+        if _KEPT_COPY.fullmatch("/".join(path.parts[-2:])):
+            return self._leave_out(_STORES)
+        kind = kind_of_name(path)
+        if kind is not None:
+            return kind
+        try:
+            head = _head(path)
+        except InputError:
+            return self._leave_out(_SPECIAL)
+        except OSError:
+            return self._leave_out(_UNREADABLE)
+        return "image" if format_of(head) is not None else self._leave_out(kind_of_file(head))
+
+    def _leave_out(self, why: str | None) -> None:
+        if why is not None:
+            self._report.left_out[why] = self._report.left_out.get(why, 0) + 1
+
+    def _patterns(self, file: Path) -> list[str]:
+        try:
+            with open(open_regular(file), encoding="utf-8") as opened:
+                return opened.read(2**20).splitlines()
+        except (OSError, InputError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: cannot be read as patterns ({error}); correct or remove it") from error

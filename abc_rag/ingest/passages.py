@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from abc_rag.errors import InputError
+from abc_rag.ingest.files import open_regular
 
 __all__ = ["passages_of"]
-
 
 _MAX_TEXT_BYTES = 20 * 2**20
 
@@ -21,18 +20,16 @@ def passages_of(path: Path) -> list[str]:
         InputError: It cannot be read, is larger than 20 MiB, or is not UTF-8.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for its writer
-            raise InputError(f"{path}: not a regular file but a device, a pipe or a socket")
-        if status.st_size > _MAX_TEXT_BYTES:
+        with open(open_regular(path), "rb") as file:
+            data = file.read(_MAX_TEXT_BYTES + 1)
+        if len(data) > _MAX_TEXT_BYTES:
             raise InputError(f"{path}: larger than {_MAX_TEXT_BYTES // 2**20} MiB; split it")
-        text = path.read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
     except OSError as error:
         raise InputError(f"{path}: not readable ({error.strerror})") from error
-    paragraphs = ("\n".join(lines) for lines in _paragraphs(text))
-    return [p for p in paragraphs if p]
+    return ["\n".join(lines) for lines in _paragraphs(text)]
 
 
 def _paragraphs(text: str) -> Iterator[list[str]]:

@@ -1,10 +1,11 @@
-"""Folders and files into a store: what is there already is not embedded again, and one bad file costs only itself."""
+"""Folders and files into a store: what is stored already is not embedded again, and one bad file costs only itself."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -12,39 +13,41 @@ from pathlib import Path
 
 from abc_rag.embedding.ahead import Part, embedded, named
 from abc_rag.embedding.embedder import Embedder
-from abc_rag.embedding.progress import progress_bar
+from abc_rag.embedding.progress import Progress, progress_bar
 from abc_rag.errors import ABCRagError, InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.open import mime_type_of
 from abc_rag.images.read import read_bytes
-from abc_rag.ingest.files import IMAGE_SUFFIXES, TEXT_SUFFIXES, _files, _modality
+from abc_rag.ingest.facets import checked_facets, store_facets
+from abc_rag.ingest.files import IMAGE_SUFFIXES, TEXT_SUFFIXES, Found, find_files, kind_of_name
 from abc_rag.ingest.passages import passages_of
-from abc_rag.ingest.pictures import checked_facets, index_images, store_facets
 from abc_rag.ingest.report import IndexReport
-from abc_rag.store.base import image_id, text_id
-from abc_rag.store.chroma.store import ChromaStore
+from abc_rag.store.base import Store
+from abc_rag.store.records import image_id, text_id
 from abc_rag.types import Image, Input, InstructedImage, Record, Text, Vectors
 
-__all__ = ["index_images", "index_paths"]
+__all__ = ["index_paths"]
 
-# Files looked at together, and the bytes of pictures that they may have.
+# Files that are read and looked up together, and the bytes of pictures that they may have.
 _CHUNK = 64
 _MOST_BYTES = 64 * 2**20
-# Vectors that are stored together: an interrupted run loses few more.
+# Vectors and seconds after which what is finished is stored: an interrupted run loses no more.
 _MOST_ITEMS = 256
+_COMMIT_S = 3.0
 _PAGE = 256
 
 
 @dataclass
-class _Item:
-    """A picture or a passage, and the files that hold it.
+class _Item(Part):
+    """A picture or a passage that lacks a vector, and the files that hold it.
 
     Attributes:
         record: What is stored of it.
         paths: The files.
-        data: Of a picture: its bytes.
+        data: Of a picture, its bytes.
         is_new: It is not stored yet.
-        lacks: Of a picture: the facets that it gets.
+        lacks: Of a picture, the facets that it gets.
+        files: How many files are finished with it, for the progress bar.
     """
 
     record: Record
@@ -52,17 +55,6 @@ class _Item:
     data: bytes
     is_new: bool = True
     lacks: Sequence[str] = ()
-
-    def inputs(self) -> list[Input]:
-        own: Input = Text(self.record.text) if self.record.modality == "text" else Image(self.data)
-        return [*([own] if self.is_new else []), *(InstructedImage(self.data, facet) for facet in self.lacks)]
-
-
-@dataclass
-class _Group(Part):
-    """What is stored together, and how many files are done then."""
-
-    items: Sequence[_Item]
     files: int = 0
 
 
@@ -75,50 +67,100 @@ class _Run:
         known: File -> ids that were made from it before.
         seen: Id -> the first file in which it was found now; only what is stored.
         stale: Ids that are no longer in the file they came from -> that file.
-        flying: Ids of what is being embedded.
+        pending: What is embedded and not stored yet, with the results.
+        in_flight: Ids of what is being embedded or pending.
+        stored_at: When anything was stored last, by the monotonic clock.
     """
 
-    store: ChromaStore
+    store: Store
     limits: ImageLimits
     facets: Sequence[str]
     report: IndexReport
+    bar: Progress
     sources: dict[str, str] = field(default_factory=dict)
     known: dict[str, set[str]] = field(default_factory=dict)
     seen: dict[str, str] = field(default_factory=dict)
     stale: dict[str, str] = field(default_factory=dict)
-    flying: set[str] = field(default_factory=set)
+    pending: list[tuple[_Item, list[Vectors | ABCRagError]]] = field(default_factory=list)
+    in_flight: set[str] = field(default_factory=set)
+    stored_at: float = field(default_factory=time.monotonic)
 
     def fail(self, error: ABCRagError, *paths: Path) -> None:
+        """Report files that cannot be used."""
         reason = str(named(error, str(paths[0]))).removeprefix(f"{paths[0]}: ")
         self.report.failed += [(str(path), reason) for path in paths]
+
+    def finish(self, item: _Item, results: list[Vectors | ABCRagError]) -> None:
+        """Take what came of an item; store it together with others, soon."""
+        self.pending.append((item, results))
+        item.inputs, item.data = [], b""
+        many = sum(len(results) for _, results in self.pending) >= _MOST_ITEMS
+        if many or time.monotonic() - self.stored_at >= _COMMIT_S:
+            self.commit()
+
+    def commit(self) -> None:
+        """Store what is pending. Of a picture's facets, all or none."""
+        records: list[Record] = []
+        vectors: list[Vectors] = []
+        facets: dict[tuple[str, str], Vectors] = {}
+        for item, results in self.pending:
+            found = [result for result in results if not isinstance(result, ABCRagError)]
+            if item.is_new and not isinstance(results[0], ABCRagError):
+                records.append(item.record)
+                vectors.append(results[0])
+            if len(found) == len(results):
+                own = found[-len(item.lacks) :] if item.lacks else []
+                facets.update(zip(((item.record.id, facet) for facet in item.lacks), own, strict=True))
+            else:
+                self.fail(next(result for result in results if isinstance(result, ABCRagError)), *item.paths)
+        if records:
+            self.store.add(records, vectors)
+        store_facets(self.store, facets)
+        self.report.added += len(records)
+        self.report.facets += len(facets)
+        self.seen.update((record.id, record.source) for record in records)
+        self.in_flight.difference_update(item.record.id for item, _ in self.pending)
+        self.pending.clear()
+        self.stored_at = time.monotonic()
 
 
 def index_paths(
     paths: Sequence[str | os.PathLike[str]],
     embedder: Embedder,
-    store: ChromaStore,
+    store: Store,
     *,
     facets: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    follow_links: bool = False,
     prune: bool = False,
+    prune_most: float = 0.5,
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: bool = False,
 ) -> IndexReport:
     """Embed and store the pictures and passages of files and folders.
 
-    Pictures are known by their content, passages (paragraphs of ``.txt`` and ``.md`` files) by theirs, so a second
-    run embeds nothing again and a run that was cut short goes on where it stopped. What several files hold is
-    stored once, under one of them. A file whose content has changed since takes the place of what was stored
-    from it before, except what another file of this run holds. What came from a file that can no longer be used stays,
-    and, unless ``prune`` is set, what came from one that is gone.
+    Pictures are recognised by their content, whatever their names; ``.txt`` and ``.md`` files are cut into paragraphs.
+    Both are identified by their content, so a second run embeds nothing again, and a run that was cut short goes on
+    where it stopped: what is finished is stored every few seconds. What several files hold is stored once, under one
+    of them. A file whose content has changed since takes the place of what was stored from it before, except what
+    another file of this run holds. What came from a file that can no longer be used stays, and, unless ``prune`` is
+    set, what came from one that is gone.
+
+    Left out, and counted in the report: hidden files and folders, thumbnails and recycle bins of network storage,
+    stores and the copies that they keep, links that lead out of ``paths``, what ``exclude`` and ``.abcignore`` files
+    name, and files of other kinds.
 
     Args:
-        paths: Files, and folders that are searched with their sub-folders (hidden ones left out).
+        paths: Files, and folders that are searched with their sub-folders.
         embedder: Makes the vectors.
         store: Receives them; must be of the same model.
         facets: Instructions under which each picture gets a further vector, such as ``"what is on the left?"``.
             A search takes the best of a picture's vectors. Pictures stored before get those that they lack.
-        prune: Remove what came from files of the given folders that are gone. Folders that are not there at the time,
-            such as those of a disk that is not connected, look just like that.
+        exclude: Patterns of what to leave out of the folders, in the syntax of ``.gitignore``.
+        follow_links: Also read what links in the folders point to outside all of ``paths``.
+        prune: Remove what came from files of the given folders that are gone.
+        prune_most: Maximum share of a folder's indexed files that may be gone, in [0, 1]: the folders of a disk that is
+            not connected look as if all had been deleted.
         limits: Which pictures are accepted. The embedder's own limits hold as well.
         progress: Show a progress bar with rate and time left.
 
@@ -126,38 +168,57 @@ def index_paths(
         What was done, with every file that failed.
 
     Raises:
-        InputError: A path does not exist, or a facet is blank.
+        InputError: A path does not exist, a facet is blank, a pattern is malformed, or ``prune`` would remove more
+            than ``prune_most``, or everything of a folder that has become empty. Nothing is changed.
     """
-    run = _Run(store, limits, checked_facets(facets, embedder), IndexReport())
-    files = _files(paths, run.report)
-    _look_up(run)
-    with (
-        progress_bar("indexing", total=len(files), enabled=progress) as bar,
-        closing(embedded(embedder, _groups(files, run))) as groups,
-    ):
-        for group, results in groups:
-            _store(group, results, run)
-            bar.advance(group.files)
-    places = {str(path): place for place, path in enumerate(files)}
-    run.report.failed.sort(key=lambda failure: places.get(failure[0], -1))
+    report = IndexReport()
+    chosen = checked_facets(facets, embedder)
+    files = find_files(paths, report, exclude=exclude, follow_links=follow_links)
+    with progress_bar("indexing", total=len(files), enabled=progress) as bar:
+        run = _Run(store, limits, chosen, report, bar)
+        _look_up(run)
+        orphans = _orphans(paths, files, prune_most, run) if prune else {}
+        with closing(embedded(embedder, _items(files, run))) as items:
+            try:
+                for item, results in items:
+                    run.finish(item, results)
+                    bar.advance(item.files)
+            finally:
+                # After an interrupt, too: what is embedded need not be embedded again.
+                run.commit()
+    places = {str(found.path): place for place, found in enumerate(files)}
+    report.failed.sort(key=lambda failure: places.get(failure[0], -1))
     # Only now that all new content is safe, and that it is known which file holds what: a run that dies before
     # leaves too much, never too little, and the next one tidies up.
     _move(run)
-    if prune:
-        run.stale.update(_orphans(paths, run))
-    failed = {path for path, _ in run.report.failed}
-    run.report.removed = store.delete(
+    run.stale.update(orphans)
+    failed = {path for path, _ in report.failed}
+    report.removed = store.delete(
         [old for old, path in run.stale.items() if old not in run.seen and path not in failed]
     )
-    return run.report
+    return report
 
 
-def _orphans(paths: Iterable[str | os.PathLike[str]], run: _Run) -> Iterator[tuple[str, str]]:
-    """(id, file) of what came from files that were in one of the given folders and are gone."""
-    folders = [Path(os.path.realpath(path)) for given in paths if os.path.isdir(path := os.path.expanduser(given))]
-    for source, ids in run.known.items():
-        if any(folder in Path(source).parents for folder in folders) and not os.path.lexists(source):
-            yield from ((id_, source) for id_ in ids)
+def _orphans(paths: Iterable[str | os.PathLike[str]], files: Sequence[Found], most: float, run: _Run) -> dict[str, str]:
+    """Id -> file, of what came from files that were in one of the given folders and are gone."""
+    orphans: dict[str, str] = {}
+    for given in paths:
+        if not os.path.isdir(folder := Path(os.path.realpath(os.path.expanduser(given)))):
+            continue
+        known = [source for source in run.known if folder in Path(source).parents]
+        gone = [source for source in known if not os.path.lexists(source)]
+        if gone and not any(folder in found.path.parents for found in files):
+            raise InputError(
+                f"{folder}: has become empty, and {len(gone):,} files in it are indexed; is its disk connected? "
+                "Nothing was removed"
+            )
+        if len(gone) > most * len(known):
+            raise InputError(
+                f"{folder}: {len(gone):,} of {len(known):,} indexed files are gone, more than prune_most={most:g} of "
+                "them; is a disk not connected? Nothing was removed; to remove them, pass prune_most=1"
+            )
+        orphans.update((id_, source) for source in gone for id_ in run.known[source])
+    return orphans
 
 
 def _look_up(run: _Run) -> None:
@@ -167,61 +228,57 @@ def _look_up(run: _Run) -> None:
         made_here = (
             record.id == text_id(record.text)
             if record.modality == "text"
-            else re.fullmatch("image-[0-9a-f]{32}", record.id) is not None
+            else re.fullmatch("image-[0-9a-f]{32}", record.id) is not None and os.path.isabs(record.source)
         )
-        if made_here and _modality(record.source) == record.modality:
+        # A picture may have any name, but that of a text.
+        if made_here and (kind_of_name(record.source) or "image") == record.modality:
             run.known.setdefault(record.source, set()).add(record.id)
 
 
-def _groups(files: Sequence[Path], run: _Run) -> Iterator[_Group | None]:
+def _items(files: Sequence[Found], run: _Run) -> Iterator[_Item | None]:
     """What has to be embedded, read as it is asked for."""
-    for chunk, items in _chunks(files, run):
-        if not run.flying.isdisjoint(items):
+    for count, items in _chunks(files, run):
+        if not run.in_flight.isdisjoint(items):
             yield None  # what is stored is known only after these
+            run.commit()
         lacking = _lacking({id_: item for id_, item in items.items() if id_ not in run.seen}, run)
-        run.flying.update(item.record.id for item in lacking)
-        inputs: list[Input] = []
-        some: list[_Item] = []
-        for item in lacking:
-            wanted = item.inputs()
-            if some and len(inputs) + len(wanted) > _MOST_ITEMS:
-                yield _Group(inputs, sum(len(one.data) for one in some), some)
-                inputs, some = [], []
-            inputs += wanted
-            some.append(item)
-        yield _Group(inputs, sum(len(one.data) for one in some), some, files=chunk)
+        run.in_flight.update(item.record.id for item in lacking)
+        if lacking:
+            lacking[-1].files = count
+        else:
+            run.bar.advance(count)
+        yield from lacking
 
 
-def _chunks(files: Sequence[Path], run: _Run) -> Iterator[tuple[int, dict[str, _Item]]]:
+def _chunks(files: Sequence[Found], run: _Run) -> Iterator[tuple[int, dict[str, _Item]]]:
     """Some files, and what is in them."""
     count = held = 0
     items: dict[str, _Item] = {}
-    for path in files:
+    for path, kind in files:
         if count and (count >= _CHUNK or held >= _MOST_BYTES):
             yield count, items
             count, held, items = 0, 0, {}
         count += 1
         try:
-            found, data = _records_of(path, run.limits)
+            found, data = _records_of(path, kind, run.limits)
         except InputError as error:
             run.fail(error, path)
             continue
         held += len(data)
         for record in found:
-            items.setdefault(record.id, _Item(record, [], data)).paths.append(path)
+            items.setdefault(record.id, _Item([], len(data), record, [], data)).paths.append(path)
         gone = run.known.get(str(path), set()) - {record.id for record in found}
         run.stale.update((old, str(path)) for old in gone)
     if count:
         yield count, items
 
 
-def _records_of(path: Path, limits: ImageLimits) -> tuple[list[Record], bytes]:
+def _records_of(path: Path, kind: str | None, limits: ImageLimits) -> tuple[list[Record], bytes]:
     """What a file holds; with the bytes of a picture."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{path}: its name is not valid Unicode; rename it") from error
-    kind = _modality(path)
     if kind == "image":
         data = read_bytes(path, limits=limits)
         sha256 = hashlib.sha256(data).hexdigest()
@@ -247,6 +304,7 @@ def _lacking(items: Mapping[str, _Item], run: _Run) -> list[_Item]:
         item.is_new = id_ not in stored
         if not item.is_new and not item.lacks:
             continue
+        own: list[Input] = [Text(item.record.text)] if item.is_new else []
         if item.record.modality == "image":
             try:
                 mime_type = mime_type_of(item.data, limits=run.limits, name=str(item.paths[0]))
@@ -254,34 +312,10 @@ def _lacking(items: Mapping[str, _Item], run: _Run) -> list[_Item]:
                 run.fail(error, *item.paths)
                 continue
             item.record = replace(item.record, mime_type=mime_type)
+            own = [Image(item.data)] if item.is_new else []
+        item.inputs = [*own, *(InstructedImage(item.data, facet) for facet in item.lacks)]
         lacking.append(item)
     return lacking
-
-
-def _store(group: _Group, results: Sequence[Vectors | ABCRagError], run: _Run) -> None:
-    """Store what could be embedded; of a picture's facets, all or none."""
-    records: list[Record] = []
-    vectors: list[Vectors] = []
-    facets: dict[tuple[str, str], Vectors] = {}
-    rest = iter(results)
-    for item in group.items:
-        given = [next(rest) for _ in item.inputs()]
-        found = [result for result in given if not isinstance(result, ABCRagError)]
-        if item.is_new and not isinstance(given[0], ABCRagError):
-            records.append(item.record)
-            vectors.append(given[0])
-        if len(found) == len(given):
-            own = found[-len(item.lacks) :] if item.lacks else []
-            facets.update(zip(((item.record.id, facet) for facet in item.lacks), own, strict=True))
-        else:
-            run.fail(next(result for result in given if isinstance(result, ABCRagError)), *item.paths)
-    if records:
-        run.store.add(records, vectors)
-    run.report.added += len(records)
-    run.seen.update((record.id, record.source) for record in records)
-    store_facets(run.store, facets)
-    run.report.facets += len(facets)
-    run.flying.difference_update(item.record.id for item in group.items)
 
 
 def _move(run: _Run) -> None:

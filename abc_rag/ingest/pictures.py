@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import PIL.Image
 
 from abc_rag.embedding.ahead import Part, embedded, named
@@ -19,8 +18,9 @@ from abc_rag.errors import ABCRagError, InputError, PartialIndexError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.open import content_hash, mime_type_of, open_image
 from abc_rag.images.read import describe_source, read_bytes
-from abc_rag.store.base import _check_instruction, image_id
-from abc_rag.store.chroma.store import ChromaStore
+from abc_rag.ingest.facets import checked_facets, store_facets
+from abc_rag.store.base import Store
+from abc_rag.store.records import image_id
 from abc_rag.types import (
     URL,
     DataURI,
@@ -34,7 +34,7 @@ from abc_rag.types import (
     Vectors,
 )
 
-__all__ = ["checked_facets", "index_images", "store_facets"]
+__all__ = ["index_images"]
 
 # What is stored together, and the bytes of pictures that it may hold.
 _MOST_ITEMS = 64
@@ -87,7 +87,7 @@ class _Call:
     """What was asked for, and what has come of it."""
 
     sources: Sequence[ImageSource]
-    store: ChromaStore
+    store: Store
     limits: ImageLimits
     keep: bool
     facets: list[str]
@@ -99,35 +99,10 @@ class _Call:
     flying: set[str] = field(default_factory=set)
 
 
-def checked_facets(facets: Sequence[str], embedder: Embedder) -> list[str]:
-    """Each facet once.
-
-    Raises:
-        InputError: ``facets`` is a single str, or one of them is blank.
-    """
-    if isinstance(facets, str):
-        raise InputError("facets must be a list; got a single str: pass [facet]")
-    if facets and InstructedImage not in embedder.accepts:
-        raise InputError(
-            f"{embedder.fingerprint.model} does not look at pictures under an instruction, which facets are (--facet); "
-            "leave them out"
-        )
-    for facet in facets:
-        _check_instruction(facet)
-    return list(dict.fromkeys(facets))
-
-
-def store_facets(store: ChromaStore, facets: Mapping[tuple[str, str], Vectors]) -> None:
-    """Store the vector of each (id, instruction), those of one instruction together."""
-    for facet in dict.fromkeys(facet for _, facet in facets):
-        chosen = {id_: vector for (id_, asked), vector in facets.items() if asked == facet}
-        store.add_facets(list(chosen), facet, np.stack(list(chosen.values())))
-
-
 def index_images(
     images: Iterable[ImageSource],
     embedder: Embedder,
-    store: ChromaStore,
+    store: Store,
     *,
     ids: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
@@ -150,9 +125,9 @@ def index_images(
             record, with the caption and metadata of the last.
         captions: One text a picture, stored beside it. It is not embedded.
         metadatas: One mapping a picture.
-        facets: Instructions under which each picture gets a further vector; see `ChromaStore.add_facets`.
-        keep: Copy the pictures into the store's own folder and refer to the copies; see `ChromaStore.keep_picture`.
-            A PIL image is kept as PNG.
+        facets: Instructions under which each picture gets a further vector; see `abc_rag.store.Store.add_facets`.
+        keep: Copy the pictures into the store's own folder and refer to the copies; see
+            `abc_rag.store.Store.keep_picture`. A PIL image is kept as PNG.
         limits: Which pictures are accepted, and whether URLs are fetched. The embedder's own limits hold as well.
         progress: Show a progress bar with rate and time left.
 
@@ -308,7 +283,7 @@ def _store_together(
     )
 
 
-def _kept(picture: _Picture, store: ChromaStore) -> Record:
+def _kept(picture: _Picture, store: Store) -> Record:
     assert isinstance(picture.source, bytes)
     return replace(
         picture.record, source=store.keep_picture(picture.source, picture.record.mime_type), source_type="path"

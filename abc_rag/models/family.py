@@ -1,7 +1,7 @@
 """The seam of a model family: prompts, preprocessing, network, pooling.
 
-An engine (`abc_rag.embedding.engine`) reads pictures, opens them in workers, caches, schedules and recovers; a family knows its
-model. Which checkpoints are a family's, and how they are loaded, says its `abc_rag.models.ModelLoader`.
+An engine (`abc_rag.embedding.engine`) reads pictures, opens them in workers, caches, schedules and recovers; a family
+knows its model. `abc_rag.models.ModelLoader` says which checkpoints are a family's, and loads them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 
 from abc_rag.errors import InputError
 from abc_rag.images.limits import ImageLimits
-from abc_rag.types import BASIC_TYPES, Fingerprint, ImageSource, Input, sources_of, words_of
+from abc_rag.types import BASIC_TYPES, Fingerprint, ImageSource, Input
 
-__all__ = ["Family", "Opened", "Picture", "PictureRecipe", "Prepared", "check_length"]
+__all__ = ["Family", "FamilyFacts", "Opened", "Picture", "PictureRecipe", "Prepared", "check_length"]
 
 
 class Opened(Protocol):
@@ -99,51 +99,46 @@ def check_length(prepared: Prepared, item: Input, most: int) -> None:
     if prepared.tokens > most:
         raise InputError(
             f"an input of {prepared.tokens} tokens is longer than the model's {most}; "
-            f"split the text: {words_of(item)[:60]!r} ..."
+            f"split the text: {item.words[:60]!r} ..."
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FamilyFacts:
+    """What is fixed once a family has been loaded; an engine reads it once.
+
+    Attributes:
+        dim: Length of a vector.
+        fingerprint: Model, revision and resolution; it changes whenever a vector may.
+        device: Where the network is.
+        dtype: What the network computes in.
+        image_limits: Which pictures are accepted.
+        recipe: How pictures are opened.
+        accepts: The input types that `Family.prepare` takes; the engine refuses all others.
+    """
+
+    dim: int
+    fingerprint: Fingerprint
+    device: torch.device
+    dtype: torch.dtype
+    image_limits: ImageLimits
+    recipe: PictureRecipe
+    accepts: tuple[type, ...] = BASIC_TYPES
+
+
 class Family(ABC):
-    """What makes a network an embedder."""
+    """What makes a network an embedder.
 
-    @property
-    @abstractmethod
-    def dim(self) -> int:
-        """Length of a vector."""
+    Args:
+        facts: What is fixed once it has been loaded.
+    """
 
-    @property
-    @abstractmethod
-    def fingerprint(self) -> Fingerprint:
-        """Model, revision and resolution."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where the network is."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """What the network computes in."""
-
-    @property
-    @abstractmethod
-    def image_limits(self) -> ImageLimits:
-        """Which pictures are accepted."""
-
-    @property
-    @abstractmethod
-    def recipe(self) -> PictureRecipe:
-        """How pictures are opened."""
+    def __init__(self, facts: FamilyFacts) -> None:
+        self.facts = facts
 
     @abstractmethod
     def picture_tokens(self, opened: Any) -> int:  # noqa: ANN401
         """How many image tokens an opened picture has in the language model."""
-
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        """Which of the input types `prepare` takes; the engine refuses the others."""
-        return BASIC_TYPES
 
     @abstractmethod
     def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
@@ -166,8 +161,8 @@ class Family(ABC):
         if pictures is not None:
             return tuple(pictures)
         found = []
-        for source in sources_of(item):
-            opened = self.recipe.open(source, limits=self.image_limits)
+        for source in item.pictures:
+            opened = self.facts.recipe.open(source, limits=self.facts.image_limits)
             found.append(Picture("", self.picture_tokens(opened), opened))
         return tuple(found)
 
@@ -177,7 +172,7 @@ class Family(ABC):
         Raises:
             InputError: This family's resolution cannot be set so.
         """
-        raise InputError(f"the resolution of {self.fingerprint.model} cannot be set in image tokens")
+        raise InputError(f"the resolution of {self.facts.fingerprint.model} cannot be set in image tokens")
 
     def count_flops(self, item: Input) -> tuple[int, float]:
         """Length of an input in tokens, and the operations that it needs where its pictures have not been seen before.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -174,10 +175,9 @@ def unregister_loader(name: str) -> None:
 
 def loaders() -> Mapping[str, ModelLoader]:
     """All families by name: those of this package, then the registered ones."""
-    import abc_rag.models
-
+    package = __name__.rpartition(".")[0]
     found: dict[str, ModelLoader] = {}
-    for folder in pkgutil.iter_modules(abc_rag.models.__path__, "abc_rag.models."):
+    for folder in pkgutil.iter_modules(sys.modules[package].__path__, f"{package}."):
         if folder.ispkg and find_spec(f"{folder.name}.loader") is not None:
             loader = import_module(f"{folder.name}.loader").LOADER
             found[loader.name] = loader
@@ -236,12 +236,11 @@ def as_folder(model: str | os.PathLike[str]) -> Path | None:
         return None
 
 
-def token_limits(options: LoadOptions, least: int, most: int) -> tuple[int, int]:
+def token_limits(least: int | None, most: int | None, *, defaults: tuple[int, int]) -> tuple[int, int]:
     """Fewest and most image tokens: the caller's, else the defaults; one limit alone does not contradict the other."""
-    found_least = least if options.min_tokens is None else options.min_tokens
-    found_most = most if options.max_tokens is None else options.max_tokens
+    found_least, found_most = defaults[0] if least is None else least, defaults[1] if most is None else most
     if found_least > found_most:
-        bound = found_most if options.max_tokens is not None else found_least
+        bound = found_most if most is not None else found_least
         found_least, found_most = min(found_least, bound), bound
     return found_least, found_most
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc_rag.store.base import image_id, text_id
+from abc_rag.store.base import Store
 from abc_rag.store.chroma import ChromaStore
+from abc_rag.store.records import image_id, text_id
 
-__all__ = ["ChromaStore", "image_id", "text_id"]
+__all__ = ["ChromaStore", "Store", "image_id", "text_id"]

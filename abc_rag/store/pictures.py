@@ -7,17 +7,15 @@ import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from abc_rag.errors import InputError, StoreError
 from abc_rag.files import write
 from abc_rag.types import Record
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["KEPT", "KeptPictures"]
 
-# The source type, in the database only, of a picture that the store holds a copy of.
-_KEPT = "kept"
+KEPT = "kept"
+"""The source type, in the database only, of a picture that the store holds a copy of."""
 
 _SUFFIXES = {
     "image/avif": ".avif",
@@ -34,13 +32,19 @@ _SUFFIXES = {
 _COPY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.[a-z]+")
 
 
-class _Pictures:
-    """The folder of kept pictures. In the database they have paths relative to it, so that a store can be moved."""
+class KeptPictures:
+    """The folder of kept pictures. The database has paths relative to it, so that a store can be moved."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
 
     def keep(self, data: bytes, mime_type: str) -> str:
+        """Copy encoded bytes into the folder; return the path.
+
+        Raises:
+            InputError: The type is not that of a picture that is read.
+            StoreError: The copy cannot be written.
+        """
         suffix = _SUFFIXES.get(mime_type)
         if suffix is None:
             raise InputError(f"pictures of type {mime_type!r} cannot be kept; these can: {', '.join(_SUFFIXES)}")
@@ -64,15 +68,15 @@ class _Pictures:
                 (self.folder / source).unlink()
 
     def to_stored(self, record: Record) -> Record:
+        """The record as the database has it: a copy's path is relative to the folder."""
         source = record.source
         if record.modality == "image" and record.source_type == "path" and isinstance(source, str):
             inside = Path(*Path(source).parts[-2:]).as_posix()
             # Only copies: whatever else somebody has in that folder is not the store's to delete.
             if _COPY.fullmatch(inside) and Path(source) == self.folder / inside:
-                return replace(record, source=inside, source_type=_KEPT)  # type: ignore[arg-type]
+                return replace(record, source=inside, source_type=KEPT)  # type: ignore[arg-type]
         return record
 
     def to_public(self, record: Record) -> Record:
-        if record.source_type == _KEPT:
-            return replace(record, source=str(self.folder / record.source), source_type="path")
-        return record
+        """The record of a copy as callers see it: with the whole path."""
+        return replace(record, source=str(self.folder / record.source), source_type="path")

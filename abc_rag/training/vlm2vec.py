@@ -34,7 +34,7 @@ from abc_rag.training.running.card import write_card
 from abc_rag.training.running.loop import is_finished, run
 from abc_rag.training.shares import PairPlan, Share, share_of_pairs
 from abc_rag.training.step import Encoder, accumulate
-from abc_rag.types import Fingerprint, Image, Interleaved, Text, sources_of
+from abc_rag.types import Fingerprint, Image, Interleaved, Text
 
 __all__ = ["VLM2VecTraining", "plan_of", "train_vlm2vec"]
 
@@ -196,7 +196,7 @@ class _PicturesOnce:
 
     def prepare(self, side: Side) -> Prepared:
         item = side.as_input()
-        return self._family.prepare(item, [self._picture(str(source)) for source in sources_of(item)])
+        return self._family.prepare(item, [self._picture(str(source)) for source in item.pictures])
 
     def _picture(self, path: str) -> Picture:
         with self._lock:

@@ -50,7 +50,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
         batch_size: ``"auto"`` or a number of items.
         show_progress: A progress bar on standard error, for calls that are not awaited.
         query_instruction: What queries are for, where the model was trained to be told, as VLM2Vec was
-            (``abc_rag.models.vlm2vec.family.TASK_INSTRUCTIONS``). Passages are embedded as they are.
+            (``abc_rag.models.vlm2vec.TASK_INSTRUCTIONS``). Passages are embedded as they are.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
         engine: What the engine may use, as ``abc_rag.EngineSettings``: workers, batches, caches.
 

@@ -98,7 +98,15 @@ def test_index_says_what_it_did(fake: FakeEmbedder, photos: Path, run: Run) -> N
     assert first == (0, "4 added, 0 unchanged, 0 removed, 0 failed; 4 in s\n", "")
     again = run("index", photos, "--store", "s", "--json")
     assert (again.code, again.err) == (0, "")
-    assert again.json == {"added": 0, "unchanged": 4, "removed": 0, "failed": [], "facets": 0, "total": 4}
+    assert again.json == {
+        "added": 0,
+        "unchanged": 4,
+        "removed": 0,
+        "failed": [],
+        "facets": 0,
+        "left_out": {},
+        "total": 4,
+    }
     with ChromaStore("s") as store:
         assert store.fingerprint == str(fake.fingerprint)
 

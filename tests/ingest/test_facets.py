@@ -22,7 +22,7 @@ from abc_rag.images.open import content_hash, open_image
 from abc_rag.ingest import paths as ingest
 from abc_rag.ingest.paths import index_paths
 from abc_rag.ingest.pictures import index_images
-from abc_rag.store.base import image_id, text_id
+from abc_rag.store.records import image_id, text_id
 from abc_rag.types import Vectors
 
 LEFT, RIGHT, TOP = (f"what is {where}?" for where in ("on the left", "on the right", "at the top"))
@@ -120,7 +120,7 @@ def test_only_the_picture_that_lacks_a_facet_gets_it(folder: Path, store: Chroma
 
 def test_what_a_caller_stored_gets_facets_too(folder: Path, store: ChromaStore) -> None:
     path = picture(folder / "red.png", "red")
-    (id_,) = ingest.index_images([path], FakeEmbedder(), store, captions=["red"], facets=[LEFT])
+    (id_,) = index_images([path], FakeEmbedder(), store, captions=["red"], facets=[LEFT])
     report = index_paths([folder], Counting(), store, facets=[LEFT, RIGHT])
     assert (report.unchanged, report.facets) == (1, 1)
     assert store.get([id_])[0].text == "red"
@@ -195,10 +195,12 @@ def test_bad_facets_are_refused_before_anything(
 # Small groups, so that there is much to be interrupted; dies at the n-th call, before or after it is answered.
 DIES = """
 import os, signal, sys
-from abc_rag import ChromaStore, embedder, ingest
+from abc_rag import ChromaStore
+from abc_rag.embedding import embedder
 from abc_rag.embedding.fake import FakeEmbedder
+from abc_rag.ingest import paths
 folder, place, at, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-ingest._CHUNK = ingest._MOST_ITEMS = embedder._CHUNK = 2
+paths._CHUNK = paths._MOST_ITEMS = embedder._CHUNK = 2
 class Dying(FakeEmbedder):
     calls = 0
     def _embed(self, inputs, **options):
@@ -208,12 +210,13 @@ class Dying(FakeEmbedder):
         return super()._embed(inputs, **options)
 class Store(ChromaStore):
     # Dies right after the write that follows the call.
-    def _write(self, items):
-        super()._write(items)
-        if how == "written" and Dying.calls == at - 1 and items:
+    def add(self, records, vectors):
+        added = super().add(records, vectors)
+        if how == "written" and Dying.calls == at - 1 and records:
             os._exit(9)
+        return added
 store = Store(place, fingerprint=FakeEmbedder().fingerprint)
-ingest.index_paths([folder], Dying(), store, facets=["left", "right"])
+paths.index_paths([folder], Dying(), store, facets=["left", "right"])
 print("done", flush=True)
 """
 

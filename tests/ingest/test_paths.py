@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import pillow_heif
 import pytest
 
 import abc_rag.embedding.ahead
 import abc_rag.embedding.embedder
-import abc_rag.images
 from abc_rag import ChromaStore, EngineSettings, Image, Input, InstructedImage, Record, Text, load_embedder
 from abc_rag.embedding.embedder import BatchSize, Embedder
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.embedding.settings import WorkerKind
 from abc_rag.errors import InputError, PartialIndexError
+from abc_rag.images import read
 from abc_rag.images.limits import ImageLimits
 from abc_rag.images.open import content_hash
 from abc_rag.ingest import paths as ingest
@@ -29,7 +30,7 @@ from abc_rag.ingest.passages import passages_of
 from abc_rag.ingest.paths import index_paths
 from abc_rag.ingest.pictures import index_images
 from abc_rag.ingest.report import IndexReport
-from abc_rag.store.base import image_id, text_id
+from abc_rag.store.records import image_id, text_id
 from abc_rag.types import Vectors
 
 
@@ -112,7 +113,8 @@ def sources(store: ChromaStore) -> dict[str, str]:
 
 
 def test_a_tree_of_pictures_and_passages(folder: Path, store: ChromaStore, index: Index) -> None:
-    colours = dict(zip(sorted(IMAGE_SUFFIXES), "red green blue cyan pink gold gray navy".split(), strict=True))
+    suffixes = sorted(IMAGE_SUFFIXES - {".avif", ".heic", ".heif"})
+    colours = dict(zip(suffixes, "red green blue cyan pink gold gray navy lime plum".split(), strict=True))
     pictures = [picture(folder / "sub" / "deep" / f"p{suffix}", colour) for suffix, colour in colours.items()]
     pictures.append(picture(folder / "SHOUT.PNG", "white"))
     passage(folder / "a.txt", "\ufefffirst line\n  second line  \n\n\n \t\nnext\r\n\r\nlast")
@@ -125,7 +127,7 @@ def test_a_tree_of_pictures_and_passages(folder: Path, store: ChromaStore, index
     report, embedded = index()
     assert (counts(report), embedded) == ((len(pictures) + 5, 0, 0, 0), len(pictures) + 5)
     records = {record.id: record for record in store.records()}
-    kinds = {".jpg": "jpeg", ".tif": "tiff"}
+    kinds = {".jpg": "jpeg", ".tif": "tiff", ".jfif": "jpeg", ".jpe": "jpeg"}
     expected = {
         id_of(p): Record(
             id_of(p),
@@ -174,12 +176,142 @@ def test_a_file_named_twice_and_by_its_folder_is_one(
 
 def test_a_link_is_of_the_kind_that_its_own_name_says(folder: Path, store: ChromaStore, index: Index) -> None:
     # As in the caches of the hub and of git-annex: the target's name is a hash.
-    target = picture(folder.parent / "blobs" / "x.png", "red").rename(folder.parent / "blobs" / "0123abcd")
+    target = picture(folder / ".blobs" / "x.png", "red").rename(folder / ".blobs" / "0123abcd")
     link = folder / "photo.png"
     link.symlink_to(target)
     report, _ = index()
     assert counts(report) == (1, 0, 0, 0), report.failed
     assert list(sources(store).values()) == [str(link)]
+
+
+@pytest.mark.parametrize("kind", ["picture", "text", "folder", "above"])
+def test_links_that_lead_elsewhere_are_followed_only_where_that_is_asked_for(
+    kind: str, tmp_path: Path, folder: Path, store: ChromaStore
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    photo, secret = picture(elsewhere / "photo.png", "red"), passage(elsewhere / "passwd.txt", "root:x:0:0")
+    link, target = {
+        "picture": (folder / "a.png", photo),
+        "text": (folder / "a.txt", secret),
+        "folder": (folder / "a", elsewhere),
+        "above": (folder / "a", tmp_path),  # which holds the folder with the link
+    }[kind]
+    link.symlink_to(target)
+    report = index_paths([folder], FakeEmbedder(), store)
+    assert (counts(report), report.left_out) == ((0, 0, 0, 0), {"links that lead elsewhere": 1})
+    report = index_paths([folder], FakeEmbedder(), store, follow_links=True)
+    assert report.added == {"picture": 1, "text": 1, "folder": 2, "above": 2}[kind]
+    # What is named itself is no link that leads elsewhere.
+    assert index_paths([link], FakeEmbedder(), store).unchanged == report.added
+
+
+def test_a_link_between_two_folders_that_were_given_is_no_way_out(folder: Path, index: Index) -> None:
+    one = picture(folder / "one" / "x.png", "red")
+    (folder / "two").mkdir()
+    (folder / "two" / "y.png").symlink_to(one)
+    (folder / "two" / "again").symlink_to(folder / "one")
+    report, embedded = index(folder / "one", folder / "two")
+    assert (counts(report), report.left_out, embedded) == ((1, 0, 0, 0), {}, 1)
+
+
+def test_pictures_are_told_by_their_content(folder: Path, store: ChromaStore, index: Index) -> None:
+    for colour, name in (("red", "a1b2c3"), ("green", "photo.jpg_large"), ("blue", "scan.dat")):
+        picture(folder / f"{colour}.png", colour).rename(folder / name)
+    picture(folder / "white.jpg", "white").rename(folder / "white.png")
+    passage(folder / "BM.txt", "BMW builds cars")
+    (folder / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
+    (folder / "paper.pdf").write_bytes(b"%PDF-1.7 and so on")
+    (folder / "letter.pdf").write_bytes(b"%PDF-1.7 and so on")
+    passage(folder / "program.py", "print()")
+    (folder / "empty").touch()
+    (folder / "noise").write_bytes(bytes(range(256)))
+    os.mkfifo(folder / "pipe")
+    report, _ = index()
+    assert counts(report) == (5, 0, 0, 0)
+    assert report.left_out == {
+        "PDF": 2,
+        "film": 1,
+        "text": 1,
+        "empty file": 1,
+        "file of unknown kind": 1,
+        "devices, pipes and sockets": 1,
+    }
+    assert counts(index()[0]) == (0, 5, 0, 0)
+    (folder / "a1b2c3").write_bytes(picture(folder / "new.png", "pink").read_bytes())
+    (folder / "new.png").unlink()
+    assert counts(index()[0]) == (1, 4, 1, 0)
+
+
+def test_avif_and_heic(folder: Path, store: ChromaStore, index: Index) -> None:
+    picture(folder / "b.avif", "red", (64, 64))
+    pillow_heif.from_pillow(PIL.Image.new("RGB", (64, 64), "blue")).save(folder / "IMG_1.HEIC")
+    report, _ = index()
+    assert counts(report) == (2, 0, 0, 0), report.failed
+    assert {record.mime_type for record in store.records()} == {"image/avif", "image/heic"}
+
+
+def test_what_machines_leave_behind_is_left_out(folder: Path, index: Index) -> None:
+    picture(folder / "1.jpg", "red")
+    for name in ("@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/old.jpg", "$RECYCLE.BIN/x.jpg", "lost+found/y.jpg"):
+        picture(folder / name, "blue")
+    picture(folder / ".thumbnails" / "1.jpg", "green")
+    for name in ("Thumbs.db", ".DS_Store", "sub/desktop.ini"):
+        passage(folder / name, "of the system")
+    report, _ = index()
+    assert counts(report) == (1, 0, 0, 0)
+    assert report.left_out == {"thumbnails and recycle bins": 6, "hidden": 2}
+    assert counts(index(folder / "@eaDir")[0]) == (1, 0, 0, 0)  # where it is named
+
+
+def test_a_store_and_its_copies_are_no_pictures_of_the_folder(folder: Path) -> None:
+    picture(folder / "1.jpg", "red")
+    embedder = FakeEmbedder()
+    with ChromaStore(folder / "abc-rag-store", fingerprint=embedder.fingerprint) as store:
+        index_images([PIL.Image.new("RGB", (9, 9), "blue")], embedder, store, ids=["product-17"], keep=True)
+        report = index_paths([folder], embedder, store)
+        assert (report.added, report.left_out) == (1, {"stores and their copies": 1})
+        (kept,) = store.get(["product-17"])
+        assert Path(kept.source).is_file()
+        # The folder of the copies alone, as a server's user has it.
+        report = index_paths([Path(kept.source).parents[1]], embedder, store)
+        assert (report.added, report.left_out) == (0, {"stores and their copies": 1})
+        store.delete(["product-17"])
+        assert {Path(record.source).name for record in store.records()} == {"1.jpg"}
+
+
+def test_patterns_leave_out(folder: Path, store: ChromaStore) -> None:
+    names = ("a.png", "b.jpg", "raw/c.png", "raw/keep.png", "deep/raw/d.png", "deep/e.png", "deep/f.txt")
+    for name, colour in zip(names, "red green blue white pink gold gray".split(), strict=True):
+        (picture if not name.endswith("txt") else passage)(folder / name, colour)
+
+    def left(exclude: Sequence[str] = ()) -> set[str]:
+        with ChromaStore(folder / ".store", fingerprint=FakeEmbedder().fingerprint) as fresh:
+            fresh.delete(list(fresh.ids()))
+            report = index_paths([folder], FakeEmbedder(), fresh, exclude=exclude)
+            assert report.left_out.get("excluded", 0) == 0 or exclude or (folder / ".abcignore").exists()
+            return {Path(record.source).relative_to(folder).as_posix() for record in fresh.records()}
+
+    assert left() == set(names)
+    assert left(["*.png"]) == {"b.jpg", "deep/f.txt"}
+    assert left(["/raw/", "!b.jpg", "*.txt"]) == {"a.png", "b.jpg", "deep/raw/d.png", "deep/e.png"}
+    (folder / ".abcignore").write_text("# cameras\nraw/*\n!keep.png\n")
+    assert left() == set(names) - {"raw/c.png"}  # a pattern with a slash holds in its own folder
+    (folder / "deep" / ".abcignore").write_text("raw\n*.txt\n")
+    assert left() == {"a.png", "b.jpg", "raw/keep.png", "deep/e.png"}
+    (folder / "deep" / ".abcignore").write_text("!e.png\n")
+    assert "deep/e.png" in left(["e.png"])  # the nearest rule decides
+
+
+def test_unusable_patterns(folder: Path, index: Index, store: ChromaStore) -> None:
+    with pytest.raises(InputError, match="exclude must be a list"):
+        index_paths([folder], FakeEmbedder(), store, exclude="*.png")
+    (folder / ".abcignore").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="patterns"):
+        index()
+    (folder / ".abcignore").unlink()
+    os.mkfifo(folder / ".abcignore")
+    with pytest.raises(InputError, match="not a regular file"):
+        index()
 
 
 def test_a_tilde_is_the_home_folder(folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,13 +717,13 @@ def test_a_picture_is_read_once_and_reaches_the_embedder_as_it_is(
 ) -> None:
     path = picture(folder / "a.jpg", "red")
     reads: list[str] = []
-    read_file = abc_rag.images._read_file
+    read_file = read._read_file
 
-    def read(name: str, *others: Any) -> bytes:
+    def noted(name: str, *others: Any) -> bytes:
         reads.append(name)
         return read_file(name, *others)
 
-    monkeypatch.setattr(abc_rag.images, "_read_file", read)
+    monkeypatch.setattr(read, "_read_file", noted)
     embedder = Counting()
     index_paths([path], embedder, store, facets=["what is on the left?"])
     assert reads == [str(path)]
@@ -648,9 +780,48 @@ def test_what_came_from_files_that_are_gone_is_removed_where_that_is_asked_for(t
         (outside / "sub" / "white.png").unlink()
         (inside / "notes.txt").unlink()
         assert index_paths([inside], embedder, store).removed == 0
+        with pytest.raises(InputError, match=r"inside: 2 of 4 indexed files are gone.*prune_most=0\.4"):
+            index_paths([inside], embedder, store, prune=True, prune_most=0.4)
         report = index_paths([inside], embedder, store, prune=True)
         assert report.removed == 3  # the red picture and both passages
         left = {(record.id, Path(record.source).name) for record in store.records()}
         assert {name for _, name in left} == {"moved.png", "blue.png", "white.png", "never-there.png"}
         assert ("mine", "never-there.png") in left  # a caller's own record
         assert index_paths([inside], embedder, store, prune=True).removed == 0
+
+
+@pytest.mark.parametrize("how", ["empty", "unmounted"])
+def test_an_empty_folder_is_not_pruned(how: str, tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    for colour in ("red", "green", "blue"):
+        picture(folder / "sub" / f"{colour}.png", colour)
+    embedder = FakeEmbedder()
+    with ChromaStore(tmp_path / "store", fingerprint=embedder.fingerprint) as store:
+        index_paths([folder], embedder, store)
+        shutil.rmtree(folder / "sub")
+        if how == "unmounted":
+            passage(folder / "README", "mount the disk here")
+        for most in (0.5, 1.0):
+            with pytest.raises(InputError, match="has become empty, and 3 files"):
+                index_paths([folder], embedder, store, prune=True, prune_most=most)
+        assert store.count() == 3
+
+
+@pytest.mark.parametrize(("seconds", "stored"), [(0.0, [0, 1, 2, 3, 4]), (1e9, [0, 0, 0, 0, 0])])
+def test_what_is_finished_is_stored_by_time(
+    seconds: float, stored: list[int], folder: Path, store: ChromaStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        passage(folder / f"{number}.txt", f"passage {number}")
+    monkeypatch.setattr(abc_rag.embedding.embedder, "_CHUNK", 1)
+    monkeypatch.setattr(ingest, "_COMMIT_S", seconds)
+    seen: list[int] = []
+
+    class Looking(FakeEmbedder):
+        def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
+            seen.append(store.count())
+            return super()._embed(inputs, batch_size=batch_size, progress=progress)
+
+    index_paths([folder], Looking(), store)
+    assert seen == stored
+    assert store.count() == 5

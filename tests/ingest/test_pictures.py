@@ -28,7 +28,7 @@ from abc_rag.images.limits import ImageLimits
 from abc_rag.images.open import content_hash, open_image
 from abc_rag.ingest import pictures as _ingest_images
 from abc_rag.ingest.pictures import index_images
-from abc_rag.store.base import image_id
+from abc_rag.store.records import image_id
 from abc_rag.types import Fingerprint, Vectors
 
 LEFT, RIGHT = "what is on the left?", "what is on the right?"

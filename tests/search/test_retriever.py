@@ -19,7 +19,7 @@ from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
 from abc_rag.search.answer import Answer
 from abc_rag.search.retriever import Retriever
 from abc_rag.search.rewriting.rules import RuleRewriter
-from abc_rag.store.base import text_id
+from abc_rag.store.records import text_id
 from abc_rag.types import Trace
 
 PASSAGES = {"the red bicycle": 1, "a blue boat": 2, "a blue bicycle": 3}

@@ -138,13 +138,13 @@ def published(tmp_path: Path, **changed: Any) -> tuple[VLM2VecTraining, list[Pai
     )  # fmt: skip
     objective = VLM2VecTraining(config)
     backbone = objective.model.network.backbone
-    load_adapter(backbone, FIXTURE / "adapter", "vlm2vec", lambda name: f"qwen2_vl.{backbone_name(name)}")
+    load_adapter(backbone.model, FIXTURE / "adapter", "vlm2vec", backbone_name)
     return objective, all_rows(open_mmeb_rows(config.data, images=FIXTURE))
 
 
 def own_name(name: str) -> str:
     """The parameter that a gradient of the fixture belongs to."""
-    name = name.replace("base_model.model.model.", "network.backbone.qwen2_vl.language_model.")
+    name = name.replace("base_model.model.model.", "network.backbone.model.language_model.")
     name = name.replace(".default", ".vlm2vec")
     return name + ".weight" if "magnitude" in name else name
 

@@ -143,7 +143,7 @@ class ABCModule(InputModule):  # type: ignore[misc]
         network.requires_grad_(True)
         network.temperature.requires_grad_(False)
         read = ABCSettings.read(folder)
-        fingerprint = family.fingerprint
+        fingerprint = family.facts.fingerprint
         return cls(
             network,
             load_prompts(folder / "base"),

@@ -33,22 +33,27 @@ class TensorCache:
         scope: Goes into the names on disk: whatever, beside its key, a tensor depends on.
 
     Attributes:
-        paused: Set it, and nothing is found or remembered until it is unset.
+        in_use: Whether anything is found or remembered; false between `pause` and `resume`.
     """
 
     def __init__(self, max_bytes: int, *, disk: DiskTier | None = None, scope: str = "") -> None:
         self.max_bytes = max_bytes
-        self.paused = False
         self._disk = disk
         self._scope = scope
         self._held = 0
         self._tensors: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
+        self.in_use = False
+        self.resume()
 
-    @property
-    def in_use(self) -> bool:
-        """Whether anything is remembered."""
-        return not self.paused and (self.max_bytes > 0 or self._disk is not None)
+    def pause(self) -> None:
+        """Forget what is in memory, and find and remember nothing until `resume`."""
+        self.in_use = False
+        self.clear()
+
+    def resume(self) -> None:
+        """Find and remember again."""
+        self.in_use = self.max_bytes > 0 or self._disk is not None
 
     @property
     def held_bytes(self) -> int:
@@ -57,7 +62,7 @@ class TensorCache:
 
     def get(self, key: str) -> torch.Tensor | None:
         """The tensor, if it is remembered."""
-        if self.paused:
+        if not self.in_use:
             return None
         with self._lock:
             found = self._tensors.get(key)
@@ -73,7 +78,7 @@ class TensorCache:
 
     def put(self, key: str, tensor: torch.Tensor) -> None:
         """Remember a tensor, which nobody may change from now on."""
-        if self.paused:
+        if not self.in_use:
             return
         self._remember(key, tensor)
         if self._disk is not None:

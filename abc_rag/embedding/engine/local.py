@@ -21,14 +21,14 @@ import numpy as np
 from abc_rag.embedding.embedder import BatchSize, Embedder
 from abc_rag.embedding.engine.caches import DiskTier, TensorCache
 from abc_rag.embedding.engine.preparation import Preparation
-from abc_rag.embedding.engine.runner import JOIN_S, BatchReport, ModelThread, Runner
+from abc_rag.embedding.engine.runner import JOIN_S, BatchReport, ModelThread, Reports, Runner
 from abc_rag.embedding.engine.scheduler import Request, Scheduler
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ABCRagError, ImageError, InputError
-from abc_rag.models.family import Family
-from abc_rag.types import DataURI, Fingerprint, ImageSource, Input, Vectors, content_of, sources_of
+from abc_rag.models.family import Family, FamilyFacts
+from abc_rag.types import DataURI, Fingerprint, ImageSource, Input, Vectors
 
 __all__ = ["LocalEmbedder"]
 
@@ -45,14 +45,14 @@ _OUT_OF_ORDER = 4
 class _Machine:
     """All that runs: threads, processes, caches. Knows nothing of the `LocalEmbedder`, so that it can go first."""
 
-    def __init__(self, owner: ModelThread, settings: EngineSettings, report: Callable[[BatchReport], None]) -> None:
+    def __init__(self, owner: ModelThread, settings: EngineSettings, reports: Reports) -> None:
         families = owner.families()
         self._owner = owner
         self.pid = os.getpid()
         first = families[0]
-        kind = first.device.type
+        kind = first.facts.device.type
         disk = None if settings.cache_folder is None else DiskTier(settings.cache_folder, settings.cache_folder_bytes)
-        scope = f"{first.fingerprint} {first.dtype}"
+        scope = f"{first.facts.fingerprint} {first.facts.dtype}"
         self.vision = TensorCache(settings.vision_cache_bytes, disk=disk, scope=f"vision {scope}")
         embeddings_on_disk = disk if settings.embedding_cache_bytes else None
         self.embeddings = TensorCache(settings.embedding_cache_bytes, disk=embeddings_on_disk, scope=f"vector {scope}")
@@ -79,7 +79,7 @@ class _Machine:
                 vision=self.vision,
                 embeddings=self.embeddings,
                 max_batch_patches=settings.max_batch_patches or _PATCHES.get(kind, _PATCHES["cpu"]),
-                report=report,
+                reports=reports,
             )
             for family in families
         ]
@@ -104,16 +104,6 @@ class _Machine:
             self._disk.close()
 
 
-class _Reports:
-    """Where batches are reported to; apart from the embedder, so that threads do not keep it alive."""
-
-    listener: Callable[[BatchReport], None] | None = None
-
-    def __call__(self, report: BatchReport) -> None:
-        if self.listener is not None:
-            self.listener(report)
-
-
 class LocalEmbedder(Embedder):
     """Embeds with a network in this process, or with several of the same weights on several devices.
 
@@ -132,8 +122,9 @@ class LocalEmbedder(Embedder):
         self._pid = os.getpid()
         self._loading = threading.RLock()
         self._machine: _Machine | None = None
+        self._facts: FamilyFacts | None = None
         self._ending: weakref.finalize[[], LocalEmbedder] | None = None
-        self._reports = _Reports()
+        self._reports = Reports()
 
     @property
     def family(self) -> Family:
@@ -141,19 +132,26 @@ class LocalEmbedder(Embedder):
         return self._loaded().families()[0]
 
     @property
+    def facts(self) -> FamilyFacts:
+        """What is fixed once the model is loaded; loads it."""
+        if self._facts is None:
+            self._facts = self.family.facts
+        return self._facts
+
+    @property
     def dim(self) -> int:
         """Length of a vector; loads the model."""
-        return self.family.dim
+        return self.facts.dim
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Model, revision and resolution; loads the model."""
-        return self.family.fingerprint
+        return self.facts.fingerprint
 
     @property
     def accepts(self) -> tuple[type, ...]:
         """Which of the input types the model takes; loads it."""
-        return self.family.accepts
+        return self.facts.accepts
 
     @property
     def worker_pids(self) -> list[int]:
@@ -177,13 +175,12 @@ class LocalEmbedder(Embedder):
         machine = self._running()
         caches = (machine.vision, machine.embeddings)
         for cache in caches:
-            cache.paused = True
-            cache.clear()
+            cache.pause()
         try:
             yield
         finally:
             for cache in caches:
-                cache.paused = False
+                cache.resume()
 
     def close(self) -> None:
         """End threads and worker processes, and empty the caches. The next call starts anew."""
@@ -214,12 +211,13 @@ class LocalEmbedder(Embedder):
 
     def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
         distinct, rows = _distinct(inputs)
-        vectors = np.empty((len(inputs), self.dim), dtype=np.float32)
-        with progress_bar("embedding", total=len(inputs), enabled=progress) as bar:
-            results = self._in_order(iter(distinct), small=len(distinct) <= _SMALL_CALL, batch_size=batch_size)
-            with contextlib.closing(results):
-                for positions, result in zip(rows, results, strict=True):
-                    vectors[positions] = _vector(result, positions[0])
+        vectors = np.empty((len(inputs), self.facts.dim), dtype=np.float32)
+        results = self._in_order(iter(distinct), small=len(distinct) <= _SMALL_CALL, batch_size=batch_size)
+        shown = progress_bar("embedding", total=len(inputs), enabled=True) if progress else contextlib.nullcontext()
+        with shown as bar, contextlib.closing(results):
+            for positions, result in zip(rows, results, strict=True):
+                vectors[positions] = _vector(result, positions[0])
+                if bar is not None:
                     bar.advance(len(positions))
         return vectors
 
@@ -237,7 +235,7 @@ class LocalEmbedder(Embedder):
         if machine is None or machine.pid != os.getpid():
             machine = await in_thread(self._running)
         distinct, rows = _distinct(inputs)
-        vectors = np.empty((len(inputs), self.dim), dtype=np.float32)
+        vectors = np.empty((len(inputs), self.facts.dim), dtype=np.float32)
         async with _awaited(machine.scheduler, small=len(distinct) <= _SMALL_CALL, batch_size=batch_size) as (
             request,
             changed,
@@ -324,6 +322,8 @@ def _taken(scheduler: Scheduler, request: Request) -> dict[int, Vectors | BaseEx
 
 def _distinct(inputs: Sequence[Input]) -> tuple[list[Input], list[list[int]]]:
     """Each input once, and where it stood; equal content under two names is found out later."""
+    if len(inputs) == 1:
+        return list(inputs), [[0]]
     positions: dict[object, list[int]] = {}
     for position, item in enumerate(inputs):
         positions.setdefault(_identity(item), []).append(position)
@@ -331,7 +331,7 @@ def _distinct(inputs: Sequence[Input]) -> tuple[list[Input], list[list[int]]]:
 
 
 def _identity(item: Input) -> object:
-    return content_of(item, [_name(source) for source in sources_of(item)])
+    return item.content([_name(source) for source in item.pictures])
 
 
 def _name(source: ImageSource) -> str:

@@ -22,7 +22,7 @@ from abc_rag.errors import ImageFormatError
 from abc_rag.images.open import content_hash
 from abc_rag.images.read import describe_source, read_bytes
 from abc_rag.models.family import Family, Picture
-from abc_rag.types import URL, ImageSource, Input, Vectors, content_of, sources_of
+from abc_rag.types import URL, ImageSource, Input, Vectors
 
 __all__ = ["Preparation"]
 
@@ -82,7 +82,7 @@ class Preparation:
         self._kind = worker_kind
         self._workers = workers
         self._watchdog = Watchdog()
-        self.processes = PictureProcesses(family.recipe, family.image_limits, timeout_s, self._watchdog)
+        self.processes = PictureProcesses(family.facts.recipe, family.facts.image_limits, timeout_s, self._watchdog)
         self._pictures: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
         self._opening: dict[str, list[tuple[Input, Work]]] = {}
         self._lock = threading.Lock()
@@ -135,11 +135,11 @@ class Preparation:
         item = ticket.item
         slot.at = ticket
         try:
-            sources = sources_of(item)
+            sources = item.pictures
             if sources:
                 self._scheduler.wait_for_bytes()
             read = [self._read_limited(source, slot) for source in sources]
-            content = content_of(item, [one.digest for one in read])
+            content = item.content([one.digest for one in read])
             key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
         except BaseException as error:  # libraries in other languages raise those too
             settled.append((ticket, error))
@@ -167,7 +167,7 @@ class Preparation:
     def _read_limited(self, source: ImageSource, slot: _Slot) -> _Read:
         # Fetching a URL has a limit of its own.
         with nullcontext() if isinstance(source, URL) else self._limited(source, slot):
-            limits = self._family.image_limits
+            limits = self._family.facts.image_limits
             if isinstance(source, PIL.Image.Image):
                 return _Read(source, None, content_hash(source, limits=limits))
             data = read_bytes(source, limits=limits)
@@ -182,7 +182,8 @@ class Preparation:
     ) -> None:
         for item, work in waiting:
             try:
-                work.prepared = self._family.prepare(item, pictures)
+                work.prepared = prepared = self._family.prepare(item, pictures)
+                work.tokens = prepared.tokens
                 works.append(work)
             except BaseException as error:
                 settled.append((work, error))
@@ -272,8 +273,8 @@ class Preparation:
         if elsewhere and data is not None and self.processes.usable:
             return self.processes.open(data, name)
         with self._limited(source, slot):
-            return self._family.recipe.open(
-                source if data is None else data, limits=self._family.image_limits, name=name
+            return self._family.facts.recipe.open(
+                source if data is None else data, limits=self._family.facts.image_limits, name=name
             )
 
     @contextmanager

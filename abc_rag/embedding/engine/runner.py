@@ -20,7 +20,7 @@ from abc_rag.errors import ABCRagError, InputError
 from abc_rag.models.family import Family, Picture
 from abc_rag.types import Vectors
 
-__all__ = ["JOIN_S", "BatchReport", "ModelThread", "Runner", "is_out_of_memory"]
+__all__ = ["JOIN_S", "BatchReport", "ModelThread", "Reports", "Runner", "is_out_of_memory"]
 
 # A block of this size, freed once, raises the allocator's thresholds (see `_keep_freed_memory`); it learns from blocks
 # of up to 32 MiB.
@@ -57,6 +57,12 @@ class BatchReport:
     begun: float
     ended: float
     device: str
+
+
+class Reports:
+    """Who is told about each batch. Apart from the embedder, so that no thread keeps the embedder alive."""
+
+    listener: Callable[[BatchReport], None] | None = None
 
 
 @dataclass
@@ -127,7 +133,7 @@ class Runner:
         vision: Where vision features go.
         embeddings: Where vectors go.
         max_batch_patches: Budget of one pass of the vision tower.
-        report: Called after each batch with a `BatchReport`.
+        reports: Whoever listens there is given a `BatchReport` after each batch.
     """
 
     def __init__(
@@ -138,14 +144,15 @@ class Runner:
         vision: TensorCache,
         embeddings: TensorCache,
         max_batch_patches: int,
-        report: Callable[[BatchReport], None],
+        reports: Reports,
     ) -> None:
         self._family = family
+        self._on_cpu = family.facts.device.type == "cpu"
         self._scheduler = scheduler
         self._vision = vision
         self._embeddings = embeddings
         self._max_batch_patches = max_batch_patches
-        self._report = report
+        self._reports = reports
         self._warned = False
         self._in_between = False
         self.ended = threading.Event()
@@ -153,8 +160,8 @@ class Runner:
     def run(self) -> None:
         """Compute until the scheduler stops."""
         try:
-            if self._family.device.type == "cuda":
-                torch.cuda.set_device(self._family.device)
+            if self._family.facts.device.type == "cuda":
+                torch.cuda.set_device(self._family.facts.device)
             self._run()
         except BaseException as error:
             # Nobody may wait for a thread that has gone.
@@ -192,7 +199,7 @@ class Runner:
             works, patches = self._see(works)
             if not works:
                 return None
-            alone = self._family.device.type == "cpu" and not patches and sum(work.tokens for work in works) <= _ALONE
+            alone = self._on_cpu and not patches and sum(work.tokens for work in works) <= _ALONE
             with one_thread() if alone else nullcontext():
                 rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
             copied = None
@@ -231,12 +238,14 @@ class Runner:
             # Threads that wait for more may hold a work for long; its picture must not be known because of that.
             work.prepared = None
         self._scheduler.done(results)
-        device = str(self._family.device)
+        if (listener := self._reports.listener) is None:
+            return
+        device = str(self._family.facts.device)
         report = BatchReport(
             kind, len(works), tokens, launched.patches, launched.waited_from, launched.begun, ended, device
         )
         try:
-            self._report(report)
+            listener(report)
         except Exception:
             logger.exception("the listener to batches has failed")
 
@@ -246,7 +255,7 @@ class Runner:
         """Have the vision tower see what it has not; the works that can go on, and how many patches it saw."""
         unseen: dict[int, Picture] = {}
         for work in works:
-            for picture in work.pictures:
+            for picture in _pictures(work):
                 if picture.features is None:
                     # A batch between its opening and now may have seen the same picture.
                     picture.features = self._vision.get(picture.key) if self._vision.in_use else None
@@ -254,13 +263,14 @@ class Runner:
                         unseen[id(picture)] = picture
         patches = sum(picture.opened.patches for picture in unseen.values())
         failed = self._see_all(list(unseen.values()))
-        self._scheduler.seen(works)
+        if any(work.held_bytes for work in works):
+            self._scheduler.seen(works)
         if not failed:
             return works, patches
         lost = [
-            (work, next(failed[id(picture)] for picture in work.pictures if id(picture) in failed))
+            (work, next(failed[id(picture)] for picture in _pictures(work) if id(picture) in failed))
             for work in works
-            if any(id(picture) in failed for picture in work.pictures)
+            if any(id(picture) in failed for picture in _pictures(work))
         ]
         self._scheduler.done(list(lost))
         gone = {id(work) for work, _ in lost}
@@ -339,7 +349,7 @@ class Runner:
 
     def _out_of_memory(self, error: BaseException) -> InputError:
         made = InputError(
-            f"does not fit into the memory of {self._family.device} even by itself; use fewer image tokens "
+            f"does not fit into the memory of {self._family.facts.device} even by itself; use fewer image tokens "
             "(max_tokens), a shorter text, a smaller dtype, or weights='int8'"
         )
         made.__cause__ = error
@@ -347,15 +357,19 @@ class Runner:
 
     def _free(self, smaller: str) -> None:
         self._vision.clear()
-        if self._family.device.type == "cuda":
+        if self._family.facts.device.type == "cuda":
             torch.cuda.empty_cache()
         if smaller and not self._warned:
             self._warned = True
             logger.warning(
                 "out of memory on %s: going on with smaller batches (%s, EngineSettings sets it for good)",
-                self._family.device,
+                self._family.facts.device,
                 smaller,
             )
+
+
+def _pictures(work: Work) -> tuple[Picture, ...]:
+    return work.prepared.pictures if work.prepared is not None else ()
 
 
 def _keep_freed_memory() -> None:

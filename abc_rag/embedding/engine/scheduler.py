@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from abc_rag.errors import ImageError
 from abc_rag.images.read import describe_source
-from abc_rag.models.family import Picture, Prepared
-from abc_rag.types import Image, Input, InstructedImage, InstructedText, Text, Vectors
+from abc_rag.models.family import Prepared
+from abc_rag.types import Input, Vectors
 
 __all__ = ["Request", "Scheduler", "Ticket", "Work"]
 
@@ -25,7 +25,6 @@ __all__ = ["Request", "Scheduler", "Ticket", "Work"]
 _SMALL = 8
 # Texts prepared in one go: each takes little more than handing it over.
 _TEXTS = 32
-_WORDS = (Text, InstructedText)
 # Batches' worth of work among which the longest is chosen first.
 _AHEAD = 4
 # How long a model that alternates with preparation waits for several batches' worth.
@@ -43,11 +42,21 @@ class Ticket:
 
 @dataclass(eq=False)
 class Work:
-    """What is computed once, and for whom."""
+    """One distinct content: computed once, for every ticket that asks for it.
+
+    Attributes:
+        key: Hash of the content.
+        tickets: Who waits for it.
+        prepared: What the network takes, from the end of preparation until there is a result.
+        tokens: Length of the sequence that the language model sees.
+        since: When it became ready, on the monotonic clock.
+        held_bytes: Bytes of its opened pictures.
+    """
 
     key: bytes
     tickets: list[Ticket]
     prepared: Prepared | None = None
+    tokens: int = 0
     since: float = 0.0
     held_bytes: int = 0
 
@@ -60,16 +69,6 @@ class Work:
     def small(self) -> bool:
         """Whether a call with few inputs waits for it."""
         return any(ticket.request.small for ticket in self.tickets)
-
-    @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """Those of its input."""
-        return self.prepared.pictures if self.prepared is not None else ()
-
-    @property
-    def tokens(self) -> int:
-        """Its length."""
-        return self.prepared.tokens if self.prepared is not None else 0
 
 
 @dataclass(eq=False)
@@ -205,9 +204,7 @@ class Scheduler:
                 for line in self._to_prepare[: 1 if self._draining else 2]:
                     if line:
                         taken = [line.popleft()]
-                        while line and isinstance(taken[0].item, _WORDS) and isinstance(line[0].item, _WORDS):
-                            if len(taken) == _TEXTS:
-                                break
+                        while line and not (taken[0].item.pictures or line[0].item.pictures) and len(taken) < _TEXTS:
                             taken.append(line.popleft())
                         self._preparing += 1
                         return taken
@@ -425,9 +422,9 @@ class Scheduler:
 
 def _copied(error: BaseException, item: Input) -> BaseException:
     try:
-        if isinstance(error, ImageError) and isinstance(item, (Image, InstructedImage)):
-            # Found out for one of several names of the same content.
-            return type(error)(describe_source(item.source), error.reason)
+        if isinstance(error, ImageError) and len(item.pictures) == 1:
+            # Found for one of several names of the same content.
+            return type(error)(describe_source(item.pictures[0]), error.reason)
         return copy.copy(error)
     except Exception:  # it cannot be made anew from its message
         return error

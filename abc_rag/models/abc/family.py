@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from abc_rag.images.limits import ImageLimits
-from abc_rag.models.abc.network import _FIRST_MAX_TOKENS, _FIRST_MIN_TOKENS, ABCNetwork
+from abc_rag.models.abc.network import FIRST_RESIZE, ABCNetwork
 from abc_rag.models.abc.prompts import ABCPrompts
-from abc_rag.models.family import Family, Picture, Prepared, check_length
+from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared, check_length
 from abc_rag.models.flops import count_flops
 from abc_rag.models.kernels.packed import PackedBatch, split_features
 from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
@@ -30,53 +30,29 @@ class ABCFamily(Family):
         fingerprint: Fingerprint,
         image_limits: ImageLimits,
     ) -> None:
+        backbone = network.backbone
+        resizes = (FIRST_RESIZE, (fingerprint.min_tokens, fingerprint.max_tokens))
+        super().__init__(
+            FamilyFacts(
+                dim=backbone.hidden_size,
+                fingerprint=fingerprint,
+                device=backbone.device,
+                dtype=backbone.dtype,
+                image_limits=image_limits,
+                recipe=QwenPictures(backbone.patch, backbone.merge, resizes),
+            )
+        )
         self.network = network
         self._prompts = prompts
-        self._fingerprint = fingerprint
-        self._image_limits = image_limits
-        self._max_length = int(network.backbone.text_config.max_position_embeddings)
-        backbone = network.backbone
-        resizes = ((_FIRST_MIN_TOKENS, _FIRST_MAX_TOKENS), (fingerprint.min_tokens, fingerprint.max_tokens))
-        self._recipe = QwenPictures(backbone.patch, backbone.merge, resizes)
 
     def at(self, *, min_tokens: int, max_tokens: int) -> ABCFamily:
         """The same network at another resolution."""
-        limits = replace(self._fingerprint, min_tokens=min_tokens, max_tokens=max_tokens)
-        return ABCFamily(self.network, self._prompts, fingerprint=limits, image_limits=self._image_limits)
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self.network.backbone.hidden_size
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Model, revision and resolution."""
-        return self._fingerprint
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return self.network.backbone.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the network computes in."""
-        return self.network.backbone.dtype
-
-    @property
-    def image_limits(self) -> ImageLimits:
-        """Which pictures are accepted."""
-        return self._image_limits
-
-    @property
-    def recipe(self) -> QwenPictures:
-        """How pictures are opened: resized twice, as published."""
-        return self._recipe
+        fingerprint = replace(self.facts.fingerprint, min_tokens=min_tokens, max_tokens=max_tokens)
+        return ABCFamily(self.network, self._prompts, fingerprint=fingerprint, image_limits=self.facts.image_limits)
 
     def picture_tokens(self, opened: Patches) -> int:
         """How many image tokens an opened picture has."""
-        return opened.patches // self.network.backbone.merge**2
+        return self.network.backbone.picture_tokens(opened)
 
     def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
         """Prompt and tokenise; see `Family.prepare`."""
@@ -87,7 +63,7 @@ class ABCFamily(Family):
             instruction = f"Instruction: {item.instruction}" if isinstance(item, InstructedImage) else ""
             ids = self._prompts(instruction, image_tokens=opened[0].tokens)
             prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, opened)
-        check_length(prepared, item, self._max_length)
+        check_length(prepared, item, self.network.backbone.max_length)
         return prepared
 
     def count_flops(self, item: Input) -> tuple[int, float]:
@@ -104,7 +80,8 @@ class ABCFamily(Family):
 
     def prepare_image(self, source: ImageSource, *, name: str | None = None) -> Patches:
         """Open, resize twice as published, and cut into patches; ``name`` is for messages."""
-        return self._recipe.open(source, limits=self._image_limits, name=name)
+        opened: Patches = self.facts.recipe.open(source, limits=self.facts.image_limits, name=name)
+        return opened
 
     def see(self, opened: Sequence[Patches]) -> list[torch.Tensor]:
         """Vision features of some pictures; see `Family.see`."""
@@ -115,7 +92,8 @@ class ABCFamily(Family):
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """Embed a batch of one kind; see `Family.forward`."""
         self.see_all(batch)
-        packed = PackedBatch.of(batch, image_token_id=self.network.backbone.image_token_id, device=self.device)
+        backbone = self.network.backbone
+        packed = PackedBatch.of(batch, image_token_id=backbone.image_token_id, device=backbone.device)
         with torch.inference_mode():
             self.network.set_instruct(packed.first.kind == "image+instruction")
             rows = self.network.embed(

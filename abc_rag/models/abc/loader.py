@@ -243,7 +243,9 @@ def _build(parts: ABCParts, options: LoadOptions) -> Family:
     from abc_rag.types import Fingerprint
 
     settings = ABCSettings.read(parts.settings_in) if parts.settings_in else ABCSettings(name=parts.name)
-    least, most = token_limits(options, settings.min_tokens, settings.max_tokens)
+    least, most = token_limits(
+        options.min_tokens, options.max_tokens, defaults=(settings.min_tokens, settings.max_tokens)
+    )
     network = load_network(
         parts.base,
         parts.pretrain,

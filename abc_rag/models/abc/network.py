@@ -31,11 +31,11 @@ from abc_rag.models.lora_layers import BaseTunerLayer, LoraModel, inject_adapter
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 
-__all__ = ["ABCNetwork", "ABCSettings", "MLPHead", "load_network"]
+__all__ = ["FIRST_RESIZE", "ABCNetwork", "ABCSettings", "MLPHead", "load_merged", "load_network"]
 
 _HEAD_HIDDEN = 4096
-# The first of the two resizes: qwen-vl-utils' own limits, in image tokens.
-_FIRST_MIN_TOKENS, _FIRST_MAX_TOKENS = 4, 16384
+FIRST_RESIZE = (4, 16384)
+"""Fewest and most image tokens of the first of the two resizes: the limits of qwen-vl-utils."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def load_network(
         if ".instruct." in name:
             parameter.data = parameter.data.to(device=device, dtype=dtype)
     if weights != "full":
-        quantize_linears(network.backbone.language_model.layers, weights, device)
+        quantize_linears(network.backbone.language_layers, weights, device)
         network.to(device)
     network.register_instruct_layers()
     return network.eval().requires_grad_(False)

@@ -1,8 +1,9 @@
 """Full attention on a CPU by plain matrix products, a block of queries at a time; exact.
 
-torch's own kernel multiplies through MKL; see `abc_rag.models.kernels.linear`, also for why sizes are rounded. MKL computes
-``exp`` as slowly, but not ``exp2``: so scores are in powers of two. They need not be made relative to the largest of
-their row where none can leave float32's range, and rows are divided by their sums after they have met the values.
+torch's own kernel multiplies through MKL; `abc_rag.models.kernels.linear` says why that is slow, and why sizes are
+rounded. MKL computes ``exp`` slowly too, but not ``exp2``: so scores are in powers of two. The maximum of a row is
+subtracted only where a score could leave float32's range. Rows are divided by their sums after the product with the
+values, which is smaller.
 """
 
 from __future__ import annotations

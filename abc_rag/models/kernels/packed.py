@@ -1,9 +1,10 @@
-"""What the forwards over packed sequences share: see `abc_rag.models.qwen2_vl.packed` and `_phi3_v_packed`."""
+"""What the two backbones share in their forwards: ``qwen2_vl`` and ``phi3_v``, padded and packed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,42 +13,71 @@ from torch import nn
 from transformers.activations import QuickGELUActivation
 
 from abc_rag.models.family import Prepared
-from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.kernels.attention import Attend, Segments, choose_attention
 from abc_rag.models.kernels.linear import onednn_is_faster, rounded_rows
 
 __all__ = [
+    "Layer",
     "PackedBatch",
+    "PackedForward",
     "activated",
-    "moved",
     "rms_norm",
     "rotated",
     "rotation_of",
     "split_features",
-    "with_round_rows",
+    "with_features",
 ]
 
-
-def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``tensor`` on ``device``."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    # From pinned memory the copy runs beside the computation.
-    return tensor.pin_memory().to(device, non_blocking=True)
+Layer = Callable[..., torch.Tensor]
 
 
-def with_round_rows(rows: torch.Tensor, *, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Rows of zeros added where products want round numbers of them; see `abc_rag.models.kernels.linear`.
+class PackedForward:
+    """The forward of a backbone over sequences that lie end to end, without gradients.
+
+    A subclass walks over the modules of transformers, so weights, adapters and their names stay theirs.
 
     Args:
-        rows: Any number of them.
-        device: Of the weights that they will be multiplied by.
-        dtype: Of these weights.
+        backbone: Its weights are used as they are at the time of each call.
+        vision: Computes a layer of the vision tower.
+        text: Computes a layer of the language model.
+        compiled: Run both through ``torch.compile``.
     """
-    # In half precision torch itself asks oneDNN.
-    if device.type != "cpu" or (dtype == torch.float32 and not onednn_is_faster()):
-        return rows
-    more = rounded_rows(len(rows)) - len(rows)
-    return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) if more else rows
+
+    def __init__(self, backbone: Any, *, vision: Layer, text: Layer, compiled: bool) -> None:  # noqa: ANN401
+        self.backbone = backbone
+        attend = choose_attention(backbone.attention, device=backbone.device, dtype=backbone.dtype)
+        # The kernels need no compiling, and compiled code would be made anew for every mix of lengths.
+        self.attend: Attend = torch.compiler.disable(attend) if compiled else attend  # type: ignore[no-untyped-call]
+        self.vision_layer, self.text_layer = (_compiled(layer) if compiled else layer for layer in (vision, text))
+
+    def rounded(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of zeros added where matrix products want round sizes; see `abc_rag.models.kernels.linear`."""
+        device, dtype = self.backbone.device, self.backbone.dtype
+        # In half precision torch itself uses oneDNN.
+        if device.type != "cpu" or (dtype == torch.float32 and not onednn_is_faster()):
+            return rows
+        more = rounded_rows(len(rows)) - len(rows)
+        return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) if more else rows
+
+
+@lru_cache(maxsize=8)
+def _compiled(layer: Layer) -> Layer:
+    return torch.compile(layer, dynamic=True)
+
+
+def with_features(embeds: torch.Tensor, features: torch.Tensor, at_image: torch.Tensor) -> torch.Tensor:
+    """Token embeddings with vision features in place of the image tokens, in order; with gradients.
+
+    Args:
+        embeds: ``(batch, length, hidden)``.
+        features: ``(image tokens, hidden)``.
+        at_image: bool ``(batch, length)``: where image tokens are.
+    """
+    at_image = at_image.flatten()
+    rows = torch.arange(len(at_image), device=embeds.device)
+    rows[at_image] = len(at_image) + torch.arange(len(features), device=embeds.device)
+    # One gather: its backward is far cheaper than that of a masked copy.
+    return torch.cat([embeds.flatten(0, 1), features.to(embeds.dtype)])[rows].view(embeds.shape)
 
 
 def rotation_of(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

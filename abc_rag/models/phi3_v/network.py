@@ -28,21 +28,15 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionE
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
 
 from abc_rag.errors import InputError
-from abc_rag.models.kernels.attention import Segments
-from abc_rag.models.kernels.packed import moved
+from abc_rag.models.kernels.packed import with_features
+from abc_rag.models.kernels.pixels import clip_normalised, moved
 from abc_rag.models.phi3_v.config import Phi3VConfig
-from abc_rag.models.phi3_v.packed import PackedPhi3V
-from abc_rag.models.phi3_v.pictures import CroppedPicture, PhiPictures, possible_crops
-from abc_rag.models.phi3_v.prompts import IMAGE_TOKEN_ID, Phi3VPrompts, load_phi3_v_prompts
+from abc_rag.models.phi3_v.pictures import CroppedPicture
+from abc_rag.models.phi3_v.prompts import IMAGE_TOKEN_ID
 
-__all__ = ["IMAGE_TOKEN_ID", "Phi3VBackbone", "Phi3VPrompts", "crop", "load_phi3_v_prompts"]
+__all__ = ["Phi3VBackbone", "crop"]
 
 _ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-# The means and deviations that CLIP normalises with, as in the published preprocessor_config.json.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
-# Of the published evaluation; the demonstration has 16.
-_CROPS = 4
 
 
 # --- Pixels ---------------------------------------------------------------------------------------
@@ -50,9 +44,7 @@ _CROPS = 4
 
 def crop(opened: CroppedPicture, device: torch.device) -> torch.Tensor:
     """Normalised float32 crops ``(rows * columns + 1, 3, side, side)``: row by row, then the whole picture as one."""
-    pixels = moved(torch.from_numpy(opened.pixels), device).permute(2, 0, 1).float().div_(255.0)
-    mean, deviation = (torch.tensor(values, device=device)[:, None, None] for values in (_MEAN, _STD))
-    pixels = pixels.sub_(mean).div_(deviation)
+    pixels = clip_normalised(moved(torch.from_numpy(opened.pixels), device).permute(2, 0, 1), axis=0)
     side, rows, columns = opened.side, opened.rows, opened.columns
     crops = pixels.reshape(3, rows, side, columns, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
     whole = nn.functional.interpolate(pixels[None], size=(side, side), mode="bicubic", align_corners=False)
@@ -167,7 +159,6 @@ class Phi3VBackbone(nn.Module):
         attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
 
     Attributes:
-        compiled: Whether the forward without gradients runs its layers through ``torch.compile``.
         image_token_id: What stands in ``input_ids`` where an image token goes: -1, for which no embedding is looked up.
 
     Raises:
@@ -183,7 +174,6 @@ class Phi3VBackbone(nn.Module):
         # A copy, as the layers read from it how to attend.
         self.config = config = copy.deepcopy(config)
         self.attention = attention
-        self.compiled = False
         text: Any = config.text
         for part in (config.text, config.vision):
             part._attn_implementation = attention
@@ -221,48 +211,6 @@ class Phi3VBackbone(nn.Module):
         """The layers of the language model, which may be quantised."""
         return self.layers
 
-    # --- Pictures ---
-
-    def recipe(self, resolution: int | str | None, min_tokens: int | None, max_tokens: int | None) -> PhiPictures:
-        """How pictures are opened at a resolution.
-
-        Args:
-            resolution: Most crops of a picture; 4 if None, as in the published evaluation.
-            min_tokens: None: the number of image tokens follows from the crops.
-            max_tokens: None, as well.
-
-        Raises:
-            InputError: ``resolution`` is no such number, or one of the others is given.
-        """
-        if min_tokens is not None or max_tokens is not None:
-            raise InputError(
-                "this model's image tokens follow from its crops and cannot be limited by min_tokens or max_tokens; "
-                f"use resolution=CROPS, such as resolution={_CROPS}"
-            )
-        crops = _CROPS if resolution is None else resolution
-        if type(crops) is not int or crops < 1:
-            raise InputError(f"resolution must be a number of crops, 1 or more, not {resolution!r}")
-        # That many crops in one row are always possible; a number that is far too large needs no list of all shapes.
-        most = self.vision_embed_tokens.tokens(1, crops)
-        recipe = self._recipe(crops)
-        if most <= self.max_length:
-            most = self.token_limits(recipe)[1]
-        if most > self.max_length:
-            raise InputError(
-                f"resolution={crops} can give a picture {most:,} image tokens, more than the {self.max_length:,} that "
-                "the model can read; use fewer crops"
-            )
-        return recipe
-
-    def _recipe(self, crops: int) -> PhiPictures:
-        vision: Any = self.config.vision
-        return PhiPictures(crops, vision.image_size, vision.patch_size)
-
-    def token_limits(self, recipe: PhiPictures) -> tuple[int, int]:
-        """Fewest and most image tokens of pictures that are opened so."""
-        found = [self.vision_embed_tokens.tokens(*shape) for shape in possible_crops(recipe.crops)]
-        return min(found), max(found)
-
     def picture_tokens(self, opened: CroppedPicture) -> int:
         """How many image tokens an opened picture has."""
         return self.vision_embed_tokens.tokens(opened.rows, opened.columns)
@@ -273,12 +221,6 @@ class Phi3VBackbone(nn.Module):
         states = parts.tower(torch.cat([crop(one, self.device) for one in opened]))
         features: torch.Tensor = parts.img_projection(parts.arranged(states, opened))
         return features
-
-    def packed_features(self, opened: Sequence[CroppedPicture]) -> torch.Tensor:
-        """`image_features` without gradients; some crops at a time, so that memory is bounded."""
-        return PackedPhi3V(self).image_features(opened)
-
-    # --- Sequences ---
 
     def rotary(self, positions: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine ``(..., head_dim)``, in the precision of the weights.
@@ -309,11 +251,8 @@ class Phi3VBackbone(nn.Module):
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
         states: torch.Tensor = self.embed_tokens(input_ids.clamp(min=0))
         if features is not None:
-            at_image = ((input_ids == self.image_token_id) & (steps < lengths[:, None])).flatten()
-            rows = torch.arange(len(at_image), device=input_ids.device)
-            rows[at_image] = len(at_image) + torch.arange(len(features), device=input_ids.device)
-            # One gather: its backward is far cheaper than that of a masked copy.
-            states = torch.cat([states.flatten(0, 1), features.to(states.dtype)])[rows].view(states.shape)
+            at_image = (input_ids == self.image_token_id) & (steps < lengths[:, None])
+            states = with_features(states, features, at_image)
         mask = None
         if self.attention == "eager":
             later = steps > steps[:, None]
@@ -326,63 +265,9 @@ class Phi3VBackbone(nn.Module):
         normed: torch.Tensor = self.norm(states)
         return normed
 
-    def packed_last_states(
-        self,
-        input_ids: torch.Tensor,
-        segments: Segments,
-        *,
-        features: torch.Tensor | None = None,
-        image_positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Final-norm state of the last token of each of several sequences that lie end to end, without gradients.
-
-        Args:
-            input_ids: int64 ``(total,)``.
-            segments: Where they begin and end.
-            features: ``(image tokens, hidden)``, of all pictures in turn.
-            image_positions: int64 ``(image tokens,)``: where in ``input_ids`` they go.
-
-        Returns:
-            ``(n, hidden)``.
-        """
-        return PackedPhi3V(self).last_states(input_ids, segments, features=features, image_positions=image_positions)
-
-    def published_name(self, name: str) -> str:
-        """A parameter's name in the published files; see `abc_rag.models.vlm2vec.family.VLM2VecBackbone`."""
-        return f"model.{name}"
-
     def recompute_activations(self) -> None:
         """Keep no activations of the layers in training; the backward pass computes them again."""
         layers: list[Any] = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
         for layer in layers:
             layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-
-    def flops(self, tokens: int, pictures: Sequence[CroppedPicture]) -> float:
-        """Floating-point operations of the matrix products that one input needs, counted from the configuration.
-
-        As in `abc_rag.models.flops.count_flops`; of the last layer, only what its last token needs after attention.
-
-        Args:
-            tokens: Length of the sequence in the language model, image tokens included.
-            pictures: Those whose features are not known yet.
-        """
-        text: Any = self.config.text
-        vision: Any = self.config.vision
-        hidden, layers = text.hidden_size, text.num_hidden_layers
-        keys = hidden // text.num_attention_heads * text.num_key_value_heads
-        after = 2 * (hidden**2 + 3 * hidden * text.intermediate_size)
-        total = layers * (2 * tokens * hidden * (hidden + 2 * keys) + 4 * tokens**2 * hidden)
-        total += ((layers - 1) * tokens + 1) * after
-        width, depth = vision.hidden_size, vision.num_hidden_layers - 1
-        seen = (vision.image_size // vision.patch_size) ** 2
-        crop_layer = 2 * (seen + 1) * (4 * width**2 + 2 * width * vision.intermediate_size)
-        crop_layer += 4 * (seen + 1) ** 2 * width
-        for picture in pictures:
-            crops = picture.rows * picture.columns + 1
-            total += crops * (2 * seen * 3 * vision.patch_size**2 * width + depth * crop_layer)
-            total += 2 * self.picture_tokens(picture) * (4 * width * hidden + hidden**2)
-        return float(total)
-
-
-# --- Weights --------------------------------------------------------------------------------------

@@ -1,61 +1,46 @@
 """Phi-3-vision's forward for embedding: sequences end to end without padding, and only what their last tokens need.
 
-Walks over the modules of `abc_rag.models.phi3_v.network.Phi3VBackbone`, whose own methods compute the same for padded batches,
-with gradients.
+Walks over the modules of `Phi3VBackbone`, whose own methods compute the same for padded batches, with gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
-from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments, choose_attention
+from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments
 from abc_rag.models.kernels.linear import linear
-from abc_rag.models.kernels.packed import activated, rms_norm, rotated, rotation_of, with_round_rows
+from abc_rag.models.kernels.packed import PackedForward, activated, rms_norm, rotated, rotation_of
+from abc_rag.models.phi3_v.network import Phi3VBackbone, crop
 from abc_rag.models.phi3_v.pictures import CroppedPicture
 
-if TYPE_CHECKING:
-    from abc_rag.models.phi3_v.network import Phi3VBackbone
-
 __all__ = ["PackedPhi3V"]
-
-Layer = Callable[..., torch.Tensor]
 
 # Enough to fill a GPU, and about a gigabyte of a tower of the published size in single precision.
 _CROPS_AT_ONCE = 32
 
 
-class PackedPhi3V:
-    """The forward of a backbone over packed sequences, without gradients.
+class PackedPhi3V(PackedForward):
+    """See `PackedForward`; of the last layer, only what the last tokens need."""
 
-    Args:
-        backbone: Whose weights are used, as they are at the time of each call.
-    """
-
-    def __init__(self, backbone: Phi3VBackbone) -> None:
-        self._backbone = backbone
-        attend = choose_attention(backbone.attention, device=backbone.device, dtype=backbone.dtype)
-        # Its kernels are finished ones, and compiled code would be made anew for every mix of lengths.
-        self._attend: Attend = torch.compiler.disable(attend) if backbone.compiled else attend  # type: ignore[no-untyped-call]
-        self._vision: Layer
-        self._text: Layer
-        self._vision, self._text = _compiled_layers() if backbone.compiled else (_vision_layer, _text_layer)
+    def __init__(self, backbone: Phi3VBackbone, *, compiled: bool = False) -> None:
+        super().__init__(backbone, vision=_vision_layer, text=_text_layer, compiled=compiled)
 
     def image_features(self, opened: Sequence[CroppedPicture]) -> torch.Tensor:
-        """See `Phi3VBackbone.packed_features`."""
-        from abc_rag.models.phi3_v.network import crop
+        """Vision features of some pictures, one after the other: ``(sum of tokens, hidden)``.
 
-        parts: Any = self._backbone.vision_embed_tokens
+        Some crops at a time, so that memory is bounded.
+        """
+        parts = self.backbone.vision_embed_tokens
         found = []
         for group in _groups(opened):
-            crops = torch.cat([crop(one, self._backbone.device) for one in group])
+            crops = torch.cat([crop(one, self.backbone.device) for one in group])
             states = torch.cat([self._seen(parts.tower, some) for some in torch.split(crops, _CROPS_AT_ONCE)])
             arranged = parts.arranged(states, group)
             first, activation, second = parts.img_projection
-            wide = linear(first, self._rounded(arranged))
+            wide = linear(first, self.rounded(arranged))
             found.append(linear(second, activation(wide))[: len(arranged)])
         return torch.cat(found)
 
@@ -63,9 +48,9 @@ class PackedPhi3V:
         embedded = tower.embedded(crops)
         count, length, width = embedded.shape
         segments = Segments([length] * count, embedded.device)
-        states = self._rounded(embedded.reshape(count * length, width))
+        states = self.rounded(embedded.reshape(count * length, width))
         for layer in tower.layers:
-            states = self._vision(layer, states, segments, self._attend)
+            states = self.vision_layer(layer, states, segments, self.attend)
         return states[: segments.total].view(count, length, width)[:, 1:]
 
     def last_states(
@@ -76,22 +61,26 @@ class PackedPhi3V:
         features: torch.Tensor | None = None,
         image_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See `Phi3VBackbone.packed_last_states`."""
-        backbone: Any = self._backbone
+        """Final-norm state ``(n, hidden)`` of the last token of each of several sequences that lie end to end.
+
+        Args:
+            input_ids: int64 ``(total,)``.
+            segments: Where they begin and end.
+            features: ``(image tokens, hidden)``, of all pictures in turn.
+            image_positions: int64 ``(image tokens,)``: where in ``input_ids`` they go.
+        """
+        backbone = self.backbone
         states = backbone.embed_tokens(input_ids.clamp(min=0))
         if features is not None and image_positions is not None:
             states = states.index_copy(0, image_positions, features.to(states.dtype))
-        states = self._rounded(states)
+        states = self.rounded(states)
         cos, sin = backbone.rotary(segments.positions, segments.counts[segments.rows])
-        rotation = rotation_of(self._rounded(cos)[:, None], self._rounded(sin)[:, None])
+        rotation = rotation_of(self.rounded(cos)[:, None], self.rounded(sin)[:, None])
         last = segments.bounds[1:].long() - 1
         for layer in backbone.layers[:-1]:
-            states = self._text(layer, states, rotation, segments, self._attend, None)
-        states = self._text(backbone.layers[-1], states, rotation, segments, self._attend, last)
+            states = self.text_layer(layer, states, rotation, segments, self.attend, None)
+        states = self.text_layer(backbone.layers[-1], states, rotation, segments, self.attend, last)
         return rms_norm(backbone.norm, states)
-
-    def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
-        return with_round_rows(rows, device=self._backbone.device, dtype=self._backbone.dtype)
 
 
 def _groups(opened: Sequence[CroppedPicture]) -> Iterator[list[CroppedPicture]]:
@@ -140,8 +129,3 @@ def _text_layer(
     x = linear(attention.o_proj, found).add_(x)
     gate, up = linear(mlp.gate_up_proj, rms_norm(layer.post_attention_layernorm, x)).chunk(2, dim=-1)
     return linear(mlp.down_proj, mlp.activation_fn(gate).mul_(up)).add_(x)
-
-
-@lru_cache(maxsize=1)
-def _compiled_layers() -> tuple[Layer, Layer]:
-    return torch.compile(_vision_layer, dynamic=True), torch.compile(_text_layer, dynamic=True)

@@ -20,20 +20,19 @@ from transformers import Qwen2VLConfig, Qwen2VLModel
 from abc_rag.errors import CheckpointError
 from abc_rag.models.checkpoint import assign_tensors, iter_tensors, read_json, weight_files
 from abc_rag.models.kernels.attention import choose_attention
+from abc_rag.models.kernels.packed import with_features
+from abc_rag.models.kernels.pixels import clip_normalised
 from abc_rag.models.qwen2_vl.pictures import Patches
 
 __all__ = [
     "PlanePatchEmbed",
     "Qwen2VLBackbone",
+    "backbone_name",
     "base_state_dict",
     "build_backbone",
     "load_backbone",
     "normalise",
 ]
-
-# The means and deviations that CLIP normalises with, as in the published preprocessor_config.json.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 # --- Pixels ---------------------------------------------------------------------------------------
@@ -45,9 +44,7 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     Bit-identical to the published processor, which rescales in double precision: for none of the 256 levels does the
     quotient in single precision differ from its product with 1/255, rounded.
     """
-    channels = pixels.float().div_(255.0).view(len(pixels), 3, -1)
-    mean, deviation = (torch.tensor(values, device=pixels.device)[:, None] for values in (_MEAN, _STD))
-    return channels.sub_(mean).div_(deviation).view(len(pixels), -1)
+    return clip_normalised(pixels.view(len(pixels), 3, -1), axis=1).view(len(pixels), -1)
 
 
 class PlanePatchEmbed(nn.Module):
@@ -101,6 +98,17 @@ class Qwen2VLBackbone(nn.Module):
     def hidden_size(self) -> int:
         """Width of the language model."""
         return int(self.text_config.hidden_size)
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a sequence."""
+        return int(self.text_config.max_position_embeddings)
+
+    @property
+    def language_layers(self) -> nn.Module:
+        """The layers of the language model, which may be quantised."""
+        layers: nn.Module = self.language_model.layers
+        return layers
 
     @property
     def device(self) -> torch.device:
@@ -162,12 +170,7 @@ class Qwen2VLBackbone(nn.Module):
         """
         embeds = self.language_model.embed_tokens(input_ids)
         if features is not None:
-            at_image = input_ids.flatten() == self.image_token_id
-            rows = torch.arange(len(at_image), device=input_ids.device)
-            rows[at_image] = len(at_image) + torch.arange(len(features), device=input_ids.device)
-            # One gather: its backward is far cheaper than that of a masked copy.
-            both = torch.cat([embeds.flatten(0, 1), features.to(embeds.dtype)])
-            embeds = both[rows].view(embeds.shape)
+            embeds = with_features(embeds, features, input_ids == self.image_token_id)
         length = input_ids.shape[1]
         steps = torch.arange(length, device=input_ids.device)
         if position_ids is None:

@@ -7,7 +7,7 @@ with gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,49 +15,37 @@ import numpy as np
 import torch
 from torch import nn
 
-from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments, choose_attention
+from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments
 from abc_rag.models.kernels.linear import linear
-from abc_rag.models.kernels.packed import activated, moved, rms_norm, rotated, rotation_of, with_round_rows
+from abc_rag.models.kernels.packed import PackedForward, activated, rms_norm, rotated, rotation_of
+from abc_rag.models.kernels.pixels import moved
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, normalise
 from abc_rag.models.qwen2_vl.pictures import Patches
 
 __all__ = ["PackedQwen2VL"]
 
-Layer = Callable[..., torch.Tensor]
 
-
-class PackedQwen2VL:
-    """The forward of a backbone over packed sequences, without gradients.
-
-    Args:
-        backbone: Whose weights are used, as they are at the time of each call.
-        compiled: Run each layer through ``torch.compile``.
-    """
+class PackedQwen2VL(PackedForward):
+    """See `PackedForward`."""
 
     def __init__(self, backbone: Qwen2VLBackbone, *, compiled: bool = False) -> None:
-        self._backbone = backbone
-        attend = choose_attention(backbone.attention, device=backbone.device, dtype=backbone.dtype)
-        # Its kernels are finished ones, and compiled code would be made anew for every mix of lengths.
-        self._attend: Attend = torch.compiler.disable(attend) if compiled else attend  # type: ignore[no-untyped-call]
-        self._block: Layer
-        self._layer: Layer
-        self._block, self._layer = _compiled_layers() if compiled else (_vision_block, _text_layer)
+        super().__init__(backbone, vision=_vision_block, text=_text_layer, compiled=compiled)
 
     def image_features(self, pictures: Sequence[Patches]) -> torch.Tensor:
         """Vision features of some pictures, one after the other: ``(sum of tokens, hidden)``."""
-        backbone = self._backbone
+        backbone = self.backbone
         visual: Any = backbone.visual
         pixels = torch.from_numpy(
             np.concatenate([p.pixels for p in pictures]) if len(pictures) > 1 else pictures[0].pixels
         )
         segments = Segments([p.rows * p.columns for p in pictures], backbone.device)
-        pixels_in = self._rounded(normalise(moved(pixels, backbone.device)))
+        pixels_in = self.rounded(normalise(moved(pixels, backbone.device)))
         states = linear(visual.patch_embed.proj, pixels_in.to(backbone.dtype))
         at = np.concatenate([_grid_positions(p.rows, p.columns, backbone.merge) for p in pictures])
-        cos, sin = visual.rotary_pos_emb(states, self._rounded(moved(torch.from_numpy(at), backbone.device)))
+        cos, sin = visual.rotary_pos_emb(states, self.rounded(moved(torch.from_numpy(at), backbone.device)))
         rotation = rotation_of(cos[:, None], sin[:, None])
         for block in visual.blocks:
-            states = self._block(block, states, rotation, segments, self._attend)
+            states = self.vision_layer(block, states, rotation, segments, self.attend)
         merger = visual.merger
         merged = merger.ln_q(states).view(-1, merger.hidden_size)
         features: torch.Tensor = linear(merger.mlp[2], merger.mlp[1](linear(merger.mlp[0], merged)))
@@ -86,22 +74,19 @@ class PackedQwen2VL:
         Returns:
             ``(total, hidden)``.
         """
-        model: Any = self._backbone.language_model
+        model: Any = self.backbone.language_model
         states = model.embed_tokens(input_ids)
         if features is not None and image_positions is not None:
             states = states.index_copy(0, image_positions, features.to(states.dtype))
-        states = self._rounded(states)
-        positions = self._rounded(segments.positions if position_ids is None else position_ids)
+        states = self.rounded(states)
+        positions = self.rounded(segments.positions if position_ids is None else position_ids)
         # Three equal axes of positions are one: transformers' own code then mixes equal halves.
         cos, sin = model.rotary_emb(states, positions.expand(3, 1, -1))
         rotation = rotation_of(cos[0][:, None], sin[0][:, None])
         for layer in model.layers:
-            states = self._layer(layer, states, rotation, segments, self._attend, causal)
+            states = self.text_layer(layer, states, rotation, segments, self.attend, causal)
         normed: torch.Tensor = rms_norm(model.norm, states[: segments.total])
         return normed
-
-    def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
-        return with_round_rows(rows, device=self._backbone.device, dtype=self._backbone.dtype)
 
 
 @lru_cache(maxsize=256)
@@ -146,8 +131,3 @@ def _text_layer(
     normed = rms_norm(layer.post_attention_layernorm, x)
     gate = nn.functional.silu(linear(mlp.gate_proj, normed), inplace=True)
     return linear(mlp.down_proj, gate.mul_(linear(mlp.up_proj, normed))).add_(x)
-
-
-@lru_cache(maxsize=1)
-def _compiled_layers() -> tuple[Layer, Layer]:
-    return torch.compile(_vision_block, dynamic=True), torch.compile(_text_layer, dynamic=True)

@@ -24,7 +24,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ from torch import nn
 
 from abc_rag.errors import ABCRagError, CheckpointError, InputError, MissingExtraError
 from abc_rag.images.limits import ImageLimits
-from abc_rag.models.family import Family, Picture, PictureRecipe, Prepared, check_length
+from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared, check_length
 from abc_rag.models.loader import LoadOptions
 from abc_rag.models.sentence_transformers.pictures import Pixels, PlainPictures
-from abc_rag.types import Fingerprint, Image, Input, InstructedImage, InstructedText, Interleaved, Text, sources_of
+from abc_rag.types import Fingerprint, Image, Input, InstructedImage, InstructedText, Interleaved, Text
 
 try:
     from sentence_transformers import SentenceTransformer
@@ -92,10 +92,18 @@ class STFamily(Family):
     def __init__(
         self, model: SentenceTransformer, *, fingerprint: Fingerprint, image_limits: ImageLimits, dtype: torch.dtype
     ) -> None:
+        super().__init__(
+            FamilyFacts(
+                dim=0,  # until a text has been embedded
+                fingerprint=fingerprint,
+                device=torch.device(model.device),
+                dtype=dtype,
+                image_limits=image_limits,
+                recipe=PlainPictures(),
+            )
+        )
         self.model = model
-        self._fingerprint = fingerprint
-        self._image_limits = image_limits
-        self._dtype = dtype
+        self._name = fingerprint.model
         # Tokenizers keep their settings where all threads see them.
         self._tokenizing = threading.Lock()
         first = model[0]
@@ -109,44 +117,9 @@ class STFamily(Family):
         found = [getattr(processor, name, None) for name in _PLACEHOLDERS] if self._media and self._chats else []
         self._placeholders = [token for token in found if isinstance(token, str)]
         self._hears = self._chats and self._hears_the_system()
-        self._accepts = self._accepted()
+        self.facts = replace(self.facts, accepts=self._accepted())
         self._pads: Mapping[str, int] | None = None
-        self._dim = self._probed()
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self._dim
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Model and revision; pictures are resized as the model's files say, so there are no limits in it."""
-        return self._fingerprint
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return torch.device(self.model.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the network computes in."""
-        return self._dtype
-
-    @property
-    def image_limits(self) -> ImageLimits:
-        """Which pictures are accepted."""
-        return self._image_limits
-
-    @property
-    def recipe(self) -> PictureRecipe:
-        """Pictures are opened as they are; the model's own processor resizes them."""
-        return PlainPictures()
-
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        """What the model can do; see the module."""
-        return self._accepts
+        self.facts = replace(self.facts, dim=self._probed())
 
     def picture_tokens(self, opened: Pixels) -> int:
         """A measure of its size; how many tokens it has, only the model's processor knows."""
@@ -162,14 +135,13 @@ class STFamily(Family):
                 features = dict(self.model.preprocess([value], prompt=prompt, **self._whole))
         except Exception as error:
             raise InputError(
-                f"{self._fingerprint.model} cannot read this {type(item).__name__} ({_first_line(error)}); change or "
-                "leave it out"
+                f"{self._name} cannot read this {type(item).__name__} ({_first_line(error)}); change or leave it out"
             ) from error
         ids = features.get("input_ids")
         if isinstance(ids, torch.Tensor):
             tokens = ids.reshape(-1).numpy().astype(np.int64)
             if not len(tokens):
-                raise InputError(f"an empty text has no tokens for {self._fingerprint.model} to read; leave it out")
+                raise InputError(f"an empty text has no tokens for {self._name} to read; leave it out")
         else:
             tokens = np.zeros(_size(features), dtype=np.int64)
         prepared = STPrepared("image" if opened else "text", tokens, opened, features)
@@ -183,7 +155,7 @@ class STFamily(Family):
 
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """Embed a batch; see `Family.forward`."""
-        rows = torch.empty((len(batch), self._dim), dtype=torch.float32, device=self.device)
+        rows = torch.empty((len(batch), self.facts.dim), dtype=torch.float32, device=self.facts.device)
         all_features = [prepared.features for prepared in batch if isinstance(prepared, STPrepared)]
         for group in self._groups(all_features):
             rows[group] = self._compute([all_features[i] for i in group])
@@ -214,36 +186,36 @@ class STFamily(Family):
 
     def _probed(self) -> int:
         """Length of a vector; finds out on the way whether texts of different length may share a batch."""
-        if Text not in self._accepts:
+        if Text not in self.facts.accepts:
             dim = self.model.get_embedding_dimension()
             if not isinstance(dim, int):
-                raise CheckpointError(f"{self._fingerprint.model} does not say how long its vectors are")
+                raise CheckpointError(f"{self._name} does not say how long its vectors are")
             return dim
         try:
             short, long = (self.prepare(Text(words)).features for words in _PROBES)
             alone = [self._compute([features]) for features in (short, long)]
         except ABCRagError as error:
-            raise CheckpointError(f"{self._fingerprint.model} cannot embed a text: {error}") from error
+            raise CheckpointError(f"{self._name} cannot embed a text: {error}") from error
         except Exception as error:
-            raise CheckpointError(f"{self._fingerprint.model} cannot embed a text ({_first_line(error)})") from error
+            raise CheckpointError(f"{self._name} cannot embed a text ({_first_line(error)})") from error
         tokenizer = getattr(self.model[0], "tokenizer", None)
         pad = getattr(tokenizer, "pad_token_id", None)
         if isinstance(self.model[0], Transformer) and pad is not None and _is_padded_safely(short, long):
             self._pads = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
             off = (self._compute([short, long]) - torch.cat(alone)).abs().max().item()
-            if not off <= (_TOLERANCE if self._dtype == torch.float32 else _HALF_TOLERANCE):
+            if not off <= (_TOLERANCE if self.facts.dtype == torch.float32 else _HALF_TOLERANCE):
                 self._pads = None
         return int(alone[0].shape[1])
 
     # --- Inputs ---------------------------------------------------------------------------------------
 
     def _check(self, item: Input) -> None:
-        model = self._fingerprint.model
-        if not isinstance(item, self._accepts):
-            takes = ", ".join(kind.__name__ for kind in self._accepts)
-            if not sources_of(item):
+        model = self._name
+        if not isinstance(item, self.facts.accepts):
+            takes = ", ".join(kind.__name__ for kind in self.facts.accepts)
+            if not item.pictures:
                 remedy = "take another model"
-            elif Image not in self._accepts:
+            elif Image not in self.facts.accepts:
                 remedy = "it reads no pictures; take a model that does, or embed a caption as Text"
             else:
                 remedy = "it takes a picture or a text, not both in one input; embed them as Image and as Text"
@@ -314,12 +286,12 @@ class STFamily(Family):
         features = dict(group[0]) if len(group) == 1 else self._stacked(group)
         for name, value in features.items():
             if isinstance(value, torch.Tensor):
-                features[name] = value.to(self.device)
+                features[name] = value.to(self.facts.device)
         with torch.inference_mode():
             rows = self.model(features).get("sentence_embedding")
             if rows is None:
                 raise CheckpointError(
-                    f"{self._fingerprint.model} gives a vector for each token and none for the whole input; add a "
+                    f"{self._name} gives a vector for each token and none for the whole input; add a "
                     "Pooling module to it"
                 )
             return nn.functional.normalize(rows[..., : self.model.truncate_dim].float(), dim=-1)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from abc_rag.models.family import Family
-    from abc_rag.models.vlm2vec.family import VLM2VecPrompts
+    from abc_rag.models.vlm2vec.backbone import VLM2VecBackbone, VLM2VecPrompts
 
 __all__ = ["LOADER", "VLM2VecLoader", "load_parts"]
 
@@ -199,7 +199,7 @@ class _Found(Checkpoint):
 
 def load_parts(
     base: Path, adapter: Path | None, *, attention: str, dtype: torch.dtype, device: str = "cpu"
-) -> tuple[Any, VLM2VecPrompts]:
+) -> tuple[VLM2VecBackbone, VLM2VecPrompts]:
     """A base, on whichever backbone it is, and an adapter that is merged into it.
 
     Args:
@@ -210,7 +210,7 @@ def load_parts(
         device: Where to.
 
     Returns:
-        A `abc_rag.models.vlm2vec.family.VLM2VecBackbone` in inference mode, and its prompts.
+        A `VLM2VecBackbone` in inference mode, and its prompts.
 
     Raises:
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 
 from abc_rag.errors import CheckpointError, InputError
 from abc_rag.models.checkpoint import read_json
 from abc_rag.models.flops import count_flops
 from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.loader import token_limits
 from abc_rag.models.lora import merge_adapter
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
 from abc_rag.models.tokenizer import PlainTokenizer
+from abc_rag.models.vlm2vec.backbone import VLM2VecBackbone
 
 __all__ = ["VLM2VecQwen2VL", "VLM2VecQwen2VLPrompts", "load_vlm2vec_qwen2_vl"]
 
@@ -33,8 +34,8 @@ _SQUARES = {"low": 128, "mid": 672, "high": 1344}
 _MIN_PIXELS, _MAX_PIXELS = 3136, 12845056
 
 
-class VLM2VecQwen2VL(nn.Module):
-    """A Qwen2-VL backbone behind `abc_rag.models.vlm2vec.family.VLM2VecBackbone`.
+class VLM2VecQwen2VL(VLM2VecBackbone):
+    """A `Qwen2VLBackbone`.
 
     Args:
         backbone: With its adapter merged.
@@ -45,42 +46,9 @@ class VLM2VecQwen2VL(nn.Module):
     def __init__(
         self, backbone: Qwen2VLBackbone, *, min_pixels: int = _MIN_PIXELS, max_pixels: int = _MAX_PIXELS
     ) -> None:
-        super().__init__()
-        self.qwen2_vl = backbone
-        self.compiled = False
+        super().__init__(backbone)
         area = (backbone.patch * backbone.merge) ** 2
         self._limits = (max(1, min_pixels // area), max(1, max_pixels // area))
-
-    @property
-    def image_token_id(self) -> int:
-        """What stands for a picture's tokens."""
-        return self.qwen2_vl.image_token_id
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the language model."""
-        return self.qwen2_vl.hidden_size
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens of a sequence."""
-        return int(self.qwen2_vl.text_config.max_position_embeddings)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.qwen2_vl.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Their precision."""
-        return self.qwen2_vl.dtype
-
-    @property
-    def language_layers(self) -> nn.Module:
-        """The layers of the language model, which may be quantised."""
-        layers: nn.Module = self.qwen2_vl.language_model.layers
-        return layers
 
     def recipe(self, resolution: int | str | None, min_tokens: int | None, max_tokens: int | None) -> QwenPictures:
         """How pictures are opened: as they are, within the limits, or stretched to a square first.
@@ -96,63 +64,42 @@ class VLM2VecQwen2VL(nn.Module):
         if resolution is not None and not (isinstance(resolution, str) and resolution in _SQUARES):
             raise InputError(f"resolution must be one of {', '.join(map(repr, _SQUARES))}, not {resolution!r}")
         square = 0 if resolution is None else _SQUARES[str(resolution)]
-        least, most = self._limits
-        found_least = least if min_tokens is None else min_tokens
-        found_most = most if max_tokens is None else max_tokens
-        if found_least > found_most:  # one limit alone does not contradict the other's default
-            found_least, found_most = (found_most, found_most) if max_tokens is not None else (found_least, found_least)
-        return QwenPictures(self.qwen2_vl.patch, self.qwen2_vl.merge, ((found_least, found_most),), square)
+        limits = token_limits(min_tokens, max_tokens, defaults=self._limits)
+        return QwenPictures(self.model.patch, self.model.merge, (limits,), square)
 
     def token_limits(self, recipe: QwenPictures) -> tuple[int, int]:
         """Fewest and most image tokens."""
         return recipe.resizes[-1]
 
-    def picture_tokens(self, opened: Patches) -> int:
-        """How many image tokens an opened picture has."""
-        return opened.patches // self.qwen2_vl.merge**2
-
     def flops(self, tokens: int, pictures: Sequence[Patches]) -> float:
-        """Operations of the matrix products of one input."""
-        return count_flops(
-            self.qwen2_vl.config, tokens=tokens, patches=[picture.patches for picture in pictures], head_hidden=0
-        )
-
-    def image_features(self, opened: Sequence[Patches]) -> torch.Tensor:
-        """Vision features with gradients; see `VLM2VecBackbone`."""
-        return self.qwen2_vl.image_features(opened)
-
-    def packed_features(self, opened: Sequence[Patches]) -> torch.Tensor:
-        """Vision features; see `VLM2VecBackbone`."""
-        return PackedQwen2VL(self.qwen2_vl, compiled=self.compiled).image_features(opened)
-
-    def recompute_activations(self) -> None:
         """See `VLM2VecBackbone`."""
-        self.qwen2_vl.recompute_activations()
+        patches = [picture.patches for picture in pictures]
+        return count_flops(self.model.config, tokens=tokens, patches=patches, head_hidden=0)
 
     def published_name(self, name: str) -> str:
         """See `VLM2VecBackbone`."""
-        short = name.removeprefix("qwen2_vl.")
+        short = name.removeprefix("model.")
         return short.replace("language_model.", "model.", 1) if short.startswith("language_model.") else short
 
     def hidden_states(
         self, input_ids: torch.Tensor, *, lengths: torch.Tensor, features: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Final-norm states with gradients; see `VLM2VecBackbone`."""
-        return self.qwen2_vl.hidden_states(input_ids, lengths=lengths, features=features, causal=True)
+        """See `VLM2VecBackbone`."""
+        states: torch.Tensor = self.model.hidden_states(input_ids, lengths=lengths, features=features, causal=True)
+        return states
 
-    def packed_last_states(
-        self,
-        input_ids: torch.Tensor,
-        segments: Segments,
-        *,
-        features: torch.Tensor | None = None,
-        image_positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Final-norm states of the last tokens; see `VLM2VecBackbone`."""
-        states = PackedQwen2VL(self.qwen2_vl, compiled=self.compiled).hidden_states(
-            input_ids, segments, features=features, image_positions=image_positions, causal=True
-        )
+    def packed_features(self, opened: Sequence[Patches]) -> torch.Tensor:
+        """See `VLM2VecBackbone`."""
+        return self._packed.image_features(opened)
+
+    def packed_last_states(self, input_ids: torch.Tensor, segments: Segments, **pictures: Any) -> torch.Tensor:  # noqa: ANN401
+        """See `VLM2VecBackbone`."""
+        states = self._packed.hidden_states(input_ids, segments, causal=True, **pictures)
         return states[segments.bounds[1:].long() - 1]
+
+    @property
+    def _packed(self) -> PackedQwen2VL:
+        return PackedQwen2VL(self.model, compiled=self.compiled)
 
 
 class VLM2VecQwen2VLPrompts:
@@ -168,7 +115,7 @@ class VLM2VecQwen2VLPrompts:
         self._image_token_id = image_token_id
 
     def __call__(self, parts: Sequence[str | int], /) -> npt.NDArray[np.int64]:
-        """Token ids; see `abc_rag.models.vlm2vec.family.VLM2VecPrompts`."""
+        """Token ids; see `VLM2VecPrompts`."""
         ids: list[int] = []
         for part in parts:
             ids += [self._image_token_id] * part if isinstance(part, int) else self._tokenizer(part)
@@ -182,15 +129,13 @@ def load_vlm2vec_qwen2_vl(
     attention: str = "sdpa",
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
-    weights: Literal["full", "int8", "int4"] = "full",
 ) -> tuple[VLM2VecQwen2VL, VLM2VecQwen2VLPrompts]:
     """Read a Qwen2-VL folder, and an adapter that is merged into it.
 
     Raises:
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
     """
-    first = device if weights == "full" else "cpu"
-    backbone = load_backbone(base, attention=attention, dtype=dtype, device=first)
+    backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
     if adapter is not None:
         merge_adapter(backbone, adapter, backbone_name)
     file = base / "preprocessor_config.json"

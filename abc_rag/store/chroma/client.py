@@ -8,7 +8,7 @@ import re
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from abc_rag.errors import ABCRagError, InputError, MissingExtraError, StoreError
 
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from chromadb.api.client import Client
 
 T = TypeVar("T")
+C_co = TypeVar("C_co", covariant=True)
+
+
+class Backend(Protocol[C_co]):
+    """Where a client comes from: a directory that processes share, or a server."""
+
+    def read(self, use: Callable[[C_co], T]) -> T:
+        """Call ``use(client)`` with a client that has seen every finished write."""
+
+    def write(self, use: Callable[[C_co], T]) -> T:
+        """Call ``use(client)`` with the right to write."""
+
+    def close(self) -> None:
+        """Release the client. Idempotent."""
+
 
 # What Chroma, SQLite and the system say, and what to do about it. The first that fits counts.
 _REMEDIES = (
@@ -33,14 +48,16 @@ _REMEDIES = (
 )  # fmt: skip
 
 
-def _open_embedded(path: str) -> Client:
+def open_embedded(path: str) -> Client:
+    """Open a directory."""
     import chromadb
     from chromadb.config import Settings
 
     return cast("Client", chromadb.PersistentClient(path, settings=Settings(anonymized_telemetry=False)))
 
 
-def _close(client: Client) -> None:
+def close_client(client: Client) -> None:
+    """Close a client, its connections included."""
     # Chroma stops but never closes its HTTP sessions, which would leave sockets behind.
     for owner in (client, client._admin_client):
         session = getattr(getattr(owner, "_server", None), "_session", None)
@@ -49,7 +66,7 @@ def _close(client: Client) -> None:
     client.close()
 
 
-class _Server:
+class Server:
     """A Chroma server: it keeps order among its clients by itself."""
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
@@ -83,10 +100,12 @@ class _Server:
             self._open = os.getpid(), cast("Client", client)
         return self._open[1]
 
-    def read(self, key: str, use: Callable[[Client], T]) -> T:
+    def read(self, use: Callable[[Client], T]) -> T:
+        """Call ``use(client)``."""
         return self.write(use)
 
     def write(self, use: Callable[[Client], T]) -> T:
+        """Call ``use(client)``, again where the server is not ready for it yet."""
         from chromadb.errors import InternalError
 
         # While a server writes a collection's first index files, what reads vectors may find them half there (seen
@@ -100,17 +119,15 @@ class _Server:
             time.sleep(pause)
         return use(self._client())
 
-    def mark_loaded(self, key: str) -> None:
-        """Nothing: the server loads its own indexes."""
-
     def close(self) -> None:
+        """Close the connections. Idempotent."""
         opened, self._open, self._closed = self._open, None, True
         if opened is not None and opened[0] == os.getpid():
-            _close(opened[1])
+            close_client(opened[1])
 
 
 @contextlib.contextmanager
-def _translated(place: str, where: object = None) -> Iterator[None]:
+def translated(place: str, where: object = None) -> Iterator[None]:
     """The one way out for errors of Chroma, its transport and the file system."""
     try:
         yield

@@ -132,7 +132,7 @@ class _Directory(Generic[C]):
         self._gate = _Gate()
         self._client: C | None = None
         self._seen: tuple[int, str] | None = None
-        self._loaded: set[str] = set()
+        self._loaded: set[Lease[C]] = set()
         self._writers: set[Lease[C]] = set()
         self._writer_mutex = threading.Lock()
         self._writer_lock = FileLock(self._file(_WRITER_LOCK), thread_local=False)
@@ -212,21 +212,25 @@ class _Directory(Generic[C]):
         if client is not None:
             self._close_client(client)
 
-    def mark_loaded(self, key: str) -> None:
-        self._loaded.add(key)
-
-    def read(self, lease: Lease[C], key: str, use: Callable[[C], T]) -> T:
+    def read(self, lease: Lease[C], use: Callable[[C], T]) -> T:
         while True:
             with self._gate.shared():
                 self._refuse_gone(lease)
                 client = self._current()
-                if client is not None and key in self._loaded:
-                    return use(client)
-                if client is not None:
+                if client is not None and lease in self._loaded:
+                    try:
+                        return use(client)
+                    except Exception:
+                        # Another process may have written meanwhile, so that the files are ahead of the memory.
+                        if self._current() is client:
+                            raise
+                elif client is not None:
                     with self._index():
                         # A writer of another process may have finished while this one waited.
                         if self._current() is client:
-                            return use(client)
+                            lease.load(client)
+                            self._loaded.add(lease)
+                            continue
             self._reopen()
 
     def write(self, lease: Lease[C], use: Callable[[C], T]) -> T:
@@ -288,6 +292,7 @@ class _Directory(Generic[C]):
         with self._gate.alone(), self._writer_mutex:
             self.leases.discard(lease)
             self._writers.discard(lease)
+            self._loaded.discard(lease)
             try:
                 if not self.leases:
                     self._drop_client()
@@ -312,6 +317,7 @@ class Lease(Generic[C]):
         path: The directory; it must exist. Every spelling of it is the same directory.
         open_client: Opens what is shared, given the path.
         close_client: Closes it.
+        load: Brings this object's indexes into memory; called without any writer of another process at work.
         watched: A file in the directory whose replacement means that the directory was made anew.
         timeout_s: How long a write waits for another process to stop writing, in seconds.
     """
@@ -321,11 +327,13 @@ class Lease(Generic[C]):
         path: str,
         open_client: Callable[[str], C],
         close_client: Callable[[C], None],
+        load: Callable[[C], None],
         *,
         watched: str,
         timeout_s: float,
     ) -> None:
         self.path = os.path.realpath(path)
+        self.load = load
         self.timeout_s = timeout_s
         self._arguments = (open_client, close_client, watched)
         self._directory: _Directory[C] | None = self._join()
@@ -346,16 +354,12 @@ class Lease(Generic[C]):
             raise StoreError(f"{self.path}: this store has been closed; open a new one")
         return directory
 
-    def read(self, key: str, use: Callable[[C], T]) -> T:
+    def read(self, use: Callable[[C], T]) -> T:
         """Call ``use(client)`` with a client that has seen every finished write.
 
-        Until `mark_loaded` was called for ``key``, the call excludes writers of all processes.
+        It takes no lock, unless another process has written since the last call.
         """
-        return self._shared().read(self, key, use)
-
-    def mark_loaded(self, key: str) -> None:
-        """Tell, from inside `read`, that ``key``'s index is in memory: further reads need no lock."""
-        self._shared().mark_loaded(key)
+        return self._shared().read(self, use)
 
     def write(self, use: Callable[[C], T]) -> T:
         """Call ``use(client)`` as the only process that writes, one thread at a time.

@@ -194,4 +194,4 @@ def _free_memory() -> int:
 
 def _device(embedder: Embedder) -> str:
     """Where an embedder computes, as far as it says."""
-    return str(embedder.family.device) if isinstance(embedder, LocalEmbedder) else "cpu"
+    return str(embedder.family.facts.device) if isinstance(embedder, LocalEmbedder) else "cpu"

@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -366,22 +367,6 @@ def test_a_folder_serves_the_next_process(tmp_path: Path) -> None:
     assert said == ["1 3", "0 3", "0 3", "0 0"]
 
 
-class Told(Toy):
-    """A toy that says it is another."""
-
-    def __init__(self, fingerprint: Fingerprint, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.says, self.computes = fingerprint, dtype
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        return self.says
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.computes
-
-
 def test_another_model_revision_resolution_or_precision_does_not_hit(opened: Any, tmp_path: Path) -> None:
     settings = {"cache_folder": tmp_path, "embedding_cache_bytes": MIB}
     inputs = [Text("a"), Image(png(3, 2))]
@@ -389,13 +374,17 @@ def test_another_model_revision_resolution_or_precision_does_not_hit(opened: Any
     fingerprints += [Fingerprint("toy", "1", 1, 9), Fingerprint("toy", "1", 4, 4)]
     told = [(one, torch.float32) for one in fingerprints] + [(fingerprints[0], torch.bfloat16)]
     for fingerprint, dtype in told:
-        toy, embedder = opened(Told(fingerprint, dtype), **settings)
+        told_toy = Toy()
+        told_toy.facts = replace(told_toy.facts, fingerprint=fingerprint, dtype=dtype)
+        toy, embedder = opened(told_toy, **settings)
         embedder.embed(inputs)
         embedder.close()
         assert len(toy.seen) == 1, (fingerprint, dtype)
         assert sum(map(len, toy.batches)) == 2
     for fingerprint, dtype in told:
-        toy, embedder = opened(Told(fingerprint, dtype), **settings)
+        told_toy = Toy()
+        told_toy.facts = replace(told_toy.facts, fingerprint=fingerprint, dtype=dtype)
+        toy, embedder = opened(told_toy, **settings)
         embedder.embed(inputs)
         assert toy.seen == toy.batches == []
 

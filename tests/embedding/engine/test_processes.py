@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import random
@@ -257,7 +258,7 @@ def test_a_recipe_that_children_do_not_know_is_used_in_threads(photos: Any) -> N
         """In no module that could be imported."""
 
     toy = Toy()
-    toy.pictures = Local()
+    toy.facts = dataclasses.replace(toy.facts, recipe=Local())
     embedder = LocalEmbedder(lambda: toy, EngineSettings(workers=2, worker_kind="process"))
     inputs = [Image(png(width)) for width in range(1, 5)]
     np.testing.assert_array_equal(embedder.embed(inputs), toy.expected(inputs))

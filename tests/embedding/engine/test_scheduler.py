@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import random
@@ -59,6 +60,7 @@ class Line:
             work = self.scheduler.claim(ticket, f"{id(request)} {position} {kind}".encode())
             assert work is not None
             work.prepared = Prepared(kind, np.zeros(count, dtype=np.int64))
+            work.tokens = count
             work.held_bytes = held_bytes
             self.scheduler.prepared([work], [])
             works.append(work)
@@ -158,7 +160,7 @@ def test_equal_content_is_one_work_for_all_who_wait() -> None:
     works = [line.scheduler.claim(ticket, b"a") for ticket in tickets]
     assert works[0] is not None
     assert works[1] is None
-    works[0].prepared = Prepared("text", np.zeros(3, dtype=np.int64))
+    works[0].prepared, works[0].tokens = Prepared("text", np.zeros(3, dtype=np.int64)), 3
     line.scheduler.prepared([works[0]], [])
     line.scheduler.prepared([], [])
     assert line.batch() == [3]
@@ -471,7 +473,8 @@ class Gated(ToyPictures):
 
 
 def test_an_input_that_hangs_with_its_first_picture_is_given_up_once(toy: Toy, opened: Any) -> None:
-    toy.pictures = gated = Gated()
+    gated = Gated()
+    toy.facts = dataclasses.replace(toy.facts, recipe=gated)
     embedder = opened(workers=1, worker_kind="thread", picture_timeout_s=0.3)
     before = set(threading.enumerate())
     (error,) = embedder.embed_iter([Interleaved([Image(png(7)), Image(png(8))])], return_errors=True)
@@ -516,7 +519,7 @@ def test_out_of_memory_halves_the_batches_and_says_so_once(
         assert 1 <= len(failed) <= 8
         np.testing.assert_array_equal(embedder.embed(inputs[::-1]), toy.expected(inputs[::-1]))
     (record,) = caplog.records
-    assert "out of memory on cpu: going on with smaller batches (most_" in record.getMessage()
+    assert "out of memory on cpu: going on with smaller batches (max_" in record.getMessage()
     # Each of the second call's batches fitted.
     assert len([batch for batch in toy.batches if sum(one.tokens for one in batch) > 9]) == len(failed)
 

@@ -24,7 +24,7 @@ from abc_rag.models.abc.family import ABCFamily
 from abc_rag.models.abc.network import ABCNetwork
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.qwen2_vl.network import normalise
-from abc_rag.models.qwen2_vl.pictures import fit_size, patchify, resize_as_pillow_12
+from abc_rag.models.qwen2_vl.pictures import QwenPictures, fit_size, patchify, resize_as_pillow_12
 
 ATTENTIONS = ("sdpa", "eager")
 
@@ -70,7 +70,7 @@ def test_pooled_states_meet_their_goldens(attention: str, cases: Any, goldens: A
             states = network.backbone.hidden_states(ids, lengths=lengths, features=features)
             pooled = network.pool(states, ids, lengths)[0]
             # The same without padding, as the engine computes it.
-            segments = Segments([prepared.tokens], family.device)
+            segments = Segments([prepared.tokens], family.facts.device)
             at_images = (ids[0] == network.backbone.image_token_id).nonzero().flatten()
             seen = family.see(opened)[0] if opened else None
             packed = network.packed.hidden_states(ids[0], segments, features=seen, image_positions=at_images)
@@ -230,7 +230,9 @@ def test_a_skipped_resize_would_be_noticed(
     family = family_of(embedder)
     assert max(worst(embedder, chosen, goldens).values()) < TOLERANCE
     embedder.close()  # type: ignore[attr-defined]
-    family._recipe = replace(family.recipe, resizes=family.recipe.resizes[kept])
+    recipe = family.facts.recipe
+    assert isinstance(recipe, QwenPictures)
+    family.facts = replace(family.facts, recipe=replace(recipe, resizes=recipe.resizes[kept]))
     assert min(worst(embedder, chosen, goldens).values()) > 10 * TOLERANCE
     embedder.close()  # type: ignore[attr-defined]
 

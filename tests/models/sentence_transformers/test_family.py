@@ -461,7 +461,7 @@ def test_dtype(dtype: Any, folders: Any, embedders: Any) -> None:
     inputs = [item for item, _, _ in cases("chat")]
     embedder = load(folders["chat"], dtype=dtype)
     parameters = list(embedder.family.model.parameters())
-    assert {parameter.dtype for parameter in parameters} == {getattr(torch, dtype)} == {embedder.family.dtype}
+    assert {parameter.dtype for parameter in parameters} == {getattr(torch, dtype)} == {embedder.family.facts.dtype}
     found = embedder.embed(inputs)
     assert found.dtype == np.float32
     assert TOLERANCE < largest(found, embedders["chat"].embed(inputs)) < 0.1

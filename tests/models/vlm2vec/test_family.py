@@ -21,8 +21,9 @@ from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.embedding.load import local_revision
 from abc_rag.errors import CheckpointError, InputError, MissingExtraError
 from abc_rag.models.loader import find_checkpoint
-from abc_rag.models.vlm2vec.family import TASK_INSTRUCTIONS, VLM2VecFamily
+from abc_rag.models.vlm2vec.family import VLM2VecFamily
 from abc_rag.models.vlm2vec.loader import LOADER
+from abc_rag.models.vlm2vec.prompts import TASK_INSTRUCTIONS
 from abc_rag.models.vlm2vec.qwen2_vl import load_vlm2vec_qwen2_vl
 
 TAG = "<|image_pad|>"
@@ -233,7 +234,7 @@ def test_a_square_is_another_fingerprint(embedders: dict[str | None, Embedder]) 
     # Another number of image tokens keeps the square, and says so.
     fewer = family_of(embedders["low"]).at(min_tokens=4, max_tokens=16)
     same = family_of(opened("low", max_tokens=16))
-    assert (fewer.fingerprint, fewer.recipe) == (same.fingerprint, same.recipe)
+    assert fewer.facts == same.facts
     picture = PIL.Image.new("RGBA", (30, 500), (10, 200, 30, 128))
     assert family_of(embedders["mid"]).prepare(Image(picture)).pictures[0].tokens == 576
 
@@ -304,7 +305,7 @@ def test_an_adapter_that_could_be_anybodys_has_to_be_named(changed: dict[str, An
 def test_merged_weights_have_to_be_named(copy: Path) -> None:
     backbone, _ = load_vlm2vec_qwen2_vl(copy / "base", copy / "adapter")
     base = load_file(copy / "base" / "model.safetensors")
-    state = backbone.qwen2_vl.language_model.state_dict()
+    state = backbone.model.language_model.state_dict()
     merged = {
         name: state[name.removeprefix("model.")] if name.startswith("model.") else value for name, value in base.items()
     }

@@ -84,7 +84,7 @@ class ABCEmbeddings(MultiModalEmbedding):
         weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
             ``pip install 'abc-rag[quantized]'``.
         query_instruction: What queries are for, where the model was trained to be told, as VLM2Vec was
-            (``abc_rag.models.vlm2vec.family.TASK_INSTRUCTIONS``). Passages are embedded as they are.
+            (``abc_rag.models.vlm2vec.TASK_INSTRUCTIONS``). Passages are embedded as they are.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
         engine: What the engine may use, as ``abc_rag.EngineSettings``: workers, batches, caches.
         show_progress: Show a progress bar in every batch call, also where the call does not ask for one.

@@ -10,6 +10,7 @@ import pytest
 from helpers import MakeStore
 
 from abc_rag.errors import FingerprintMismatchError, InputError
+from abc_rag.store.base import Store
 from abc_rag.store.chroma.store import ChromaStore
 from abc_rag.types import Fingerprint, Record
 
@@ -34,14 +35,14 @@ AXES = np.eye(8)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[ChromaStore]:
+def store(make: MakeStore) -> Store:
     """Three pictures and a passage on four axes; two facets of a and one of b on three others."""
-    with ChromaStore(tmp_path / "store") as opened:
-        fill(opened)
-        yield opened
+    opened = make()
+    fill(opened)
+    return opened
 
 
-def fill(store: ChromaStore) -> None:
+def fill(store: Store) -> None:
     store.add([picture("a", page=1), picture("b", page=2), picture("c", page=3)], AXES[:3])
     store.add([Record("t", "text", "words", metadata={"page": 1})], AXES[3:4])
     store.add_facets(["a", "b"], LEFT, AXES[4:6])
@@ -90,7 +91,7 @@ def test_a_picture_has_the_best_of_its_vectors_and_occurs_once(make: MakeStore) 
     assert [found(hits)[0] for hits in many] == [("a", None), ("b", LEFT), ("a", RIGHT), ("t", None)]
 
 
-def test_a_facet_beats_a_picture_only_where_it_is_nearer(store: ChromaStore) -> None:
+def test_a_facet_beats_a_picture_only_where_it_is_nearer(store: Store) -> None:
     query = AXES[0] + 0.9 * AXES[4]
     assert found(store.search(query, 1)) == [("a", None)]
     query = 0.9 * AXES[0] + AXES[4]
@@ -118,7 +119,7 @@ def test_one_modality_holds_for_facets(make: MakeStore) -> None:
     assert {hit.id for hit in hits} == {"a", "b", "c"}
 
 
-def test_an_id_that_looks_like_a_facets(store: ChromaStore) -> None:
+def test_an_id_that_looks_like_a_facets(store: Store) -> None:
     store.add([picture("a#b")], AXES[7:])
     store.add_facets(["a#b"], LEFT, [AXES[7] + AXES[3]])
     assert found(store.search(AXES[7] + AXES[3], 1)) == [("a#b", LEFT)]
@@ -203,14 +204,14 @@ def test_more_facets_than_a_page_follow_their_picture(tmp_path: Path) -> None:
 # -- what becomes of them --------------------------------------------------------------------------
 
 
-def test_storing_a_facet_again_replaces_it(store: ChromaStore) -> None:
+def test_storing_a_facet_again_replaces_it(store: Store) -> None:
     store.add_facets(["a"], LEFT, AXES[7:])
     np.testing.assert_allclose(store.facet_vectors(["a"], LEFT)["a"], AXES[7], atol=1e-6)
     assert store.facet_names(["a"]) == {"a": {LEFT, RIGHT}}
     assert store.search(AXES[4], 1)[0].score < 0.9
 
 
-def test_of_equal_ids_the_last_facet_counts(store: ChromaStore) -> None:
+def test_of_equal_ids_the_last_facet_counts(store: Store) -> None:
     store.add_facets(["c", "c"], LEFT, AXES[[4, 7]])
     np.testing.assert_allclose(store.facet_vectors(["c"], LEFT)["c"], AXES[7], atol=1e-6)
 
@@ -238,20 +239,20 @@ def test_a_picture_stored_again_with_another_vector_loses_its_facets(make: MakeS
     assert store.search(AXES[4], 10)[0].score < 0.6
 
 
-def test_what_becomes_a_passage_loses_its_facets(store: ChromaStore) -> None:
+def test_what_becomes_a_passage_loses_its_facets(store: Store) -> None:
     store.add([Record("a", "text", "now a passage")], AXES[:1])
     assert store.facet_names(["a"]) == {}
     assert all(hit.facet is None for hit in store.search(AXES[4], 10) if hit.id == "a")
 
 
 @pytest.mark.parametrize("last", ["image", "text"])
-def test_of_equal_ids_in_one_call_the_last_decides_about_facets(store: ChromaStore, last: str) -> None:
+def test_of_equal_ids_in_one_call_the_last_decides_about_facets(store: Store, last: str) -> None:
     both = [Record("a", "text", "x"), picture("a", page=9)]
     store.add(both if last == "image" else both[::-1], np.tile(AXES[0], (2, 1)))
     assert store.facet_names(["a"]) == ({"a": {LEFT, RIGHT}} if last == "image" else {})
 
 
-def test_what_is_refused_costs_no_facet(store: ChromaStore) -> None:
+def test_what_is_refused_costs_no_facet(store: Store) -> None:
     for records, rows in (
         ([picture("a")], np.eye(1, 3)),
         ([picture("a"), picture("")], AXES[[7, 7]]),
@@ -322,7 +323,7 @@ def test_facets_without_their_picture_are_left_out(tmp_path: Path) -> None:
         (["a"], LEFT, np.eye(1, 3), "3 dimensions.* 8"),
     ],
 )
-def test_what_is_no_facet(store: ChromaStore, ids: object, instruction: object, rows: object, message: str) -> None:
+def test_what_is_no_facet(store: Store, ids: object, instruction: object, rows: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         store.add_facets(ids, instruction, rows)
     assert store.facet_names(["a", "b", "c", "t"]) == {"a": {LEFT, RIGHT}, "b": {LEFT}}

@@ -1,0 +1,162 @@
+"""Facets: further vectors of a picture, each under an instruction, in a table beside the pictures' own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from abc_rag.errors import InputError
+from abc_rag.store.filters import OF, Condition, Test
+from abc_rag.store.records import checked_ids, checked_instruction, unit_rows
+from abc_rag.store.table import PAGE, Column, Page, Table
+from abc_rag.types import Hit, Record, Vectors
+
+__all__ = ["Facets"]
+
+# Facet rows asked for at first, per picture wanted.
+_PER_PICTURE = 4
+
+
+class Facets:
+    """The rows of facets: id ``PICTURE#HASH``, the instruction as the text, everything else as the picture has it.
+
+    Args:
+        rows: The facets.
+        pictures: The table of the pictures.
+    """
+
+    def __init__(self, rows: Table, pictures: Table) -> None:
+        self._rows = rows
+        self._pictures = pictures
+
+    def add(self, ids: Sequence[str], instruction: str, vectors: npt.ArrayLike) -> None:
+        """See `abc_rag.store.base.Store.add_facets`."""
+        checked_instruction(instruction)
+        asked = checked_ids(ids)
+        records = self._pictures.get(asked)
+        for id_ in asked:
+            if id_ not in records:
+                raise InputError(f"record {id_!r} is not stored; add it before its facets")
+            if records[id_].modality != "image":
+                raise InputError(f"record {id_!r} is a passage; only pictures have facets")
+        rows, dim = unit_rows(vectors, asked), self._pictures.dim()
+        if asked and rows.shape[1] != dim:
+            raise InputError(f"the facets have {rows.shape[1]} dimensions, but their pictures {dim}; use one model")
+        last = {id_: position for position, id_ in enumerate(asked)}
+        if last:
+            facets = [_row(records[id_], instruction) for id_ in last]
+            self._rows.put(facets, rows[list(last.values())], list(last))
+
+    def names(self, ids: Iterable[str]) -> dict[str, set[str]]:
+        """The instructions of each picture that has facets."""
+        found: dict[str, set[str]] = {}
+        for page in self._belonging("records", ids):
+            for record in page.records:
+                found.setdefault(_picture_of(record.id), set()).add(record.text)
+        return found
+
+    def vectors(self, ids: Iterable[str], instruction: str) -> dict[str, Vectors]:
+        """The vector of each picture that has a facet of exactly this instruction."""
+        checked_instruction(instruction)
+        names = {_facet_id(id_, instruction): id_ for id_ in checked_ids(ids)}
+        return {names[row]: vector for row, vector in self._rows.vectors(names).items()}
+
+    def delete(self, ids: Iterable[str]) -> None:
+        """Delete the facets of pictures."""
+        if rows := [id_ for page in self._belonging("ids", ids) for id_ in page.ids]:
+            self._rows.remove(rows)
+
+    def forget_changed(self, records: Sequence[Record], vectors: Vectors) -> None:
+        """Before records are stored anew: drop the facets of those that change their vector, or become passages."""
+        have = self.names(record.id for record in records)
+        new = {record.id: (record, row) for record, row in zip(records, vectors, strict=True) if record.id in have}
+        old = self._pictures.vectors(new)
+        self.delete(
+            id_
+            for id_, (record, row) in new.items()
+            if record.modality != "image" or id_ not in old or _changed(row, old[id_])
+        )
+
+    def follow(self, records: Sequence[Record]) -> None:
+        """After pictures were stored anew: give their facets the same source and metadata."""
+        new = {record.id: record for record in records}
+        # By their ids, as the pages of a filter might shift under what is written.
+        names = [id_ for page in self._belonging("ids", new) for id_ in page.ids]
+        for start in range(0, len(names), PAGE):
+            facets = self._rows.get(names[start : start + PAGE])
+            vectors = self._rows.vectors(facets)
+            parents = [_picture_of(id_) for id_ in facets]
+            rows = [_row(new[of], old.text) for of, old in zip(parents, facets.values(), strict=True)]
+            if rows:
+                self._rows.put(rows, np.stack([vectors[id_] for id_ in facets]), parents)
+
+    def merged(self, rows: Vectors, k: int, where: Condition | None, hits: list[list[Hit]]) -> list[list[Hit]]:
+        """``hits`` with each picture at the best of its own vector and its facets, and pictures that facets found."""
+        records = {hit.record.id: hit.record for found in hits for hit in found}
+        best = self._nearest(rows, k, where, records)
+        if not any(best):
+            return hits
+        merged = []
+        for mine, near in zip(hits, best, strict=True):
+            found = {hit.record.id: hit for hit in mine}
+            for id_, (score, instruction) in near.items():
+                if id_ in records and (id_ not in found or score > found[id_].score):
+                    found[id_] = Hit(records[id_], score, instruction)
+            merged.append(sorted(found.values(), key=lambda hit: (-hit.score, hit.record.id))[:k])
+        return merged
+
+    def _nearest(
+        self, rows: Vectors, k: int, where: Condition | None, records: dict[str, Record]
+    ) -> list[dict[str, tuple[float, str]]]:
+        """For each row: the best facet of each of at least ``k`` pictures, where there are as many.
+
+        The pictures are added to ``records``, except those that are gone (by a deletion that was cut short).
+        """
+        best: list[dict[str, tuple[float, str]]] = [{} for _ in rows]
+        gone: set[str] = set()
+        numbers, wanted = list(range(len(rows))), _PER_PICTURE * k
+        while numbers:
+            found = self._rows.nearest(rows[numbers], wanted, where)
+            for number, hits in zip(numbers, found, strict=True):
+                for hit in hits:
+                    best[number].setdefault(_picture_of(hit.record.id), (hit.score, hit.record.text))
+            new = {id_ for number in numbers for id_ in best[number] if id_ not in records and id_ not in gone}
+            if new:
+                pictures = self._pictures.get(new)
+                records.update((id_, record) for id_, record in pictures.items() if record.modality == "image")
+                gone |= new - records.keys()
+            numbers = [
+                number
+                for number, hits in zip(numbers, found, strict=True)
+                if len(hits) == wanted and len(best[number].keys() - gone) < k
+            ]
+            wanted *= 4
+        return best
+
+    def _belonging(self, column: Column, ids: Iterable[str]) -> Iterator[Page]:
+        asked = list(dict.fromkeys(checked_ids(ids)))
+        if not asked or not self._rows.count():
+            return
+        for start in range(0, len(asked), PAGE):
+            yield from self._rows.scan(column, Test(OF, "$in", tuple(asked[start : start + PAGE])))
+
+
+def _facet_id(picture: str, instruction: str) -> str:
+    return f"{picture}#{hashlib.sha256(instruction.encode()).hexdigest()[:16]}"
+
+
+def _picture_of(facet_id: str) -> str:
+    return facet_id.rpartition("#")[0]
+
+
+def _row(picture: Record, instruction: str) -> Record:
+    return replace(picture, id=_facet_id(picture.id, instruction), text=instruction)
+
+
+def _changed(new: Vectors, old: Vectors) -> bool:
+    # One of another length will be refused when it is written.
+    return new.shape == old.shape and not np.allclose(new, old, rtol=0, atol=1e-4)

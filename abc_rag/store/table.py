@@ -1,0 +1,120 @@
+"""A table of records and their vectors: what a backend implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from abc_rag.store.filters import Condition
+from abc_rag.types import Hit, Record, Vectors
+
+__all__ = ["PAGE", "Column", "Page", "Table"]
+
+# SQLite takes at most 32,766 variables in a statement, and servers bound the size of a request.
+PAGE = 1000
+
+Column = Literal["ids", "records", "vectors"]
+
+
+class Page(NamedTuple):
+    """Some rows of a table.
+
+    Attributes:
+        ids: The id of each row.
+        records: The records, if they were asked for; a damaged one is left out.
+        vectors: The vectors, if they were asked for: shape ``(len(ids), dim)``.
+    """
+
+    ids: list[str]
+    records: Sequence[Record] = ()
+    vectors: Sequence[Vectors] = ()
+
+
+class Table(ABC):
+    """Rows of a record and a vector, by id. What comes in has been checked by `abc_rag.store.base.Store`.
+
+    Every method may be called from many threads. Each raises `abc_rag.errors.StoreError` where the backend fails.
+    """
+
+    @abstractmethod
+    def count(self) -> int:
+        """The number of rows."""
+
+    @abstractmethod
+    def dim(self) -> int | None:
+        """The length of the stored vectors; None while there are none."""
+
+    @abstractmethod
+    def put(self, records: Sequence[Record], vectors: Vectors, of: Sequence[str] = ()) -> None:
+        """Write rows, whole; a row whose id exists is replaced, metadata included.
+
+        Args:
+            records: Each id at most once.
+            vectors: float32 unit vectors of shape ``(len(records), dim)``.
+            of: The picture that each row belongs to, which `abc_rag.store.filters.OF` finds again.
+
+        Raises:
+            InputError: ``dim`` is not that of the stored vectors; nothing has been written.
+        """
+
+    @abstractmethod
+    def remove(self, ids: Sequence[str]) -> int:
+        """Delete rows; return how many of ``ids`` (each at most once) there were."""
+
+    @abstractmethod
+    def read(
+        self,
+        column: Column,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Condition | None = None,
+        offset: int = 0,
+    ) -> Page | None:
+        """At most `PAGE` rows: those of ``ids``, in any order, or those that match ``where``, from an offset on.
+
+        Returns:
+            None where there are none (left).
+        """
+
+    @abstractmethod
+    def nearest(self, vectors: Vectors, k: int, where: Condition | None) -> list[list[Hit]]:
+        """For each unit vector the ``k`` rows with the largest cosine, all rows if there are fewer.
+
+        Returns:
+            Hits with scores ``(1 + cosine) / 2``, best first; equal scores in the order of ids. Ties at the end of
+            the list are broken by id too, and equal vectors hide nothing.
+
+        Raises:
+            InputError: The vectors' length is not that of the stored ones.
+        """
+
+    # -- built on these ------------------------------------------------------------------------
+
+    def has(self, ids: Iterable[str]) -> set[str]:
+        """Which of ``ids`` there are."""
+        return {id_ for page in self._of("ids", ids) for id_ in page.ids}
+
+    def get(self, ids: Iterable[str]) -> dict[str, Record]:
+        """The records of ``ids``, by id."""
+        return {record.id: record for page in self._of("records", ids) for record in page.records}
+
+    def vectors(self, ids: Iterable[str]) -> dict[str, Vectors]:
+        """The vectors of ``ids``, by id."""
+        found: dict[str, Vectors] = {}
+        for page in self._of("vectors", ids):
+            found.update(zip(page.ids, page.vectors, strict=True))
+        return found
+
+    def scan(self, column: Column, where: Condition | None = None) -> Iterator[Page]:
+        """Every row that matches, a page at a time. Pages shift under a writer."""
+        offset = 0
+        while page := self.read(column, where=where, offset=offset):
+            yield page
+            offset += len(page.ids)
+
+    def _of(self, column: Column, ids: Iterable[str]) -> Iterator[Page]:
+        asked = list(dict.fromkeys(ids))
+        for start in range(0, len(asked), PAGE):
+            if page := self.read(column, ids=asked[start : start + PAGE]):
+                yield page

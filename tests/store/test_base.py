@@ -1,0 +1,367 @@
+"""The contract of a store, over every store there is: Chroma in a directory, and Chroma on a server on loopback."""
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import MakeStore
+from store_helpers import ONE, TWO, texts, unit, vectors
+
+from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
+from abc_rag.types import Record
+
+# -- records in, records out ---------------------------------------------------------------------
+
+
+def test_what_goes_in_comes_out(make: MakeStore) -> None:
+    records = [
+        Record("a", "text", "a passage\nwith two lines", "doc.pdf", {"page": 3, "share": 1.0, "new": True, "x": "ü"}),
+        Record("b", "image", "", "https://example.org/b.png"),
+        Record("c", "image", "a caption"),
+    ]
+    store = make()
+    assert store.add(records, np.eye(3, 4)) == ["a", "b", "c"]
+    assert store.get(["c", "missing", "a", "b", "a"]) == [records[2], records[0], records[1], records[0]]
+    (back,) = store.get(["a"])
+    assert [type(back.metadata[key]) for key in ("page", "share", "new")] == [int, float, bool]
+    assert list(store.records()) == records
+    assert list(store.ids()) == ["a", "b", "c"]
+    assert store.has(["a", "zzz"]) == {"a"}
+    assert (store.count(), store.dim) == (3, 4)
+
+
+def test_an_empty_store_answers(make: MakeStore) -> None:
+    store = make()
+    assert store.search([1.0, 0.0]) == []
+    assert store.search_many(np.eye(2), modality="image") == [[], []]
+    assert store.search_many([]) == []
+    assert (store.count(), store.dim, store.fingerprint) == (0, None, None)
+    assert (list(store.ids()), list(store.records()), store.get(["a"]), store.has(["a"])) == ([], [], [], set())
+    assert (store.vectors(["a"]), store.delete(["a"]), store.delete([]), store.add([], [])) == ({}, 0, 0, [])
+
+
+def test_records_survive_reopening(make: MakeStore) -> None:
+    with make(fingerprint=ONE) as store:
+        store.add(texts(3), vectors(3))
+    with make(fingerprint=ONE) as again:
+        assert again.get(["t00001"]) == [texts(3)[1]]
+        assert again.search(vectors(3)[1], 1)[0].record.id == "t00001"
+
+
+def test_adding_again_replaces_the_whole_record(make: MakeStore) -> None:
+    store = make()
+    store.add([Record("a", "image", "old", "old.png", {"gone": 1, "kept": 1})], [[1.0, 0.0]])
+    new = Record("a", "text", "", "", {"kept": 2})
+    store.add([new], [[0.0, 1.0]])
+    assert store.get(["a"]) == [new]
+    np.testing.assert_allclose(store.vectors(["a"])["a"], [0.0, 1.0])
+    assert store.search([0.0, 1.0], where={"gone": 1}) == []
+    assert store.count() == 1
+
+
+def test_of_equal_ids_in_one_call_the_last_counts(make: MakeStore) -> None:
+    store = make()
+    pair = [Record("a", "text", "first", metadata={"x": 1}), Record("a", "text", "last")]
+    assert store.add(pair, np.eye(2)) == ["a", "a"]
+    assert store.get(["a"]) == [pair[1]]
+    np.testing.assert_allclose(store.vectors(["a"])["a"], [0.0, 1.0])
+
+
+def test_vectors_are_kept_with_unit_length(make: MakeStore) -> None:
+    store = make()
+    store.add(texts(3), [[3.0, 4.0], [1e200, 0.0], [0.0, 1e-200]])
+    found = store.vectors(["t00002", "t00000", "t00001", "zzz"])
+    assert found.keys() == {"t00000", "t00001", "t00002"}
+    np.testing.assert_allclose(found["t00000"], [0.6, 0.8], rtol=1e-6)
+    assert found["t00000"].dtype == np.float32
+
+
+def test_six_thousand_at_once(make: MakeStore) -> None:
+    store = make()
+    rows = vectors(6000)
+    assert len(store.add(texts(6000), rows)) == 6000
+    assert store.count() == 6000
+    for i in (0, 5461, 5999):
+        assert store.search(rows[i], 1)[0].record.id == f"t{i:05}"
+    assert len(store.search(rows[0], 10_000)) == 6000
+    # More ids than one SQLite statement takes.
+    assert len(store.has([f"t{i:05}" for i in range(40_000)])) == 6000
+    assert len(set(store.ids())) == 6000
+    assert store.delete([f"t{i:05}" for i in range(3000, 9000)]) == 3000
+    assert store.count() == 3000
+
+
+def test_deleting_counts_what_was_there(make: MakeStore) -> None:
+    store = make()
+    store.add(texts(4), vectors(4))
+    assert store.delete(["t00000", "zzz", "t00000", "t00003"]) == 2
+    assert store.delete(["t00000"]) == 0
+    assert sorted(store.ids()) == ["t00001", "t00002"]
+    assert {hit.record.id for hit in store.search(vectors(4)[0], 10)} == {"t00001", "t00002"}
+    store.delete(["t00001", "t00002"])
+    assert store.search(vectors(4)[0], 10) == []
+
+
+# -- searching -----------------------------------------------------------------------------------
+
+
+def test_scores_and_order(make: MakeStore) -> None:
+    store = make()
+    names = ["same", "near", "across", "opposite"]
+    rows = [unit(1, 0), unit(1, 1), unit(0, 1), unit(-1, 0)]
+    store.add([Record(name, "text", name) for name in names], rows)
+    hits = store.search([2.0, 0.0], 4)
+    assert [hit.record.id for hit in hits] == names
+    expected = [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, 0.0]
+    np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-6)
+    assert all(0.0 <= hit.score <= 1.0 for hit in hits)
+    assert [hit.record.id for hit in store.search([2.0, 0.0], 2)] == names[:2]
+    assert len(store.search([2.0, 0.0], 100)) == 4
+    assert len(store.search([2.0, 0.0], 5000)) == 4
+
+
+def test_searching_many_is_searching_each(make: MakeStore) -> None:
+    store = make()
+    store.add(texts(50), vectors(50))
+    queries = vectors(300, seed=1)
+    many = store.search_many(queries, 3)
+    assert len(many) == 300
+    for i in (0, 17, 299):
+        alone = store.search(queries[i], 3)
+        assert [hit.record for hit in many[i]] == [hit.record for hit in alone]
+        np.testing.assert_allclose([h.score for h in many[i]], [h.score for h in alone], atol=1e-6)
+
+
+def test_equal_scores_come_in_the_order_of_ids(make: MakeStore) -> None:
+    store = make()
+    names = [f"n{i:02}" for i in np.random.default_rng(0).permutation(40)]
+    store.add([Record("best", "text"), *(Record(n, "text") for n in names)], [unit(1, 0), *[unit(1, 1)] * 40])
+    assert [hit.record.id for hit in store.search([1.0, 0.0], 5)] == ["best", "n00", "n01", "n02", "n03"]
+    assert [hit.record.id for hit in store.search([1.0, 0.0], 41)] == ["best", *sorted(names)]
+
+
+def test_equal_vectors_hide_nothing(make: MakeStore) -> None:
+    """An index of neighbours alone would return fewer than there are."""
+    store = make()
+    same = [Record(f"n{i:03}", "text", str(i)) for i in range(300)]
+    other = [Record(f"o{i}", "image", "", f"{i}.png", {"page": i}) for i in range(3)]
+    rows = np.concatenate([np.tile(unit(1, 1, 0, 0), (300, 1)), np.eye(3, 4)])
+    store.add([*same, *other], rows)
+    hits = store.search([0.0, 0.0, 1.0, 0.0], 1000)
+    assert len({hit.record.id for hit in hits}) == 303
+    assert hits[0].record == other[2]
+    assert hits[0].score == pytest.approx(1.0)
+    assert store.search(unit(1, 1, 0, 0), 10, {"page": 2})[0].record == other[2]
+    assert {hit.record.id for hit in store.search(unit(1, 1, 0, 0), 10, modality="image")} == {"o0", "o1", "o2"}
+
+
+def test_filters(make: MakeStore) -> None:
+    store = make()
+    pictures = [Record(f"p{i}", "image", "", f"{i}.png", {"page": i}) for i in range(5)]
+    store.add([*texts(5), *pictures], vectors(10))
+    query = vectors(1, seed=3)[0]
+
+    def found(*args: object, **kwargs: object) -> set[str]:
+        return {hit.record.id for hit in store.search(query, 10, *args, **kwargs)}
+
+    assert found({"page": 2}) == {"t00002", "p2"}
+    assert found({"page": {"$gte": 3}}, modality="image") == {"p3", "p4"}
+    assert found({"$or": [{"page": 0}, {"page": 1}]}, modality="text") == {"t00000", "t00001"}
+    assert found(modality="text") == {f"t{i:05}" for i in range(5)}
+    assert found({"abc:source": "3.png"}) == {"p3"}
+    assert found({"page": 77}) == set()
+    assert len(found({})) == 10
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"page": {"$nope": 1}},
+        {"$and": []},
+        {"$not": {"a": 1}},
+        {"a": {}},
+        {"a": ["x", "y"]},
+        {"a": {"$gte": "x"}},
+        {"page": None},
+        {"page": math.nan},
+        {"page": {"$in": []}},
+        {1: 2},
+        {"page": "\ud800"},
+        "page = 1",
+    ],
+)
+def test_a_broken_filter_is_refused(make: MakeStore, where: object) -> None:
+    store = make()
+    store.add(texts(2), vectors(2))
+    with pytest.raises(InputError, match=r"filter|where"):
+        store.search(vectors(1)[0], where=where)
+
+
+def test_a_broken_search_is_refused(make: MakeStore) -> None:
+    store = make()
+    store.add(texts(2), vectors(2))
+    for k in (0, -1, 1.5, True, "4"):
+        with pytest.raises(InputError, match="k must be"):
+            store.search(vectors(1)[0], k)
+    with pytest.raises(InputError, match=r"3 dimensions.* 8"):
+        store.search([1.0, 2.0, 3.0])
+    with pytest.raises(InputError, match="shape"):
+        store.search(vectors(2))
+    with pytest.raises(InputError, match="zero"):
+        store.search(np.zeros(8))
+    with pytest.raises(InputError, match="NaN"):
+        store.search([math.nan] * 8)
+    with pytest.raises(InputError, match="modality"):
+        store.search(vectors(1)[0], modality="audio")
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1.0, 0.0]], "2 records but 1 vectors"),
+        ([1.0, 0.0], "shape"),
+        ([[1.0], [1.0, 2.0]], "shape"),
+        ([[1.0, 0.0], [math.nan, 0.0]], "'t00001'.*NaN"),
+        ([[1.0, 0.0], [0.0, math.inf]], "'t00001'.*infinity"),
+        ([[0.0, 0.0], [0.0, 1.0]], "'t00000'.*zero"),
+        (np.zeros((2, 0)), "shape"),
+        ([["a", "b"], ["c", "d"]], "array"),
+    ],
+)
+def test_bad_vectors_are_refused(make: MakeStore, rows: object, message: str) -> None:
+    with make() as store:
+        with pytest.raises(InputError, match=message):
+            store.add(texts(2), rows)
+        assert store.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"k": math.nan}, "nan"),
+        ({"k": math.inf}, "inf"),
+        ({"k": None}, "NoneType"),
+        ({"k": ["a"]}, "list"),
+        ({"k": {"a": 1}}, "dict"),
+        ({"k": 2**63}, "64 bits"),
+        ({"k": "\udcff"}, "Unicode"),
+        ({"": 1}, "non-empty"),
+        ({3: 1}, "str"),
+        ({"abc:modality": "text"}, "reserved"),
+        ({"chroma:document": "x"}, "reserved"),
+    ],
+)
+def test_bad_metadata_is_refused_by_name(make: MakeStore, metadata: dict[str, object], message: str) -> None:
+    with make() as store:
+        with pytest.raises(InputError, match=message) as caught:
+            store.add([*texts(1), Record("bad", "text", metadata=metadata)], vectors(2))
+        assert "'bad'" in str(caught.value)
+        assert repr(next(iter(metadata))) in str(caught.value)
+        assert store.count() == 0
+
+
+def test_bad_records_are_refused(make: MakeStore) -> None:
+    bad: list[object] = [
+        Record("", "text"),
+        Record(3, "text"),
+        Record("\ud800", "text"),
+        Record("a", "audio"),
+        Record("a", "text", "\ud800"),
+        Record("a", "text", None),
+        Record("a", "image", "", Path("a.png")),
+    ]
+    with make() as store:
+        for record in bad:
+            with pytest.raises(InputError):
+                store.add([record], vectors(1))
+        with pytest.raises(InputError, match="list"):
+            store.get("t00000")
+        with pytest.raises(InputError, match="non-empty"):
+            store.delete(["a", ""])
+
+
+def test_another_dimension_is_refused(make: MakeStore) -> None:
+    store = make()
+    store.add(texts(2), vectors(2))
+    with pytest.raises(InputError, match=r"3 dimensions.* 8"):
+        store.add([Record("x", "text")], np.eye(1, 3))
+    # Chroma remembers the dimension when nothing is left to show it.
+    store.delete(["t00000", "t00001"])
+    with pytest.raises(InputError, match=r"8.*3"):
+        make().add([Record("x", "text")], np.eye(1, 3))
+
+
+def test_a_closed_store_says_so(make: MakeStore) -> None:
+    store = make()
+    store.add(texts(1), vectors(1))
+    store.close()
+    store.close()
+    for use in (store.count, lambda: store.add(texts(1), vectors(1)), lambda: store.search(vectors(1)[0])):
+        with pytest.raises(StoreError, match="closed"):
+            use()
+
+
+# -- whose vectors -------------------------------------------------------------------------------
+
+
+def test_another_fingerprint_is_refused(make: MakeStore) -> None:
+    with make(fingerprint=ONE) as store:
+        store.add(texts(1), vectors(1))
+        assert store.fingerprint == str(ONE)
+    with pytest.raises(FingerprintMismatchError) as caught:
+        make(fingerprint=TWO)
+    assert str(ONE) in str(caught.value)
+    assert str(TWO) in str(caught.value)
+    assert "another collection" in str(caught.value)
+    with make() as anyone:
+        assert (anyone.count(), anyone.fingerprint) == (1, str(ONE))
+
+
+def test_the_first_to_write_marks_an_empty_collection(make: MakeStore) -> None:
+    first, second = make(fingerprint=ONE), make(fingerprint=TWO)
+    first.add(texts(1), vectors(1))
+    with pytest.raises(FingerprintMismatchError):
+        second.add(texts(1), vectors(1))
+    with pytest.raises(FingerprintMismatchError):
+        second.search(vectors(1)[0])
+
+
+def test_unmarked_vectors_are_not_adopted(make: MakeStore) -> None:
+    with make() as store:
+        store.add(texts(1), vectors(1))
+        with pytest.raises(FingerprintMismatchError, match="without a fingerprint"):
+            make(fingerprint=ONE)
+        store.delete(["t00000"])
+        with make(fingerprint=ONE) as other:
+            other.add(texts(1), vectors(1))
+        assert make(fingerprint=ONE).fingerprint == str(ONE)
+
+
+# -- many at once --------------------------------------------------------------------------------
+
+
+def test_sixteen_threads(make: MakeStore) -> None:
+    store = make(fingerprint=ONE)
+    rows = vectors(16 * 40)
+    start = threading.Barrier(16)
+
+    def work(thread: int) -> None:
+        start.wait()
+        for step in range(4):
+            first = thread * 40 + step * 10
+            records = [Record(f"r{i}", "text", str(i)) for i in range(first, first + 10)]
+            store.add(records, rows[first : first + 10])
+            assert store.search(rows[first], 1)[0].record.id == f"r{first}"
+            assert store.get([f"r{first}"]) == records[:1]
+        assert store.delete([f"r{thread * 40}"]) == 1
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, range(16)))
+    assert store.count() == 16 * 39
+    assert len(store.search(rows[0], 1000)) == 16 * 39
