@@ -13,6 +13,7 @@ from abc_rag.cli.options import (
     DEFAULT_STORE,
     CollectionOption,
     DeviceOption,
+    ImageLimitOption,
     JsonOption,
     MaxTokensOption,
     MinTokensOption,
@@ -22,6 +23,7 @@ from abc_rag.cli.options import (
     UrlOption,
     WeightsOption,
     expanded,
+    image_limits,
     open_embedder,
     open_store,
     require_filled,
@@ -31,7 +33,7 @@ from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
     from abc_rag.search.answer import Answer
-    from abc_rag.types import Trace
+    from abc_rag.types import Record, Trace
 
 __all__ = ["ask", "show_answer"]
 
@@ -70,6 +72,7 @@ def ask(
     max_tokens: MaxTokensOption = None,
     resolution: ResolutionOption = None,
     weights: WeightsOption = "full",
+    image_limit: ImageLimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question of what was indexed, or of one picture against it."""
@@ -90,6 +93,7 @@ def ask(
     if image is not None and not os.path.exists(expanded(image)):
         raise InputError(f"{image}: no such picture")
     require_filled(store, url, collection)
+    limits = image_limits(image_limit)
     embedder = open_embedder(
         model,
         device,
@@ -97,11 +101,14 @@ def ask(
         max_tokens=max_tokens,
         resolution=resolution,
         weights=weights,
+        limits=limits,
     )
     with open_store(store, url, collection, embedder.fingerprint) as opened:
         source = str(expanded(image)) if image is not None else None
         rewriter = AsAsked() if as_asked else None
-        retriever = Retriever(embedder, opened, rewriter=rewriter, query_instruction=query_instruction)
+        retriever = Retriever(
+            embedder, opened, rewriter=rewriter, query_instruction=query_instruction, image_limits=limits
+        )
         answer = retriever.search(
             question,
             image=source,
@@ -154,10 +161,16 @@ def show_answer(answer: Answer, picture: str | None) -> None:
     for rank, hit in enumerate(answer.hits, 1):
         what = hit.record.text or hit.record.source
         if hit.record.modality == "image":
-            what = Path(hit.record.source).name or hit.record.id
+            what = _where(hit.record) or hit.record.id
         row = [rank, f"{hit.score:.3f}", hit.record.modality, what, *([] if hit.trace is None else [_how(hit.trace)])]
         table.add_row(*map(cell, row))
     out.print(table)
+
+
+def _where(record: Record) -> str:
+    """A picture's path, as short as it can be opened from here: two cameras both have an IMG_0001.jpg."""
+    here = os.path.join(os.getcwd(), "")
+    return record.source.removeprefix(here) if record.source_type == "path" else record.source
 
 
 def _how(trace: Trace) -> str:

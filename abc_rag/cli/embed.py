@@ -9,12 +9,14 @@ import typer
 
 from abc_rag.cli.options import (
     DeviceOption,
+    ImageLimitOption,
     MaxTokensOption,
     MinTokensOption,
     ModelOption,
     ResolutionOption,
     WeightsOption,
     expanded,
+    image_limits,
     open_embedder,
 )
 from abc_rag.cli.output import print_json, say
@@ -35,6 +37,7 @@ def embed(
     max_tokens: MaxTokensOption = None,
     resolution: ResolutionOption = None,
     weights: WeightsOption = "full",
+    image_limit: ImageLimitOption = None,
 ) -> None:
     """Print the vectors of texts and pictures, one JSON object a line: {"input": ..., "vector": [...]}."""
     import numpy as np
@@ -53,6 +56,7 @@ def embed(
             one.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{one!r} is not valid Unicode ({error.reason}); is the terminal set to UTF-8?") from error
+    limits = image_limits(image_limit)
     embedder = open_embedder(
         model,
         device,
@@ -60,6 +64,7 @@ def embed(
         max_tokens=max_tokens,
         resolution=resolution,
         weights=weights,
+        limits=limits,
     )
     vectors = embedder.embed(inputs, progress=True)
     if out is not None:

@@ -10,9 +10,11 @@ import typer
 
 from abc_rag.cli.options import (
     DEFAULT_STORE,
+    INTERRUPTED,
     PARTIAL,
     CollectionOption,
     DeviceOption,
+    ImageLimitOption,
     JsonOption,
     MaxTokensOption,
     MinTokensOption,
@@ -23,10 +25,11 @@ from abc_rag.cli.options import (
     WeightsOption,
     WorkersOption,
     expanded,
+    image_limits,
     open_embedder,
     open_store,
 )
-from abc_rag.cli.output import print_json, say, tell
+from abc_rag.cli.output import in_options, print_json, say, tell
 from abc_rag.errors import InputError
 
 __all__ = ["index"]
@@ -38,9 +41,22 @@ def index(
         list[str] | None,
         typer.Option("--facet", "-f", help="Also store each picture as seen under this instruction; repeat for more."),
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude", "-x", help="Leave out what matches, as in .gitignore; repeat for more. Also: .abcignore files."
+        ),
+    ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Also read what links point to outside the folders.")
+    ] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove what came from files of the folders that are gone.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Prune even where more than half of a folder's files are gone.")
+    ] = False,
+    image_limit: ImageLimitOption = None,
     model: ModelOption = None,
     store: StoreOption = DEFAULT_STORE,
     url: UrlOption = None,
@@ -56,6 +72,7 @@ def index(
     """Embed pictures and passages into a store. What is there already is not embedded again."""
     from abc_rag.ingest.paths import index_paths
 
+    limits = image_limits(image_limit)
     embedder = open_embedder(
         model,
         device,
@@ -64,15 +81,33 @@ def index(
         resolution=resolution,
         weights=weights,
         workers=workers,
+        limits=limits,
     )
     for path in paths:
         if not os.path.exists(expanded(path)):
             raise InputError(f"{path}: no such file or folder")
     with open_store(store, url, collection, embedder.fingerprint) as opened:
-        report = index_paths(paths, embedder, opened, facets=facet or [], prune=prune, progress=not as_json)
+        before = opened.count()
+        try:
+            report = index_paths(
+                paths,
+                embedder,
+                opened,
+                facets=facet or [],
+                exclude=exclude or [],
+                follow_links=follow_links,
+                prune=prune,
+                prune_most=1.0 if yes else 0.5,
+                limits=limits,
+                progress=not as_json,
+            )
+        except KeyboardInterrupt:
+            kept = opened.count() - before
+            tell(f"interrupted: {kept} added are kept; the same command goes on from there")
+            raise typer.Exit(INTERRUPTED) from None
         total = opened.count()
     if as_json:
-        failed = [{"file": file, "reason": reason} for file, reason in report.failed]
+        failed = [{"file": file, "reason": in_options(reason)} for file, reason in report.failed]
         print_json({**report.__dict__, "failed": failed, "total": total})
     else:
         say(
@@ -81,6 +116,9 @@ def index(
             + (f"{report.facets} facets added; " if facet else "")
             + f"{total} in {url or store}"
         )
+        if report.left_out:
+            reasons = sorted(report.left_out.items(), key=lambda pair: (-pair[1], pair[0]))
+            say("left out: " + ", ".join(f"{count} {reason}" for reason, count in reasons))
         for file, reason in report.failed:
             tell(f"failed: {file}: {reason}")
     if report.failed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,14 +12,17 @@ from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
     from abc_rag.embedding.embedder import Embedder
+    from abc_rag.images.limits import ImageLimits
     from abc_rag.store.chroma.store import ChromaStore
     from abc_rag.types import Fingerprint
 
 __all__ = [
     "DEFAULT_STORE",
+    "INTERRUPTED",
     "PARTIAL",
     "CollectionOption",
     "DeviceOption",
+    "ImageLimitOption",
     "JsonOption",
     "MaxTokensOption",
     "MinTokensOption",
@@ -30,6 +33,7 @@ __all__ = [
     "WeightsOption",
     "WorkersOption",
     "expanded",
+    "image_limits",
     "is_store",
     "open_embedder",
     "open_store",
@@ -39,6 +43,8 @@ __all__ = [
 
 PARTIAL = 3
 """Exit status of a command that is done, although some files could not be used."""
+INTERRUPTED = 130
+"""Exit status of a command that was interrupted."""
 
 DEFAULT_STORE = Path("abc-rag-store")
 
@@ -68,6 +74,15 @@ ResolutionOption = Annotated[
     typer.Option("--resolution", help="VLM2Vec: low, mid or high on Qwen2-VL, a number of crops on Phi-3.5-vision."),
 ]
 
+ImageLimitOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image-limit",
+        metavar="NAME=VALUE",
+        help="What a picture may cost: max_pixels=200000000, max_bytes=..., allow_urls=true, ...; repeat for more.",
+    ),
+]
+
 
 def expanded(path: Path) -> Path:
     """A path whose ``~`` is the home folder; as it is, where there is no such user."""
@@ -84,6 +99,7 @@ def open_embedder(
     resolution: str | None = None,
     weights: str = "full",
     workers: int | None = None,
+    limits: ImageLimits | None = None,
 ) -> Embedder:
     """The embedder that the options describe.
 
@@ -101,8 +117,37 @@ def open_embedder(
         max_tokens=max_tokens,
         resolution=resolution_of(resolution),
         weights=weights,  # type: ignore[arg-type]  # checked by load_embedder
+        image_limits=limits,
         engine=EngineSettings(workers=workers),
     )
+
+
+def image_limits(given: list[str] | None) -> ImageLimits:
+    """The limits that ``--image-limit`` sets; the others are the defaults.
+
+    Raises:
+        InputError: There is no such limit, or the value is unusable.
+    """
+    from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
+
+    values: dict[str, Any] = {}
+    for one in given or []:
+        name, _, value = one.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in ImageLimits.__dataclass_fields__:
+            names = ", ".join(ImageLimits.__dataclass_fields__)
+            raise InputError(f"--image-limit: there is no limit {name!r}; there are {names}")
+        default = getattr(DEFAULT_LIMITS, name)
+        try:
+            if isinstance(default, bool):
+                values[name] = {"true": True, "false": False}[value.lower()]
+            elif isinstance(default, (int, float)):
+                values[name] = type(default)(value.replace(",", ""))
+            else:
+                values[name] = frozenset(part.strip().upper() for part in value.split(","))
+        except (ValueError, KeyError) as error:
+            raise InputError(f"--image-limit {name} takes a value such as {default}, not {value!r}") from error
+    return ImageLimits(**values)
 
 
 def resolution_of(given: str | None) -> int | str | None:

@@ -23,7 +23,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["cell", "console", "heading", "labelled", "plain_logs", "print_json", "say", "tell", "visible"]
+__all__ = ["cell", "console", "heading", "in_options", "labelled", "plain_logs", "print_json", "say", "tell", "visible"]
 
 # C0, DEL and C1 controls; bidirectional marks, embeddings, overrides and isolates; line and paragraph separators.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -43,6 +43,24 @@ def _spelled(character: str, newlines: bool) -> str:
     if character == "\n" and newlines:
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+# What a Python caller passes, as the options that are the same.
+_OPTIONS = (
+    (re.compile(r"(?:limits=)?ImageLimits\((\w+)=(\S*?)\)"), r"--image-limit \1=\2"),
+    (re.compile(r"ImageLimits\.(?=\w+=)"), "--image-limit "),
+    (re.compile(r"ImageLimits\."), "the limit "),
+    (re.compile(r"pass prune_most=1\b"), "pass --yes"),
+    (re.compile(r"more than prune_most=\S+ of them"), "more than --prune takes for deleted"),
+    (re.compile(r"load_embedder\(\.\.\., (\w+)='([^']*)'\)"), r"--\1 \2"),
+)
+
+
+def in_options(message: str) -> str:
+    """A message that names arguments of functions, with the command's options in their place."""
+    for pattern, option in _OPTIONS:
+        message = pattern.sub(option, message)
+    return message
 
 
 class _Guarded:
@@ -93,7 +111,7 @@ def say(message: str = "") -> None:
 
 def tell(message: str = "") -> None:
     """A line on standard error: progress, warnings and errors."""
-    typer.echo(visible(message), err=True)
+    typer.echo(visible(in_options(message)), err=True)
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
@@ -110,7 +128,7 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
 
 class _Visible(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record), newlines=True)
+        return visible(in_options(super().format(record)), newlines=True)
 
 
 @contextmanager

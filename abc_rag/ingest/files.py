@@ -189,57 +189,55 @@ class _Walk:
                 self._report.failed.append((str(folder), f"cannot be listed ({error.strerror})"))
                 continue
             if any(entry.name == _STORE_FILE for entry in entries):
-                self._leave_out(_STORES)
+                self._count(_STORES)
                 continue
             if any(entry.name == IGNORE_FILE for entry in entries):
                 rules = _Rules(folder, self._patterns(folder / IGNORE_FILE), rules)
             below = []
             for entry in entries:
-                path = folder / entry.name
-                is_folder = entry.is_dir()
-                target = self._admitted(entry, path, rules, is_folder=is_folder)
-                if target is None:
-                    continue
-                if is_folder:
-                    if target not in self._seen:
-                        # A linked folder has rules of its own: the patterns above are relative to another place.
-                        below.append((target, rules if target == path else _Rules(target, self._exclude, None)))
-                elif (kind := self._kind(path)) is not None:
+                path, is_folder = folder / entry.name, entry.is_dir()
+                target = Path(os.path.realpath(path)) if entry.is_symlink() else path
+                kind: Modality | None = None
+                why = self._why_not(path, target, rules, is_folder=is_folder)
+                if why is None and not is_folder:
+                    kind, why = self._kind(path)
+                if why is not None:
+                    self._count(why)
+                elif kind is not None:
                     yield path, kind
+                elif is_folder and target not in self._seen:
+                    # A linked folder has rules of its own: the patterns above are relative to another place.
+                    below.append((target, rules if target == path else _Rules(target, self._exclude, None)))
             waiting += reversed(below)
 
-    def _admitted(self, entry: os.DirEntry[str], path: Path, rules: _Rules, *, is_folder: bool) -> Path | None:
-        """The entry, or what it links to, if it is not left out."""
-        if entry.name.startswith("."):
-            return self._leave_out(_HIDDEN if entry.name != IGNORE_FILE else None)
-        if entry.name.lower() in _BY_MACHINES:
-            return self._leave_out(_MACHINES)
-        target = path
-        if entry.is_symlink():
-            target = Path(os.path.realpath(path))
-            inside = any(root == target or root in target.parents for root in self._roots)
-            if not inside and not self._follow_links:
-                return self._leave_out(_LINKS)
-        if rules.leave_out(path, is_folder=is_folder):
-            return self._leave_out(_EXCLUDED)
-        return target
+    def _why_not(self, path: Path, target: Path, rules: _Rules, *, is_folder: bool) -> str | None:
+        """Why a file or a folder is left out, whatever it holds."""
+        if path.name.startswith("."):
+            return _HIDDEN if path.name != IGNORE_FILE else ""
+        if path.name.lower() in _BY_MACHINES:
+            return _MACHINES
+        inside = target == path or any(root == target or root in target.parents for root in self._roots)
+        if not inside and not self._follow_links:
+            return _LINKS
+        return _EXCLUDED if rules.leave_out(path, is_folder=is_folder) else None
 
-    def _kind(self, path: Path) -> Modality | None:
+    def _kind(self, path: Path) -> tuple[Modality | None, str | None]:
+        """What a file is, or why it is left out."""
         if _KEPT_COPY.fullmatch("/".join(path.parts[-2:])):
-            return self._leave_out(_STORES)
+            return None, _STORES
         kind = kind_of_name(path)
         if kind is not None:
-            return kind
+            return kind, None
         try:
             head = _head(path)
         except InputError:
-            return self._leave_out(_SPECIAL)
+            return None, _SPECIAL
         except OSError:
-            return self._leave_out(_UNREADABLE)
-        return "image" if format_of(head) is not None else self._leave_out(kind_of_file(head))
+            return None, _UNREADABLE
+        return ("image", None) if format_of(head) is not None else (None, kind_of_file(head))
 
-    def _leave_out(self, why: str | None) -> None:
-        if why is not None:
+    def _count(self, why: str) -> None:
+        if why:  # the ignore file itself is nothing to tell of
             self._report.left_out[why] = self._report.left_out.get(why, 0) + 1
 
     def _patterns(self, file: Path) -> list[str]:
