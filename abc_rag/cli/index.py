@@ -10,7 +10,6 @@ import typer
 
 from abc_rag.cli.options import (
     DEFAULT_STORE,
-    INTERRUPTED,
     PARTIAL,
     CollectionOption,
     DeviceOption,
@@ -103,8 +102,8 @@ def index(
             )
         except KeyboardInterrupt:
             kept = opened.count() - before
-            tell(f"interrupted: {kept} added are kept; the same command goes on from there")
-            raise typer.Exit(INTERRUPTED) from None
+            tell(f"{kept} added are kept; the same command goes on from there")
+            raise
         total = opened.count()
     if as_json:
         failed = [{"file": file, "reason": in_options(reason)} for file, reason in report.failed]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_STORE",
-    "INTERRUPTED",
     "PARTIAL",
     "CollectionOption",
     "DeviceOption",
@@ -43,8 +42,6 @@ __all__ = [
 
 PARTIAL = 3
 """Exit status of a command that is done, although some files could not be used."""
-INTERRUPTED = 130
-"""Exit status of a command that was interrupted."""
 
 DEFAULT_STORE = Path("abc-rag-store")
 

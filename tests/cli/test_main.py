@@ -117,7 +117,7 @@ def test_index_exits_with_3_where_files_failed(fake: FakeEmbedder, photos: Path,
     other.write_text("text")
     done = run("index", photos, other)
     assert done.code == 3
-    assert done.out == "4 added, 0 unchanged, 0 removed, 2 failed; 4 in abc-rag-store\n"
+    assert done.out == "4 added, 0 unchanged, 0 removed, 2 failed; 4 in abc-rag-store\nleft out: 1 text\n"
     lines = sorted(done.err.splitlines())
     assert [line.split(":")[1].strip() for line in lines] == [str((photos / n).resolve()) for n in ("bad.png", "x.rst")]
     assert all(line.startswith("failed: ") for line in lines)
@@ -585,7 +585,8 @@ def test_an_interrupt_is_no_failure_of_the_store(photos: Path, run: Run, monkeyp
     use(Interrupted(), monkeypatch)
     assert run("index", photos).code == 0
     Path("stop.txt").write_text("stop")
-    assert run("index", photos, "stop.txt") == (130, "", "interrupted\n")
+    kept = "0 added are kept; the same command goes on from there\n"
+    assert run("index", photos, "stop.txt") == (130, "", f"{kept}interrupted\n")
     assert run("embed", "stop") == (130, "", "interrupted\n")
     assert run("ask", "boat", "--json").json["hits"]
 
