@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from abc_rag.errors import MissingExtraError
-from abc_rag.models.kernels.blocked_attention import attend_by_blocks, suits_blocks
-from abc_rag.models.kernels.linear import onednn_is_faster
+from abc_rag.models.kernels.blocked_attention import LEAST_SCORES, attend_by_blocks, suits_blocks
+from abc_rag.models.kernels.layers import onednn_is_faster
 
 __all__ = ["Attend", "Segments", "attend_to_segments", "choose_attention"]
 
@@ -114,7 +114,8 @@ def _by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segm
     out = torch.empty_like(q)
     heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
     groups = heads // kv_heads
-    fast = not causal and q.device.type == "cpu" and q.dtype == torch.float32 and onednn_is_faster()
+    many = groups * segments.longest**2 >= LEAST_SCORES
+    fast = many and not causal and q.device.type == "cpu" and q.dtype == torch.float32 and onednn_is_faster()
     for begin, count, length in segments.runs():
         if fast and suits_blocks(groups * length, length):
             for one in range(begin, begin + count * length, length):

@@ -1,6 +1,6 @@
 """Full attention on a CPU by plain matrix products, a block of queries at a time; exact.
 
-torch's own kernel multiplies through MKL; `abc_rag.models.kernels.linear` says why that is slow, and why sizes are
+torch's own kernel multiplies through MKL; `abc_rag.models.kernels.layers` says why that is slow, and why sizes are
 rounded. MKL computes ``exp`` slowly too, but not ``exp2``: so scores are in powers of two. The maximum of a row is
 subtracted only where a score could leave float32's range. Rows are divided by their sums after the product with the
 values, which is smaller.
@@ -14,12 +14,12 @@ from collections.abc import Iterator
 
 import torch
 
-from abc_rag.models.kernels.linear import onednn_product, rounded_rows
+from abc_rag.models.kernels.layers import onednn_product, rounded_rows
 
-__all__ = ["attend_by_blocks", "suits_blocks"]
+__all__ = ["LEAST_SCORES", "attend_by_blocks", "suits_blocks"]
 
-# Below this many scores, torch's own kernel is as quick.
-_LEAST_SCORES = 400_000
+LEAST_SCORES = 400_000
+"""Below this many scores, torch's own kernel is as quick."""
 # At a time: few enough to stay in the caches, and enough that the steps take longer than their calls.
 _SCORES = 1 << 21
 # Queries at a time: a power of two, as oneDNN keeps what it compiles for every shape.
@@ -31,7 +31,7 @@ _LARGEST = 80.0
 def suits_blocks(queries: int, keys: int) -> bool:
     """Whether there are enough scores, and rounding adds few."""
     scores = queries * keys
-    return scores >= _LEAST_SCORES and _round(queries) * rounded_rows(keys) <= 1.4 * scores
+    return scores >= LEAST_SCORES and _round(queries) * rounded_rows(keys) <= 1.4 * scores
 
 
 def attend_by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:

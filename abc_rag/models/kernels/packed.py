@@ -9,21 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from transformers.activations import QuickGELUActivation
 
 from abc_rag.models.family import Prepared
 from abc_rag.models.kernels.attention import Attend, Segments, choose_attention
-from abc_rag.models.kernels.linear import onednn_is_faster, rounded_rows
+from abc_rag.models.kernels.layers import onednn_is_faster, rounded_rows
 
 __all__ = [
     "Layer",
     "PackedBatch",
     "PackedForward",
-    "activated",
-    "rms_norm",
-    "rotated",
-    "rotation_of",
     "split_features",
     "with_features",
 ]
@@ -45,16 +39,16 @@ class PackedForward:
 
     def __init__(self, backbone: Any, *, vision: Layer, text: Layer, compiled: bool) -> None:  # noqa: ANN401
         self.backbone = backbone
+        # In half precision torch itself uses oneDNN.
+        self._rounds = backbone.device.type == "cpu" and (backbone.dtype != torch.float32 or onednn_is_faster())
         attend = choose_attention(backbone.attention, device=backbone.device, dtype=backbone.dtype)
         # The kernels need no compiling, and compiled code would be made anew for every mix of lengths.
         self.attend: Attend = torch.compiler.disable(attend) if compiled else attend  # type: ignore[no-untyped-call]
         self.vision_layer, self.text_layer = (_compiled(layer) if compiled else layer for layer in (vision, text))
 
     def rounded(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of zeros added where matrix products want round sizes; see `abc_rag.models.kernels.linear`."""
-        device, dtype = self.backbone.device, self.backbone.dtype
-        # In half precision torch itself uses oneDNN.
-        if device.type != "cpu" or (dtype == torch.float32 and not onednn_is_faster()):
+        """Rows of zeros added where matrix products want round sizes; see `abc_rag.models.kernels.layers`."""
+        if not self._rounds:
             return rows
         more = rounded_rows(len(rows)) - len(rows)
         return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) if more else rows
@@ -80,37 +74,6 @@ def with_features(embeds: torch.Tensor, features: torch.Tensor, at_image: torch.
     return torch.cat([embeds.flatten(0, 1), features.to(embeds.dtype)])[rows].view(embeds.shape)
 
 
-def rotation_of(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `rotated` multiplies by: the sine with the sign that the swapped halves get."""
-    first, second = sin.chunk(2, dim=-1)
-    return cos, torch.cat([-first, second], dim=-1)
-
-
-def rotated(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Queries or keys, turned by their positions."""
-    cos, signed = rotation
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed)
-
-
-def rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    """``norm(x)`` of a root mean square norm of transformers'."""
-    if x.is_cuda:  # one kernel instead of seven
-        return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
-    wide = x.float()
-    scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon)
-    product: torch.Tensor = norm.weight * scaled.to(x.dtype)
-    return product
-
-
-def activated(activation: Any, wide: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    """``activation(wide)``, with one tensor less where it is the quick approximation of GELU."""
-    if isinstance(activation, QuickGELUActivation):
-        return (wide * 1.702).sigmoid_().mul_(wide)
-    found: torch.Tensor = activation(wide)
-    return found
-
-
 @dataclass(frozen=True)
 class PackedBatch:
     """Prepared inputs end to end, the longest first, so that those of one length are neighbours.
@@ -133,13 +96,13 @@ class PackedBatch:
     @classmethod
     def of(cls, batch: Sequence[Prepared], *, image_token_id: int, device: torch.device) -> PackedBatch:
         """Pack inputs whose pictures have been seen."""
-        order = sorted(range(len(batch)), key=lambda i: -batch[i].tokens)
+        order = sorted(range(len(batch)), key=lambda i: -len(batch[i].input_ids))
         chosen = [batch[i] for i in order]
         ids = np.concatenate([one.input_ids for one in chosen])
         seen = [picture.features for one in chosen for picture in one.pictures if picture.features is not None]
         return cls(
             torch.from_numpy(ids).to(device),
-            Segments([one.tokens for one in chosen], device),
+            Segments([len(one.input_ids) for one in chosen], device),
             torch.cat([features.to(device) for features in seen]) if seen else None,
             torch.from_numpy(np.flatnonzero(ids == image_token_id)).to(device),
             chosen[0],

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments
-from abc_rag.models.kernels.linear import linear
-from abc_rag.models.kernels.packed import PackedForward, activated, rms_norm, rotated, rotation_of
+from abc_rag.models.kernels.layers import activated, linear, linears, rms_norm, rotated, rotation_of
+from abc_rag.models.kernels.packed import PackedForward
 from abc_rag.models.phi3_v.network import Phi3VBackbone, crop
 from abc_rag.models.phi3_v.pictures import CroppedPicture
 
@@ -100,10 +100,9 @@ def _groups(opened: Sequence[CroppedPicture]) -> Iterator[list[CroppedPicture]]:
 def _vision_layer(layer: Any, x: torch.Tensor, segments: Segments, attend: Attend) -> torch.Tensor:  # noqa: ANN401
     attention, mlp = layer.self_attn, layer.mlp
     normed = layer.layer_norm1(x)
-    q, k, v = (
-        linear(projection, normed).view(len(x), attention.num_heads, -1)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
+    q, k, v = linears(normed, attention.q_proj, attention.k_proj, attention.v_proj)
+    heads = (len(x), attention.num_heads, -1)
+    q, k, v = q.view(heads), k.view(heads), v.view(heads)
     x = linear(attention.out_proj, attend_to_segments(attend, q, k, v, segments, False).reshape(len(x), -1)).add_(x)
     return linear(mlp.fc2, activated(mlp.activation_fn, linear(mlp.fc1, layer.layer_norm2(x)))).add_(x)
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments
-from abc_rag.models.kernels.linear import linear
-from abc_rag.models.kernels.packed import PackedForward, activated, rms_norm, rotated, rotation_of
+from abc_rag.models.kernels.layers import activated, linear, linears, rms_norm, rotated, rotation_of
+from abc_rag.models.kernels.packed import PackedForward
 from abc_rag.models.kernels.pixels import moved
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, normalise
 from abc_rag.models.qwen2_vl.pictures import Patches
@@ -122,12 +122,10 @@ def _text_layer(
 ) -> torch.Tensor:
     attention, mlp = layer.self_attn, layer.mlp
     normed = rms_norm(layer.input_layernorm, x)
-    q, k, v = (
-        linear(projection, normed).view(len(x), -1, attention.head_dim)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    q, k = rotated(q, rotation), rotated(k, rotation)
+    q, k, v = linears(normed, attention.q_proj, attention.k_proj, attention.v_proj)
+    heads = (len(x), -1, attention.head_dim)
+    q, k, v = rotated(q.view(heads), rotation), rotated(k.view(heads), rotation), v.view(heads)
     x = linear(attention.o_proj, attend_to_segments(attend, q, k, v, segments, causal).reshape(len(x), -1)).add_(x)
     normed = rms_norm(layer.post_attention_layernorm, x)
-    gate = nn.functional.silu(linear(mlp.gate_proj, normed), inplace=True)
-    return linear(mlp.down_proj, gate.mul_(linear(mlp.up_proj, normed))).add_(x)
+    gate, up = linears(normed, mlp.gate_proj, mlp.up_proj)
+    return linear(mlp.down_proj, nn.functional.silu(gate, inplace=True).mul_(up)).add_(x)

@@ -17,10 +17,10 @@ from abc_rag.errors import MissingExtraError
 from abc_rag.models.abc.family import ABCFamily
 from abc_rag.models.kernels import attention as _attention
 from abc_rag.models.kernels import blocked_attention as _blocked_attention
-from abc_rag.models.kernels import linear as _linear
+from abc_rag.models.kernels import layers as _layers
 from abc_rag.models.kernels.attention import Segments, _by_length, _eager, _padded, choose_attention
 from abc_rag.models.kernels.blocked_attention import attend_by_blocks
-from abc_rag.models.kernels.linear import linear, onednn_product
+from abc_rag.models.kernels.layers import linear, onednn_product
 from abc_rag.models.qwen2_vl.network import normalise
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 
@@ -201,7 +201,8 @@ def test_blocks_are_taken_where_they_are_faster_and_change_nothing(monkeypatch: 
     lengths = [128, 128, 128, 50, 10]
     q, k, v = random_qkv(lengths, 6, 2)
     monkeypatch.setattr(_attention, "attend_by_blocks", counted)
-    monkeypatch.setattr(_blocked_attention, "_LEAST_SCORES", 3 * 128 * 128)  # of the three heads with the same keys
+    for module in (_attention, _blocked_attention):
+        monkeypatch.setattr(module, "LEAST_SCORES", 3 * 128 * 128)  # of the three heads with the same keys
     for faster in (False, True):
         monkeypatch.setattr(_attention, "onednn_is_faster", lambda faster=faster: faster)
         for causal in (True, False):
@@ -268,7 +269,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Both of torch's libraries, whichever is faster here."""
     if request.param and not HAS_ONEDNN:
         pytest.skip("this build of torch has no oneDNN")
-    monkeypatch.setattr(_linear, "onednn_is_faster", lambda: request.param)
+    monkeypatch.setattr(_layers, "onednn_is_faster", lambda: request.param)
     return bool(request.param)
 
 

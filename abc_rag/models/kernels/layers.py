@@ -1,7 +1,8 @@
-"""Matrix products of a linear layer, by whichever of torch's CPU libraries is the faster one on this machine.
+"""The steps of a transformer layer on rows, without gradients: products, norms, rotations, activations.
 
-For float32 on a CPU torch asks MKL, which runs at half of what the chip can do on many that are not Intel's. torch also
-holds oneDNN, whose products have the same precision; it is used where a short trial finds it clearly faster.
+Matrix products on a CPU go to whichever of torch's libraries is faster on this machine. For float32 torch asks MKL,
+which reaches half of the peak on many chips that are not Intel's. torch also holds oneDNN, whose products have the same
+precision; it is used where a short trial finds it clearly faster.
 
 oneDNN compiles a kernel for every shape and keeps it, half a megabyte each. `rounded_rows` makes the shapes few.
 """
@@ -15,10 +16,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import QuickGELUActivation
 
 from abc_rag.models.lora_layers import LoraLayer
 
-__all__ = ["linear", "onednn_is_faster", "onednn_product", "rounded_rows"]
+__all__ = [
+    "activated",
+    "linear",
+    "linears",
+    "onednn_is_faster",
+    "onednn_product",
+    "rms_norm",
+    "rotated",
+    "rotation_of",
+    "rounded_rows",
+]
 
 # Below this many rows or columns the call costs more than the product.
 _LEAST_ROWS, _LEAST_COLUMNS = 128, 64
@@ -55,6 +67,11 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return nn.functional.linear(x, weight, layer.bias)
 
 
+def linears(x: torch.Tensor, *layers: nn.Module) -> list[torch.Tensor]:
+    """`linear` of several layers for the same rows."""
+    return [linear(layer, x) for layer in layers]
+
+
 def _with_adapter(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  (peft's classes are mixins)
     off = layer.disable_adapters or layer.merged
     if not off and any(name in layer.lora_variant for name in layer.active_adapters):
@@ -68,6 +85,37 @@ def _with_adapter(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 
             low = linear(layer.lora_A[name], x.to(layer.lora_A[name].weight.dtype))
             base = base + (linear(layer.lora_B[name], low) * layer.scaling[name]).to(base.dtype)
     return base
+
+
+def rotation_of(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `rotated` multiplies by: the sine with the sign that the swapped halves get."""
+    first, second = sin.chunk(2, dim=-1)
+    return cos, torch.cat([-first, second], dim=-1)
+
+
+def rotated(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Queries or keys, turned by their positions."""
+    cos, signed = rotation
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed)
+
+
+def rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """``norm(x)`` of a root mean square norm of transformers'."""
+    if x.is_cuda:  # one kernel instead of seven
+        return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon)
+    product: torch.Tensor = norm.weight * scaled.to(x.dtype)
+    return product
+
+
+def activated(activation: Any, wide: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """``activation(wide)``, with one tensor less where it is the quick approximation of GELU."""
+    if isinstance(activation, QuickGELUActivation):
+        return (wide * 1.702).sigmoid_().mul_(wide)
+    found: torch.Tensor = activation(wide)
+    return found
 
 
 def rounded_rows(count: int) -> int:
