@@ -11,7 +11,9 @@ from rich.table import Table
 
 from abc_rag.cli.options import (
     DEFAULT_STORE,
+    BackgroundOption,
     CollectionOption,
+    DepthOption,
     DeviceOption,
     ImageLimitOption,
     JsonOption,
@@ -72,6 +74,8 @@ def ask(
     max_tokens: MaxTokensOption = None,
     resolution: ResolutionOption = None,
     weights: WeightsOption = "full",
+    background: BackgroundOption = None,
+    depth: DepthOption = "published",
     image_limit: ImageLimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,6 +106,8 @@ def ask(
         resolution=resolution,
         weights=weights,
         limits=limits,
+        background=background,
+        depth=depth,
     )
     with open_store(store, url, collection, embedder.fingerprint) as opened:
         source = str(expanded(image)) if image is not None else None

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from abc_rag.cli.options import (
+    BackgroundOption,
+    DepthOption,
     DeviceOption,
     ImageLimitOption,
     MaxTokensOption,
@@ -37,6 +39,8 @@ def embed(
     max_tokens: MaxTokensOption = None,
     resolution: ResolutionOption = None,
     weights: WeightsOption = "full",
+    background: BackgroundOption = None,
+    depth: DepthOption = "published",
     image_limit: ImageLimitOption = None,
 ) -> None:
     """Print the vectors of texts and pictures, one JSON object a line: {"input": ..., "vector": [...]}."""
@@ -65,6 +69,8 @@ def embed(
         resolution=resolution,
         weights=weights,
         limits=limits,
+        background=background,
+        depth=depth,
     )
     vectors = embedder.embed(inputs, progress=True)
     if out is not None:

@@ -11,7 +11,9 @@ import typer
 from abc_rag.cli.options import (
     DEFAULT_STORE,
     PARTIAL,
+    BackgroundOption,
     CollectionOption,
+    DepthOption,
     DeviceOption,
     ImageLimitOption,
     JsonOption,
@@ -55,6 +57,8 @@ def index(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Prune even where more than half of a folder's files are gone.")
     ] = False,
+    background: BackgroundOption = None,
+    depth: DepthOption = "published",
     image_limit: ImageLimitOption = None,
     model: ModelOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -81,6 +85,8 @@ def index(
         weights=weights,
         workers=workers,
         limits=limits,
+        background=background,
+        depth=depth,
     )
     for path in paths:
         if not os.path.exists(expanded(path)):

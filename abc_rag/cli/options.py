@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_STORE",
     "PARTIAL",
+    "BackgroundOption",
     "CollectionOption",
+    "DepthOption",
     "DeviceOption",
     "ImageLimitOption",
     "JsonOption",
@@ -71,6 +73,13 @@ ResolutionOption = Annotated[
     typer.Option("--resolution", help="VLM2Vec: low, mid or high on Qwen2-VL, a number of crops on Phi-3.5-vision."),
 ]
 
+BackgroundOption = Annotated[
+    str | None,
+    typer.Option("--background", help="Colour behind transparent pixels, such as white. Default: as published, none."),
+]
+DepthOption = Annotated[
+    str, typer.Option("--depth", help="published, or scaled: keep the range of 16-bit and floating-point greys.")
+]
 ImageLimitOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -97,6 +106,8 @@ def open_embedder(
     weights: str = "full",
     workers: int | None = None,
     limits: ImageLimits | None = None,
+    background: str | None = None,
+    depth: str = "published",
 ) -> Embedder:
     """The embedder that the options describe.
 
@@ -114,6 +125,8 @@ def open_embedder(
         max_tokens=max_tokens,
         resolution=resolution_of(resolution),
         weights=weights,  # type: ignore[arg-type]  # checked by load_embedder
+        background=background,
+        depth=depth,  # type: ignore[arg-type]  # checked by load_embedder
         image_limits=limits,
         engine=EngineSettings(workers=workers),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Union
 
 from abc_rag.errors import InputError
+from abc_rag.images.pixels import Depth, Rendering
 from abc_rag.models.abc.loader import ABCCheckpoint
 from abc_rag.models.loader import Attention, DType, LoadOptions, Weights, find_checkpoint
 
@@ -47,6 +49,8 @@ def load_embedder(
     resolution: int | str | None = None,
     attention: Attention = "auto",
     weights: Weights = "full",
+    background: str | None = None,
+    depth: Depth = "published",
     image_limits: ImageLimits | None = None,
     engine: EngineSettings | None = None,
 ) -> Embedder:
@@ -77,6 +81,10 @@ def load_embedder(
             they are multiplied in ``dtype``. Saves memory, not time, and the vectors are not those of full weights,
             as the fingerprint says. Loading still needs the whole model in the computer's own memory once. Needs
             the extra ``quantized``.
+        background: A colour behind transparent pixels, such as ``"white"``. If not given, transparency is dropped, as
+            published: a clear pixel has whatever colour is stored under it, often black. The fingerprint says which.
+        depth: ``"scaled"`` maps the range of 16-bit, 32-bit and floating-point greys to 8 bits; ``"published"`` drops
+            or clips the rest. The fingerprint says which. See `abc_rag.images.Rendering`.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
         engine: What the engine may use: workers, batches, caches. See `abc_rag.embedding.engine.EngineSettings`.
 
@@ -104,6 +112,7 @@ def load_embedder(
         raise InputError(f"min_tokens ({min_tokens}) is larger than max_tokens ({max_tokens})")
     if isinstance(resolution, bool) or not isinstance(resolution, (int, str, type(None))):
         raise InputError(f"resolution must be a name or a number, not {resolution!r}")
+    rendering = Rendering(background, depth)
     checkpoint = find_checkpoint(model)
     if weights != "full":
         import abc_rag.models.quantize  # noqa: F401  (says now if the extra is missing, not after a download)
@@ -132,13 +141,20 @@ def load_embedder(
                 image_limits=image_limits or ImageLimits(),
                 compiled=settings.compile,
             )
-            families.append(checkpoint.build(options))
+            families.append(_rendering(checkpoint.build(options), rendering))
         return families
 
     return LocalEmbedder(build, settings)
 
 
-def local_revision(model: ModelName, weights: Weights = "full", resolution: int | str | None = None) -> str | None:
+def local_revision(
+    model: ModelName,
+    weights: Weights = "full",
+    resolution: int | str | None = None,
+    *,
+    background: str | None = None,
+    depth: Depth = "published",
+) -> str | None:
     """The revision that the model's fingerprint will have, if all its files are local; None where the hub decides.
 
     Reads the files' hashes; loads and fetches nothing.
@@ -147,7 +163,19 @@ def local_revision(model: ModelName, weights: Weights = "full", resolution: int 
         InputError: There is no such model.
         CheckpointError: A folder of an `ABCCheckpoint` is missing.
     """
-    return find_checkpoint(model).local_revision(weights, resolution)
+    revision = find_checkpoint(model).local_revision(weights, resolution)
+    return None if revision is None else _revision(revision, Rendering(background, depth))
+
+
+def _revision(files: str, rendering: Rendering) -> str:
+    return "+".join(filter(None, [files, str(rendering)]))
+
+
+def _rendering(family: Family, rendering: Rendering) -> Family:
+    """The family, opening pictures so; its fingerprint says if that is not as published."""
+    fingerprint = replace(family.facts.fingerprint, revision=_revision(family.facts.fingerprint.revision, rendering))
+    family.facts = replace(family.facts, rendering=rendering, fingerprint=fingerprint)
+    return family
 
 
 def _devices(device: str) -> list[torch.device]:

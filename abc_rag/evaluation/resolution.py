@@ -81,6 +81,7 @@ def resolutions(embedder: Embedder) -> Callable[[int], Embedder]:
                 f"the resolution of a {type(embedder).__name__} cannot be set; pass a function that makes an embedder"
             )
         again = embedder.family.at(min_tokens=tokens, max_tokens=tokens)
+        again.facts = replace(again.facts, rendering=embedder.family.facts.rendering)
         return LocalEmbedder(lambda: again)
 
     return at

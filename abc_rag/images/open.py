@@ -40,7 +40,7 @@ from abc_rag.images.pixels import PUBLISHED, Change, Rendering, orientation_of, 
 from abc_rag.images.read import check_bytes, describe_source, read_bytes
 from abc_rag.types import ImageSource
 
-__all__ = ["OpenedImage", "content_hash", "mime_type_of", "open_image", "open_pixels"]
+__all__ = ["OpenedImage", "content_hash", "mime_type_of", "open_image", "open_pixels", "rendered"]
 
 # Pillow is not safe when two threads load one lazily opened image.
 _LOADING = threading.Lock()
@@ -143,6 +143,22 @@ def open_pixels(
         image = decode(data, identify(data, name, limits), name, limits)
         orientation = orientation_of(image)
     return to_rgb(image, orientation, name, rendering=rendering, first=first)
+
+
+def rendered(source: ImageSource, *, limits: ImageLimits, rendering: Rendering, name: str | None = None) -> ImageSource:
+    """What `open_pixels` makes the pixels of a rendering of; the source itself for the published one.
+
+    Args:
+        source: As for `open_image`.
+        limits: As for `open_image`.
+        rendering: What becomes of transparency and of more than eight bits.
+        name: As for `open_image`.
+
+    Raises:
+        ImageError: As `open_image` does.
+        InputError: As `open_image` does.
+    """
+    return source if rendering == PUBLISHED else open_pixels(source, limits=limits, rendering=rendering, name=name)
 
 
 def content_hash(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> str:

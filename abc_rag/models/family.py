@@ -18,6 +18,8 @@ import torch
 
 from abc_rag.errors import InputError
 from abc_rag.images.limits import ImageLimits
+from abc_rag.images.open import rendered
+from abc_rag.images.pixels import PUBLISHED, Rendering
 from abc_rag.types import BASIC_TYPES, Fingerprint, ImageSource, Input
 
 __all__ = ["Family", "FamilyFacts", "Opened", "Picture", "PictureRecipe", "Prepared", "check_length"]
@@ -115,6 +117,7 @@ class FamilyFacts:
         image_limits: Which pictures are accepted.
         recipe: How pictures are opened.
         accepts: The input types that `Family.prepare` takes; the engine refuses all others.
+        rendering: What becomes of transparency and of more than eight bits before the recipe sees a picture.
     """
 
     dim: int
@@ -124,6 +127,16 @@ class FamilyFacts:
     image_limits: ImageLimits
     recipe: PictureRecipe
     accepts: tuple[type, ...] = BASIC_TYPES
+    rendering: Rendering = PUBLISHED
+
+    def open(self, source: ImageSource, *, name: str | None = None) -> Any:  # noqa: ANN401  (what the recipe says)
+        """Open a picture; an `Opened`. ``name`` is for messages.
+
+        Raises:
+            InputError: It cannot be used.
+        """
+        source = rendered(source, limits=self.image_limits, rendering=self.rendering, name=name)
+        return self.recipe.open(source, limits=self.image_limits, name=name)
 
 
 class Family(ABC):
@@ -162,7 +175,7 @@ class Family(ABC):
             return tuple(pictures)
         found = []
         for source in item.pictures:
-            opened = self.facts.recipe.open(source, limits=self.facts.image_limits)
+            opened = self.facts.open(source)
             found.append(Picture("", self.picture_tokens(opened), opened))
         return tuple(found)
 

@@ -82,7 +82,7 @@ class Preparation:
         self._kind = worker_kind
         self._workers = workers
         self._watchdog = Watchdog()
-        self.processes = PictureProcesses(family.facts.recipe, family.facts.image_limits, timeout_s, self._watchdog)
+        self.processes = PictureProcesses(family.facts, timeout_s, self._watchdog)
         self._pictures: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
         self._opening: dict[str, list[tuple[Input, Work]]] = {}
         self._lock = threading.Lock()
@@ -273,9 +273,7 @@ class Preparation:
         if elsewhere and data is not None and self.processes.usable:
             return self.processes.open(data, name)
         with self._limited(source, slot):
-            return self._family.facts.recipe.open(
-                source if data is None else data, limits=self._family.facts.image_limits, name=name
-            )
+            return self._family.facts.open(source if data is None else data, name=name)
 
     @contextmanager
     def _limited(self, source: ImageSource, slot: _Slot) -> Iterator[None]:

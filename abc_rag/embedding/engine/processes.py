@@ -7,6 +7,7 @@ imported again, nothing is forked, nothing is pickled.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -20,8 +21,7 @@ import abc_rag.errors
 from abc_rag.embedding.engine.watchdog import Watchdog
 from abc_rag.embedding.engine.worker import limits_as_json, read_exactly, recipe_as_json, write_message
 from abc_rag.errors import ABCRagError, ImageError, ImageFormatError
-from abc_rag.images.limits import ImageLimits
-from abc_rag.models.family import PictureRecipe
+from abc_rag.models.family import FamilyFacts
 
 __all__ = ["PictureProcesses", "too_long"]
 
@@ -93,15 +93,18 @@ class PictureProcesses:
     """As many processes as threads ask for a picture at the same time.
 
     Args:
-        recipe: How pictures are opened.
-        limits: Which are accepted.
+        facts: How pictures are opened, and which are accepted.
         timeout_s: Seconds that one may take.
         watchdog: Ends those that take longer.
     """
 
-    def __init__(self, recipe: PictureRecipe, limits: ImageLimits, timeout_s: float, watchdog: Watchdog) -> None:
-        self._recipe = recipe
-        self._told = {"recipe": recipe_as_json(recipe), "limits": limits_as_json(limits)}
+    def __init__(self, facts: FamilyFacts, timeout_s: float, watchdog: Watchdog) -> None:
+        self._recipe = facts.recipe
+        self._told = {
+            "recipe": recipe_as_json(facts.recipe),
+            "limits": limits_as_json(facts.image_limits),
+            "rendering": dataclasses.asdict(facts.rendering),
+        }
         self._timeout_s = timeout_s
         self._watchdog = watchdog
         self._idle: list[_Child] = []

@@ -19,6 +19,8 @@ import numpy as np
 
 from abc_rag.errors import ABCRagError, ImageError
 from abc_rag.images.limits import ImageLimits
+from abc_rag.images.open import rendered
+from abc_rag.images.pixels import Rendering
 
 __all__ = ["limits_as_json", "main", "read_exactly", "recipe_as_json", "write_message"]
 
@@ -84,7 +86,9 @@ def _tuples(value: Any) -> Any:  # noqa: ANN401
 def _answer(header: dict[str, Any], data: bytearray) -> tuple[dict[str, Any], list[Any]]:
     try:
         recipe, limits = _made(json.dumps([header["recipe"], header["limits"]]))
-        opened = recipe.open(bytes(data), limits=limits, name=header["name"])
+        rendering = Rendering(**header["rendering"])
+        source = rendered(bytes(data), limits=limits, rendering=rendering, name=header["name"])
+        opened = recipe.open(source, limits=limits, name=header["name"])
     except ImageError as error:
         return {"error": type(error).__name__, "source": error.source, "message": error.reason}, []
     except ABCRagError as error:

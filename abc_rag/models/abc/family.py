@@ -80,7 +80,7 @@ class ABCFamily(Family):
 
     def prepare_image(self, source: ImageSource, *, name: str | None = None) -> Patches:
         """Open, resize twice as published, and cut into patches; ``name`` is for messages."""
-        opened: Patches = self.facts.recipe.open(source, limits=self.facts.image_limits, name=name)
+        opened: Patches = self.facts.open(source, name=name)
         return opened
 
     def see(self, opened: Sequence[Patches]) -> list[torch.Tensor]:
