@@ -110,9 +110,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
-    """A picture by itself."""
+    """A picture by itself.
+
+    Attributes:
+        source: Where it comes from.
+        pictures: The picture, as a tuple: every kind of input has them.
+    """
 
     source: ImageSource
+    pictures: tuple[ImageSource, ...] = field(init=False, repr=False, compare=False)
 
     words: ClassVar[str] = ""
     """A picture says nothing in words."""
@@ -120,11 +126,7 @@ class Image:
     def __post_init__(self) -> None:
         """Checks the type."""
         _require_source(self.source, "Image.source")
-
-    @property
-    def pictures(self) -> tuple[ImageSource, ...]:
-        """The picture."""
-        return (self.source,)
+        object.__setattr__(self, "pictures", (self.source,))
 
     def content(self, pictures: Sequence[str]) -> str:
         """A string that inputs of equal content share, given a name for the content of the picture."""
@@ -133,20 +135,23 @@ class Image:
 
 @dataclass(frozen=True)
 class InstructedImage:
-    """A picture and what to look at in it. An empty instruction is still an instruction."""
+    """A picture and what to look at in it. An empty instruction is still an instruction.
+
+    Attributes:
+        source: Where the picture comes from.
+        instruction: What to look at.
+        pictures: The picture, as a tuple: every kind of input has them.
+    """
 
     source: ImageSource
     instruction: str
+    pictures: tuple[ImageSource, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Checks the types."""
         _require_source(self.source, "InstructedImage.source")
         _require_text(self.instruction, "InstructedImage.instruction")
-
-    @property
-    def pictures(self) -> tuple[ImageSource, ...]:
-        """The picture."""
-        return (self.source,)
+        object.__setattr__(self, "pictures", (self.source,))
 
     @property
     def words(self) -> str:
@@ -192,9 +197,11 @@ class Interleaved:
 
     Attributes:
         parts: `Text` and `Image` values; kept as a tuple.
+        pictures: Those of its parts, in order.
     """
 
     parts: Sequence[Text | Image]
+    pictures: tuple[ImageSource, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Checks the parts."""
@@ -212,11 +219,7 @@ class Interleaved:
         if not parts:
             raise InputError("an Interleaved has no parts; give it Text and Image values")
         object.__setattr__(self, "parts", parts)
-
-    @property
-    def pictures(self) -> tuple[ImageSource, ...]:
-        """Its pictures, in order."""
-        return tuple(picture for part in self.parts for picture in part.pictures)
+        object.__setattr__(self, "pictures", tuple(picture for part in parts for picture in part.pictures))
 
     @property
     def words(self) -> str:

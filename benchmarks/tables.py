@@ -37,6 +37,8 @@ def render(result: Result) -> str:
 
 def _heading(result: Result) -> str:
     options, machine = result["options"], result["machine"]
+    if "shape" not in options:  # nothing that depends on the machine
+        return f"**{result['benchmark']}** ({result['date'][:10]}): `{result['command']}`"
     chip = machine.get("gpu") if options["device"].startswith("cuda") else machine["processor"]
     facts = [
         f"{chip}, {machine['threads']} of {machine['cores']} cores",
@@ -160,12 +162,18 @@ def _latency(result: Result) -> list[str]:
     return [_table(["", "queries", "p50, ms", "p99, ms", "indexed meanwhile, inputs/s"], rows)]
 
 
+def _route(result: Result) -> list[str]:
+    rows = [[one["what"], *(f"{one[name]:,}" for name in ("files", "calls", "switches"))] for one in result["routes"]]
+    return [_table(["", "files", "calls", "switches"], rows)]
+
+
 _TABLES: dict[str, Callable[[Result], list[str]]] = {
     "compare": _compare,
     "preprocess": _preprocess,
     "memory": _memory,
     "gpu": _gpu,
     "latency": _latency,
+    "route": _route,
 }
 
 

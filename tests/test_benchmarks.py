@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from abc_rag import Text
+from abc_rag.embedding.fake import FakeEmbedder
 from benchmarks._harness import alternate, ratio, spread, timed
 from benchmarks._timeline import length, merged, shares
+from benchmarks.route import Route, Tracer
 from benchmarks.tables import render
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +83,26 @@ def test_a_file_of_something_else_is_refused() -> None:
         render({})
 
 
+def test_switches_are_counted_thread_by_thread() -> None:
+    tracer = Tracer()
+    try:
+        with tracer.counting():
+            text = Text("a")  # __post_init__ and a check: one file
+        assert tracer.route("one") == Route("one", files=1, calls=2, switches=0)
+        with tracer.counting():
+            text.content([])
+            thread = threading.Thread(target=FakeEmbedder, kwargs={"dim": 4})
+            thread.start()
+            thread.join()
+            FakeEmbedder(dim=4)
+            text.content([])
+        # types, types (content and its helper) -> fake -> types, types; and fake in a thread of its own.
+        assert tracer.route("two") == Route("two", files=2, calls=6, switches=2)
+        assert tracer.pairs() == {("types.py", "embedding/fake.py"): 1, ("embedding/fake.py", "types.py"): 1}
+    finally:
+        tracer.close()
+
+
 # --- Each command -----------------------------------------------------------------------------------------
 
 
@@ -136,6 +160,18 @@ def test_gpu_on_a_cpu(tmp_path: Path) -> None:
         assert all(0 <= start <= end <= timeline["seconds"] + 1e-3 for start, end in timeline["computed"])
         if timeline["drawing"] is not None:
             assert Path(timeline["drawing"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_way_of_the_data_is_short(tmp_path: Path) -> None:
+    out = tmp_path / "route.json"
+    command = [sys.executable, "-m", "benchmarks.route", "--rounds", "3", "--pairs", "--json", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    switches = {one["what"]: one["switches"] for one in result["routes"]}
+    assert 0 < switches["text"] <= 60, result["pairs"]["text"]
+    assert 0 < switches["search"] <= 600, result["pairs"]["search"]
+    assert render(result).startswith("**route** (")
 
 
 def test_latency(tmp_path: Path) -> None:

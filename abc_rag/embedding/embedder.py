@@ -88,7 +88,7 @@ class Embedder(ABC):
         if not items:
             return np.zeros((0, self.dim), dtype=np.float32)
         vectors = self._embed(items, batch_size=batch_size, progress=progress)
-        self._check(vectors, len(items))
+        self._check(vectors, len(items), self.dim)
         return vectors
 
     async def aembed(self, inputs: Iterable[Input], *, batch_size: BatchSize = "auto") -> Vectors:
@@ -97,7 +97,7 @@ class Embedder(ABC):
         if not items:
             return np.zeros((0, await in_thread(lambda: self.dim)), dtype=np.float32)
         vectors = await self._aembed(items, batch_size=batch_size)
-        self._check(vectors, len(items))
+        self._check(vectors, len(items), self.dim)
         return vectors
 
     @overload
@@ -168,7 +168,7 @@ class Embedder(ABC):
                 if pulled[-1] is None:
                     yield item
 
-        position = 0
+        position, dim = 0, None
         with progress_bar("embedding", total=total, enabled=True) if progress else nullcontext() as bar:
             for result in itertools.chain(self._embed_each(usable(), batch_size=batch_size), [None]):
                 while pulled and (wrong := pulled.popleft()) is not None:
@@ -183,7 +183,8 @@ class Embedder(ABC):
                         result = _numbered(result, position)
                     result = _given(result, return_errors)
                 else:
-                    self._check(result[None], 1)
+                    dim = dim or self.dim
+                    self._check(result[None], 1, dim)
                 yield result
                 if bar is not None:
                     bar.advance()
@@ -234,9 +235,9 @@ class Embedder(ABC):
             "abc_rag.Image(source) or abc_rag.InstructedImage(source, instruction)"
         )
 
-    def _check(self, vectors: Vectors, count: int) -> None:
+    def _check(self, vectors: Vectors, count: int, dim: int) -> None:
         """Refuse what would spoil a store: rows too few, of another length, or of no unit length (NaN included)."""
-        wanted = (count, self.dim)
+        wanted = (count, dim)
         if vectors.shape != wanted or vectors.dtype != np.float32:
             raise ABCRagError(
                 f"{type(self).__name__} returned {vectors.dtype} of shape {vectors.shape}; expected float32 of {wanted}"

@@ -135,11 +135,11 @@ class Preparation:
         item = ticket.item
         slot.at = ticket
         try:
-            sources = item.pictures
-            if sources:
-                self._scheduler.wait_for_bytes()
-            read = [self._read_limited(source, slot) for source in sources]
-            content = item.content([one.digest for one in read])
+            read, digests = [], []
+            for source in item.pictures:
+                read.append(one := self._read_limited(source, slot))
+                digests.append(one.digest)
+            content = item.content(digests)
             key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
         except BaseException as error:  # libraries in other languages raise those too
             settled.append((ticket, error))
@@ -165,8 +165,8 @@ class Preparation:
             settled.append((work, error))
 
     def _read_limited(self, source: ImageSource, slot: _Slot) -> _Read:
-        # Fetching a URL has a limit of its own.
-        with nullcontext() if isinstance(source, URL) else self._limited(source, slot):
+        # Fetching a URL has a limit of its own, and bytes are there already.
+        with nullcontext() if isinstance(source, (URL, bytes)) else self._limited(source, slot):
             limits = self._family.facts.image_limits
             if isinstance(source, PIL.Image.Image):
                 return _Read(source, None, content_hash(source, limits=limits))

@@ -128,7 +128,6 @@ class Scheduler:
         self._requests: set[Request] = set()
         self._for_preparation = threading.Condition(self.lock)
         self._for_model = threading.Condition(self.lock)
-        self._for_bytes = threading.Condition(self.lock)
         self._last_was_small = False
         self._alternate = alternate
         self._draining = False
@@ -177,7 +176,7 @@ class Scheduler:
         """Wake everybody up for good."""
         with self.lock:
             self._stopped = True
-            for condition in (self._for_preparation, self._for_model, self._for_bytes):
+            for condition in (self._for_preparation, self._for_model):
                 condition.notify_all()
 
     def fail_all(self, error: BaseException) -> None:
@@ -198,11 +197,12 @@ class Scheduler:
     # --- Preparation ----------------------------------------------------------------------------------
 
     def next_tickets(self) -> list[Ticket] | None:
-        """Wait for inputs to prepare: one with a picture, or some texts; None to stop."""
+        """Wait for inputs to prepare: one with a picture, if there is room for it, or some texts; None to stop."""
         with self.lock:
             while not self._stopped:
+                full = self._held_bytes >= self._max_queued_bytes
                 for line in self._to_prepare[: 1 if self._draining else 2]:
-                    if line:
+                    if line and not (full and line[0].item.pictures):
                         taken = [line.popleft()]
                         while line and not (taken[0].item.pictures or line[0].item.pictures) and len(taken) < _TEXTS:
                             taken.append(line.popleft())
@@ -220,12 +220,6 @@ class Scheduler:
                 return None
             work = self._in_flight[key] = Work(key, [ticket])
             return work
-
-    def wait_for_bytes(self) -> None:
-        """Wait until another picture may be opened."""
-        with self.lock:
-            while self._held_bytes >= self._max_queued_bytes and not self._stopped:
-                self._for_bytes.wait()
 
     def prepared(self, works: list[Work], settled: list[tuple[Work | Ticket, Vectors | BaseException]]) -> None:
         """Hand over what `next_tickets` gave: what can be computed, and what needs no more or has failed."""
@@ -374,7 +368,7 @@ class Scheduler:
             for work in works:
                 self._held_bytes -= work.held_bytes
                 work.held_bytes = 0
-            self._for_bytes.notify_all()
+            self._for_preparation.notify_all()
 
     # --- Under the lock -------------------------------------------------------------------------------
 
@@ -392,7 +386,7 @@ class Scheduler:
         if work.held_bytes:
             self._held_bytes -= work.held_bytes
             work.held_bytes = 0
-            self._for_bytes.notify_all()
+            self._for_preparation.notify_all()
 
     def _leave_ready(self, work: Work) -> None:
         if work.prepared is not None and work in self._ready.get(work.prepared.kind, ()):

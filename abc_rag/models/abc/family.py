@@ -44,6 +44,7 @@ class ABCFamily(Family):
         )
         self.network = network
         self._prompts = prompts
+        self._max_length = backbone.max_length
 
     def at(self, *, min_tokens: int, max_tokens: int) -> ABCFamily:
         """The same network at another resolution."""
@@ -59,11 +60,11 @@ class ABCFamily(Family):
         if isinstance(item, Text):
             prepared = Prepared("text", self._prompts(item.text))
         else:
-            opened = self.opened(item, pictures)
+            opened = self.opened(item) if pictures is None else tuple(pictures)
             instruction = f"Instruction: {item.instruction}" if isinstance(item, InstructedImage) else ""
             ids = self._prompts(instruction, image_tokens=opened[0].tokens)
             prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, opened)
-        check_length(prepared, item, self.network.backbone.max_length)
+        check_length(prepared, item, self._max_length)
         return prepared
 
     def count_flops(self, item: Input) -> tuple[int, float]:

@@ -26,7 +26,7 @@ from toy_pictures import ToyPictures
 
 from abc_rag import Image, Input, InstructedImage, Interleaved, Text, load_embedder
 from abc_rag.embedding.engine.local import LocalEmbedder
-from abc_rag.embedding.engine.scheduler import Request, Scheduler, Work
+from abc_rag.embedding.engine.scheduler import Request, Scheduler, Ticket, Work
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.models.family import Prepared
@@ -199,21 +199,21 @@ def test_room_is_for_all_calls_together_but_everybody_gets_on() -> None:
     assert line.scheduler.has_room(other)
 
 
-def test_bytes_of_pictures_are_waited_for() -> None:
+def test_a_picture_waits_for_bytes_and_texts_pass_it() -> None:
     line = Line(max_queued_bytes=100)
-    (work,) = line.ready(line.call(), 1, held_bytes=100)
-    opened = threading.Event()
-
-    def open_another() -> None:
-        line.scheduler.wait_for_bytes()
-        opened.set()
-
-    thread = threading.Thread(target=open_another)
+    call = line.call()
+    (work,) = line.ready(call, 1, held_bytes=100)
+    line.scheduler.submit(call, 1, Image("a.png"))
+    line.scheduler.submit(line.call(small=True), 0, Text("a"))
+    assert [ticket.item for ticket in line.scheduler.next_tickets() or []] == [Text("a")]
+    taken: list[Ticket] = []
+    thread = threading.Thread(target=lambda: taken.extend(line.scheduler.next_tickets() or []))
     thread.start()
-    assert not opened.wait(0.05)
+    thread.join(0.05)
+    assert not taken
     line.scheduler.seen([work])
-    assert opened.wait(LONG)
-    thread.join()
+    thread.join(LONG)
+    assert [ticket.item for ticket in taken] == [Image("a.png")]
 
 
 def test_what_failed_or_stopped_gives_everybody_an_error() -> None:
