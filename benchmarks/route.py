@@ -9,8 +9,8 @@ Counted on abc-mini, on a CPU, with the model loaded and the pictures' vision fe
 - ``search``: one `Retriever.search` with a second look (instruction-conditioned reranking) at the 24 pictures of
   ``abc-rag demo``, each of which is embedded again under the instruction.
 
-A call is one call event of `sys.setprofile` for a function of `abc_rag`, in whatever thread: a function that is entered,
-a comprehension, or a generator that goes on. Methods that dataclasses generate do not count, as they are in no file.
+A call is one call event of `sys.setprofile` for a function of `abc_rag`, in any thread: a function that is entered, a
+comprehension, or a generator that goes on. Methods that dataclasses generate do not count, as they are in no file.
 A switch is a call whose file differs from that of the call before it in the same thread; all threads are added up. Each
 figure is the median of several rounds, as the number of batches varies.
 """

@@ -1,7 +1,7 @@
-"""Processes that open pictures: they keep this interpreter free, and one that hangs or crashes costs one picture.
+"""Processes that open pictures: they keep this interpreter free, and a hang or a crash costs one picture.
 
-They are plain children that run `abc_rag.embedding.engine.worker` and talk over pipes: nothing of the caller's program is
-imported again, nothing is forked, nothing is pickled.
+They are plain children that run `abc_rag.embedding.engine.worker` and talk over pipes. Nothing of the caller's program
+is imported again, nothing is forked, nothing is pickled.
 """
 
 from __future__ import annotations

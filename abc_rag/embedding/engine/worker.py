@@ -1,7 +1,7 @@
-"""A process that opens pictures for an engine: encoded bytes in, what the vision tower takes out.
+"""A process that opens pictures for an engine: encoded bytes in, input of the vision tower out.
 
-Started by `abc_rag.embedding.engine.processes`, which also says how requests and answers look. Nothing is pickled; the recipe
-is named by its module and class, and told its fields.
+`abc_rag.embedding.engine.processes` starts it. Nothing is pickled: the recipe is named by its module and class, and its
+fields are sent as JSON.
 """
 
 from __future__ import annotations
