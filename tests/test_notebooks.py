@@ -165,14 +165,19 @@ def test_one_cell_says_how_to_switch_to_the_published_model(name: str) -> None:
         assert word in " ".join(cell.source.split())
 
 
-def test_cells_have_names_and_the_helpers_are_the_same() -> None:
-    helpers = set()
+def test_cells_have_names_and_the_helpers_come_from_the_package() -> None:
     for name in NAMES:
         cells = {cell.id: cell for cell in committed(name).cells}
         assert len(cells) == len(committed(name).cells)
         assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", id_) for id_ in cells)
-        helpers.add(cells["helpers"].source)
-    assert len(helpers) == 1
+        assert "from abc_rag.search.notebook import show, table" in cells["helpers"].source
+
+
+def test_installing_names_a_clone_or_a_wheel() -> None:
+    for name in NAMES:
+        for cell in committed(name).cells:
+            for what in re.findall(r"pip install (.+?)`", cell.source.replace("```", "")):
+                assert re.match(r"'\./abc|torch --index-url https://download\.pytorch\.org/whl/cpu", what), (name, what)
 
 
 def test_links_between_notebooks_lead_somewhere() -> None:
