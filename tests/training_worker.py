@@ -14,10 +14,9 @@ from helpers import FIXTURE
 from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from training_helpers import RECORDS, instructing_network, opener, plan_of, pretraining_network
+from training_helpers import RECORDS, instructing_network, plan_of, pretraining_network, share
 
 from abc_rag.models.abc.prompts import load_prompts
-from abc_rag.training.shares import share_of
 from abc_rag.training.step import Encoder, accumulate
 
 
@@ -34,24 +33,14 @@ def main(mode: str, wrapper: str, chunk: str, negatives: str, out: str) -> None:
         for layer in [*network.backbone.visual.blocks, *network.backbone.language_model.layers]:
             fully_shard(layer)
         model = fully_shard(encoder)
-    plan, pictures = plan_of(RECORDS[mode])
-    open_picture = opener(network, prompts)
     with ThreadPoolExecutor(2) as pool:
-        share = share_of(
-            plan,
-            prompts,
-            lambda n: open_picture(pictures[n]),
-            patch=14,
-            merge=2,
-            rank=accelerator.process_index,
-            ranks=accelerator.num_processes,
-            chunk=int(chunk) or None,
-            pool=pool,
-            packed=wrapper != "fsdp",
-        )
+        part = share(
+            network, plan_of(RECORDS[mode]), prompts, pool, rank=accelerator.process_index,
+            ranks=accelerator.num_processes, chunk=int(chunk) or None, packed=wrapper != "fsdp",
+        )  # fmt: skip
     fixed = network.set_instruct if mode == "instruct" else None
     values = accumulate(
-        accelerator, model, share, seed=0, smoothing=0.1, fixed_candidates=fixed, true_negatives=negatives
+        accelerator, model, part, seed=0, smoothing=0.1, fixed_candidates=fixed, true_negatives=negatives
     )
     found = {}
     for name, parameter in model.named_parameters():

@@ -62,9 +62,11 @@ def finish(results: Results, *, out: Path | None, as_json: bool) -> None:
     Raises:
         InputError: The folder cannot be written to.
     """
+    from abc_rag.evaluation.report import write_report
+
     if Path(sys.argv[0]).name in ("abc-rag", "abc-rag.exe", "cli.py"):
         results = replace(results, settings={**results.settings, "command": shlex.join(["abc-rag", *sys.argv[1:]])})
-    files = None if out is None else results.write(expanded(out))
+    files = None if out is None else write_report(results, expanded(out))
     if as_json:
         print_json(results.as_dict())
         return

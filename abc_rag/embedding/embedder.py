@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.embedding.threads import in_thread
-from abc_rag.errors import ABCRagError, ImageError, InputError
+from abc_rag.errors import ABCRagError, InputError
 from abc_rag.types import (
     BASIC_TYPES,
     INPUT_TYPES,
@@ -196,17 +196,19 @@ class Embedder(ABC):
         An embedder that can compute ahead overrides this.
         """
         while chunk := list(itertools.islice(inputs, _CHUNK)):
-            try:
-                yield from self._embed(chunk, batch_size=batch_size, progress=False)
-            except InputError:
-                # One by one, so that a bad input costs nothing but itself.
-                for item in chunk:
-                    try:
-                        yield self._embed([item], batch_size=1, progress=False)[0]
-                    except ImageError as error:
-                        yield error
-                    except InputError as error:
-                        yield InputError(str(error).removeprefix("input 0: "))
+            yield from self._embed_halving(chunk, batch_size)
+
+    def _embed_halving(self, inputs: list[Input], batch_size: BatchSize) -> Iterator[Vectors | ABCRagError]:
+        """Embed a batch; if an input cannot be embedded, halve the batch until that input is alone."""
+        try:
+            yield from self._embed(inputs, batch_size=batch_size, progress=False)
+        except InputError as error:
+            if len(inputs) == 1:
+                yield InputError(str(error).removeprefix("input 0: ")) if type(error) is InputError else error
+                return
+            middle = len(inputs) // 2
+            yield from self._embed_halving(inputs[:middle], batch_size)
+            yield from self._embed_halving(inputs[middle:], batch_size)
 
     async def _aembed(self, inputs: Sequence[Input], *, batch_size: BatchSize) -> Vectors:
         """`_embed` without blocking the event loop."""

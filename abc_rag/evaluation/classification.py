@@ -14,10 +14,9 @@ import numpy as np
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import DatasetError, InputError
 from abc_rag.evaluation.datasets import LabelledRow, check_limit, existing, read_labelled, read_labels, sample
-from abc_rag.evaluation.metrics import Ranking, rank_candidates, recall_at
+from abc_rag.evaluation.metrics import Ranking, rank_candidates, recall_at, share, worst
 from abc_rag.evaluation.results import Mistake, Plot, Results, ResultTable, settings
-from abc_rag.evaluation.shared import KnownTexts, require_left, scores_at, share, worst
-from abc_rag.evaluation.vectors import VectorCache
+from abc_rag.evaluation.vectors import KnownTexts, VectorCache, require_left
 from abc_rag.training.data.rows import BadRows
 from abc_rag.types import Image, InstructedImage, Vectors
 
@@ -103,7 +102,7 @@ def evaluate_classification(
         tables=_tables(metrics, counts, per_label, rows, ranking, names),
         plots=_plots(per_label),
         mistakes=[
-            Mistake(instruction or "", row.label, names[ranking.found[at]], image=row.image, **scores_at(ranking, at))
+            Mistake(instruction or "", row.label, names[ranking.found[at]], image=row.image, **ranking.figures(at))
             for at in worst(ranking.margins, ranking.ranks)
             for row in [rows[at]]
         ],

@@ -21,10 +21,10 @@ from typing import Any
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
 from abc_rag.evaluation.datasets import InstructedRow, check_limit, existing, read_instructed
-from abc_rag.evaluation.metrics import TIE, Ranking, rank_candidates, recall_at
+from abc_rag.evaluation.metrics import TIE, Ranking, rank_candidates, recall_at, share, worst
 from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
-from abc_rag.evaluation.shared import KnownTexts, require_left, scores_at, share, worst
-from abc_rag.evaluation.vectors import VectorCache
+from abc_rag.evaluation.vectors import KnownTexts, VectorCache, require_left
+from abc_rag.files import write
 from abc_rag.scenes.drawing import render
 from abc_rag.scenes.world import held_out_scenes, questions
 from abc_rag.training.data.rows import BadRows
@@ -225,7 +225,7 @@ def _mistake(query: _Query, texts: Sequence[str], ranking: Ranking, at: int) -> 
         expected=query.phrase,
         found=texts[ranking.found[at]],
         image=query.row.image,
-        **scores_at(ranking, at),
+        **ranking.figures(at),
     )
 
 
@@ -280,9 +280,7 @@ def write_scenes_ctrlbench(folder: str | os.PathLike[str], *, scenes: int = 100)
             row.image.save(target / name)  # type: ignore[union-attr]
             pairs = [{"instruction": instruction, "phrase": phrase} for instruction, phrase in row.pairs]
             lines.append(json.dumps({"image": name, "pairs": pairs}) + "\n")
-        part = target / "ctrlbench.jsonl.part"
-        part.write_text("".join(lines), encoding="utf-8")
-        os.replace(part, target / "ctrlbench.jsonl")
+        write(target / "ctrlbench.jsonl", "".join(lines))
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error}); choose another folder") from error
     return target / "ctrlbench.jsonl"

@@ -1,9 +1,10 @@
-"""Ranks and recall: where the right candidate stands among all."""
+"""Ranks and recall of the right candidates."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,14 @@ import numpy.typing as npt
 from abc_rag.errors import InputError
 from abc_rag.types import Vectors
 
-__all__ = ["TIE", "Ranking", "join", "rank_candidates", "ranks", "recall_at"]
+__all__ = ["MOST_MISTAKES", "TIE", "Ranking", "join", "rank_candidates", "ranks", "recall_at", "share", "worst"]
 
 TIE = 1e-6
-"""Scores this near to each other are a tie: cosines in float32 carry errors of about this size, which differ with the
-shape of the matrix, and a model that maps everything to one vector must not get a rank by them."""
+"""Scores this close are a tie. Cosines in float32 have errors of about this size, which depend on the shape of the
+matrix; a model that maps everything to one vector must not be ranked by them."""
+
+MOST_MISTAKES = 24
+"""How many mistakes a report shows."""
 
 _BLOCK_BYTES = 64 * 2**20
 
@@ -24,7 +28,7 @@ Ranks = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where the right candidates of each query stand, and what stands before them.
+    """The rank of each query's right candidate, and the wrong candidate that scores highest.
 
     Attributes:
         ranks: 1-based rank of the best right candidate, ``(queries,)``; ties count against the query.
@@ -42,29 +46,37 @@ class Ranking:
 
     @property
     def margins(self) -> Vectors:
-        """By how much the best wrong candidate beats the best right one, ``(queries,)``; negative where it does not."""
+        """Score of the best wrong candidate minus that of the best right one, ``(queries,)``."""
         return self.found_scores - self.expected_scores
 
+    def figures(self, query: int) -> dict[str, Any]:
+        """A query's figures, as the arguments of `abc_rag.evaluation.results.Mistake`."""
+        return {
+            "score": float(self.found_scores[query]),
+            "expected_score": float(self.expected_scores[query]),
+            "rank": int(self.ranks[query]),
+        }
+
     def at(self, columns: npt.NDArray[np.integer]) -> Ranking:
-        """The same, where candidate ``i`` is called ``columns[i]``."""
+        """The same ranking, with candidate ``i`` renumbered as ``columns[i]``."""
         found = np.where(self.found < 0, -1, columns[self.found])
         return replace(self, expected=columns[self.expected].astype(np.int64), found=found.astype(np.int64))
 
 
 def join(parts: Sequence[Ranking]) -> Ranking:
-    """The rankings of several groups of queries as one; at least one."""
+    """Concatenate the rankings of several groups of queries; at least one."""
     return Ranking(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Ranking)))
 
 
 def ranks(scores: npt.NDArray[np.floating], positives: Sequence[Collection[int]]) -> Ranks:
-    """The 1-based rank of each query's best right candidate, among it and all wrong ones.
+    """The 1-based rank of each query's best right candidate among all wrong ones.
 
-    Other right candidates do not push it back. A wrong candidate with the same score (within `TIE`) stands before it,
-    so that a model which cannot tell candidates apart is not credited with guessing.
+    Other right candidates do not lower its rank. A wrong candidate with the same score (within `TIE`) ranks before it,
+    so that a model which cannot tell candidates apart gets no credit for luck.
 
     Args:
-        scores: ``(queries, candidates)``, higher is nearer.
-        positives: For each query the positions of its right candidates; at least one.
+        scores: ``(queries, candidates)``, higher is better.
+        positives: The positions of each query's right candidates; at least one per query.
 
     Raises:
         InputError: The lengths differ, or a query has no right candidate, or one that does not exist.
@@ -73,7 +85,7 @@ def ranks(scores: npt.NDArray[np.floating], positives: Sequence[Collection[int]]
 
 
 def rank_candidates(queries: Vectors, candidates: Vectors, positives: Sequence[Collection[int]]) -> Ranking:
-    """Rank all candidates for each query by cosine, in blocks of queries that bound the memory.
+    """Rank all candidates for each query by cosine, in blocks of queries, so that memory is bounded.
 
     Args:
         queries: Unit vectors ``(queries, dim)``.
@@ -96,6 +108,17 @@ def rank_candidates(queries: Vectors, candidates: Vectors, positives: Sequence[C
 def recall_at(ranks: npt.NDArray[np.integer], k: int) -> float:
     """The share of queries, in [0, 1], whose best right candidate is among the first ``k``; NaN without queries."""
     return float(np.mean(np.asarray(ranks) <= k)) if len(ranks) else float("nan")
+
+
+def share(values: Sequence[bool] | Sequence[float] | npt.NDArray[np.generic]) -> float:
+    """The mean; NaN if there are no values."""
+    return float(np.mean(np.asarray(values, dtype=np.float64))) if len(values) else float("nan")
+
+
+def worst(margins: Vectors, ranks: npt.NDArray[np.integer], *, most: int = MOST_MISTAKES) -> list[int]:
+    """Positions of the wrongly answered queries, largest margin of the wrong candidate first."""
+    wrong = [int(position) for position in np.flatnonzero(np.asarray(ranks) > 1)]
+    return sorted(wrong, key=lambda position: -float(margins[position]))[:most]
 
 
 def _rank(scores: npt.NDArray[np.floating], positives: Sequence[Collection[int]]) -> Ranking:

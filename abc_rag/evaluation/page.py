@@ -1,4 +1,4 @@
-"""The page of an evaluation: figures, plots, the worst mistakes as pictures, and how to repeat it, in one file."""
+"""Renders an evaluation as one HTML page: figures, plots, the worst mistakes with their pictures, and the settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from abc_rag.errors import MissingExtraError
 from abc_rag.evaluation.plots import draw
 from abc_rag.evaluation.results import Mistake, Plot, Results, ResultTable, as_text, left_out
-from abc_rag.search.page import _STYLE, _thumbnail
+from abc_rag.search.page import STYLE, thumbnail
 from abc_rag.types import ImageSource
 
 __all__ = ["render_page"]
@@ -38,7 +38,7 @@ ul { margin: 0; padding-left: 20px; } ul li { border: 0; padding: 2px 0; }
 
 
 def render_page(results: Results) -> str:
-    """The page as a string; everything that came from outside is escaped."""
+    """The page as a string; everything from outside is escaped."""
     title = f"{results.benchmark}: {results.model}"
     parts = [
         "".join(f'<section class="wide">{_table(table)}</section>' for table in results.tables),
@@ -51,7 +51,7 @@ def render_page(results: Results) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}{_MORE_STYLE}</style></head><body><main>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}{_MORE_STYLE}</style></head><body><main>"
         f'<h1>{html.escape(results.benchmark)}</h1><p class="soft">{html.escape(results.model)}</p>'
         f"{''.join(parts)}</main></body></html>\n"
     )
@@ -93,7 +93,7 @@ def _mistakes(mistakes: Sequence[Mistake]) -> str:
 
 
 def _mistake(one: Mistake) -> str:
-    picture = "" if one.image is None else _thumbnail(one.image)
+    picture = "" if one.image is None else thumbnail(one.image)
     asked = f'<p class="asked">{html.escape(one.query)}</p>' if one.query else ""
     pair = ""
     if one.expected_image is not None or one.found_image is not None:
@@ -109,7 +109,7 @@ def _mistake(one: Mistake) -> str:
 
 
 def _side(name: str, kind: str, image: ImageSource | None) -> str:
-    picture = "" if image is None else _thumbnail(image)
+    picture = "" if image is None else thumbnail(image)
     return f'<figure><figcaption class="{kind}">{name}</figcaption>{picture}</figure>'
 
 

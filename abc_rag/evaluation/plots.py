@@ -1,4 +1,4 @@
-"""Plots as SVG for inside a page; their text and lines take the page's colours."""
+"""Draws plots as inline SVG whose text and lines take the colours of the page."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from abc_rag.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from abc_rag.evaluation.results import Plot
+from abc_rag.evaluation.results import Plot
 
 __all__ = ["draw"]
 
-# Good on light and on dark ground.
+# Legible on light and on dark backgrounds.
 _COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#a855f7", "#ef4444", "#64748b", "#06b6d4", "#84cc16")
-# Stand-ins: matplotlib knows no CSS variables, so these are replaced in what it wrote.
+# Placeholders: matplotlib knows no CSS variables, so these are replaced in its output.
 _INK, _LINE = "#010203", "#040506"
 _MOST_UPRIGHT = 6
 _LONGEST_LABEL = 36
@@ -39,9 +37,9 @@ def draw(plot: Plot) -> str:
     labels = [_shortened(label) for label in plot.labels]
     lying = plot.kind == "bars" and len(labels) > _MOST_UPRIGHT
     settings = {
-        "svg.hashsalt": "abc-rag",  # the same plot is the same text
+        "svg.hashsalt": "abc-rag",  # equal plots give equal text
         "svg.fonttype": "path",
-        "text.parse_math": False,  # a label may well hold a dollar sign
+        "text.parse_math": False,  # a label may contain a dollar sign
         "text.color": _INK,
         "axes.labelcolor": _INK,
         "xtick.color": _INK,
@@ -50,7 +48,7 @@ def draw(plot: Plot) -> str:
         "font.size": 10,
     }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # it draws a box instead
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # matplotlib draws a box instead
         height = 1.2 + 0.24 * len(labels) * max(1, len(plot.series)) if lying else 3.6
         figure = Figure(figsize=(6.4, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -80,7 +78,7 @@ def _shortened(label: str) -> str:
 
 
 def _scale(axes: Any, plot: Plot, lying: bool) -> None:  # noqa: ANN401
-    """Start at zero, and leave room for the figures beside the bars."""
+    """Start the axis at zero, and leave room for the figures beside the bars."""
     values = [value for series in plot.series.values() for value in series if math.isfinite(value)]
     top = 100.0 if plot.unit == "%" else max(values, default=1.0)
     (axes.set_xlim if lying else axes.set_ylim)(min(0.0, *values, 0.0), 1.1 * top or 1.0)
@@ -95,7 +93,7 @@ def _lines(axes: Any, plot: Plot, labels: Sequence[str]) -> None:  # noqa: ANN40
         colour = _COLOURS[number % len(_COLOURS)]
         axes.plot(places, values, marker="o", color=colour, linewidth=2, label=name)
     for place in places:
-        # The highest only: figures of lines that run close to each other would cover one another.
+        # The highest only: figures of lines that run close together would overlap.
         value = max((series[place] for series in plot.series.values() if math.isfinite(series[place])), default=None)
         if value is not None:
             axes.annotate(_figure(value), (place, value), (0, 7), textcoords="offset points", ha="center", fontsize=9)

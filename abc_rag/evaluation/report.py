@@ -1,27 +1,31 @@
-"""Files of an evaluation: results.json and report.html."""
+"""Writes an evaluation to files: ``results.json`` for programs, ``report.html`` for people."""
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from abc_rag.errors import InputError
+from abc_rag.evaluation.page import render_page
+from abc_rag.evaluation.results import Results
+from abc_rag.files import write, write_json
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["write_report"]
 
 
-def _write(file: Path, text: str) -> Path:
-    part = file.with_name(file.name + ".part")
+def write_report(results: Results, folder: Path) -> tuple[Path, Path]:
+    """Write ``results.json`` and ``report.html`` into a folder, each whole or not at all.
+
+    Returns:
+        The two files.
+
+    Raises:
+        InputError: The folder cannot be written to.
+    """
+    data, page = folder / "results.json", folder / "report.html"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # A file's name may hold bytes that are no Unicode; one odd name must not cost the results.
-        part.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(part, file)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(data, results.as_dict())
+        write(page, render_page(results))
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise InputError(f"{file}: cannot be written ({error.strerror or error}); choose another folder") from error
-    return file.resolve()
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from error
+    return data.resolve(), page.resolve()

@@ -1,9 +1,8 @@
-"""What every evaluation returns: figures, and all that is needed to repeat and to understand them."""
+"""What every evaluation returns: its figures, and what is needed to understand and to repeat them."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ import numpy as np
 
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
-from abc_rag.evaluation.report import _write
 from abc_rag.evaluation.vectors import compute_of
 from abc_rag.images.read import describe_source
 from abc_rag.types import ImageSource
@@ -23,25 +21,25 @@ from abc_rag.types import ImageSource
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Cell", "Mistake", "Plot", "ResultTable", "Results", "settings"]
+__all__ = ["Cell", "Mistake", "Plot", "ResultTable", "Results", "as_text", "left_out", "settings"]
 
 Cell = str | float | int | None
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A query whose answer was wrong, for the page.
+    """A query that was answered wrongly, for the page.
 
     Attributes:
-        query: What was asked: the instruction, the question, the caption; empty for a picture alone.
-        expected: The right answer, as text or as the name of a picture.
-        found: What scored higher.
+        query: The instruction, question or caption; empty for a picture alone.
+        expected: The right answer: a text, or the name of a picture.
+        found: The wrong answer that scored highest.
         image: The query's picture.
-        expected_image: The right answer's picture, where the answer is one.
-        found_image: The wrong answer's picture, where the answer is one.
-        score: Cosine of what was found.
+        expected_image: The picture of the right answer, if it has one.
+        found_image: The picture of the wrong answer, if it has one.
+        score: Cosine of the wrong answer.
         expected_score: Cosine of the right answer.
-        rank: Where the right answer stood; 1 is first.
+        rank: Rank of the right answer; 1 is first.
     """
 
     query: str
@@ -55,7 +53,7 @@ class Mistake:
     rank: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; pictures by their names."""
+        """The mistake as plain values, for JSON; pictures by name."""
         pictures = ("image", "expected_image", "found_image")
         rest = {name: value for name, value in self.__dict__.items() if name not in pictures}
         shown = ((name, getattr(self, name)) for name in pictures)
@@ -67,11 +65,11 @@ class Plot:
     """A plot for the page.
 
     Attributes:
-        title: What it shows.
+        title: Shown above the plot.
         kind: ``"bars"`` or ``"lines"``.
-        labels: One for each place on the x axis.
-        series: Name -> one value a label; NaN leaves a gap.
-        unit: Of the values.
+        labels: Labels of the x axis.
+        series: Name -> one value per label; NaN leaves a gap.
+        unit: Unit of the values.
     """
 
     title: str
@@ -83,7 +81,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table for the terminal and the page. Floats are shown with one decimal, None as an empty cell."""
+    """A table for the terminal and the page. Floats are shown with one decimal, None is an empty cell."""
 
     title: str
     columns: Sequence[str]
@@ -95,15 +93,15 @@ class Results:
     """What an evaluation found.
 
     Attributes:
-        benchmark: Its name: ``"ctrlbench"``.
+        benchmark: Name of the benchmark, such as ``"ctrlbench"``.
         model: The model's fingerprint.
-        metrics: Name -> figure; shares in [0, 1].
-        settings: Everything needed to repeat it; see `settings`.
-        tables: What is shown.
-        plots: What is drawn.
-        mistakes: The worst ones first.
-        bad: What was left out, as `BadRows.as_dict` says it.
-        notes: What a reader should know.
+        metrics: Name -> figure; shares are in [0, 1].
+        settings: Everything needed to repeat the evaluation; see `settings`.
+        tables: For the terminal and the page.
+        plots: For the page.
+        mistakes: The worst mistakes first.
+        bad: Rows and inputs that were left out; see `BadRows.as_dict`.
+        notes: Remarks for the reader.
         details: Figures of single items, for programs.
     """
 
@@ -119,7 +117,7 @@ class Results:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: plain values only; NaN and infinity are None."""
+        """The results as plain values, for JSON; NaN and infinity become None."""
         whole = {
             "benchmark": self.benchmark,
             "model": self.model,
@@ -135,27 +133,13 @@ class Results:
         plain: dict[str, Any] = _plain(whole)
         return plain
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write ``results.json`` and ``report.html`` into a folder, each whole or not at all.
-
-        Returns:
-            The two files.
-
-        Raises:
-            InputError: The folder cannot be written to.
-        """
-        from abc_rag.evaluation.page import render_page
-
-        text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
-        return _write(folder / "results.json", text), _write(folder / "report.html", render_page(self))
-
     def show(self, console: Console) -> None:
-        """Print the tables, what was left out, and the notes."""
+        """Print the tables, the notes, and what was left out."""
         from rich.markup import escape
         from rich.table import Table
 
         for table in self.tables:
-            console.print(f"[bold]{escape(table.title)}[/bold]")  # Rich would fold it at the width of the table
+            console.print(f"[bold]{escape(table.title)}[/bold]")  # as a table's title, Rich would fold it
             shown = Table()
             for number, column in enumerate(table.columns):
                 shown.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
@@ -170,11 +154,11 @@ def settings(embedder: Embedder, **given: Any) -> dict[str, Any]:  # noqa: ANN40
     """Everything needed to repeat an evaluation.
 
     Args:
-        embedder: What was measured.
-        given: The evaluation's own arguments. A `Path` of a file is recorded with the file's SHA-256.
+        embedder: The model that was measured.
+        given: The evaluation's own arguments. The path of a file is recorded with the file's SHA-256.
 
     Returns:
-        The arguments, the model's fingerprint, device and number format, and the versions of what computes.
+        The arguments, the model's fingerprint, device and number format, and the versions of the libraries.
     """
     import torch
     import transformers
@@ -198,7 +182,7 @@ def settings(embedder: Embedder, **given: Any) -> dict[str, Any]:  # noqa: ANN40
 
 
 def as_text(cell: Cell) -> str:
-    """A cell as it is shown: one decimal for floats, nothing for None and NaN."""
+    """A cell as text: one decimal for floats, nothing for None and NaN."""
     if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
         return ""
     return f"{cell:.1f}" if isinstance(cell, float) else str(cell)
@@ -223,7 +207,7 @@ def _sha256(file: Path) -> str:
             while block := handle.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+        raise InputError(f"{file}: cannot be read ({error.strerror or error}); check the path") from error
     return digest.hexdigest()
 
 

@@ -10,10 +10,9 @@ from typing import Any
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.evaluation.captions import CaptionedRow, read_captioned
 from abc_rag.evaluation.datasets import check_limit, existing
-from abc_rag.evaluation.metrics import Ranking, rank_candidates, recall_at
+from abc_rag.evaluation.metrics import MOST_MISTAKES, Ranking, rank_candidates, recall_at, worst
 from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
-from abc_rag.evaluation.shared import MOST_MISTAKES, KnownTexts, require_left, scores_at, worst
-from abc_rag.evaluation.vectors import VectorCache
+from abc_rag.evaluation.vectors import KnownTexts, VectorCache, require_left
 from abc_rag.training.data.rows import BadRows
 from abc_rag.types import Image
 
@@ -144,8 +143,8 @@ def _mistakes(
     for at in worst(by_text.margins, by_text.ranks, most=half):
         expected, wrong = rows[by_text.expected[at]], rows[by_text.found[at]]
         shown: dict[str, Any] = {"expected_image": expected.image, "found_image": wrong.image}
-        found.append(Mistake(texts[asked[at]], expected.name, wrong.name, **shown, **scores_at(by_text, at)))
+        found.append(Mistake(texts[asked[at]], expected.name, wrong.name, **shown, **by_text.figures(at)))
     for at in worst(to_text.margins, to_text.ranks, most=half):
         expected_text, wrong_text = texts[to_text.expected[at]], texts[to_text.found[at]]
-        found.append(Mistake("", expected_text, wrong_text, image=rows[at].image, **scores_at(to_text, at)))
+        found.append(Mistake("", expected_text, wrong_text, image=rows[at].image, **to_text.figures(at)))
     return sorted(found, key=lambda one: (one.expected_score or 0.0) - (one.score or 0.0))

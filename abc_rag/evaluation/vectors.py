@@ -1,12 +1,11 @@
-"""Embedding for evaluations: each input once, what is done is kept, and a bad picture costs only itself."""
+"""Embeds the inputs of an evaluation: each once, resumable, and a bad picture costs only itself."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +14,24 @@ import numpy.typing as npt
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.embedding.progress import Progress, progress_bar
-from abc_rag.errors import ImageError, ImageFetchError, ImageFormatError, ImageLimitError, InputError
+from abc_rag.embedding.usable import embed_usable
+from abc_rag.errors import DatasetError, ImageError, InputError
+from abc_rag.files import new_file
 from abc_rag.images.open import content_hash
 from abc_rag.images.read import describe_source
-from abc_rag.training.data.rows import BadRows
-from abc_rag.types import URL, DataURI, ImageSource, Input, Vectors
+from abc_rag.training.data.rows import BadRows, problem_of
+from abc_rag.types import URL, DataURI, ImageSource, Input, Text, Vectors
 
-__all__ = ["VectorCache", "compute_of"]
+__all__ = ["KnownTexts", "VectorCache", "compute_of", "require_left"]
 
 _SHARD = 512
 _LEAST = 8
-_SAVE_AFTER_S = 30.0  # what a kill may cost
-_CALL_S = 5.0  # about how long one call of the embedder should take: the bar moves, and batches stay full
+_SAVE_AFTER_S = 30.0  # the work that a kill may cost
+_CALL_S = 5.0  # target time of one call of the embedder: the bar moves, and batches stay full
 
 
 def compute_of(embedder: Embedder) -> tuple[str, str]:
-    """The device and the number format that an embedder computes with; ``"unknown"`` where it does not say."""
+    """Device and number format of an embedder; ``"unknown"`` if it is not a local one."""
     if not isinstance(embedder, LocalEmbedder):
         return "unknown", "unknown"
     facts = embedder.family.facts
@@ -38,21 +39,22 @@ def compute_of(embedder: Embedder) -> tuple[str, str]:
 
 
 class VectorCache:
-    """Embeds inputs, and with a folder takes up where an earlier run stopped.
+    """Embeds inputs; with a folder, it resumes where an earlier run stopped.
 
-    Each distinct input is embedded once. With a folder, vectors go to ``folder/vectors/NAME-MODEL/NNNN-INPUTS.npy``,
-    512 a file, as they are made. The hashes cover the model, its resolution, device and number format, and every input
-    of the file (a picture on disk by its path, size and time of change), so what no longer fits is never used. Inputs
-    that cannot be embedded are zero rows, in the files too, and are tried again by the next run.
+    Each distinct input is embedded once. With a folder, vectors are saved as they are made to
+    ``folder/vectors/NAME-MODEL/NNNN-INPUTS.npy``, 512 per file. The hashes in the names cover the model, its
+    resolution, device and number format, and every input of the file (a picture on disk by path, size and modification
+    time), so outdated vectors are never used. Inputs that cannot be embedded are zero rows, in the files too; the next
+    run tries them again.
 
     Args:
-        embedder: Makes the vectors.
-        folder: Where they are kept; None keeps nothing.
+        embedder: The model.
+        folder: Where vectors are kept; None keeps nothing.
         progress: Show progress bars.
-        limits_bad: Where unusable inputs are counted; raises `DatasetError` past its limit. If not given, a new one.
+        limits_bad: Counts unusable inputs, and raises `DatasetError` past its limit; a new one if None.
 
     Attributes:
-        bad: Where unusable inputs are counted; a picture once, however often it is used.
+        bad: The unusable inputs; a picture counts once, however often it is used.
     """
 
     def __init__(
@@ -74,11 +76,11 @@ class VectorCache:
         """Embed inputs, in order.
 
         Args:
-            name: What they are, for the bar and the folder: ``"queries"``.
+            name: Names them in the progress bar and the folder: ``"queries"``.
             inputs: Any mix; equal ones are embedded once.
 
         Returns:
-            float32 ``(n, dim)``, and bool ``(n,)``: which inputs could be embedded. The rows of the others are zero.
+            float32 ``(n, dim)``, and bool ``(n,)``: which inputs could be embedded. The other rows are zero.
 
         Raises:
             DatasetError: Too many inputs are unusable.
@@ -113,11 +115,13 @@ class VectorCache:
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{place}: cannot be made ({error.strerror or error}); choose another folder") from error
+            raise InputError(
+                f"{place}: cannot be created ({error.strerror or error}); choose another folder"
+            ) from error
         return place
 
     def _fill(self, name: str, items: Sequence[tuple[str, Input]], shard: _Shard, bar: Progress) -> None:
-        """Embed what the shard does not have yet, in calls of about `_CALL_S`; save even when interrupted."""
+        """Embed what the shard lacks, in calls of about `_CALL_S`; save even when interrupted."""
         todo = shard.missing()
         size = _LEAST if len(todo) > 2 * _LEAST else max(1, len(todo))
         saved = time.monotonic()
@@ -137,19 +141,13 @@ class VectorCache:
             shard.save()
 
     def _embed(self, name: str, items: Sequence[tuple[str, Input]], positions: Sequence[int], rows: Vectors) -> None:
-        """Embed some; when one cannot be, halve until it is alone."""
         positions = [p for p in positions if not self._is_known_bad(items[p][1])]
-        if not positions:
-            return
-        try:
-            rows[list(positions)] = self.embedder.embed([items[p][1] for p in positions])
-        except InputError as error:
-            if len(positions) == 1:
-                self._leave_out(name, *items[positions[0]], error)
-                return
-            middle = len(positions) // 2
-            self._embed(name, items, positions[:middle], rows)
-            self._embed(name, items, positions[middle:], rows)
+        vectors, errors = embed_usable(self.embedder, [items[p][1] for p in positions])
+        rows[positions] = vectors
+        for place, error in errors.items():
+            key, item = items[positions[place]]
+            if not self._is_known_bad(item):  # a picture counts once, however many inputs show it
+                self._leave_out(name, key, item, error)
 
     def _is_known_bad(self, item: Input) -> bool:
         return bool(self._bad_pictures) and any(_source_key(s) in self._bad_pictures for s in item.pictures)
@@ -163,11 +161,39 @@ class VectorCache:
         where = describe_source(sources[0]) if len(sources) == 1 else f"{name}: {item.words[:60]!r}"
         if key not in self._counted:
             self._counted.add(key)
-            self.bad.add(where, _problem(error), reason)
+            self.bad.add(where, problem_of(error), reason)
+
+
+class KnownTexts:
+    """Distinct texts and their vectors, without those that cannot be embedded.
+
+    Attributes:
+        texts: In order of first occurrence.
+        vectors: float32 ``(texts, dim)``, unit rows.
+        position: Text -> its row.
+    """
+
+    def __init__(self, cache: VectorCache, name: str, texts: Iterable[str]) -> None:
+        distinct = list(dict.fromkeys(texts))
+        vectors, ok = cache.embed(name, [Text(text) for text in distinct])
+        self.texts = [text for text, fine in zip(distinct, ok, strict=True) if fine]
+        self.vectors: Vectors = vectors[ok]
+        self.position = {text: number for number, text in enumerate(self.texts)}
+
+
+def require_left(count: int, what: str, cache: VectorCache) -> None:
+    """Refuse an evaluation of which nothing is left.
+
+    Raises:
+        DatasetError: ``count`` is 0; the message says why.
+    """
+    if count == 0:
+        first = f"; first: {cache.bad.rows[0]}" if cache.bad.rows else ""
+        raise DatasetError(f"{cache.bad.name}: no {what} could be embedded ({cache.bad.summary()}{first})")
 
 
 class _Shard:
-    """Some rows, and the file that keeps them. A zero row is one that is still to be made."""
+    """Some rows, and the file that keeps them. Zero rows are still missing."""
 
     def __init__(self, file: Path | None, rows: Vectors) -> None:
         self.file = file
@@ -175,12 +201,12 @@ class _Shard:
         self.changed = False
 
     def load(self) -> int:
-        """Read what the file has; how many rows that were."""
+        """Read the file; return how many rows it had."""
         if self.file is None or not self.file.is_file():
             return 0
         try:
             kept = np.load(self.file, allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # cut short by a crash: made anew
+        except (OSError, ValueError, EOFError):  # damaged: computed again
             return 0
         if kept.shape != self.rows.shape or kept.dtype != np.float32:
             return 0
@@ -188,34 +214,32 @@ class _Shard:
         return int(_filled(self.rows).sum())
 
     def missing(self) -> list[int]:
-        """Rows that are still to be made."""
+        """Rows that are still missing."""
         return [int(p) for p in np.flatnonzero(~_filled(self.rows))]
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
         if self.file is None or not self.changed:
             return
-        part = self.file.with_suffix(f".{os.getpid()}.part")
         try:
-            with part.open("wb") as handle:
+            with new_file(self.file) as draft, draft.open("wb") as handle:
                 np.save(handle, self.rows, allow_pickle=False)
-            os.replace(part, self.file)
         except OSError as error:
-            with suppress(OSError):
-                part.unlink()
-            raise InputError(f"{self.file}: cannot be written ({error.strerror or error}); make room") from error
+            raise InputError(
+                f"{self.file}: cannot be written ({error.strerror or error}); free some space and run it again"
+            ) from error
         self.changed = False
 
 
 def _filled(rows: Vectors) -> npt.NDArray[np.bool_]:
-    """Which rows hold a unit vector (NaN included: those do not)."""
+    """Which rows hold a unit vector; a row of NaN does not."""
     filled: npt.NDArray[np.bool_] = np.abs(np.linalg.norm(rows, axis=1) - 1) < 0.1
     return filled
 
 
 def _keys(inputs: Sequence[Input]) -> list[str]:
-    """For each input a string that is equal for equal inputs, in one process and the next."""
-    sources: dict[int, str] = {}  # hashing pixels takes a while, and many instructions share a picture
+    """One string per input, equal for equal inputs, also in another process."""
+    sources: dict[int, str] = {}  # hashing pixels is slow, and many instructions share a picture
     keys = []
     for item in inputs:
         pictures = []
@@ -249,9 +273,3 @@ def _source_key(source: ImageSource) -> str:
         return "pixels " + content_hash(source)
     except ImageError:  # the embedder will say why
         return f"unreadable {id(source)}"
-
-
-def _problem(error: InputError) -> str:
-    kinds = ((ImageLimitError, "picture exceeds a limit"), (ImageFormatError, "picture is broken"),
-             (ImageFetchError, "picture cannot be read"), (ImageError, "picture cannot be used"))  # fmt: skip
-    return next((words for kind, words in kinds if isinstance(error, kind)), "cannot be embedded")

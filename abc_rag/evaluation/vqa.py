@@ -12,10 +12,9 @@ import numpy as np
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
 from abc_rag.evaluation.datasets import QuestionRow, check_limit, existing, read_questions
-from abc_rag.evaluation.metrics import Ranking, join, rank_candidates, recall_at
+from abc_rag.evaluation.metrics import Ranking, join, rank_candidates, recall_at, share, worst
 from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
-from abc_rag.evaluation.shared import KnownTexts, require_left, scores_at, share, worst
-from abc_rag.evaluation.vectors import VectorCache
+from abc_rag.evaluation.vectors import KnownTexts, VectorCache, require_left
 from abc_rag.search.rewriting.rewriter import AsAsked, Rewriter
 from abc_rag.search.rewriting.rules import RuleRewriter
 from abc_rag.training.data.rows import BadRows
@@ -153,5 +152,5 @@ def _plot(metrics: dict[str, float]) -> Plot:
 
 
 def _mistake(row: QuestionRow, answers: KnownTexts, ranking: Ranking, at: int) -> Mistake:
-    found: dict[str, Any] = scores_at(ranking, at)
+    found: dict[str, Any] = ranking.figures(at)
     return Mistake(row.question, row.answer, answers.texts[ranking.found[at]], image=row.image, **found)

@@ -21,10 +21,10 @@ from abc_rag.images.read import describe_source
 from abc_rag.search.answer import Answer
 from abc_rag.types import URL, Hit, ImageSource
 
-__all__ = ["Shown", "render_html", "write_html"]
+__all__ = ["STYLE", "Shown", "render_html", "thumbnail", "write_html"]
 
 _THUMBNAIL = 220
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --bar: #3b82f6;
   --line: #d5d9e0; --soft: #667; --card: #fff; --page: #f4f6f9; --ink: #1c2330; }
 @media (prefers-color-scheme: dark) {
@@ -54,7 +54,7 @@ class Shown:
     image: ImageSource | None = None
 
 
-def _thumbnail(source: ImageSource) -> str:
+def thumbnail(source: ImageSource) -> str:
     """A small copy inside the page, so that it can be moved and mailed; or a note that the picture is gone."""
     if isinstance(source, URL) or (isinstance(source, str) and re.match("https?://", source, re.IGNORECASE)):
         return '<p class="soft">(no preview: the picture is on the web)</p>'
@@ -72,7 +72,7 @@ def _thumbnail(source: ImageSource) -> str:
 
 def _hit(rank: int, hit: Hit, best: float) -> str:
     record = hit.record
-    shown = "" if record.picture is None else _thumbnail(record.picture)
+    shown = "" if record.picture is None else thumbnail(record.picture)
     text = f"<p>{html.escape(record.text)}</p>" if record.text else ""
     # The bar shows the cosine, whose differences the score halves.
     width = round(100 * max(0.0, 2 * hit.score - 1) / max(1e-9, 2 * best - 1))
@@ -85,7 +85,7 @@ def _hit(rank: int, hit: Hit, best: float) -> str:
 
 def _section(shown: Shown) -> str:
     answer = shown.answer
-    picture = _thumbnail(shown.image) if shown.image is not None else ""
+    picture = thumbnail(shown.image) if shown.image is not None else ""
     instruction = (
         f"<p>instruction: <code>{html.escape(answer.instruction)}</code></p>" if answer.instruction is not None else ""
     )
@@ -106,7 +106,7 @@ def render_html(shown: Sequence[Shown], *, title: str, subtitle: str = "") -> st
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f'<h1>{html.escape(title)}</h1><p class="soft">{html.escape(subtitle)}</p>{sections}</main></body></html>\n'
     )
 

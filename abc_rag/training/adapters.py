@@ -1,4 +1,4 @@
-"""LoRA adapters: put on, and saved in the layout that the loader and the hub have."""
+"""LoRA adapters: adding them to a network, and saving them in the layout of the loader and the hub."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from abc_rag.errors import CheckpointError, InputError
+from abc_rag.files import new_file
 from abc_rag.models.hub import is_folder
 from abc_rag.models.lora_layers import LoraConfig, inject_adapter_in_model
 
 __all__ = ["TEXT_TARGETS", "VISION_TARGETS", "add_lora", "as_seen_from", "save_adapter", "save_tensors"]
 
-_MAGNITUDE = ".lora_magnitude_vector"  # of DoRA, in files
+_MAGNITUDE = ".lora_magnitude_vector"  # DoRA's, as files name it
 TEXT_TARGETS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                 "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 VISION_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -35,17 +36,17 @@ def add_lora(
     dora: bool = False,
     gaussian: bool = False,
 ) -> LoraConfig:
-    """Put a new adapter on a frozen backbone; its weights are float32 whatever the backbone's are.
+    """Add a new adapter to a frozen backbone; its weights are float32, whatever the backbone's are.
 
     Args:
-        backbone: What it goes on.
-        name: The adapter's, in peft.
-        targets: How the names of the layers end that get matrices.
-        rank: Of the matrices.
+        backbone: Receives the adapter.
+        name: Name of the adapter.
+        targets: Layers whose names end in one of these get LoRA matrices.
+        rank: Rank of the matrices.
         alpha: Scale of the matrices; ``2 * rank`` if None.
-        dropout: In front of the matrices.
-        dora: Learn the length of each row of a layer's weights apart from its direction (DoRA, arXiv 2402.09353).
-        gaussian: Start the first matrix from a normal distribution, rather than a uniform one.
+        dropout: Dropout in front of the matrices.
+        dora: Learn the length of each weight row apart from its direction (DoRA, arXiv 2402.09353).
+        gaussian: Initialise the first matrix from a normal distribution rather than a uniform one.
 
     Raises:
         InputError: The backbone has no such layers.
@@ -59,7 +60,7 @@ def add_lora(
         init_lora_weights="gaussian" if gaussian else True,
     )
     if not any(name.endswith(tuple(f".{target}" for target in targets)) for name, _ in backbone.named_modules()):
-        raise InputError(f"the base has no layers that are named {', '.join(targets)}; choose others")
+        raise InputError(f"the base has no layers named {', '.join(targets)}; choose other targets")
     inject_adapter_in_model(config, backbone, name)
     for parameter_name, parameter in backbone.named_parameters():
         if f".{name}." in parameter_name:
@@ -68,7 +69,7 @@ def add_lora(
 
 
 def _abc_name(name: str) -> str:
-    """The names that ABC's published adapters have."""
+    """A parameter's name in ABC's published adapters."""
     return name.replace("language_model.", "model.", 1)
 
 
@@ -86,14 +87,17 @@ def save_adapter(
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``.
 
     Args:
-        folder: Where to.
-        tensors: Of a network with a backbone, by parameter name.
-        name: The adapter's.
-        config: The adapter's.
-        base: What the adapter goes on, for the configuration.
+        folder: Receives the files.
+        tensors: The network's trained parameters, by name.
+        name: Name of the adapter.
+        config: The adapter's configuration.
+        base: The base model, for the configuration.
         dtype: Precision of the file.
-        with_head: Whether head and temperature belong to it, as in ABC's pretrain adapter.
-        published_name: The name that the hub's checkpoints have for a parameter of the backbone.
+        with_head: Save head and temperature too, as ABC's pretrain adapter does.
+        published_name: Maps a backbone parameter to its name in the hub's checkpoints.
+
+    Raises:
+        CheckpointError: The files cannot be written.
     """
     prefix = "base_model.model."
     state = {}
@@ -114,12 +118,12 @@ def save_adapter(
         modules_to_save=["temperature", "mlp_head"] if with_head else None,
     )
     saved.save_pretrained(str(folder))
-    # Last, as the weights are what says that the adapter is there.
+    # Last: the weights mark the adapter as complete.
     save_tensors(folder / "adapter_model.safetensors", state, dtype)
 
 
 def as_seen_from(folder: Path, part: str) -> str:
-    """A part's hub id, or the way to its folder from another one: both may be moved together."""
+    """A part's hub id, or its path relative to ``folder``, so that both can be moved together."""
     if not is_folder(part):
         return part
     relative = os.path.relpath(Path(part).expanduser().resolve(), folder.resolve())
@@ -127,17 +131,14 @@ def as_seen_from(folder: Path, part: str) -> str:
 
 
 def save_tensors(path: Path, state: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """Write safetensors whole or not at all.
+    """Write safetensors, whole or not at all.
 
     Raises:
-        CheckpointError: There is no room, or no permission.
+        CheckpointError: The file cannot be written.
     """
-    temporary = path.with_suffix(".part")
+    whole = {name: tensor.detach().to(dtype).contiguous() for name, tensor in state.items()}
     try:
-        whole = {name: tensor.detach().to(dtype).contiguous() for name, tensor in state.items()}
-        save_file(whole, temporary, metadata={"format": "pt"})
-        temporary.chmod(0o644)  # safetensors writes for the owner alone
-        os.replace(temporary, path)
+        with new_file(path) as draft:
+            save_file(whole, draft, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written ({error}); make room and run again") from error
+        raise CheckpointError(f"{path}: cannot be written ({error}); free some space and run again") from error

@@ -1,23 +1,22 @@
-"""Instruction finetuning: one picture, several instructions, and only the instruction says which phrase is meant.
+"""Instruction finetuning: one picture, several instructions, and only the instruction tells which phrase is meant.
 
-Several (instruction, phrase) pairs of a picture sit in one batch (arXiv 2503.00329). LoRA on the language model only;
-candidates are embedded without the adapter and without gradient, so the space that texts and pictures live in stays as
-it is; the temperature is frozen.
+A batch holds several (instruction, phrase) pairs of each picture (arXiv 2503.00329). Trains LoRA on the language model
+only. Candidates are embedded without the adapter and without gradients, so the space of texts and plain pictures stays
+as it is. The temperature is frozen.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from abc_rag.files import write_json
 from abc_rag.models.abc.network import ABCSettings, load_merged
 from abc_rag.models.abc.prompts import load_prompts
 from abc_rag.models.hub import part_folder
@@ -25,20 +24,21 @@ from abc_rag.training.adapters import TEXT_TARGETS, add_lora, as_seen_from
 from abc_rag.training.config import InstructConfig
 from abc_rag.training.data.open import open_pairs
 from abc_rag.training.data.scenes import ScenePairs
-from abc_rag.training.data.sources import PairsRow, PairsSource
-from abc_rag.training.objective import ContrastiveObjective, frozen_dtype, seeded
-from abc_rag.training.running.loop import is_finished, run
+from abc_rag.training.data.sources import Candidate, PairsRow, PairsSource
+from abc_rag.training.objective import ABCObjective, frozen_dtype, plan_of
+from abc_rag.training.running.loop import run
 from abc_rag.training.shares import Plan, Share
-from abc_rag.training.step import accumulate
+from abc_rag.training.step import accumulate, seeded
+from abc_rag.types import Input, InstructedImage, Text
 
 __all__ = ["Instructing", "instruct"]
 
 
 def instruct(config: InstructConfig, *, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Train an instruct adapter; a run that was interrupted is taken up where it stopped.
+    """Train an instruct adapter; an interrupted run is resumed.
 
     Args:
-        config: What to train on, from what, and how.
+        config: Data, base model and settings.
         say: Receives a line of progress now and then where no progress bar can be shown.
 
     Returns:
@@ -47,20 +47,17 @@ def instruct(config: InstructConfig, *, say: Callable[[str], None] = lambda _: N
     Raises:
         InputError: A setting is unusable, or the folder holds another run.
         DatasetError: The data cannot be read, or too many rows are unusable.
-        CheckpointError: Weights cannot be read, or written.
+        CheckpointError: Weights cannot be read or written.
     """
-    out = Path(config.out).expanduser()
-    if not is_finished(config, "adapter_model.safetensors"):
-        run(lambda: Instructing(config), config, say=say)
-    return out
+    return run(lambda: Instructing(config), config, say=say)
 
 
-class Instructing(ContrastiveObjective[PairsRow]):
+class Instructing(ABCObjective[PairsRow]):
     """Queries are pictures under an instruction; candidates are the phrases of the batch.
 
     Args:
-        config: What to train on, from what, and how.
-        source: The data; opened as the configuration says if not given.
+        config: Data, base model and settings.
+        source: The data; if not given, what the configuration names.
     """
 
     label = "instruct"
@@ -77,17 +74,15 @@ class Instructing(ContrastiveObjective[PairsRow]):
             head_hidden=_head_hidden(adapter, config.head_hidden),
         )
         torch.manual_seed(config.seed)
-        self._lora = add_lora(
-            network.backbone, "instruct", TEXT_TARGETS, rank=config.rank, alpha=config.alpha, dropout=config.dropout
+        lora = add_lora(
+            network.backbone, self.label, TEXT_TARGETS, rank=config.rank, alpha=config.alpha, dropout=config.dropout
         )
         network.register_instruct_layers()
-        # While it is off, peft marks its weights as not to be trained.
+        # While the adapter is off, its weights are marked as frozen.
         network.set_instruct(True)
         self._network = network
-        if source is None:
-            source = _open(config)
-        self._source: PairsSource = source
-        super().__init__(config, network, load_prompts(base), source)
+        self._pairs: PairsSource = _open(config) if source is None else source
+        super().__init__(config, network, load_prompts(base), lora, self._pairs)
 
     def plan(self, rows: list[PairsRow], indices: list[int], step: int) -> Plan:
         """Up to ``pairs`` pairs of each row, drawn anew each time; every phrase is one candidate."""
@@ -98,19 +93,13 @@ class Instructing(ContrastiveObjective[PairsRow]):
             if len(pairs) > self._config.pairs:
                 pairs = tuple(pairs[i] for i in sorted(rng.sample(range(len(pairs)), self._config.pairs)))
             asked += [(n, row, pair) for pair in pairs]
-        candidates = {pair.phrase.text: pair.phrase for _, _, pair in asked}
-        owners = {pair.phrase.text: n for n, _, pair in reversed(asked)}
-        position = {text: n for n, text in enumerate(candidates)}
-        targets = np.array([position[pair.phrase.text] for _, _, pair in asked])
-        excluded = self._source.excluded([(row, pair) for _, row, pair in asked], list(candidates.values())).copy()
-        excluded[np.arange(len(asked)), targets] = False
-        return Plan(
-            tuple(row.id for row in rows),
-            tuple((n, f"Instruction: {pair.instruction}") for n, _, pair in asked),
-            tuple(candidates),
-            targets,
-            excluded,
-            tuple(owners[text] for text in candidates),
+        known: dict[Input, Candidate] = {Text(pair.phrase.text): pair.phrase for _, _, pair in asked}
+        pairs_of_rows = [(row, pair) for _, row, pair in asked]
+        return plan_of(
+            len(rows),
+            [(n, InstructedImage(row.image, pair.instruction)) for n, row, pair in asked],
+            [Text(pair.phrase.text) for _, _, pair in asked],
+            lambda candidates: self._pairs.excluded(pairs_of_rows, [known[one] for one in candidates]),
         )
 
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: Share, step: int) -> dict[str, float]:
@@ -126,7 +115,7 @@ class Instructing(ContrastiveObjective[PairsRow]):
         )
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
-        """Write adapter, card, settings, and what ``load_embedder`` needs; see `Objective.save`."""
+        """Write what ``load_embedder`` needs, settings, card and adapter; see `Objective.save`."""
         config = self._config
         parts = {
             "base": as_seen_from(out, config.base),
@@ -135,12 +124,12 @@ class Instructing(ContrastiveObjective[PairsRow]):
             "pretrain_revision": config.pretrain_revision,
             "instruct": "./",
         }
-        (out / "parts.json").write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
-        self.save_as(out, tensors, run, self._lora, with_head=False)
+        write_json(out / "parts.json", parts)
+        self.save_as(out, tensors, run, config, with_head=False)
 
 
 def _head_hidden(adapter: Path, default: int) -> int:
-    """The head's width is in the settings beside an adapter that was trained here; published ones have the default."""
+    """The head's width: adapters trained here have it in their settings, published ones have the default."""
     return ABCSettings.read(adapter).head_hidden if (adapter / "abc.json").is_file() else default
 
 
@@ -149,7 +138,7 @@ def _open(config: InstructConfig) -> PairsSource:
         return ScenePairs(seed=config.seed)
     return open_pairs(
         config.data,
-        images=None if config.images is None else Path(config.images),
+        images=config.images,
         max_bad=config.max_bad,
         allow_download=config.download,
     )

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
+from abc_rag.files import write_json
 from abc_rag.models.abc.network import ABCNetwork, ABCSettings
 from abc_rag.models.abc.prompts import load_prompts
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, base_state_dict
@@ -38,10 +39,10 @@ from abc_rag.training.config import InstructConfig, LoopConfig, PretrainConfig
 from abc_rag.training.data.scenes import IMAGE_TOKENS, BaseBatch, base_batch
 from abc_rag.training.instruct import instruct
 from abc_rag.training.losses import contrastive_loss
-from abc_rag.training.objective import init_head, seeded
+from abc_rag.training.objective import init_head
 from abc_rag.training.pretrain import pretrain
-from abc_rag.training.running.loop import Objective, is_finished, run
-from abc_rag.training.step import Encoder
+from abc_rag.training.running.loop import Objective, run
+from abc_rag.training.step import Encoder, seeded
 
 __all__ = ["MiniConfig", "train_mini"]
 
@@ -122,11 +123,10 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     """
     config = config or MiniConfig()
     out.mkdir(parents=True, exist_ok=True)
-    if not is_finished(config.base(out), "model.safetensors"):
-        run(lambda: _Base(config, out), config.base(out), say=say)
+    run(lambda: _Base(config, out), config.base(out), result="model.safetensors", say=say)
     pretrain(config.pretrain(out), say=say)
     instruct(config.instruct(out), say=say)
-    (out / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    write_json(out / "training.json", asdict(config))
     ABCSettings("abc-mini", IMAGE_TOKENS, IMAGE_TOKENS, config.head_hidden).write(out)
 
 
@@ -148,7 +148,7 @@ class _Base(Objective[BaseBatch]):
             model_max_length=2048,
         ).save_pretrained(str(base), save_jinja_files=False)
         built = _backbone_config(config, tokenizer)
-        (base / "config.json").write_text(json.dumps(built.to_dict(), indent=2, default=str) + "\n", encoding="utf-8")
+        write_json(base / "config.json", json.loads(json.dumps(built.to_dict(), default=str)))
         torch.manual_seed(config.seed)
         backbone = Qwen2VLBackbone(built, attention="eager")
         _initialise(backbone)
@@ -173,9 +173,9 @@ class _Base(Objective[BaseBatch]):
 
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: BaseBatch, step: int) -> dict[str, float]:
         """Questions against phrases, and pictures against captions both ways."""
-        asked = [(n, self._prompts(f"Instruction: {q}", image_tokens=IMAGE_TOKENS)) for n, q, _ in batch.asked]
-        alone = [(n, self._prompts("", image_tokens=IMAGE_TOKENS)) for n in range(len(batch.pictures))]
-        texts = [self._prompts(t) for t in [*batch.candidates, *batch.captions]]
+        asked = [((n,), self._prompts(f"Instruction: {q}", image_tokens=IMAGE_TOKENS)) for n, q, _ in batch.asked]
+        alone = [((n,), self._prompts("", image_tokens=IMAGE_TOKENS)) for n in range(len(batch.pictures))]
+        texts = [((), self._prompts(t)) for t in [*batch.candidates, *batch.captions]]
         queries, answers, temperature = model(batch.pictures, [*asked, *alone], texts)
         phrases, captions = answers.split([len(batch.candidates), len(batch.captions)])
         instructed, images = queries.split([len(asked), len(alone)])

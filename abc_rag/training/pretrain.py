@@ -1,6 +1,6 @@
 """Pretraining: pictures find their captions among those of the batch and mined negatives (arXiv 2503.00329).
 
-LoRA on vision tower and language model; head and temperature are trained in full.
+Trains LoRA on the vision tower and the language model, and the whole head and temperature.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -23,20 +22,21 @@ from abc_rag.training.adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
 from abc_rag.training.config import PretrainConfig
 from abc_rag.training.data.open import open_captions
 from abc_rag.training.data.scenes import SceneCaptions
-from abc_rag.training.data.sources import CaptionRow, CaptionSource
-from abc_rag.training.objective import ContrastiveObjective, frozen_dtype, init_head, seeded
-from abc_rag.training.running.loop import is_finished, run
+from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource
+from abc_rag.training.objective import ABCObjective, frozen_dtype, init_head, plan_of
+from abc_rag.training.running.loop import run
 from abc_rag.training.shares import Plan, Share
-from abc_rag.training.step import accumulate
+from abc_rag.training.step import accumulate, seeded
+from abc_rag.types import Image, Input, Text
 
 __all__ = ["Pretraining", "pretrain"]
 
 
 def pretrain(config: PretrainConfig, *, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Train a pretrain adapter; a run that was interrupted is taken up where it stopped.
+    """Train a pretrain adapter; an interrupted run is resumed.
 
     Args:
-        config: What to train on, from what, and how.
+        config: Data, base model and settings.
         say: Receives a line of progress now and then where no progress bar can be shown.
 
     Returns:
@@ -45,20 +45,17 @@ def pretrain(config: PretrainConfig, *, say: Callable[[str], None] = lambda _: N
     Raises:
         InputError: A setting is unusable, or the folder holds another run.
         DatasetError: The data cannot be read, or too many rows are unusable.
-        CheckpointError: Weights cannot be read, or written.
+        CheckpointError: Weights cannot be read or written.
     """
-    out = Path(config.out).expanduser()
-    if not is_finished(config, "adapter_model.safetensors"):
-        run(lambda: Pretraining(config), config, say=say)
-    return out
+    return run(lambda: Pretraining(config), config, say=say)
 
 
-class Pretraining(ContrastiveObjective[CaptionRow]):
+class Pretraining(ABCObjective[CaptionRow]):
     """Queries are pictures; candidates are their captions and the mined negatives.
 
     Args:
-        config: What to train on, from what, and how.
-        source: The data; opened as the configuration says if not given.
+        config: Data, base model and settings.
+        source: The data; if not given, what the configuration names.
     """
 
     label = "pretrain"
@@ -68,46 +65,34 @@ class Pretraining(ContrastiveObjective[CaptionRow]):
         base = part_folder(config.base, config.base_revision)
         torch.manual_seed(config.seed)
         backbone = load_backbone(base, attention=config.attention, dtype=frozen_dtype(config)).requires_grad_(False)
-        self._lora = add_lora(
-            backbone,
-            "pretrain",
-            TEXT_TARGETS + VISION_TARGETS,
-            rank=config.rank,
-            alpha=config.alpha,
-            dropout=config.dropout,
-        )
+        targets = TEXT_TARGETS + VISION_TARGETS
+        lora = add_lora(backbone, self.label, targets, rank=config.rank, alpha=config.alpha, dropout=config.dropout)
         network = ABCNetwork(backbone, head_hidden=config.head_hidden)
         init_head(network, config.head_init)
         nn.init.constant_(network.temperature.temp, config.temperature)
-        if source is None:
-            source = _open(config)
-        self._source: CaptionSource = source
-        super().__init__(config, network, load_prompts(base), source)
+        self._captions: CaptionSource = _open(config) if source is None else source
+        super().__init__(config, network, load_prompts(base), lora, self._captions)
 
     def row(self, index: int) -> CaptionRow:
-        """A row of the data; its negatives are drawn for the plan."""
-        return self._source.bare(index)
+        """A row of the data, without its negatives: the plan draws them."""
+        return self._captions.bare(index)
 
     def plan(self, rows: list[CaptionRow], indices: list[int], step: int) -> Plan:
-        """Every caption once, then the negatives that are not among them."""
+        """Pictures ask; their captions answer, beside the negatives drawn for this step."""
         rng = random.Random(seeded(self._config.seed, "negatives", step))
-        candidates = {row.caption.text: row.caption for row in rows}
-        owners = {row.caption.text: n for n, row in reversed(list(enumerate(rows)))}
+        known: dict[Input, Candidate] = {Text(row.caption.text): row.caption for row in rows}
+        negatives: list[tuple[int, Input]] = []
         for n, index in enumerate(indices):
-            for negative in self._source.negatives_of(index, self._config.negatives, rng):
-                candidates.setdefault(negative.text, negative)
-                owners.setdefault(negative.text, n)
-        position = {text: n for n, text in enumerate(candidates)}
-        targets = np.array([position[row.caption.text] for row in rows])
-        excluded = self._source.excluded(rows, list(candidates.values())).copy()
-        excluded[np.arange(len(rows)), targets] = False
-        return Plan(
-            tuple(row.id for row in rows),
-            tuple((n, "") for n in range(len(rows))),
-            tuple(candidates),
-            targets,
-            excluded,
-            tuple(owners[text] for text in candidates),
+            for negative in self._captions.negatives_of(index, self._config.negatives, rng):
+                text = Text(negative.text)
+                known.setdefault(text, negative)
+                negatives.append((n, text))
+        return plan_of(
+            len(rows),
+            [(n, Image(row.image)) for n, row in enumerate(rows)],
+            [Text(row.caption.text) for row in rows],
+            lambda candidates: self._captions.excluded(rows, [known[one] for one in candidates]),
+            negatives=negatives,
         )
 
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: Share, step: int) -> dict[str, float]:
@@ -123,8 +108,8 @@ class Pretraining(ContrastiveObjective[CaptionRow]):
         )
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
-        """Write adapter, card and settings; see `Objective.save`."""
-        self.save_as(out, tensors, run, self._lora, with_head=True)
+        """Write settings, card and adapter; see `Objective.save`."""
+        self.save_as(out, tensors, run, self._config, with_head=True)
 
 
 def _open(config: PretrainConfig) -> CaptionSource:
@@ -132,8 +117,8 @@ def _open(config: PretrainConfig) -> CaptionSource:
         return SceneCaptions(seed=config.seed, negatives=config.negatives)
     return open_captions(
         config.data,
-        images=None if config.images is None else Path(config.images),
-        negatives=None if config.negatives_file is None else Path(config.negatives_file),
+        images=config.images,
+        negatives=config.negatives_file,
         max_bad=config.max_bad,
         allow_download=config.download,
     )

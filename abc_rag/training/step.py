@@ -1,16 +1,16 @@
 """One contrastive step over any number of processes and any amount of memory, for every family of models.
 
-A batch is planned as a whole, in text, by every process alike (`Plan`, `PairPlan`); each then computes its share of the
-vectors. The loss is a small matter once all vectors are there, so every process computes all of it and takes the
-gradient at its own vectors: the gradients of two processes are those of one on the same batch.
+Every process makes the same plan of the whole batch (`Plan`), and computes its share of the vectors. Once all vectors
+are there, the loss is cheap, so every process computes all of it and takes the gradient at its own vectors: two
+processes get the gradients that one would get on the same batch.
 
-Gradient caching: where a share does not fit into memory at once, its vectors are computed in chunks without keeping
-anything, and each chunk is computed a second time, with the gradient at its vectors at hand, to pass that on to the
-weights. The result is the same; it costs one more forward pass.
+Gradient caching: where a share does not fit into memory at once, its vectors are computed in chunks that keep no
+activations. Each chunk is then computed again, to pass the gradient at its vectors on to the weights. The result is
+the same; it costs one more forward pass.
 
-Padding never enters a vector and positions are plain, as when the model is used. The published training code lets
-padding enter the mean, so the loss of a batch of unequal lengths differs from what that code computes; batches without
-padding give its figures.
+Padding never enters a vector, and positions are counted from the first token, as at inference. The published training
+code lets padding enter the mean: on batches of unequal lengths its loss differs from this one, on batches without
+padding the two agree.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ from torch import nn
 
 from abc_rag.errors import DatasetError
 from abc_rag.training.losses import loss_gradients
-from abc_rag.training.shares import Chunk, Prompted, Share, _Ids
+from abc_rag.training.shares import Chunk, Prompted, Share
 
-__all__ = ["Encoder", "accumulate"]
+__all__ = ["Encoder", "accumulate", "seeded"]
 
 
-# --- What is computed where -----------------------------------------------------------------------
+def seeded(*parts: object) -> int:
+    """A seed for one purpose, the same for the same parts on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
 class Encoder(nn.Module):
-    """The network as training calls it: a chunk in, its vectors out, in one forward, as wrappers (DDP, FSDP) need it.
+    """The network as training calls it: all vectors of a chunk in one forward, as wrappers (DDP, FSDP) require.
 
     Args:
         network: An `ABCNetwork` or a `VLM2VecNetwork`.
         bf16: Compute in bfloat16.
-        temperature: A fixed one; if not given, the network's own.
+        temperature: A fixed temperature; the network's own if None.
     """
 
     def __init__(self, network: nn.Module, *, bf16: bool = False, temperature: float | None = None) -> None:
@@ -67,7 +69,7 @@ class Encoder(nn.Module):
             q, c = (self._embed(side, features, packed) for side in (queries, candidates))
         if self._temperature is not None:
             return q, c, torch.tensor(self._temperature, device=backbone.device)
-        # A sum, not a view: FSDP takes the memory of a parameter back after the forward.
+        # A sum, not a view: FSDP frees the memory of a parameter after the forward.
         return q, c, self.network.temperature.temp.sum()
 
     def _embed(self, sequences: Sequence[Prompted], features: Sequence[torch.Tensor], packed: bool) -> torch.Tensor:
@@ -75,16 +77,15 @@ class Encoder(nn.Module):
         device = backbone.device
         if not sequences:
             return torch.zeros(0, backbone.hidden_size, device=device)
-        parts = [_seen_and_ids(one) for one in sequences]
         rows, order = [], []
-        for group in _even_groups([len(ids) for _, ids in parts]) if packed else [list(range(len(parts)))]:
-            lengths = torch.tensor([len(parts[i][1]) for i in group])
-            # Multiples of four: matrix libraries prepare each new shape once, and that costs more than the padding.
+        for group in _even_groups([len(ids) for _, ids in sequences]) if packed else [list(range(len(sequences)))]:
+            lengths = torch.tensor([len(sequences[i][1]) for i in group])
+            # Multiples of four: matrix libraries set up each new shape once, which costs more than the padding.
             ids = torch.zeros(len(group), -(-int(lengths.max()) // 4) * 4 if len(group) > 1 else int(lengths[0]),
                               dtype=torch.long)  # fmt: skip
             for row, i in zip(ids, group, strict=True):
-                row[: len(parts[i][1])] = torch.from_numpy(parts[i][1])
-            seen = [features[n] for i in group for n in parts[i][0]]
+                row[: len(sequences[i][1])] = torch.from_numpy(sequences[i][1])
+            seen = [features[n] for i in group for n in sequences[i][0]]
             rows.append(
                 self.network(ids.to(device), lengths=lengths.to(device), features=torch.cat(seen) if seen else None)
             )
@@ -92,15 +93,8 @@ class Encoder(nn.Module):
         return torch.cat(rows)[torch.tensor(order, device=device).argsort()]
 
 
-def _seen_and_ids(sequence: Prompted) -> tuple[tuple[int, ...], _Ids]:
-    if not isinstance(sequence, tuple):
-        return (), sequence
-    pictures, ids = sequence
-    return (pictures,) if isinstance(pictures, int) else pictures, ids
-
-
 def _even_groups(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Positions in groups of similar length, so that less than a fifth of a group is padding."""
+    """Positions in groups of similar length: less than a fifth of a group is padding."""
     group: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         if group and lengths[i] > 1.25 * lengths[group[0]] + 3:
@@ -109,9 +103,6 @@ def _even_groups(lengths: Sequence[int]) -> Iterator[list[int]]:
         group.append(i)
     if group:
         yield group
-
-
-# --- One step -------------------------------------------------------------------------------------
 
 
 def accumulate(
@@ -129,20 +120,20 @@ def accumulate(
 
     Args:
         accelerator: Knows the processes.
-        model: An `Encoder`, as Accelerate has wrapped it.
+        model: An `Encoder`, wrapped by Accelerate.
         share: What this process computes.
-        seed: Of dropout in this step; a chunk that is computed twice sees the same.
+        seed: Seed of this step's dropout; a chunk that is computed twice gets the same dropout.
         smoothing: Label smoothing.
         min_temperature: See `loss_gradients`.
-        fixed_candidates: Called with False before the candidates are computed, without gradient, and with True before
-            the queries are: how instruction finetuning switches its adapter. If not given, candidates are learnt too.
+        fixed_candidates: Switches the adapter, as instruction finetuning does: called with False before the candidates
+            are computed, without gradients, and with True before the queries are. If None, candidates have gradients.
         true_negatives: See `PretrainConfig`.
 
     Returns:
-        ``loss``, ``accuracy``, ``temperature`` and ``candidates``, the same in all processes.
+        ``loss``, ``accuracy``, ``temperature`` and ``candidates``, equal in all processes.
 
     Raises:
-        DatasetError: No picture of the batch can be used.
+        DatasetError: No row of the batch can be used.
     """
     ranks = accelerator.num_processes
     once = len(share.chunks) == 1
@@ -150,11 +141,11 @@ def accumulate(
     def compute(
         at: int, chunk: Chunk, *, grad: bool, queries: bool = True, candidates: bool = True
     ) -> list[torch.Tensor]:
-        torch.manual_seed(_mixed(seed, accelerator.process_index, at))
+        torch.manual_seed(seeded(seed, accelerator.process_index, at))
         with torch.set_grad_enabled(grad):
             asked = chunk.queries if queries else []
             answers = chunk.candidates if candidates else []
-            seen = any(_seen_and_ids(one)[0] for one in [*asked, *answers])
+            seen = any(pictures for pictures, _ in [*asked, *answers])
             return list(model(chunk.pictures if seen else [], asked, answers, chunk.packed))
 
     answers: list[torch.Tensor] = []
@@ -183,7 +174,7 @@ def accumulate(
         outputs[0][2],
         smoothing=smoothing,
         min_temperature=min_temperature,
-        # Of a query that does not count nothing is left out, or there might be nothing left.
+        # A query that does not count keeps all candidates: without any, its scores would be NaN.
         excluded=excluded | (lost[None, :] & counted[:, None]),
     )
     found = differentiate(counted=counted)
@@ -196,14 +187,14 @@ def accumulate(
         at_candidates = differentiate(counted=mine).candidates * share_of_mean if mine.any() else 0 * at_candidates
     for n, chunk in enumerate(share.chunks):
         last = n == len(share.chunks) - 1
-        # Wrappers average over processes on the last backward only, when all gradients are there.
+        # Wrappers average over processes on the last backward only, once all gradients are there.
         context: AbstractContextManager[object] = nullcontext() if last else accelerator.no_sync(model)
         with context:
             q, c, temperature = outputs[n] if once else compute(n, chunk, grad=True, candidates=learnt)
             surrogate = _dot(q, query_rows[n], found.queries)
             if learnt:
                 surrogate = surrogate + _dot(c, candidate_rows[n], at_candidates)
-            # Each process has the gradients of the whole batch at its own vectors; the average would divide them.
+            # Each process has the whole batch's gradients at its own vectors; the wrapper averages, so undo that.
             surrogate = surrogate * ranks
             if last and temperature.requires_grad:
                 surrogate = surrogate + temperature * found.temperature
@@ -216,13 +207,8 @@ def accumulate(
     }
 
 
-def _mixed(*numbers: int) -> int:
-    digest = hashlib.sha256(repr(numbers).encode()).digest()
-    return int.from_bytes(digest[:7], "big")
-
-
 def _gather(accelerator: Accelerator, parts: list[torch.Tensor], rows: list[torch.Tensor], count: int) -> torch.Tensor:
-    """The vectors of all processes in the plan's order: each writes its own rows into zeros, and all are added."""
+    """The vectors of all processes, in the plan's order: each process fills its own rows of zeros; the sum is all."""
     values, at = torch.cat([p.detach() for p in parts]), torch.cat(rows)
     whole = torch.zeros(count, values.shape[1], device=values.device)
     whole[at[at >= 0]] = values[at >= 0].float()
@@ -236,7 +222,7 @@ def _sum(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _counted(accelerator: Accelerator, share: Share, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which queries count, and which candidates do not, in all processes: bool ``(queries,)`` and ``(candidates,)``."""
+    """Queries that count, bool ``(queries,)``, and unusable candidates, bool ``(candidates,)``, of all processes."""
     queries, candidates = share.plan.excluded.shape
     bad = torch.zeros(queries + candidates, device=targets.device)
     bad[share.unusable_queries] = 1.0
@@ -246,6 +232,6 @@ def _counted(accelerator: Accelerator, share: Share, targets: torch.Tensor) -> t
 
 
 def _dot(vectors: torch.Tensor, rows: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """The sum of vector times gradient, whose own gradient at the vectors is just that."""
+    """The dot product of vectors and gradients: its gradient at the vectors is ``gradients``."""
     at = torch.where((rows >= 0)[:, None], gradients[rows.clamp(min=0)], 0.0)
     return (vectors.float() * at).sum()

@@ -25,6 +25,7 @@ from abc_rag.evaluation import vectors as _vectors
 from abc_rag.evaluation.metrics import join, rank_candidates, ranks, recall_at
 from abc_rag.evaluation.page import render_page
 from abc_rag.evaluation.plots import draw
+from abc_rag.evaluation.report import write_report
 from abc_rag.evaluation.results import Mistake, Plot, Results, ResultTable, settings
 from abc_rag.evaluation.vectors import VectorCache, compute_of
 from abc_rag.training.data.rows import BadRows
@@ -226,14 +227,14 @@ def test_a_damaged_file_is_made_anew(damage: bytes, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vectors").write_text("a file")
-    with pytest.raises(InputError, match=r"vectors.* cannot be made .*choose another folder"):
+    with pytest.raises(InputError, match=r"vectors.* cannot be created .*choose another folder"):
         VectorCache(given("a"), tmp_path).embed("things", [Text("a")])
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_vectors.np, "save", full)
-    with pytest.raises(InputError, match=r"No space left on device.*make room"):
+    with pytest.raises(InputError, match=r"No space left on device.*free some space"):
         VectorCache(given("a"), tmp_path / "other").embed("things", [Text("a")])
     assert not list((tmp_path / "other").rglob("*.part"))
 
@@ -311,13 +312,13 @@ def test_json_is_plain_and_complete(tmp_path: Path) -> None:
 
 def test_files_are_written_whole(tmp_path: Path) -> None:
     one = results(tmp_path)
-    data, page = one.write(tmp_path / "new" / "folder")
+    data, page = write_report(one, tmp_path / "new" / "folder")
     assert json.loads(data.read_text()) == json.loads(json.dumps(one.as_dict()))
     assert page.read_text() == render_page(one)
     assert sorted(file.name for file in data.parent.iterdir()) == ["report.html", "results.json"]
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        one.write(tmp_path / "file" / "below")
+        write_report(one, tmp_path / "file" / "below")
 
 
 def test_the_page_shows_everything_and_runs_nothing(tmp_path: Path) -> None:

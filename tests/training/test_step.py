@@ -12,7 +12,16 @@ import torch
 from accelerate import Accelerator
 from helpers import FIXTURE
 from safetensors.torch import load_file
-from training_helpers import RECORDS, gradients, instructing_network, opener, plan_of, pretraining_network, step
+from training_helpers import (
+    RECORDS,
+    family_of,
+    gradients,
+    instructing_network,
+    plan_of,
+    pretraining_network,
+    share,
+    step,
+)
 
 from abc_rag.errors import DatasetError
 from abc_rag.models.abc.network import ABCNetwork
@@ -20,8 +29,6 @@ from abc_rag.models.abc.prompts import ABCPrompts, load_prompts
 from abc_rag.models.qwen2_vl.network import load_backbone
 from abc_rag.training.adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
 from abc_rag.training.losses import contrastive_loss, loss_gradients
-from abc_rag.training.objective import recompute_activations
-from abc_rag.training.shares import share_of
 from abc_rag.training.step import Encoder, accumulate
 
 TENSORS = load_file(FIXTURE / "loss_pillow12.safetensors")
@@ -151,16 +158,13 @@ def test_padding_does_not_enter_the_loss(prompts: ABCPrompts, pool: ThreadPoolEx
     network = pretraining_network()
     values = step(network, record, prompts, pool)
     assert values["loss"] != pytest.approx(record["later_step"]["loss"], rel=1e-3)
-    plan, pictures = plan_of(record)
-    open_picture = opener(network, prompts)
-    encoder = Encoder(network)
+    plan, family, encoder = plan_of(record), family_of(network, prompts), Encoder(network)
     with torch.no_grad():
         singles = []
-        for name in pictures:
-            patches = open_picture(name)
-            ids = prompts("", image_tokens=patches.rows * patches.columns // 4)
-            singles.append(encoder([patches], [(0, ids)], [])[0])
-        texts = [encoder([], [], [prompts(t)])[1] for t in plan.candidates]
+        for query in plan.queries:
+            one = family.prepare(query)
+            singles.append(encoder([one.pictures[0].opened], [((0,), one.input_ids)], [])[0])
+        texts = [encoder([], [], [((), family.prepare(text).input_ids)])[1] for text in plan.candidates]
         loss, _ = contrastive_loss(
             torch.cat(singles), torch.cat(texts), torch.from_numpy(plan.targets), network.temperature.stored
         )
@@ -188,7 +192,7 @@ def test_instruct_leaves_everything_but_its_adapter_alone(prompts: ABCPrompts, p
 def test_an_unusable_picture_costs_the_others_nothing(prompts: ABCPrompts, pool: ThreadPoolExecutor) -> None:
     record = RECORDS["pretrain"]
     network = pretraining_network()
-    values = step(network, record, prompts, pool, unusable=0, chunk=1)
+    values = step(network, record, prompts, pool, unusable=[0], chunk=1)
     left = {**record, "items": record["items"][1:]}
     # Its caption and negatives still count as candidates, only its query does not.
     rest = [record["items"][0]["positive"], *record["items"][0]["negatives"]]
@@ -201,17 +205,17 @@ def test_an_unusable_picture_costs_the_others_nothing(prompts: ABCPrompts, pool:
 
 
 def test_a_batch_without_any_picture_is_an_error(prompts: ABCPrompts, pool: ThreadPoolExecutor) -> None:
-    plan, _ = plan_of(RECORDS["pretrain"])
-    share = share_of(plan, prompts, lambda _: None, patch=14, merge=2, rank=0, ranks=1, chunk=None, pool=pool)
+    plan, network = plan_of(RECORDS["pretrain"]), pretraining_network()
+    part = share(network, plan, prompts, pool, unusable=range(3))
     with pytest.raises(DatasetError, match="none of a batch's 3 pictures"):
-        accumulate(Accelerator(), Encoder(pretraining_network()), share, seed=0, smoothing=0.1)
+        accumulate(Accelerator(), Encoder(network), part, seed=0, smoothing=0.1)
     with pytest.raises(DatasetError, match="cannot be shared by 4 processes"):
-        share_of(plan, prompts, lambda _: None, patch=14, merge=2, rank=3, ranks=4, chunk=None, pool=pool)
+        share(network, plan, prompts, pool, rank=3, ranks=4)
 
 
 def test_gradient_checkpointing_changes_no_gradient(prompts: ABCPrompts, pool: ThreadPoolExecutor) -> None:
     plain, saving = pretraining_network(), pretraining_network()
-    recompute_activations(saving)
+    saving.backbone.recompute_activations()
     saving.train()
     step(plain, RECORDS["pretrain"], prompts, pool)
     step(saving, RECORDS["pretrain"], prompts, pool)
@@ -244,15 +248,11 @@ def test_dropout_is_the_same_in_both_passes_of_a_chunk(prompts: ABCPrompts, pool
     network = ABCNetwork(backbone)
     torch.nn.init.zeros_(network.head.linear_layer2.weight)
     recorder = Recorder(Encoder(network)).train()
-    plan, pictures = plan_of(RECORDS["pretrain"])
-    open_picture = opener(network, prompts)
-    share = share_of(
-        plan, prompts, lambda n: open_picture(pictures[n]), patch=14, merge=2, rank=0, ranks=1, chunk=1, pool=pool
-    )  # fmt: skip
-    accumulate(Accelerator(), recorder, share, seed=0, smoothing=0.1)
+    part = share(network, plan_of(RECORDS["pretrain"]), prompts, pool, chunk=1)
+    accumulate(Accelerator(), recorder, part, seed=0, smoothing=0.1)
     assert len(recorder.seen) == 6
     for first, second in zip(recorder.seen[:3], recorder.seen[3:], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     # Another seed draws other zeros: dropout was at work.
-    accumulate(Accelerator(), recorder, share, seed=1, smoothing=0.1)
+    accumulate(Accelerator(), recorder, part, seed=1, smoothing=0.1)
     assert not torch.equal(recorder.seen[0][0], recorder.seen[6][0])

@@ -29,7 +29,7 @@ from abc_rag.training.data.mmeb import MMEBRows, PairRow, Side, open_mmeb_rows
 from abc_rag.training.losses import loss_gradients
 from abc_rag.training.running.loop import run
 from abc_rag.training.shares import Share
-from abc_rag.training.vlm2vec import VLM2VecTraining, plan_of, train_vlm2vec
+from abc_rag.training.vlm2vec import VLM2VecTraining, plan_rows, train_vlm2vec
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "vlm2vec_qwen2vl"
 PHI = Path(__file__).parents[1] / "fixtures" / "vlm2vec_phi3v"
@@ -115,6 +115,10 @@ def step(objective: VLM2VecTraining, share: Share) -> dict[str, float]:
     return objective.backward(Accelerator(), objective.model, share, 0)
 
 
+def share(objective: VLM2VecTraining, rows: Sequence[PairRow]) -> Share:
+    return objective.share(rows, plan_rows(rows))
+
+
 def all_rows(source: MMEBRows) -> list[PairRow]:
     return [source.row(n) for n in range(len(source))]
 
@@ -153,7 +157,7 @@ def own_name(name: str) -> str:
 def test_a_step_gives_the_originals_loss_and_gradients(chunk: int | None, tmp_path: Path) -> None:
     expected = CASES["loss_pillow12"]
     objective, rows = published(tmp_path, chunk=chunk)
-    values = step(objective, objective.share(rows))
+    values = step(objective, share(objective, rows))
     assert values["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     assert values["temperature"] == pytest.approx(expected["temperature"])
     assert values["candidates"] == 3
@@ -178,7 +182,7 @@ def test_chunks_have_the_gradients_of_one_pass(subset: str | None, saving: bool,
         for name, parameter in objective.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(len(name)))
-        values = step(objective, objective.share(all_rows(objective._source)))
+        values = step(objective, share(objective, all_rows(objective.source)))
         found.append((values["loss"], gradients(objective)))
     (loss, whole), *others = found
     assert any("visual" in name for name in whole)
@@ -212,7 +216,7 @@ def test_a_step_on_phi_gives_the_originals_loss_and_gradients(chunk: int | None,
     config = VLM2VecConfig(**{**settings(PHI, tmp_path / "out"), **changed, "data": str(file), "images": str(PHI)})
     objective = VLM2VecTraining(config)
     objective.model.requires_grad_(True)
-    values = step(objective, objective.share(all_rows(objective._source)))
+    values = step(objective, share(objective, all_rows(objective.source)))
     assert values["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     named = objective.model.network.backbone.published_name
     found = {
@@ -251,10 +255,10 @@ def test_equal_targets_are_one_candidate_and_negatives_are_further_ones() -> Non
         PairRow("1", Side("what is it?"), dog),
         PairRow("2", Side("which?"), cat, (tiger,)),
     ]
-    plan, candidates = plan_of(rows)
-    assert candidates == [dog, cat, tiger]
+    plan = plan_rows(rows)
+    assert plan.candidates == [Text("dog"), Text("cat"), Text("tiger")]
     assert plan.targets.tolist() == [0, 0, 1]
-    assert plan.owners == (0, 2, 0)
+    assert plan.candidate_rows == [0, 2, 0]
     # A cat answers the first row's query too, in another row: no wrong answer, and no right one.
     assert plan.excluded.tolist() == [[False, True, False], [False, False, False], [True, False, False]]
 
@@ -263,8 +267,8 @@ def test_equal_targets_are_one_candidate_and_negatives_are_further_ones() -> Non
 def test_negatives_enter_the_loss_as_further_candidates(negatives: int) -> None:
     """All candidates alike but the right one, which is the query: log(1 + (n - 1) * exp(-1 / temperature))."""
     rows = [PairRow("0", Side("q"), Side("right"), tuple(Side(f"wrong {n}") for n in range(negatives)))]
-    plan, candidates = plan_of(rows)
-    vectors = torch.tensor([[1.0, 0.0] if side.text == "right" else [0.0, 1.0] for side in candidates])
+    plan = plan_rows(rows)
+    vectors = torch.tensor([[1.0, 0.0] if one == Text("right") else [0.0, 1.0] for one in plan.candidates])
     found = loss_gradients(
         torch.tensor([[1.0, 0.0]]), vectors, torch.from_numpy(plan.targets), torch.tensor(0.5), smoothing=0.0,
         excluded=torch.from_numpy(plan.excluded),
@@ -275,12 +279,12 @@ def test_negatives_enter_the_loss_as_further_candidates(negatives: int) -> None:
 def test_a_step_counts_negatives_and_says_what_they_cost(tmp_path: Path) -> None:
     objective, rows = published(tmp_path)
     hard = [PairRow(row.id, row.query, row.target, (Side("A cat and a tiger, and a dog"),)) for row in rows]
-    without, with_one = (step(objective, objective.share(batch)) for batch in (rows, hard))
+    without, with_one = (step(objective, share(objective, batch)) for batch in (rows, hard))
     assert (without["candidates"], with_one["candidates"]) == (3, 4)
     assert with_one["loss"] > without["loss"]
     objective.model.eval()
     with torch.no_grad():
-        (chunk,) = objective.share(hard).chunks
+        (chunk,) = share(objective, hard).chunks
         queries, candidates, t = objective.model(chunk.pictures, chunk.queries, chunk.candidates)
         scores = (queries @ candidates.T / t)[torch.tensor(chunk.query_rows).argsort()]
         expected = torch.nn.functional.cross_entropy(scores[:, torch.tensor(chunk.candidate_rows).argsort()],
@@ -293,16 +297,16 @@ def test_an_input_that_cannot_be_used_costs_its_row_alone(tmp_path: Path) -> Non
     (tmp_path / "broken.png").write_bytes(b"no picture")
     broken = Side("<|image_1|> Represent the given image.", str(tmp_path / "broken.png"))
     lost = [PairRow("query", broken, rows[0].target), PairRow("target", rows[0].query, broken)]
-    values = step(objective, objective.share([*rows, *lost]))
+    values = step(objective, share(objective, [*rows, *lost]))
     other, _ = published(tmp_path)
-    expected = step(other, other.share(rows))
+    expected = step(other, share(other, rows))
     assert values["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert objective._source.bad.by_problem == {"unusable query": 1, "unusable candidate": 1}
+    assert objective.source.bad.by_problem == {"picture is broken": 2}
     found = gradients(objective)
     for name, gradient in gradients(other).items():
         assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-4, name
     with pytest.raises(DatasetError, match="none of a batch's 2 rows can be used"):
-        step(objective, objective.share(lost))
+        step(objective, share(objective, lost))
 
 
 # --- What is read -----------------------------------------------------------------------------------------
@@ -500,8 +504,8 @@ def test_settings_are_the_published_ones_and_unusable_ones_are_named(data: Path,
         read_config(VLM2VecConfig, file, {"out": "o"}, ["min_tokens=9", "max_tokens=4"])
     for changed, message in (
         ({"resolution": "huge"}, "resolution must be one of"),
-        ({"targets": "c_attn"}, "no layers that are named c_attn"),
-        ({"targets": " , "}, "targets names nothing"),
+        ({"targets": "c_attn"}, "no layers named c_attn"),
+        ({"targets": " , "}, "targets is empty"),
         ({"rows": 9}, "8 usable rows, fewer than one batch of 9 rows; set rows=8 or less"),
     ):
         with pytest.raises(InputError, match=message):

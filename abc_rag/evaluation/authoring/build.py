@@ -47,6 +47,7 @@ from abc_rag.evaluation.authoring.folder import BuildFolder, Reviewed
 from abc_rag.evaluation.authoring.pairs import PAIRS_SCHEMA, Pair, prompt_for
 from abc_rag.evaluation.authoring.review import ReviewServer, write_review_page
 from abc_rag.evaluation.authoring.scan import Picture, Scan, scan
+from abc_rag.files import write
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.training.data.rows import BadRows
 from abc_rag.types import Text
@@ -211,7 +212,7 @@ def write_ctrlbench(out: str | os.PathLike[str]) -> BuildReport:
     reviewed = files.reviewed(build)
     chosen = reviewed.chosen(LEAST_PAIRS)
     rows = [{"image": picture.image, "pairs": [pair.as_dict() for pair in pairs]} for picture, pairs in chosen]
-    files.write(files.benchmark, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write(files.benchmark, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     report = _report(files, build, reviewed, [pairs for _, pairs in chosen])
     kept = ("reviewed", "review", "left_out")
     shown = ("pictures", "pairs", "ceiling", "pairs_per_picture", "distinct_instructions")

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from abc_rag.errors import InputError
 from abc_rag.evaluation.authoring.pairs import Pair, normalised, pair_problem
 from abc_rag.evaluation.authoring.scan import Picture
+from abc_rag.files import append, write_json
 from abc_rag.training.data.rows import BadRows, read_jsonl
 
 __all__ = ["Answer", "BuildFolder", "Candidate", "Decision", "Lines", "Reviewed", "Verdict"]
@@ -117,14 +118,19 @@ class Lines:
     def append(self, value: Mapping[str, Any]) -> None:
         """Add a line."""
         data = json.dumps(value, ensure_ascii=False).encode() + b"\n"
-        with self._lock, self._path.open("ab+") as handle:
+        with self._lock:
             # What a killed run left of its last line must not spoil the next one.
-            if handle.seek(0, os.SEEK_END):
-                handle.seek(-1, os.SEEK_END)
-                data = data if handle.read(1) == b"\n" else b"\n" + data
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
+            append(self._path, data if self._ends_whole() else b"\n" + data)
+
+    def _ends_whole(self) -> bool:
+        try:
+            with self._path.open("rb") as handle:
+                if handle.seek(0, os.SEEK_END):
+                    handle.seek(-1, os.SEEK_END)
+                    return handle.read(1) == b"\n"
+        except FileNotFoundError:
+            pass
+        return True
 
 
 @dataclass
@@ -163,14 +169,7 @@ class BuildFolder:
 
     def write_build(self, build: Mapping[str, Any]) -> None:
         """Write the record."""
-        self.write(self.out / "build.json", json.dumps({"format": _FORMAT, **build}, indent=2, ensure_ascii=False))
-
-    @staticmethod
-    def write(path: Path, text: str) -> None:
-        """Write a file as a whole or not at all."""
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_json(self.out / "build.json", {"format": _FORMAT, **build})
 
     def read_answers(self, model: str, prompt: str) -> dict[str, Answer]:
         """Hash of a picture -> what one model answered one prompt."""

@@ -26,6 +26,7 @@ from abc_rag.evaluation.authoring.ask import jpeg_of
 from abc_rag.evaluation.authoring.folder import BuildFolder
 from abc_rag.evaluation.authoring.pairs import LONGEST, Pair, pair_problem
 from abc_rag.evaluation.authoring.scan import Picture
+from abc_rag.files import write
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.open import open_image
 
@@ -290,7 +291,7 @@ def write_review_page(out: str | os.PathLike[str], *, limits: ImageLimits = DEFA
     if not state["pictures"]:
         raise InputError(f"{out}: holds no answers to review; build first")
     target = files.out / "review.html"
-    files.write(target, _page(state | {"mode": "page"})[0].decode())
+    write(target, _page(state | {"mode": "page"})[0].decode())
     return target
 
 

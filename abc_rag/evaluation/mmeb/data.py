@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from abc_rag.errors import DatasetError, InputError, MissingExtraError
 from abc_rag.evaluation.mmeb.tasks import PLACEHOLDER
+from abc_rag.files import new_folder, remove_drafts
 from abc_rag.training.data.rows import BadRows, read_jsonl
 
 __all__ = ["HUB_ID", "Item", "Row", "Split", "dataset_files", "download_mmeb", "image_folder", "read_split"]
@@ -308,12 +308,10 @@ def download_mmeb(root: Path, datasets: Sequence[str], *, endpoint: str | None =
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    remove_drafts(folder.parent)
     try:
-        with zipfile.ZipFile(archive) as opened:
-            opened.extractall(part)  # leaves out roots and ".." in the names of members
-        os.replace(part, folder)
+        # The archive stays, so a power cut costs no more than unpacking it again.
+        with new_folder(folder, durable=False) as draft, zipfile.ZipFile(archive) as opened:
+            opened.extractall(draft)  # drops roots and ".." from the names of members
     except (OSError, zipfile.BadZipFile) as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise DatasetError(f"{archive}: cannot be unpacked ({error}); delete it and fetch it again") from error

@@ -249,7 +249,7 @@ class _Table:
 def open_mmeb_rows(
     data: str | os.PathLike[str],
     *,
-    images: Path | None = None,
+    images: str | os.PathLike[str] | None = None,
     subsets: Sequence[str] | None = None,
     split: str = "original",
     per_subset: int | None = None,
@@ -286,7 +286,7 @@ def open_mmeb_rows(
         raise DatasetError(f"{path}: no such file or folder; give a folder in the layout of TIGER-Lab/MMEB-train")
     if not files:
         raise DatasetError(f"{path}: holds neither .parquet nor .jsonl files, nor folders of them")
-    pictures = Pictures(folder if images is None else images)
+    pictures = Pictures(folder if images is None else Path(images))
     return MMEBRows(files, name=str(path), pictures=pictures, per_subset=per_subset, max_bad=max_bad)
 
 

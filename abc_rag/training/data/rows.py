@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from abc_rag.errors import DatasetError
+from abc_rag.errors import DatasetError, ImageError, ImageFetchError, ImageFormatError, ImageLimitError, InputError
 
-__all__ = ["BadRow", "BadRows", "Unusable", "read_jsonl"]
+__all__ = ["BadRow", "BadRows", "Unusable", "problem_of", "read_jsonl"]
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5
@@ -44,6 +44,19 @@ class Unusable(Exception):
         super().__init__(problem, detail)
         self.problem = problem
         self.detail = detail[:200]
+
+
+_PROBLEMS = (
+    (ImageLimitError, "picture exceeds a limit"),
+    (ImageFormatError, "picture is broken"),
+    (ImageFetchError, "picture cannot be read"),
+    (ImageError, "picture cannot be used"),
+)
+
+
+def problem_of(error: InputError) -> str:
+    """The kind of an input that cannot be embedded, for `BadRows.add`."""
+    return next((problem for kind, problem in _PROBLEMS if isinstance(error, kind)), "cannot be embedded")
 
 
 @dataclass

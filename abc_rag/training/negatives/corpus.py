@@ -1,4 +1,4 @@
-"""What mining keeps of a caption corpus: a few numbers a row in memory, and the vectors in a file."""
+"""What mining keeps of a caption corpus: a few numbers per row in memory, and vectors in a file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from abc_rag import files
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import progress_bar
-from abc_rag.errors import ImageError, InputError
-from abc_rag.training.data.rows import BadRows
+from abc_rag.embedding.usable import embed_usable
+from abc_rag.errors import InputError
+from abc_rag.training.data.rows import BadRows, problem_of
 from abc_rag.training.data.sources import CaptionSource
 from abc_rag.types import Input, Text
 
@@ -28,12 +30,12 @@ _Codes = npt.NDArray[np.uint64]
 
 
 class Corpus:
-    """The rows of a source, read once: about 40 bytes each.
+    """The rows of a source, read once; about 40 bytes of memory per row.
 
     Attributes:
-        digest: Hash of every id, caption and picture's name, in order.
+        digest: Hash of all ids, captions and picture names, in order.
         texts: uint64 ``(rows,)``, equal for equal captions.
-        pictures: uint64 ``(rows,)``, equal for equal picture files; pictures in memory are taken for different ones.
+        pictures: uint64 ``(rows,)``, equal for equal picture files; pictures in memory all count as different.
     """
 
     def __init__(self, source: CaptionSource, *, progress: bool = False) -> None:
@@ -72,14 +74,14 @@ def _code(content: bytes) -> int:
 
 
 class VectorFile:
-    """Vectors in float16 in a file that grows block by block; a run that was killed goes on after the last whole one.
+    """Vectors in float16 in a file that grows block by block; a killed run resumes after the last whole block.
 
-    A zero row stands for an input that cannot be embedded.
+    Inputs that cannot be embedded are zero rows.
 
     Args:
-        path: The file; beside it lies a ``.json`` with what it holds.
-        settings: What the vectors depend on. A file that was made with other settings is begun anew.
-        rows: How many there will be.
+        path: The file; a ``.json`` file beside it describes its content.
+        settings: What the vectors depend on. A file with other settings is started anew.
+        rows: Total number of rows.
         dim: Length of a vector.
 
     Raises:
@@ -97,21 +99,16 @@ class VectorFile:
             self.done = kept["done"]
             self.bad = [(row, problem, detail) for row, problem, detail in kept["bad"]]
         elif kept is not None:
-            _LOG.warning("%s: made by another model or of other data; begun anew", path)
+            _LOG.warning("%s: made by another model or from other data; starting anew", path)
 
     def append(self, vectors: npt.NDArray[np.float32], bad: Sequence[tuple[int, str, str]]) -> None:
-        """Add the next rows, and what could not be embedded of them: (row, problem, detail).
+        """Add the next rows, and (row, problem, detail) of those that could not be embedded.
 
         Raises:
-            InputError: The file cannot be written; what it had before is kept.
+            InputError: The file cannot be written; earlier rows are kept.
         """
         try:
-            with self.path.open("r+b" if self.path.exists() else "w+b") as handle:
-                handle.truncate(self._bytes(self.done))
-                handle.seek(0, os.SEEK_END)
-                handle.write(np.ascontiguousarray(vectors, dtype=np.float16).data)
-                handle.flush()
-                os.fsync(handle.fileno())
+            files.append(self.path, vectors.astype(np.float16).tobytes(), at=self._bytes(self.done))
         except OSError as error:
             raise unwritable(self.path, error) from error
         bad = [*self.bad, *bad]
@@ -120,7 +117,7 @@ class VectorFile:
         self.done, self.bad = done, bad
 
     def view(self) -> npt.NDArray[np.float16]:
-        """All vectors, float16 ``(rows, dim)``, read from disk as they are used."""
+        """All vectors, float16 ``(rows, dim)``, memory-mapped."""
         return np.memmap(self.path, dtype=np.float16, mode="r", shape=(self.rows, self.dim))
 
     def usable(self) -> npt.NDArray[np.bool_]:
@@ -147,16 +144,16 @@ def embed_rows(
     block: int,
     progress: bool,
 ) -> None:
-    """Fill a file with the vectors of its rows, from where it stops.
+    """Embed the rows that a file still lacks.
 
     Args:
-        file: Where they go.
-        embedder: Makes them.
-        input_of: A row's input.
-        name_of: What to call a row in messages.
-        bad: Where inputs that cannot be embedded are counted, those of earlier runs too.
-        what: What they are, for the progress bar.
-        block: Rows that are saved at once.
+        file: Receives the vectors.
+        embedder: The model.
+        input_of: The input of a row.
+        name_of: The name of a row in messages.
+        bad: Counts inputs that cannot be embedded, those of earlier runs included.
+        what: Names the inputs in the progress bar.
+        block: Number of rows saved at once.
         progress: Show a progress bar.
 
     Raises:
@@ -170,49 +167,29 @@ def embed_rows(
         while file.done < file.rows:
             rows = range(file.done, min(file.done + block, file.rows))
             inputs = [input_of(row) for row in rows]
-            # Captions repeat; each is embedded once a block.
-            known: dict[object, int] = {}
-            first = [known.setdefault(_key(item, place), place) for place, item in enumerate(inputs)]
-            vectors = np.zeros((len(inputs), file.dim), dtype=np.float32)
-            refused: dict[int, InputError] = {}
-            _embed(embedder, inputs, sorted(known.values()), vectors, refused)
-            vectors = vectors[first]
-            left_out = [(rows[place], *_why(refused[one])) for place, one in enumerate(first) if one in refused]
+            # Captions repeat; each is embedded once per block.
+            keys = [_key(item, row) for item, row in zip(inputs, rows, strict=True)]
+            distinct = dict(zip(keys, inputs, strict=True))
+            vectors, errors = embed_usable(embedder, list(distinct.values()))
+            place_of = {key: place for place, key in enumerate(distinct)}
+            places = [place_of[key] for key in keys]
+            left_out = [
+                (row, problem_of(errors[place]), str(errors[place])[:300])
+                for row, place in zip(rows, places, strict=True)
+                if place in errors
+            ]
             for row, problem, detail in left_out:
                 bad.add(name_of(row), problem, detail)
-            file.append(vectors, left_out)
+            file.append(vectors[places], left_out)
             bar.advance(len(inputs))
 
 
-def _key(item: Input, place: int) -> object:
-    return item.text if isinstance(item, Text) else place
-
-
-def _embed(
-    embedder: Embedder,
-    inputs: Sequence[Input],
-    places: Sequence[int],
-    out: npt.NDArray[np.float32],
-    refused: dict[int, InputError],
-) -> None:
-    """Embed some; when one cannot be, halve until it is alone."""
-    try:
-        out[list(places)] = embedder.embed([inputs[place] for place in places])
-    except InputError as error:
-        if len(places) == 1:
-            refused[places[0]] = error
-            return
-        middle = len(places) // 2
-        _embed(embedder, inputs, places[:middle], out, refused)
-        _embed(embedder, inputs, places[middle:], out, refused)
-
-
-def _why(error: InputError) -> tuple[str, str]:
-    return "unusable picture" if isinstance(error, ImageError) else "cannot be embedded", str(error)[:300]
+def _key(item: Input, row: int) -> object:
+    return item.text if isinstance(item, Text) else row
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """An object from a file; None if there is none, or it is no JSON object."""
+    """The JSON object in a file; None if there is no file, or something else in it."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -221,21 +198,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object, whole or not at all.
+    """Write a JSON object, whole or not at all.
 
     Raises:
         InputError: It cannot be written.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        files.write_json(path, value)
     except OSError as error:
         raise unwritable(path, error) from error
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
-    """What to raise when a file cannot be written."""
+    """The error for a file that cannot be written."""
     return InputError(
-        f"{path}: cannot be written ({error.strerror or error}); what is done is kept: make room and run it again"
+        f"{path}: cannot be written ({error.strerror or error}); finished work is kept; free some space and run again"
     )

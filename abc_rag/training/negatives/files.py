@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from abc_rag import __version__
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
+from abc_rag.files import append, move, remove_drafts
 from abc_rag.training.data.lines import describe_files
 from abc_rag.training.data.sources import CaptionSource
 from abc_rag.training.negatives.corpus import VectorFile, embed_rows, read_json, unwritable, write_json
@@ -96,13 +96,14 @@ class MiningFiles:
         about = {"abc-rag": __version__, "settings": settings, "report": report, "file": describe_files([self.part])}
         write_json(self.sidecar, about)
         try:
-            os.replace(self.part, self.out)
+            move(self.part, self.out)
         except OSError as error:
             raise unwritable(self.out, error) from error
         # Only what a run makes, should somebody have put something there.
-        for pattern in ["search.*", *([] if keep_vectors else ["texts.*", "pictures.*", "*.usearch", "*.part"])]:
+        for pattern in ["search.*", *([] if keep_vectors else ["texts.*", "pictures.*", "*.usearch"])]:
             for path in self.work.glob(pattern):
                 path.unlink(missing_ok=True)
+        remove_drafts(self.work)
 
 
 def embed_corpus(
@@ -176,17 +177,10 @@ class SearchProgress:
         """Search for the rows that are left, and write what is found."""
         total = len(job.corpus)
         try:
-            with (
-                self._files.part.open("r+b" if self.bytes else "w+b") as handle,
-                progress_bar("searching negatives", total=total, enabled=progress) as bar,
-            ):
-                handle.truncate(self.bytes)
-                handle.seek(self.bytes)
+            with progress_bar("searching negatives", total=total, enabled=progress) as bar:
                 bar.advance(self.rows)
                 for lines, found, rows in self._batches(job, search, total):
-                    handle.write(lines)
-                    handle.flush()
-                    os.fsync(handle.fileno())
+                    append(self._files.part, lines, at=self.bytes)
                     self._count(found, rows, job.count, len(lines))
                     bar.advance(len(rows))
         except OSError as error:

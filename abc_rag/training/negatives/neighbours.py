@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from abc_rag.embedding.progress import Progress, progress_bar
 from abc_rag.errors import MissingExtraError
+from abc_rag.files import new_file
 from abc_rag.training.negatives.corpus import unwritable
 from abc_rag.types import Vectors
 
@@ -198,10 +198,9 @@ class ApproximateSearch(Search):
                         np.arange(first + begin, first + begin + len(some), dtype=np.uint64), some, threads=threads
                     )
                     bar.advance(len(some))
-            part = path.with_suffix(".part")
             try:
-                index.save(str(part))
-                os.replace(part, path)
+                with new_file(path) as draft:
+                    index.save(str(draft))
             except (OSError, RuntimeError) as error:
                 raise unwritable(path, error if isinstance(error, OSError) else OSError(str(error))) from error
         else:

@@ -1,4 +1,4 @@
-"""The model card of an adapter, filled in from the run itself; and the way to a hub repository."""
+"""The model card of an adapter, made from its run, and the upload to a hub repository."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from abc_rag.errors import CheckpointError, InputError
+from abc_rag.files import write
 from abc_rag.models.hub import is_folder
 
 __all__ = ["push_to_hub", "write_card"]
@@ -24,14 +25,14 @@ _WHAT = {
 
 
 def write_card(out: Path, *, stage: str, run: dict[str, Any], source: dict[str, Any], bad: dict[str, Any]) -> None:
-    """Write ``README.md`` with what was trained, on what, how, and how it went.
+    """Write ``README.md``: what was trained, on which data, with which settings and figures.
 
     Args:
         out: Folder of the run, with its ``metrics.jsonl``.
         stage: ``"pretrain"``, ``"instruct"`` or ``"vlm2vec"``.
-        run: What ``run.json`` holds.
-        source: What the data says of itself.
-        bad: The rows that were left out.
+        run: The content of ``run.json``.
+        source: The description of the data.
+        bad: The rows that were left out; see `BadRows.as_dict`.
     """
     config, versions = run["config"], run["versions"]
     base = config["base"]
@@ -39,7 +40,7 @@ def write_card(out: Path, *, stage: str, run: dict[str, Any], source: dict[str, 
     front.append("tags: [abc-rag, multimodal, embeddings, lora]")
     if not is_folder(base):
         front.append(f"base_model: {base}")
-    # A folder's place on this machine tells nobody else anything.
+    # A path on this machine means nothing elsewhere.
     config = {k: Path(v).name if k in _PLACES and v is not None and is_folder(v) else v for k, v in config.items()}
     base = config["base"]
     name = out.resolve().name
@@ -64,7 +65,7 @@ def write_card(out: Path, *, stage: str, run: dict[str, Any], source: dict[str, 
     lines += [f"| {key} | {_short(value)} |" for key, value in config.items() if key != "out"]
     lines += ["", "## Versions", "", ", ".join(f"{key} {value}" for key, value in versions.items()), "", "## Use", ""]
     lines += ["```python", *(_vlm2vec_use(run) if stage == "vlm2vec" else _abc_use(stage, run, base)), "```", ""]
-    (out / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    write(out / "README.md", "\n".join(lines))
 
 
 def _abc_use(stage: str, run: dict[str, Any], base: str) -> list[str]:
@@ -88,7 +89,7 @@ def _abc_use(stage: str, run: dict[str, Any], base: str) -> list[str]:
 
 def _vlm2vec_use(run: dict[str, Any]) -> list[str]:
     config = run["config"]
-    # Pictures are to be opened as they were in training.
+    # Pictures must be opened as in training.
     opened = {name: config[name] for name in ("resolution", "min_tokens", "max_tokens") if config[name] is not None}
     arguments = ", ".join(['"vlm2vec:THIS REPOSITORY"', *(f"{name}={value!r}" for name, value in opened.items())])
     return [
@@ -126,21 +127,21 @@ def _short(value: object) -> str:
 def push_to_hub(
     folder: Path, repository: str, *, private: bool = True, results: Path | None = None, endpoint: str | None = None
 ) -> str:
-    """Upload a finished run: adapter, settings, metrics and card. Nothing else of the folder leaves this machine.
+    """Upload the adapter, settings, metrics and card of a finished run, and nothing else of its folder.
 
     Args:
-        folder: What ``abc-rag train pretrain``, ``instruct`` or ``vlm2vec`` wrote.
-        repository: ``"user/name"``; created if it does not exist.
-        private: Whether a new repository is.
+        folder: A folder written by ``abc-rag train pretrain``, ``instruct`` or ``vlm2vec``.
+        repository: ``"user/name"``; created if missing.
+        private: Make a new repository private.
         results: A ``results.json`` of ``abc-rag evaluate``, whose figures are added to the card.
-        endpoint: Another hub than huggingface.co.
+        endpoint: A hub other than huggingface.co.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        InputError: The folder holds no finished run, or the repository's name is none.
-        CheckpointError: The hub refuses, or cannot be reached.
+        InputError: The folder holds no finished run, or the repository's name is malformed.
+        CheckpointError: The hub refuses the upload, or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -160,30 +161,32 @@ def push_to_hub(
             commit_message="Add the adapter, its settings and its figures",
         )  # fmt: skip
     except HFValidationError as error:
-        raise InputError(f"{repository!r} is not a repository's name, such as 'user/name'") from error
+        raise InputError(f"{repository!r} is not the name of a repository; give one such as 'user/name'") from error
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"{repository} could not be written to ({type(error).__name__}: {error}); is HF_TOKEN set, or "
-            "'hf auth login' done, with a token that may write?"
+            f"{repository}: the upload failed ({type(error).__name__}: {error}); set HF_TOKEN to a token with write "
+            "permission, or run 'hf auth login'"
         ) from error
     return str(commit)
 
 
 def add_results(folder: Path, results: Path) -> None:
-    """Put the figures of an evaluation into the card, in place of an earlier one's of the same benchmark.
+    """Add the figures of an evaluation to the card; they replace earlier ones of the same benchmark.
 
     Raises:
-        InputError: It is no ``results.json``.
+        InputError: ``results`` is not a ``results.json``.
     """
     try:
         found = json.loads(results.read_text(encoding="utf-8"))
         rows = [f"| {name} | {value:.4f} |" for name, value in found["metrics"].items()]
         title = f"## Evaluation: {found['benchmark']} ({found['model']})"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{results}: is no results.json of abc-rag evaluate ({error})") from error
+        raise InputError(
+            f"{results}: not a results.json of abc-rag evaluate ({error}); give the one in its --out folder"
+        ) from error
     card = folder / "README.md"
     before, _, after = card.read_text(encoding="utf-8").partition("\n## Data\n")
     earlier = rf"\n## Evaluation: {re.escape(found['benchmark'])} .*?(?=\n## |\Z)"
     kept = re.sub(earlier, "", before, flags=re.DOTALL).rstrip()
     text = "\n".join([kept, "", title, "", "| measure | value |", "| --- | --- |", *rows, "", "## Data"]) + "\n" + after
-    card.write_text(text, encoding="utf-8")
+    write(card, text)

@@ -1,10 +1,9 @@
-"""Checkpoints of a run: trained weights and optimiser in safetensors, written beside the last one and then renamed."""
+"""Checkpoints of a run: trained weights and optimiser state in safetensors."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from abc_rag.errors import CheckpointError
+from abc_rag.files import new_folder, remove_drafts, write_json
 
 __all__ = ["Checkpoints", "trained_tensors"]
 
@@ -28,7 +28,7 @@ _KEPT = 2
 
 
 def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights that are trained, whole and on the CPU, by name. Every process must call it."""
+    """The trained weights by name, unsharded and on the CPU. Every process must call it."""
     state, _ = get_state_dict(model, (), options=_options())
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
@@ -43,7 +43,7 @@ def _options() -> StateDictOptions:
 
 
 class Checkpoints:
-    """The checkpoints in ``folder``. Whatever happens while one is written, the one before it stays whole.
+    """The checkpoints in ``folder``. Whatever happens while one is written, the earlier ones stay intact.
 
     Args:
         folder: Created on the first `save`.
@@ -55,17 +55,17 @@ class Checkpoints:
         self._main = main
 
     def steps(self) -> list[int]:
-        """The steps after which there is a whole checkpoint, ascending."""
+        """The steps that have a complete checkpoint, ascending."""
         if not self._folder.is_dir():
             return []
         names = (f.name for f in self._folder.iterdir() if f.is_dir())
         return sorted(int(n.removeprefix("step-")) for n in names if n.startswith("step-") and n[5:].isdigit())
 
     def save(self, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-        """Write the state after ``step`` steps; then remove all but the last two.
+        """Write the state after ``step`` steps, then remove all but the last two checkpoints.
 
         Raises:
-            CheckpointError: It could not be written; the message names the last good one.
+            CheckpointError: The state cannot be written; the message names the last good checkpoint.
         """
         found = get_state_dict(model, optimizers, options=_options())
         weights, states = cast(tuple[dict[str, Any], dict[str, Any]], found)
@@ -75,35 +75,27 @@ class Checkpoints:
         for weight, state in states["state"].items():
             tensors |= {f"optimizer.{kind}.{weight}": torch.as_tensor(t).contiguous() for kind, t in state.items()}
         target = self._folder / f"step-{step:07d}"
-        part = target.with_suffix(".part")
+        remove_drafts(self._folder)  # of runs that were killed; a run holds the lock of its folder
         try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            # A tensor shared between two names (none is expected) is refused by safetensors rather than written twice.
-            save_file(tensors, part / "state.safetensors", metadata={"format": "pt"})
-            groups = json.dumps({"step": step, "param_groups": states["param_groups"]})
-            (part / "state.json").write_text(groups, encoding="utf-8")
-            for file in part.iterdir():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(part, target)
+            with new_folder(target, replace=True) as draft:
+                # A tensor shared between two names (none is expected) is refused by safetensors, not written twice.
+                save_file(tensors, draft / "state.safetensors", metadata={"format": "pt"})
+                write_json(draft / "state.json", {"step": step, "param_groups": states["param_groups"]})
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(part, ignore_errors=True)
             good = self.steps()
-            rest = f"the last good one is after step {good[-1]}" if good else "there is none yet"
+            rest = f"the last good one is after step {good[-1]}" if good else "there is no earlier one"
             raise CheckpointError(
-                f"{target}: the checkpoint could not be written ({error}); {rest}. "
-                "Make room and run the same command again: it goes on from there"
+                f"{target}: the checkpoint cannot be written ({error}); {rest}. "
+                "Free some space and run the same command again: it resumes from there"
             ) from error
         for old in self.steps()[:-_KEPT]:
             shutil.rmtree(self._folder / f"step-{old:07d}", ignore_errors=True)
 
     def load(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
-        """Restore the last readable checkpoint; the number of steps that it has seen, 0 if there is none.
+        """Restore the last readable checkpoint; return its number of steps, 0 if there is none.
 
         Raises:
-            CheckpointError: None of them can be read, or one does not fit the model.
+            CheckpointError: No checkpoint can be read, or one does not fit the model.
         """
         found = self.steps()
         for number in reversed(found):
@@ -113,7 +105,7 @@ class Checkpoints:
             except CheckpointError as error:
                 if number == found[0]:
                     raise
-                _LOG.warning("%s; going on from the one before", error)
+                _LOG.warning("%s; resuming from the one before", error)
                 continue
             self._put(folder, model, optimizers, weights, {"state": states, "param_groups": groups})
             return number
@@ -133,7 +125,7 @@ class Checkpoints:
                         states.setdefault(weight, {})[kind] = handle.get_tensor(name)
             plain = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{folder}: not readable ({error}); delete it to start anew") from error
+            raise CheckpointError(f"{folder}: cannot be read ({error}); delete it to start anew") from error
         return weights, states, plain["param_groups"]
 
     def _put(
@@ -145,7 +137,7 @@ class Checkpoints:
         states: dict[str, Any],
     ) -> None:
         trained = {n for n, p in model.named_parameters() if p.requires_grad}
-        # Wrappers (DDP) put a prefix before the names; the state has none.
+        # Wrappers (DDP) prefix the names; the state has no prefix.
         bare = {n.removeprefix("module.") for n in trained}
         if bare != set(weights):
             odd = sorted(bare ^ set(weights))[:5]
@@ -153,5 +145,5 @@ class Checkpoints:
         set_state_dict(model, optimizers, model_state_dict=weights, optim_state_dict=states, options=_options())
 
     def clear(self) -> None:
-        """Remove them all: the result is there."""
+        """Remove all checkpoints, once the result is saved."""
         shutil.rmtree(self._folder, ignore_errors=True)

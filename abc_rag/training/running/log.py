@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from abc_rag.errors import MissingExtraError
+from abc_rag.files import write
 
 __all__ = ["RunLog"]
 
@@ -67,9 +68,7 @@ class RunLog:
             if row["step"] <= self._first:
                 kept.append(line + "\n")
                 self._seconds = row["seconds"]
-        part = self._path.with_suffix(".part")
-        part.write_text("".join(kept), encoding="utf-8")
-        part.replace(self._path)
+        write(self._path, "".join(kept))
 
     def __enter__(self) -> RunLog:
         if self._main and sys.stderr.isatty():

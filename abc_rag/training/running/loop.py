@@ -1,9 +1,9 @@
 """The loop that every stage of training shares; it reads from top to bottom.
 
-One step: take the next batch, accumulate gradients (the objective's part), shorten them, set the learning rate, step,
-take note, now and then write a checkpoint. Hugging Face Accelerate decides where and in how many processes it runs: by
-itself as one, or as ``accelerate launch`` says (DDP, FSDP). All that is random follows from the seed and the number of
-the step, so a run that was killed and taken up ends in the same weights as one that was not.
+One step: take the next batch, accumulate gradients (the objective's part), clip them, set the learning rate, step, log,
+and write a checkpoint now and then. Hugging Face Accelerate decides on which devices and in how many processes it
+runs: one, or what ``accelerate launch`` starts (DDP, FSDP). Everything random follows from the seed and the number of
+the step, so a run that was killed and resumed ends in the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -28,82 +28,100 @@ from torch import nn
 
 from abc_rag import __version__
 from abc_rag.errors import CheckpointError, InputError
+from abc_rag.files import write_json
 from abc_rag.training.config import LoopConfig
 from abc_rag.training.running.checkpoints import Checkpoints, trained_tensors
 from abc_rag.training.running.log import RunLog
 
-__all__ = ["Objective", "is_finished", "run"]
+__all__ = ["Objective", "run"]
 
 Batch = TypeVar("Batch")
 
-# Settings that change how long a run takes or what it tells, never what it learns.
+# Settings that change how long a run takes or what it reports, never what it learns.
 _FREE = {"out", "checkpoint_every", "log_every", "tensorboard", "threads", "workers", "max_bad", "download"}
 
 
 class Objective(ABC, Generic[Batch]):
-    """What is learnt: the network, its batches, and the gradients of one step."""
+    """What is trained: the network, its batches, and the gradients of one step."""
 
     label: str
     model: nn.Module
     data: Mapping[str, Any] = {}
-    """What tells whether the data are still those that the run began with."""
+    """Facts that show whether the data have changed since the run began."""
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """The batch of step ``step`` (from 0), the same for the same seed. Called in another thread, ahead of time."""
+        """The batch of ``step`` (from 0), equal for equal seeds. Called ahead of time, in another thread."""
 
     @abstractmethod
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: Batch, step: int) -> dict[str, float]:
-        """Accumulate the gradients of one step in ``model``, which is `model` as Accelerate has wrapped it.
+        """Accumulate the gradients of one step in ``model``: `model`, wrapped by Accelerate.
 
         Returns:
-            What the log shows: ``loss`` and others, equal in all processes.
+            What is logged: ``loss`` and others, equal in all processes.
         """
 
     @abstractmethod
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
-        """Write the result, in the main process, from `trained_tensors` and what ``run.json`` holds."""
+        """Write the result, in the main process, from `trained_tensors` and the content of ``run.json``."""
 
 
-def run(make: Callable[[], Objective[Any]], config: LoopConfig, *, say: Callable[[str], None] = lambda _: None) -> None:
-    """Train, from the last checkpoint if there is one.
+def run(
+    make: Callable[[], Objective[Any]],
+    config: LoopConfig,
+    *,
+    result: str = "adapter_model.safetensors",
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Train, from the last checkpoint if there is one; a finished run is left as it is.
 
     Args:
-        make: Makes what is learnt; called when the processes know of each other.
-        config: How.
+        make: Makes the objective; called once the processes know of each other.
+        config: How to train.
+        result: The file that `Objective.save` writes last.
         say: Receives a line of progress now and then where no progress bar can be shown.
+
+    Returns:
+        The run's folder.
 
     Raises:
         InputError: The folder holds a run with other settings or other data, or another process trains in it.
+        DatasetError: The data cannot be read, or too many rows are unusable.
         CheckpointError: Weights, a checkpoint or metrics cannot be written or read.
     """
-    accelerator = _accelerator()
     out = Path(config.out).expanduser()
+    if _is_finished(out, config, result):
+        return out
+    accelerator = _accelerator()
     try:
         with _locked(out) if accelerator.is_main_process else nullcontext():
             _run(make, config, out, accelerator, say)
     except OSError as error:
         raise CheckpointError(
-            f"{out}: cannot be written ({error}); make room and run the same command again: it goes on"
+            f"{out}: cannot be written ({error}); free some space and run the same command again: it resumes"
         ) from error
+    return out
 
 
 def _accelerator() -> Accelerator:
-    # Precision is a setting of ours (bf16); Accelerate's own would scale losses that we do not give it.
+    # Precision is a setting of ours (bf16); Accelerate's would scale losses that it never sees.
     accelerator = Accelerator(mixed_precision="no")
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
         raise InputError(
-            "DeepSpeed is not supported: it keeps optimiser states where only its own pickled checkpoints reach them; "
+            "DeepSpeed is not supported: only its own pickled checkpoints can save its optimiser states; "
             "choose DDP or FSDP in 'accelerate config'"
         )
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise InputError("FSDP 1 is not supported; set fsdp_version: 2 in 'accelerate config'")
     if accelerator.gradient_accumulation_steps != 1:
-        raise InputError("gradient accumulation changes a contrastive batch; leave it at 1 and set chunk instead")
+        raise InputError("gradient accumulation would change the contrastive batch; leave it at 1 and set chunk")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != accelerator.num_processes:
-        raise InputError(f"{processes} processes were started, which know of {accelerator.num_processes} only")
+        raise InputError(
+            f"{processes} processes were started, but Accelerate connects only {accelerator.num_processes}; "
+            "start them with 'accelerate launch'"
+        )
     return accelerator
 
 
@@ -114,11 +132,13 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError(f"{out}: another process trains in this folder; wait for it, or choose another") from error
+        raise InputError(
+            f"{out}: another process is training in this folder; wait for it, or choose another folder"
+        ) from error
     try:
         yield
     finally:
-        # The file stays: removed, it could be another process's lock by then.
+        # The file stays: by now another process may hold it.
         lock.release()
 
 
@@ -156,7 +176,7 @@ def _run(
             if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
                 raise CheckpointError(
                     f"step {step + 1}: loss {values['loss']}, gradient norm {values['grad_norm']}: the run has "
-                    "diverged; lower lr, or train without bf16, in a new folder"
+                    "diverged; start again in a new folder with a lower lr, or without bf16"
                 )
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
@@ -173,17 +193,12 @@ def _run(
     accelerator.wait_for_everyone()
 
 
-def is_finished(config: LoopConfig, result: str) -> bool:
-    """Whether the run's folder holds its result already.
-
-    Raises:
-        InputError: It holds a run with other settings.
-    """
-    out = Path(config.out).expanduser()
+def _is_finished(out: Path, config: LoopConfig, result: str) -> bool:
+    """Whether the folder holds the run's result already; refuses a folder that holds another run."""
     _refuse_another_run(out, config)
     found = (out / result).is_file()
     if found and not (out / "run.json").is_file():
-        raise InputError(f"{out} holds a {result} that no run left there; choose another folder")
+        raise InputError(f"{out} holds a {result} that no run wrote; choose another folder")
     return found
 
 
@@ -193,7 +208,7 @@ def _refuse_another_run(out: Path, config: LoopConfig) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{out / 'run.json'}: is no run's settings ({error}); choose another folder") from error
+        raise InputError(f"{out / 'run.json'}: not the settings of a run ({error}); choose another folder") from error
     changed = [
         f"{name} was {before.get(name)!r} and is {value!r}"
         for name, value in asdict(config).items()
@@ -204,23 +219,23 @@ def _refuse_another_run(out: Path, config: LoopConfig) -> None:
 
 
 def _claim(out: Path, config: LoopConfig, data: Mapping[str, Any]) -> None:
-    """Write the run's settings beside what it will produce; refuse a folder that holds another run."""
+    """Write the run's settings; refuse a folder that holds another run."""
     _refuse_another_run(out, config)
     if (out / "run.json").exists():
         before = json.loads((out / "run.json").read_text(encoding="utf-8")).get("data")
         if before != json.loads(json.dumps(data)):
-            raise InputError(f"{out}: the data have changed since the run began ({before} before, {dict(data)} now)")
+            raise InputError(
+                f"{out}: the data have changed since the run began ({before} before, {dict(data)} now); "
+                "restore them, or choose another folder"
+            )
         return
     out.mkdir(parents=True, exist_ok=True)
     versions = {"abc-rag": __version__, "torch": torch.__version__, **_code_version()}
-    part = out / "run.part"
-    settings = {"config": asdict(config), "data": data, "versions": versions}
-    part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    part.replace(out / "run.json")
+    write_json(out / "run.json", {"config": asdict(config), "data": data, "versions": versions})
 
 
 def _code_version() -> dict[str, str]:
-    """Versions of what the result depends on, and the commit if this is a checkout."""
+    """Versions of the libraries that the result depends on, and the commit of a checkout."""
     import peft
     import transformers
 
@@ -243,7 +258,7 @@ def _optimizers(network: nn.Module, config: LoopConfig) -> list[torch.optim.Opti
     """
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     if not named:
-        raise CheckpointError("nothing is marked to be trained; is an adapter switched off?")
+        raise CheckpointError("no weights are marked as trainable; is the adapter switched off?")
     inner = [p for n, p in named if config.optimizer == "muon" and p.ndim == 2 and "embed_tokens" not in n]
     chosen = {id(p) for p in inner}
     rest = [p for _, p in named if id(p) not in chosen]
@@ -260,7 +275,7 @@ def _optimizers(network: nn.Module, config: LoopConfig) -> list[torch.optim.Opti
 
 
 def _schedule(step: int, config: LoopConfig) -> float:
-    """Share of the highest learning rate: a line up, then half a cosine down to ``final_lr``."""
+    """Factor of the peak learning rate: linear warmup, then half a cosine down to ``final_lr``."""
     warmup = math.ceil(config.warmup * config.steps)
     if step < warmup:
         return (step + 1) / warmup
@@ -270,7 +285,7 @@ def _schedule(step: int, config: LoopConfig) -> float:
 
 @contextmanager
 def _ahead(make: Callable[[int], Any], steps: range, *, count: int = 2) -> Iterator[Iterator[Any]]:
-    """Batches made ``count`` ahead in a thread; what it raises is raised where the batch is taken."""
+    """Batches made in a thread, ``count`` ahead; its errors are raised where the batch is taken."""
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=count)
     stop = threading.Event()
 

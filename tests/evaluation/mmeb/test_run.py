@@ -25,6 +25,7 @@ from abc_rag.evaluation.mmeb import tasks
 from abc_rag.evaluation.mmeb.data import dataset_files, download_mmeb, image_folder
 from abc_rag.evaluation.mmeb.run import evaluate_mmeb
 from abc_rag.evaluation.mmeb.tasks import DATASETS, GROUPS, PROMPTS
+from abc_rag.evaluation.report import write_report
 from abc_rag.scenes.drawing import render
 from abc_rag.scenes.world import captions, held_out_scenes, phrase, phrases, questions
 from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text, Vectors
@@ -534,7 +535,7 @@ def test_abc_mini_answers_the_small_mmeb(scenes_mmeb: Path, mini: Embedder, tmp_
     assert results.metrics["hit@1/VOC2007"] >= 0.7
     # The same pictures without the instruction: the questions are what makes the difference.
     assert results.settings["model"]["model"] == "abc-mini"
-    page = results.write(tmp_path)[1].read_text(encoding="utf-8")
+    page = write_report(results, tmp_path)[1].read_text(encoding="utf-8")
     assert "VLM2Vec" in page
 
 

@@ -28,7 +28,7 @@ from filelock import FileLock
 from helpers import FIXTURE
 from safetensors import safe_open
 from safetensors.torch import load_file
-from training_helpers import RECORDS, gradients, instructing_network, opener, plan_of, pretraining_network, step
+from training_helpers import RECORDS, family_of, gradients, instructing_network, plan_of, pretraining_network, step
 
 from abc_rag import ABCCheckpoint, InstructedImage, Text, load_embedder
 from abc_rag.cli.main import main
@@ -232,17 +232,17 @@ def test_own_negatives_are_those_of_the_published_gather(tmp_path: Path) -> None
     out = tmp_path / "gradients.safetensors"
     two_processes([str(TESTS / "training_worker.py"), "pretrain", "ddp", "0", "own", str(out)])
     network, prompts = pretraining_network(), load_prompts(FIXTURE / "base")
-    plan, pictures = plan_of(RECORDS["pretrain"])
-    open_picture = opener(network, prompts)
-    patches = [open_picture(name) for name in pictures]
-    ids = [(n, prompts("", image_tokens=p.rows * p.columns // 4)) for n, p in enumerate(patches)]
-    q, c, temperature = Encoder(network)(patches, ids, [prompts(t) for t in plan.candidates])
-    owner, total = torch.tensor(plan.owners), torch.zeros(())
+    plan, family = plan_of(RECORDS["pretrain"]), family_of(network, prompts)
+    asked = [family.prepare(query) for query in plan.queries]
+    ids = [((n,), one.input_ids) for n, one in enumerate(asked)]
+    texts = [((), family.prepare(text).input_ids) for text in plan.candidates]
+    q, c, temperature = Encoder(network)([one.pictures[0].opened for one in asked], ids, texts)
+    owner, total = torch.tensor(plan.candidate_rows), torch.zeros(())
     for ours in ([0], [1, 2]):
         held = torch.isin(owner, torch.tensor(ours))[:, None]
         candidates = torch.where(held, c, c.detach())
         loss, _ = contrastive_loss(q[ours], candidates, torch.from_numpy(plan.targets)[ours], temperature)
-        total = total + loss * len(ours) / len(pictures)
+        total = total + loss * len(ours) / plan.rows
     total.backward()
     found, expected = load_file(out), gradients(network)
     assert found.keys() == expected.keys()
@@ -269,7 +269,7 @@ def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="2 processes were started, which know of 1 only"):
+    with pytest.raises(InputError, match="2 processes were started, but Accelerate connects only 1"):
         pretrain(PretrainConfig(**{**SMALL, "out": str(tmp_path / "run"), "steps": 1}))
 
 
@@ -316,7 +316,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_a_runs_own_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="that no run left there"):
+    with pytest.raises(InputError, match="that no run wrote"):
         pretrain(PretrainConfig(**{**SMALL, "out": str(tmp_path), "steps": 4}))
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / "run.lock"):
@@ -395,7 +395,7 @@ def test_a_broken_picture_is_named_counted_and_left_out(pretrained: Path, tmp_pa
     out = instruct(config)
     assert all(math.isfinite(row["loss"]) for row in rows(out))
     assert "rows left out: 1" in (out / "README.md").read_text()  # once, however often its turn comes
-    with pytest.raises(DatasetError, match=r"p2: unusable picture.*") as caught:
+    with pytest.raises(DatasetError, match=r"p2: picture is broken.*") as caught:
         instruct(replace(config, out=str(tmp_path / "b"), max_bad=0))
     assert "the limit is 0" in str(caught.value)
 
