@@ -25,7 +25,8 @@ from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.errors import InputError
 from abc_rag.models.abc.family import ABCFamily
 from abc_rag.scenes.drawing import render
-from abc_rag.scenes.world import held_out_scenes, phrases, questions
+from abc_rag.scenes.questions import questions
+from abc_rag.scenes.world import held_out_scenes, phrases
 from abc_rag.types import Input, Vectors
 
 FIXTURE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "abc"

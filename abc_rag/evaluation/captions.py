@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from abc_rag.errors import DatasetError
-from abc_rag.evaluation.datasets import find_image, require_rows, text_of, texts_of, usable
-from abc_rag.training.data.rows import BadRows, Unusable
+from abc_rag.evaluation.datasets import find_image, first_rows, texts_of, usable
+from abc_rag.training.data.rows import BadRows, Unusable, text_of
 from abc_rag.types import ImageSource
 
 __all__ = ["CaptionedRow", "read_captioned"]
@@ -74,7 +74,7 @@ def read_captioned(
     rows = list(_READERS[kind](path, whole, folder, split or "test", bad))
     if captions is not None:
         rows = [CaptionedRow(row.name, row.image, row.captions[:captions]) for row in rows]
-    return kind, require_rows(rows, limit, path, bad, _FORMATS)
+    return kind, first_rows(rows, limit, path, bad, _FORMATS)
 
 
 def _recognise(path: Path) -> tuple[str, dict[str, Any]]:

@@ -26,7 +26,8 @@ from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable
 from abc_rag.evaluation.vectors import KnownTexts, VectorCache, require_left
 from abc_rag.files import write
 from abc_rag.scenes.drawing import render
-from abc_rag.scenes.world import held_out_scenes, questions
+from abc_rag.scenes.questions import questions
+from abc_rag.scenes.world import held_out_scenes
 from abc_rag.training.data.rows import BadRows
 from abc_rag.types import Image, Input, InstructedImage, Vectors
 

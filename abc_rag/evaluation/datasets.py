@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from abc_rag.errors import DatasetError
-from abc_rag.training.data.rows import BadRows, Unusable, read_jsonl
+from abc_rag.training.data.lines import read_jsonl
+from abc_rag.training.data.rows import BadRows, Unusable, checked_text, require_rows, text_of
 from abc_rag.types import ImageSource
 
 __all__ = [
@@ -26,13 +27,12 @@ __all__ = [
     "check_limit",
     "existing",
     "find_image",
+    "first_rows",
     "read_instructed",
     "read_labelled",
     "read_labels",
     "read_questions",
-    "require_rows",
     "sample",
-    "text_of",
     "texts_of",
     "usable",
 ]
@@ -123,16 +123,14 @@ def usable(path: Path, bad: BadRows, parse: Callable[[dict[str, Any]], Row]) -> 
             yield where, row
 
 
-def require_rows(rows: Sequence[Row], limit: int | None, path: Path, bad: BadRows, columns: str) -> list[Row]:
+def first_rows(rows: Sequence[Row], limit: int | None, path: Path, bad: BadRows, columns: str) -> list[Row]:
     """The first ``limit`` rows, or all.
 
     Raises:
         DatasetError: There are none, or the limit is not positive.
     """
     check_limit(limit)
-    if not rows:
-        why = f"{bad.summary()}; first: {bad.rows[0]}" if bad.count else "it is empty"
-        raise DatasetError(f"{path}: no row can be used ({why}); each must be {columns}")
+    require_rows(len(rows), str(path), bad, columns)
     return list(rows[:limit])
 
 
@@ -146,13 +144,6 @@ def check_limit(limit: int | None) -> None:
         raise DatasetError(f"limit must be at least 1, not {limit}")
 
 
-def text_of(raw: Mapping[str, Any], name: str) -> str:
-    """A column's text, without the white space around it."""
-    if raw.get(name) is None:
-        raise Unusable(f"no {name}", f"columns: {', '.join(sorted(raw)) or 'none'}"[:200])
-    return _text(raw[name], name)
-
-
 def texts_of(raw: Mapping[str, Any], name: str, dropped: list[Unusable] | None = None) -> tuple[str, ...]:
     """A column's list of texts, equal ones once. An unusable one goes to ``dropped``; without it, it costs the row."""
     values = raw.get(name)
@@ -161,20 +152,12 @@ def texts_of(raw: Mapping[str, Any], name: str, dropped: list[Unusable] | None =
     found: dict[str, None] = {}
     for value in values:
         try:
-            found[_text(value, name)] = None
+            found[checked_text(value, name)] = None
         except Unusable as error:
             if dropped is None:
                 raise
             dropped.append(error)
     return tuple(found)
-
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise Unusable(f"{name} is not text", type(value).__name__)
-    if not value.strip():
-        raise Unusable(f"empty {name}")
-    return value.strip()
 
 
 def find_image(raw: Mapping[str, Any], folder: Path) -> Path:
@@ -212,14 +195,14 @@ def read_instructed(path: Path, bad: BadRows, *, limit: int | None = None) -> li
                 known[instruction] = phrase
     rows = [InstructedRow(name, str(image), tuple(pairs.items())) for image, (name, pairs) in joined.items() if pairs]
     columns = '{"image": "a.jpg", "pairs": [{"instruction": "the dog", "phrase": "a brown dog"}, ...]}'
-    return require_rows(rows, limit, path, bad, columns)
+    return first_rows(rows, limit, path, bad, columns)
 
 
 def _instructed(folder: Path, raw: dict[str, Any]) -> tuple[str, Path, list[Any]]:
     pairs = raw.get("pairs")
     if not isinstance(pairs, list):
         raise Unusable(
-            "no pairs" if pairs is None else "pairs is not a list", f"columns: {', '.join(sorted(raw))}"[:200]
+            "missing pairs" if pairs is None else "pairs is not a list", f"columns: {', '.join(sorted(raw))}"[:200]
         )
     if not pairs:
         raise Unusable("empty pairs")
@@ -248,7 +231,7 @@ def read_labelled(path: Path, bad: BadRows) -> list[LabelledRow]:
         DatasetError: There is nothing to read, or no usable row, or too many that are not.
     """
     if path.is_dir():
-        return require_rows(_by_folder(path), None, path, bad, "a picture in a subfolder that is named like its label")
+        return first_rows(_by_folder(path), None, path, bad, "a picture in a subfolder that is named like its label")
     seen: dict[Path, str] = {}
 
     def parse(raw: dict[str, Any]) -> LabelledRow:
@@ -259,7 +242,7 @@ def read_labelled(path: Path, bad: BadRows) -> list[LabelledRow]:
         return LabelledRow(raw["image"], str(image), label)
 
     rows = [row for _, row in usable(path, bad, parse)]
-    return require_rows(rows, None, path, bad, '{"image": "a.jpg", "label": "dog"}')
+    return first_rows(rows, None, path, bad, '{"image": "a.jpg", "label": "dog"}')
 
 
 def sample(rows: Sequence[Row], limit: int | None) -> list[Row]:
@@ -300,9 +283,9 @@ def read_labels(path: Path) -> dict[str, str]:
         ) from error
     try:
         if isinstance(value, dict):
-            words = {name.strip(): _text(one, "words for a label") for name, one in value.items()}
+            words = {name.strip(): checked_text(one, "words for a label") for name, one in value.items()}
         else:
-            listed = [_text(one, "label") for one in value if not isinstance(one, str) or one.strip()]
+            listed = [checked_text(one, "label") for one in value if not isinstance(one, str) or one.strip()]
             words = {one: one for one in listed}
             if len(words) < len(listed):
                 repeated = next(one for one in listed if listed.count(one) > 1)
@@ -338,6 +321,6 @@ def read_questions(path: Path, bad: BadRows, *, limit: int | None = None) -> lis
         return QuestionRow(raw["image"], str(image), question, answer, candidates)
 
     rows = [row for _, row in usable(path, bad, parse)]
-    return require_rows(
+    return first_rows(
         rows, limit, path, bad, '{"image": "a.jpg", "question": "...", "answer": "...", "candidates": [...]}'
     )

@@ -12,8 +12,10 @@ import numpy as np
 
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
+from abc_rag.scenes.captions import captions
 from abc_rag.scenes.drawing import render
-from abc_rag.scenes.world import Question, Scene, captions, held_out_scenes, phrase, phrases, questions
+from abc_rag.scenes.questions import Question, questions
+from abc_rag.scenes.world import Scene, held_out_scenes, phrase, phrases
 from abc_rag.types import Image, Input, InstructedImage, Text, Vectors
 
 __all__ = ["MiniReport", "evaluate_mini"]

@@ -1,17 +1,32 @@
-"""Drawing a scene from the sprites."""
+"""Draws scenes from sprites.
+
+The sprites are emoji of the Noto Color Emoji font (SIL Open Font License 1.1), cut once into ``sprites.png``, so that
+neither training nor evaluation needs the font.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
 
 import numpy as np
 import PIL.Image
 
-from abc_rag.scenes.world import _CENTRE, _EXTENT, BACKGROUNDS, Scene
+from abc_rag.scenes.world import BACKGROUNDS, Scene
 
 __all__ = ["render"]
+
+# Sizes and centres as shares of the picture's width.
+_EXTENT: Mapping[str, float] = {"big": 0.48, "small": 0.3}
+_CENTRE: Mapping[str, tuple[float, float]] = {
+    "left": (0.26, 0.5),
+    "right": (0.74, 0.5),
+    "top": (0.5, 0.26),
+    "bottom": (0.5, 0.74),
+    "middle": (0.5, 0.5),
+}
 
 
 @lru_cache(maxsize=1)
@@ -33,7 +48,7 @@ def _sprite(kind: str, extent: int) -> PIL.Image.Image:
 
 @lru_cache(maxsize=8)
 def _light(size: int) -> np.ndarray:
-    """Soft light from the top left: what is added to every background pixel, ``(size, size, 1)``."""
+    """Soft light from the top left, to be added to the background, ``(size, size, 1)``."""
     ramp = np.linspace(1.0, -1.0, size)
     return (ramp[:, None] * 16 + ramp[None, :] * 10)[:, :, None]
 

@@ -1,4 +1,4 @@
-"""Text for abc-mini: many ways to mention a kind or a colour, and the tokenizer that reads them."""
+"""Texts for abc-mini: many ways to mention a kind or a colour, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from abc_rag.scenes.world import BACKGROUNDS, KINDS, background_phrase, captions, phrase, questions, random_scene
+from abc_rag.scenes.captions import captions
+from abc_rag.scenes.questions import questions
+from abc_rag.scenes.world import BACKGROUNDS, KINDS, background_phrase, phrase, random_scene
 
 __all__ = ["CHAT_TEMPLATE", "SPECIAL_TOKENS", "corpus", "mention", "mention_background", "train_tokenizer"]
 
@@ -21,7 +23,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# Qwen2-VL's turn without system prompt and role names, which would be half of what this model reads.
+# Qwen2-VL's turn without system prompt and role names, which would make up half of the tokens here.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -68,14 +70,14 @@ def _filler(rng: random.Random, most: int) -> str:
 
 
 def _dress(sentence: str, rng: random.Random) -> str:
-    """Put words around a sentence that say nothing about it, as a real passage does."""
+    """Surround a sentence with unrelated words, as in a real passage."""
     before, after = _filler(rng, 6), _filler(rng, 8)
     stop = rng.choice((".", "", ":", ",", ";"))
     return f"{before} {sentence}{stop} {after}".strip()
 
 
 def mention(kind: str, rng: random.Random) -> str:
-    """A text that is about one kind: its phrase half of the time, else a sentence, often among other words."""
+    """A text about one kind: half of the time its phrase, else a sentence, often among other words."""
     draw = rng.random()
     if draw < 0.5:
         return phrase(kind)
@@ -86,7 +88,7 @@ def mention(kind: str, rng: random.Random) -> str:
 
 
 def mention_background(colour: str, rng: random.Random) -> str:
-    """The same for a background colour."""
+    """A text about a background colour; see `mention`."""
     draw = rng.random()
     if draw < 0.5:
         return background_phrase(colour)
@@ -95,7 +97,7 @@ def mention_background(colour: str, rng: random.Random) -> str:
 
 
 def corpus(rng: random.Random, lines: int) -> Iterator[str]:
-    """Text of the kind that the model will read, to train the tokenizer on."""
+    """Texts like those that the model will read, to train the tokenizer on."""
     yield from (" ".join(_FILLER) for _ in range(3))
     for _ in range(lines):
         scene = random_scene(rng, objects=rng.choice((1, 2)))
@@ -106,10 +108,10 @@ def corpus(rng: random.Random, lines: int) -> Iterator[str]:
 
 
 def train_tokenizer(*, vocab_size: int, seed: int) -> Tokenizer:
-    """A byte-level BPE tokenizer: any text can be encoded, and id 0 is ``!`` as in Qwen's vocabulary."""
+    """Train a byte-level BPE tokenizer: it encodes any text, and id 0 is ``!`` as in Qwen's vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
-        # The leading space makes a word the same token at the start of a text as within it.
+        # With the leading space, a word is the same token at the start of a text as within it.
         [normalizers.NFC(), normalizers.Lowercase(), normalizers.Prepend(" ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,4 +1,4 @@
-"""The settings of a training run: defaults from the paper, a YAML file over them, the command line over that."""
+"""The settings of a training run: the paper's defaults, overridden by a YAML file, then by the command line."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ Config = TypeVar("Config", bound="LoopConfig")
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """What every run has, whatever it trains.
+    """The settings of every run, whatever it trains.
 
     Attributes:
-        out: Folder of the run. A run in it with the same settings is taken up where it stopped.
-        steps: Optimiser steps in all.
-        lr: Highest learning rate; it rises over ``warmup`` and then falls along a cosine.
+        out: Folder of the run. An interrupted run with the same settings is resumed.
+        steps: Number of optimiser steps.
+        lr: Peak learning rate; it rises linearly over ``warmup``, then falls along a cosine.
         warmup: Share of the steps over which the learning rate rises.
-        final_lr: Share of ``lr`` that is left at the end.
-        optimizer: ``"adamw"``, or ``"muon"`` for matrices with AdamW for the rest.
+        final_lr: Final learning rate, as a share of ``lr``.
+        optimizer: ``"adamw"``, or ``"muon"`` for matrices and AdamW for the rest.
         weight_decay: Decoupled weight decay.
         beta2: AdamW's second decay rate.
-        max_grad_norm: Gradients longer than this are shortened to it.
-        seed: Of everything random.
-        bf16: Compute in bfloat16; weights that are trained stay float32.
+        max_grad_norm: Gradients are clipped to this norm.
+        seed: Seed of everything random.
+        bf16: Compute in bfloat16; trained weights stay float32.
         checkpoint_every: Steps between checkpoints; the last two are kept.
         log_every: Steps between rows of ``metrics.jsonl``.
         tensorboard: Write TensorBoard files too.
-        threads: Threads of a CPU run; torch's own choice if not given.
-        workers: Threads that open pictures beside the computation.
+        threads: CPU threads of torch; torch's default if None.
+        workers: Threads that open pictures during the computation.
     """
 
     out: str
@@ -72,23 +72,23 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig(LoopConfig):
-    """What training an adapter needs besides.
+    """The further settings of training an adapter.
 
     Attributes:
-        data: What to train on.
-        images: Folder that the data's picture names are relative to, where the data does not say.
-        base: What the adapter goes on: a hub id, or a folder if it starts with ``/``, ``./``, ``../`` or ``~``.
+        data: The training data.
+        images: Folder that picture names are relative to; the data's own folder if None.
+        base: The base model: a hub id, or a folder if it starts with ``/``, ``./``, ``../`` or ``~``.
         base_revision: Hub commit, tag or branch of ``base``.
-        chunk: Most pictures, or rows, computed at once on one process; the gradients do not depend on it (gradient
-            caching). If not given, all at once.
-        rank: Of the LoRA matrices.
-        alpha: Scale of the LoRA matrices; ``2 * rank`` if not given.
-        dropout: In front of the LoRA matrices.
-        base_dtype: Precision that the frozen weights are kept in; ``"auto"`` is bfloat16 on a GPU.
+        chunk: Maximum pictures (VLM2Vec: rows) that one process computes at once. The gradients do not depend on it
+            (gradient caching). If None, a process computes its whole share at once.
+        rank: Rank of the LoRA matrices.
+        alpha: Scale of the LoRA matrices; ``2 * rank`` if None.
+        dropout: Dropout in front of the LoRA matrices.
+        base_dtype: Precision of the frozen weights; ``"auto"`` is bfloat16 on a GPU, else float32.
         attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
-        gradient_checkpointing: Compute each layer again in the backward pass rather than keep its activations.
+        gradient_checkpointing: Recompute each layer's activations in the backward pass instead of keeping them.
         save_dtype: Precision of the saved adapter.
-        max_bad: Most rows that may be unusable.
+        max_bad: Maximum number of unusable rows.
     """
 
     data: str
@@ -108,21 +108,21 @@ class AdapterConfig(LoopConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(AdapterConfig):
-    """What both stages of ABC have.
+    """The settings that both stages of ABC share.
 
     Attributes:
-        data: A folder or file of JSON lines, a hub data set by its name, or ``"scenes"``.
-        base: Qwen2-VL; see `AdapterConfig`.
-        head_hidden: Width inside the MLP head.
-        pictures: Pictures of one step, over all processes together.
-        rank: Of the LoRA matrices.
-        label_smoothing: Share of the probability spread over all candidates.
-        min_temperature: A lower temperature counts as this one.
-        min_tokens: Fewest image tokens.
-        max_tokens: Most image tokens in training.
-        max_tokens_in_use: Most image tokens when the model is used. If not given: twice as many, as published (512 and
-            1,024), or as many where ``min_tokens`` and ``max_tokens`` are one number.
-        download: Fetch ``data`` from the hub if it is a data set there.
+        data: A folder or file of JSON lines, the name of a published data set, or ``"scenes"``.
+        base: A Qwen2-VL; see `AdapterConfig`.
+        head_hidden: Hidden width of the MLP head.
+        pictures: Pictures per step, over all processes.
+        rank: Rank of the LoRA matrices.
+        label_smoothing: Share of the probability that is spread over all candidates.
+        min_temperature: Lower bound of the temperature.
+        min_tokens: Minimum image tokens of a picture.
+        max_tokens: Maximum image tokens of a picture in training.
+        max_tokens_in_use: Maximum image tokens at inference. If None, ``2 * max_tokens`` as published (512 and 1,024),
+            or ``max_tokens`` if that equals ``min_tokens``.
+        download: Fetch a published data set from the hub.
     """
 
     base: str = "Qwen/Qwen2-VL-7B-Instruct"
@@ -138,7 +138,7 @@ class TrainConfig(AdapterConfig):
 
     @property
     def tokens_in_use(self) -> int:
-        """Most image tokens when the model is used."""
+        """Maximum image tokens at inference."""
         if self.max_tokens_in_use is not None:
             return self.max_tokens_in_use
         return self.max_tokens if self.min_tokens == self.max_tokens else 2 * self.max_tokens
@@ -149,13 +149,14 @@ class PretrainConfig(TrainConfig):
     """Pretraining, with the paper's values (arXiv 2503.00329): 4,000 steps of 512 pictures against 4,096 captions.
 
     Attributes:
-        negatives: Mined negatives of each picture.
-        negatives_file: What ``abc-rag train mine-negatives`` wrote for ``data``.
-        temperature: What the learnt temperature starts at.
-        head_init: ``"published"`` starts both layers of the head as identities, ``"neutral"`` the whole head.
-        true_negatives: ``"all"``: a caption counts against every picture of the batch, on whichever process it was
-            computed, and learns from all of them: two processes do what one would. ``"own"`` is what the published
-            code does: it learns from its own process's pictures only.
+        negatives: Mined negatives per picture.
+        negatives_file: The file that ``abc-rag train mine-negatives`` wrote for ``data``.
+        temperature: Initial value of the learnt temperature.
+        head_init: ``"published"`` initialises both layers of the head as identities, ``"neutral"`` the whole head as
+            one.
+        true_negatives: ``"all"``: a caption gets gradients from every picture of the batch, on whichever process, so
+            that two processes do what one would. ``"own"``, as in the published code: only from the pictures of its
+            own process.
     """
 
     steps: int = 4000
@@ -173,7 +174,7 @@ class InstructConfig(TrainConfig):
     Attributes:
         pretrain: The pretrain adapter: a hub id or a folder, as for ``base``.
         pretrain_revision: Hub commit, tag or branch of ``pretrain``.
-        pairs: Most (instruction, phrase) pairs of one picture in a batch.
+        pairs: Maximum (instruction, phrase) pairs per picture in a batch.
     """
 
     steps: int = 100
@@ -186,26 +187,26 @@ class InstructConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VLM2VecConfig(AdapterConfig):
-    """VLM2Vec, with the published values (arXiv 2410.05160): 2,000 steps of 1,024 rows, DoRA on all that is named.
+    """VLM2Vec, with the published values (arXiv 2410.05160): 2,000 steps of 1,024 rows with DoRA.
 
     Attributes:
         data: A folder in the layout of ``TIGER-Lab/MMEB-train``, or one file of it; see `abc_rag.training.data.mmeb`.
-        subsets: Names of the subsets of ``data``, with commas between them; all that it has if not given.
-        split: Which files of a subset, where it has several kinds: those whose names begin so.
-        rows_per_subset: Most rows of a subset, the first ones; all if not given. The published run took 50,000.
+        subsets: Subsets of ``data``, separated by commas; all subsets if None.
+        split: If a subset has files of several kinds, use those whose names begin with this.
+        rows_per_subset: Use the first rows of each subset; all rows if None. The published run took 50,000.
         base: A Qwen2-VL or a Phi-3.5-vision; see `AdapterConfig`.
-        rows: Rows of one step, over all processes together. Their targets are the candidates, and their negatives.
-        rank: Of the LoRA matrices.
+        rows: Rows per step, over all processes. Their targets and negatives are the candidates.
+        rank: Rank of the LoRA matrices.
         alpha: Scale of the LoRA matrices.
-        dropout: In front of the LoRA matrices.
-        dora: DoRA rather than plain LoRA.
-        init: How the first of two matrices starts; the second is zero.
-        targets: How the names of the layers end that get an adapter, with commas between them.
-        temperature: What the cosines are divided by; not learnt.
-        resolution: How pictures are opened: for Qwen2-VL ``"low"``, ``"mid"`` or ``"high"``, for Phi-3.5-vision a
-            number of crops; the model's own way if not given.
-        min_tokens: Fewest image tokens of a picture, where the model can be told so.
-        max_tokens: Most image tokens of a picture, where the model can be told so.
+        dropout: Dropout in front of the LoRA matrices.
+        dora: Use DoRA rather than plain LoRA.
+        init: Initialisation of the first LoRA matrix; the second starts as zero.
+        targets: Layers whose names end in one of these get an adapter; separated by commas.
+        temperature: The fixed temperature that the cosines are divided by.
+        resolution: How pictures are opened: ``"low"``, ``"mid"`` or ``"high"`` for Qwen2-VL, a number of crops for
+            Phi-3.5-vision; the model's default if None.
+        min_tokens: Minimum image tokens of a picture, for models that have this setting.
+        max_tokens: Maximum image tokens of a picture, for models that have this setting.
     """
 
     steps: int = 2000
@@ -257,7 +258,7 @@ def make_config(kind: type[Config], values: Mapping[str, Any]) -> Config:
             raise InputError(f"{name!r} is not a setting of {kind.__name__}{hint}")
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
     if missing:
-        raise InputError(f"{kind.__name__} needs {' and '.join(missing)}")
+        raise InputError(f"{kind.__name__} needs {' and '.join(missing)}; set them in the file or on the command line")
     hints = typing.get_type_hints(kind)
     checked = {name: _checked(name, value, hints[name]) for name, value in values.items()}
     config = kind(**checked)
@@ -269,13 +270,13 @@ def make_config(kind: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def parts_of(model: str) -> dict[str, Any]:
-    """The settings that a whole checkpoint gives: what it is built on, and the sizes that it was made for.
+    """The settings that follow from a complete checkpoint: its parts and its sizes.
 
     Args:
         model: ``"abc-mini"``, or a folder with ``base/`` and ``pretrain/``.
 
     Raises:
-        InputError: It is neither.
+        InputError: ``model`` is neither.
     """
     from abc_rag.models.abc.loader import checkpoint_folder
     from abc_rag.models.abc.network import ABCSettings
@@ -303,7 +304,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401
     if hint is float and type(value) in (int, float):
         value = float(value)
     elif hint is float and isinstance(value, str):
-        # YAML 1.1 reads 4e-5 as a text.
+        # YAML 1.1 reads 4e-5 as text.
         try:
             value = float(value)
         except ValueError:
@@ -325,17 +326,17 @@ def read_config(
     *,
     model: str | None = None,
 ) -> Config:
-    """A configuration from a YAML file (or JSON, which is YAML), what the caller overrides, and ``name=value`` texts.
+    """A configuration from a YAML file (or JSON, which is YAML), overrides, and ``name=value`` assignments.
 
     Args:
-        kind: Which configuration.
-        file: A mapping of setting names to values; none is needed.
-        overrides: Values by name; ``None`` leaves the file's or the default.
-        assignments: ``"lr=1e-4"``: the value is read as YAML.
-        model: See `parts_of`; whatever else is said goes over it.
+        kind: The type of the configuration.
+        file: A mapping of setting names to values; optional.
+        overrides: Values by name; None keeps the file's value or the default.
+        assignments: Texts such as ``"lr=1e-4"``; the value is read as YAML.
+        model: See `parts_of`; everything else takes precedence over it.
 
     Raises:
-        InputError: The file cannot be read, or `make_config` refuses what it says.
+        InputError: The file cannot be read, or `make_config` refuses a value.
         MissingExtraError: PyYAML is not installed.
     """
     known = {field.name for field in dataclasses.fields(kind)}

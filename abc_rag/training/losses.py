@@ -1,4 +1,4 @@
-"""ABC's contrastive loss, and its gradients at the vectors, which is where gradient caching needs them."""
+"""ABC's contrastive loss, and its gradients at the vectors for gradient caching."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ def contrastive_loss(
     excluded: torch.Tensor | None = None,
     counted: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """InfoNCE with label smoothing (arXiv 2503.00329); and the share of queries whose own candidate is nearest.
+    """InfoNCE with label smoothing (arXiv 2503.00329), and the accuracy.
 
     Args:
         queries: Unit rows ``(q, dim)``.
         candidates: Unit rows ``(c, dim)``.
-        targets: int64 ``(q,)``: each query's candidate.
+        targets: int64 ``(q,)``: the position of each query's own candidate.
         temperature: Scalar that the cosines are divided by.
-        smoothing: Share of the probability spread over all candidates.
-        excluded: bool ``(q, c)``: candidates that are true of a query without being its own, which are left out.
-        counted: bool ``(q,)``: queries that count; all if not given. At least one must.
+        smoothing: Share of the probability that is spread over all candidates.
+        excluded: bool ``(q, c)``: candidates to leave out, as they are true of a query without being its own.
+        counted: bool ``(q,)``: queries that count, at least one; all if None.
 
     Returns:
-        Two scalars: the mean loss over the counted queries, in nats, and their accuracy in [0, 1].
+        Two scalars over the counted queries: the mean loss in nats, and the share in [0, 1] whose own candidate scores
+        highest.
     """
     with torch.autocast(queries.device.type, enabled=False):
         scores = queries.float() @ candidates.float().T / temperature
@@ -51,14 +52,14 @@ def contrastive_loss(
 
 @dataclass(frozen=True)
 class LossGradients:
-    """A loss, and how it changes with the vectors that it was computed from.
+    """A loss and its gradients.
 
     Attributes:
         loss: Scalar, in nats.
-        accuracy: Share of queries whose own candidate is nearest.
-        queries: ``(q, dim)``: gradient at the queries.
-        candidates: ``(c, dim)``: gradient at the candidates.
-        temperature: Scalar: gradient at the temperature.
+        accuracy: Share of queries whose own candidate scores highest.
+        queries: Gradient at the queries, ``(q, dim)``.
+        candidates: Gradient at the candidates, ``(c, dim)``.
+        temperature: Gradient at the temperature, a scalar.
     """
 
     loss: float
@@ -79,15 +80,15 @@ def loss_gradients(
     excluded: torch.Tensor | None = None,
     counted: torch.Tensor | None = None,
 ) -> LossGradients:
-    """`contrastive_loss` of a whole batch, differentiated by its vectors and by the temperature.
+    """`contrastive_loss` of a whole batch, with its gradients at the vectors and the temperature.
 
     Args:
-        queries: See `contrastive_loss`; so for the others.
-        candidates: All candidates, of all ranks.
-        targets: Each query's candidate.
-        temperature: Scalar.
+        queries: See `contrastive_loss`.
+        candidates: See `contrastive_loss`; of all processes.
+        targets: See `contrastive_loss`.
+        temperature: See `contrastive_loss`.
         smoothing: See `contrastive_loss`.
-        min_temperature: A lower temperature counts as this one, and gets no gradient.
+        min_temperature: Lower bound of the temperature; below it, the temperature gets no gradient.
         excluded: See `contrastive_loss`.
         counted: See `contrastive_loss`.
     """

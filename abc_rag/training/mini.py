@@ -1,16 +1,16 @@
-"""Train abc-mini from nothing, by ABC's recipe (arXiv 2503.00329) at small scale.
+"""Trains abc-mini from scratch by ABC's recipe (arXiv 2503.00329), at small scale.
 
-Three stages, one after the other, each saved in the folder that the loader expects:
+Three stages, each saved in the folder where the loader expects it:
 
 ``base/``
-    A Qwen2-VL of two million parameters, trained in full. It stands in for Qwen2-VL-Instruct, which ABC starts
-    from: it learns to see, to read, and to answer questions about a picture. Queries are pictures with an
-    instruction against every phrase of the world, and pictures against captions.
+    A Qwen2-VL of two million parameters, trained in full. It takes the place of Qwen2-VL-Instruct, ABC's starting
+    point: it learns to see, to read, and to answer questions about a picture. Pictures with an instruction are
+    compared with every phrase of the world, and pictures alone with captions.
 ``pretrain/``
-    What ``abc-rag train pretrain`` makes of it: picture -> caption, with the captions of scenes that differ in one
-    respect as hard negatives.
+    The result of ``abc-rag train pretrain`` on the base: picture -> caption, with the captions of scenes that differ
+    in one respect as hard negatives.
 ``instruct/``
-    What ``abc-rag train instruct`` makes of both.
+    The result of ``abc-rag train instruct`` on both.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _NOT_THE_BASES = ("pretrain_steps", "instruct_steps", "lora_lr", "lora_rank", "t
 
 @dataclass(frozen=True)
 class MiniConfig:
-    """What a run of `train_mini` needs to be repeated."""
+    """The settings of `train_mini`."""
 
     seed: int = 0
     width: int = 192
@@ -88,7 +88,7 @@ class MiniConfig:
             "data": "scenes", "base": str(out.resolve() / "base"), "head_hidden": self.head_hidden,
             "pictures": self.pictures, "rank": self.lora_rank, "dropout": 0.0, "min_tokens": IMAGE_TOKENS,
             "max_tokens": IMAGE_TOKENS, "save_dtype": "float16",
-            # On CPU in bfloat16 the fused kernel's backward is several times slower than plain matrix products.
+            # On a CPU in bfloat16, the fused kernel's backward is several times slower than plain matrix products.
             "attention": "eager",
         }  # fmt: skip
 
@@ -110,7 +110,7 @@ class MiniConfig:
 
 
 def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[str], None] = lambda _: None) -> None:
-    """Train the three parts of abc-mini into ``out``. What is finished is not repeated, the rest is taken up.
+    """Train the three parts of abc-mini into ``out``. Finished stages are kept, an interrupted one is resumed.
 
     Args:
         out: Folder that receives ``base/``, ``pretrain/``, ``instruct/``, ``abc.json`` and ``training.json``.
@@ -131,7 +131,7 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
 
 
 class _Base(Objective[BaseBatch]):
-    """Everything is trained but the head, which stays the identity."""
+    """Trains everything but the head, which stays the identity."""
 
     label = "base"
 
@@ -161,7 +161,7 @@ class _Base(Objective[BaseBatch]):
         self.data = {key: value for key, value in asdict(config).items() if key not in _NOT_THE_BASES}
 
     def batch(self, step: int) -> BaseBatch:
-        """One object a picture at first, then mostly two."""
+        """One object per picture at first, then mostly two."""
         config = self._config
         return base_batch(
             random.Random(seeded(config.seed, "base", step)),
@@ -172,7 +172,7 @@ class _Base(Objective[BaseBatch]):
         )
 
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: BaseBatch, step: int) -> dict[str, float]:
-        """Questions against phrases, and pictures against captions both ways."""
+        """Questions against phrases, and pictures against captions in both directions."""
         asked = [((n,), self._prompts(f"Instruction: {q}", image_tokens=IMAGE_TOKENS)) for n, q, _ in batch.asked]
         alone = [((n,), self._prompts("", image_tokens=IMAGE_TOKENS)) for n in range(len(batch.pictures))]
         texts = [((), self._prompts(t)) for t in [*batch.candidates, *batch.captions]]
@@ -195,7 +195,7 @@ class _Base(Objective[BaseBatch]):
         }
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
-        """Half precision keeps the checkpoint small; what is evaluated and shipped is what was saved."""
+        """Save in half precision, which keeps the checkpoint small."""
         save_tensors(out / "model.safetensors", base_state_dict(self._backbone), torch.float16)
 
 
@@ -213,7 +213,7 @@ def _backbone_config(config: MiniConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:
             "max_position_embeddings": 2048,
             "max_window_layers": config.text_depth,
             "rms_norm_eps": 1e-6,
-            # Sequences are tens of tokens long: the frequencies of a 32,000-token model would all be near zero.
+            # Sequences have tens of tokens: the frequencies of a 32,000-token model would all be near zero.
             "rope_theta": 1000.0,
             "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
             "tie_word_embeddings": True,
@@ -246,7 +246,7 @@ def _initialise(backbone: Qwen2VLBackbone) -> None:
         if parameter.ndim >= 2:
             std = 0.02 if "embed_tokens" in name else 1 / math.sqrt(parameter.shape[1])
             if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight")):
-                std *= 0.3  # what is added to the residual stream starts small
+                std *= 0.3  # contributions to the residual stream start small
             nn.init.normal_(parameter, std=std)
         elif "norm" in name or "ln_q" in name:
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)

@@ -32,8 +32,10 @@ from abc_rag.embedding.embedder import BatchSize, Embedder
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import DatasetError, InputError
 from abc_rag.evaluation.mteb import MTEBModel, evaluate_mteb, load_mteb_model, model_meta
+from abc_rag.scenes.captions import captions
 from abc_rag.scenes.drawing import render
-from abc_rag.scenes.world import captions, held_out_scenes, phrase, phrases, questions
+from abc_rag.scenes.questions import questions
+from abc_rag.scenes.world import held_out_scenes, phrase, phrases
 from abc_rag.types import Image, Input, InstructedImage, Text, Vectors
 
 

@@ -145,7 +145,7 @@ def test_pictures_elsewhere_captions_limit_and_split(folder: Path, tmp_path_fact
         ({"image": "b.png", "captions": [" "]}, "empty captions"),
         ({"image": "b.png", "captions": []}, "empty captions"),
         ({"image": "b.png", "captions": "a cat"}, "captions is not a list"),
-        ({"image": "b.png", "captions": [3]}, "captions is not text"),
+        ({"image": "b.png", "captions": [3]}, "wrong type"),
         ({"image": "b.png", "caption": "a cat"}, "mixed columns"),
         ({"image": "b.png", "captions": ["a cat"], "caption": "a cat"}, "mixed columns"),
         ({"image": "b.png", "captions": ["a cat"], "id": "x"}, "duplicate id"),
@@ -169,7 +169,7 @@ def test_bad_rows_of_mscoco(folder: Path) -> None:
     found = evaluate_retrieval(Given(VECTORS), data)
     assert found.bad["by_problem"] == {
         "duplicate id": 1, "missing image": 1, "no id": 1, "not a JSON object": 1,
-        "caption of no picture": 1, "empty caption": 1, "no caption": 1,
+        "caption of no picture": 1, "empty caption": 1, "missing caption": 1,
     }  # fmt: skip
     assert found.metrics["image_to_text_r1"] == 1.0
     whole = json.loads(data.read_text()) | {"annotations": []}

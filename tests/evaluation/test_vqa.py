@@ -83,7 +83,7 @@ def test_questions_are_rewritten_where_that_is_asked_for(tmp_path: Path) -> None
     [
         ({**OWN[0], "image": "gone.png"}, "missing image"),
         ({**OWN[0], "question": " "}, "empty question"),
-        ({**OWN[0], "answer": None}, "no answer"),
+        ({**OWN[0], "answer": None}, "missing answer"),
         ({**OWN[0], "candidates": ["red", "red"]}, "no wrong candidate"),
         ({**OWN[0], "candidates": []}, "no wrong candidate"),
         ({**OWN[0], "candidates": "red, blue"}, "candidates is not a list"),

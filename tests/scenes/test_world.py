@@ -7,21 +7,18 @@ import random
 import numpy as np
 import pytest
 
+from abc_rag.scenes.captions import Description, caption_edits, captions, describe
 from abc_rag.scenes.drawing import render
+from abc_rag.scenes.questions import questions
 from abc_rag.scenes.world import (
     BACKGROUNDS,
     CATEGORIES,
     KINDS,
-    Description,
     Placed,
     Scene,
-    caption_edits,
-    captions,
-    describe,
     held_out_scenes,
     is_held_out,
     phrases,
-    questions,
     random_scene,
 )
 

@@ -24,7 +24,8 @@ from abc_rag.errors import InputError
 from abc_rag.evaluation.authoring.pairs import Pair, normalised, pair_problem
 from abc_rag.evaluation.authoring.scan import Picture
 from abc_rag.files import append, write_json
-from abc_rag.training.data.rows import BadRows, read_jsonl
+from abc_rag.training.data.lines import read_jsonl
+from abc_rag.training.data.rows import BadRows
 
 __all__ = ["Answer", "BuildFolder", "Candidate", "Decision", "Lines", "Reviewed", "Verdict"]
 

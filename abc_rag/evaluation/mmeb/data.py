@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from abc_rag.errors import DatasetError, InputError, MissingExtraError
-from abc_rag.evaluation.mmeb.tasks import PLACEHOLDER
 from abc_rag.files import new_folder, remove_drafts
-from abc_rag.training.data.rows import BadRows, read_jsonl
+from abc_rag.training.data.lines import read_jsonl
+from abc_rag.training.data.mmeb import Side, require_columns
+from abc_rag.training.data.rows import BadRows, Unusable
 
-__all__ = ["HUB_ID", "Item", "Row", "Split", "dataset_files", "download_mmeb", "image_folder", "read_split"]
+__all__ = ["HUB_ID", "Row", "Split", "dataset_files", "download_mmeb", "image_folder", "read_split"]
 
 HUB_ID = "TIGER-Lab/MMEB-eval"
 _COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
@@ -25,19 +26,6 @@ _LAYOUTS = ("{0}/test-*.parquet", "{0}/test/*.parquet", "{0}/*.parquet", "{0}.pa
             "{0}/data-*.arrow", "{0}/test*.jsonl", "{0}/*.jsonl", "{0}.jsonl")  # fmt: skip
 _IMAGE_FOLDERS = ("images", "eval_images")
 _NONE_FOUND = 20  # missing pictures, with none found before, after which the folder is taken to be the wrong one
-
-
-@dataclass(frozen=True)
-class Item:
-    """A query or a candidate.
-
-    Attributes:
-        text: As the file has it, placeholder included.
-        image: Path below the image folder; empty without a picture.
-    """
-
-    text: str
-    image: str
 
 
 @dataclass(frozen=True)
@@ -71,8 +59,8 @@ class Split:
     """
 
     dataset: str
-    queries: list[Item] = field(default_factory=list)
-    candidates: list[Item] = field(default_factory=list)
+    queries: list[Side] = field(default_factory=list)
+    candidates: list[Side] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     dropped: int = 0
     same: list[str] = field(default_factory=list)
@@ -141,10 +129,10 @@ class _Builder:
         self.split = Split(dataset)
         self._images = images
         self._bad = bad
-        self._queries: dict[Item, int] = {}
-        self._candidates: dict[Item, int] = {}
+        self._queries: dict[Side, int] = {}
+        self._candidates: dict[Side, int] = {}
         self._problems: dict[str, tuple[str, str] | None] = {}
-        self._seen_bad: set[Item] = set()
+        self._seen_bad: set[Side] = set()
         self._found_any = False
         self._missing = 0
 
@@ -157,12 +145,13 @@ class _Builder:
 
     def add(self, where: str, row: dict[str, Any]) -> None:
         """Take a row in, or count it as bad."""
-        problem = _shape_problem(row)
-        if problem:
-            self._bad.add(where, *problem)
+        try:
+            _check_shape(row)
+        except Unusable as error:
+            self._bad.add(where, error.problem, error.detail)
             return
-        query = Item(row["qry_text"] or "", row["qry_img_path"] or "")
-        listed = [Item(text or "", path or "") for text, path in zip(row["tgt_text"], row["tgt_img_path"], strict=True)]
+        query = Side(row["qry_text"] or "", row["qry_img_path"] or "")
+        listed = [Side(text or "", path or "") for text, path in zip(row["tgt_text"], row["tgt_img_path"], strict=True)]
         for what, item in (("query", query), ("right candidate", listed[0])):
             problem = self._problem(item)
             if problem:
@@ -180,28 +169,30 @@ class _Builder:
         number = self._number(query, self._queries, self.split.queries)
         self.split.rows.append(Row(where, number, self._candidate(listed[0]), numbers))
 
-    def _candidate(self, item: Item) -> int:
+    def _candidate(self, item: Side) -> int:
         return self._number(item, self._candidates, self.split.candidates)
 
     @staticmethod
-    def _number(item: Item, numbers: dict[Item, int], items: list[Item]) -> int:
+    def _number(item: Side, numbers: dict[Side, int], items: list[Side]) -> int:
         number = numbers.setdefault(item, len(items))
         if number == len(items):
             items.append(item)
         return number
 
-    def _is_usable(self, where: str, item: Item) -> bool:
+    def _is_usable(self, where: str, item: Side) -> bool:
         problem = self._problem(item)
         if problem and item not in self._seen_bad:
             self._seen_bad.add(item)
             self._bad.add(where, problem[0], f"a candidate, left out wherever it stands: {problem[1]}")
         return problem is None
 
-    def _problem(self, item: Item) -> tuple[str, str] | None:
+    def _problem(self, item: Side) -> tuple[str, str] | None:
         if not item.image:
-            if PLACEHOLDER in item.text:
-                return "no picture for its placeholder", item.text[:80]
-            return None if item.text.strip() else ("neither text nor picture", "")
+            try:
+                item.check()
+            except Unusable as error:
+                return error.problem, error.detail
+            return None
         if item.image not in self._problems:
             self._problems[item.image] = self._image_problem(item.image)
         return self._problems[item.image]
@@ -220,20 +211,19 @@ class _Builder:
         return "missing image", image
 
 
-def _shape_problem(row: dict[str, Any]) -> tuple[str, str] | None:
-    missing = [name for name in _COLUMNS if name not in row]
-    if missing:
-        return "missing column", ", ".join(missing)
+def _check_shape(row: dict[str, Any]) -> None:
+    require_columns(row, _COLUMNS)
     for name in _COLUMNS[:2]:
         if row[name] is not None and not isinstance(row[name], str):
-            return "not a text", f"{name} is a {type(row[name]).__name__}"
+            raise Unusable("wrong type", f"{name} is {type(row[name]).__name__}, not text")
     for name in _COLUMNS[2:]:
         if not isinstance(row[name], list) or not all(one is None or isinstance(one, str) for one in row[name]):
-            return "not a list of texts", name
+            raise Unusable("wrong type", f"{name} is not a list of texts")
     texts, paths = len(row["tgt_text"]), len(row["tgt_img_path"])
     if texts != paths:
-        return "candidates of two lengths", f"{texts} texts, {paths} pictures"
-    return None if texts else ("no candidates", "")
+        raise Unusable("candidates of two lengths", f"{texts} texts, {paths} pictures")
+    if not texts:
+        raise Unusable("no candidates")
 
 
 def _rows(dataset: str, files: Sequence[Path], bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -24,7 +24,7 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError, InputError
 from abc_rag.evaluation.metrics import TIE
-from abc_rag.evaluation.mmeb.data import HUB_ID, Item, Split, dataset_files, download_mmeb, image_folder, read_split
+from abc_rag.evaluation.mmeb.data import HUB_ID, Split, dataset_files, download_mmeb, image_folder, read_split
 from abc_rag.evaluation.mmeb.tasks import (
     DATASETS,
     GROUPS,
@@ -39,6 +39,7 @@ from abc_rag.evaluation.mmeb.tasks import (
 )
 from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
 from abc_rag.evaluation.vectors import VectorCache
+from abc_rag.training.data.mmeb import Side
 from abc_rag.training.data.rows import BadRows
 from abc_rag.types import Interleaved, Vectors
 
@@ -220,7 +221,7 @@ def _evaluate_split(
     """The score of one data set, and its mistakes with how much the wrong candidate won by."""
     name = split.dataset
 
-    def place(item: Item) -> Path | None:
+    def place(item: Side) -> Path | None:
         return images / item.image if item.image else None
 
     queries, asked = cache.embed(f"{name}-queries", [prompts.query(name, q.text, place(q)) for q in split.queries])
@@ -284,7 +285,7 @@ def _mistake(split: Split, judged: _Judged, images: Path) -> Mistake:
     )
 
 
-def _described(item: Item) -> str:
+def _described(item: Side) -> str:
     return " ".join(part for part in (plain(item.text), f"({item.image})" if item.image else "") if part)
 
 

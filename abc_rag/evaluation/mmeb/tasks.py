@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from abc_rag.errors import InputError
-from abc_rag.types import Image, Input, InstructedImage, Interleaved, Text
+from abc_rag.training.data.mmeb import PLACEHOLDER, to_the_letter
+from abc_rag.types import Image, Input, InstructedImage, Text
 
 __all__ = [
     "DATASETS",
     "GROUPS",
     "META_TASKS",
-    "PLACEHOLDER",
     "PROMPTS",
     "PUBLISHED",
     "PromptName",
@@ -28,9 +28,6 @@ __all__ = [
     "meta_task",
     "plain",
 ]
-
-PLACEHOLDER = "<|image_1|>"
-"""What stands in a text of MMEB where its picture belongs."""
 
 META_TASKS: Mapping[str, Sequence[str]] = {
     "classification": (
@@ -234,17 +231,6 @@ class VLM2VecPrompts:
     def candidate(self, dataset: str, text: str, image: Path | None) -> Input:
         """See `Prompts`."""
         return to_the_letter(text, image)
-
-
-def to_the_letter(text: str, image: Path | None) -> Input:
-    """A text of MMEB with its picture where the placeholder stands; before the text where there is none."""
-    if image is None:
-        return Text(text)
-    before, mark, after = text.partition(PLACEHOLDER)
-    if not mark:
-        before, after = "", text
-    parts = [Text(before) if before else None, Image(image), Text(after) if after else None]
-    return Interleaved([part for part in parts if part is not None])
 
 
 _ONLY_REPRESENT = (

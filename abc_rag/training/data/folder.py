@@ -1,4 +1,4 @@
-"""Training data of one's own: a JSONL file beside its pictures."""
+"""Your own training data: a JSONL file beside its pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from abc_rag.errors import DatasetError
 from abc_rag.training.data.lines import Ids, LineFile
-from abc_rag.training.data.rows import BadRows, Unusable
+from abc_rag.training.data.rows import BadRows, Unusable, checked_text, require_rows, text_of
 from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, Pair, PairsRow, PairsSource
 
 __all__ = [
@@ -23,17 +23,15 @@ __all__ = [
     "Pictures",
     "find_data",
     "pair_of",
-    "require_rows",
-    "text_of",
 ]
 
 HUB_NAMES = {"abc-pretraining": "TIGER-Lab/ABC-Pretraining-Data", "abc-vg-instruct": "TIGER-Lab/ABC-VG-Instruct"}
-"""Our names of the published data sets, and the hub's. A folder of that name is ``./abc-pretraining``."""
+"""Short names of the published data sets -> their hub ids. A folder of such a name is written ``./abc-pretraining``."""
 
 _CAPTIONS = '{"image": "a.jpg", "caption": "..."}'
 _PAIRS = '{"image": "a.jpg", "pairs": [{"instruction": "...", "phrase": "..."}]}'
 Row = TypeVar("Row")
-# Receives (problem, detail) of a part of a row that is left out while the rest of the row is used.
+# Receives (problem, detail) of a part of a row that is left out; the rest of the row is used.
 Note = Callable[[str, str], None]
 
 
@@ -42,11 +40,11 @@ Note = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Found:
-    """What a data set's name stands for.
+    """A data set that was found.
 
     Attributes:
         kind: A JSONL file, a folder saved by the `datasets` library, a folder of parquet files, or a hub data set.
-        path: The file or the folder; of a hub data set its id on the hub.
+        path: The file or folder; for a hub data set its hub id.
     """
 
     kind: Literal["jsonl", "saved", "parquet", "hub"]
@@ -54,22 +52,22 @@ class Found:
 
 
 def find_data(data: str | os.PathLike[str], *, captions: bool) -> Found:
-    """What kind of data there is.
+    """Find a data set by its name or path.
 
     Raises:
-        DatasetError: There is none, or it is not clear which.
+        DatasetError: There is none, or it is ambiguous.
     """
     if isinstance(data, str) and data in HUB_NAMES:
         if captions != (data == "abc-pretraining"):
             has, wants = ("captions", "pairs") if not captions else ("pairs", "captions")
-            raise DatasetError(f"{data} holds {has}, and {wants} are needed: {'|'.join(set(HUB_NAMES) - {data})}")
+            raise DatasetError(f"{data} holds {has}, but {wants} are needed; use {'|'.join(set(HUB_NAMES) - {data})}")
         return Found("hub", Path(HUB_NAMES[data]))
     if not isinstance(data, (str, os.PathLike)):
         raise DatasetError(f"data must be a path or the name of a published data set, not {type(data).__name__}")
     path = Path(os.path.expanduser(data))
     if path.is_file():
         if path.suffix != ".jsonl":
-            raise DatasetError(f"{path}: is no .jsonl file; give one with a row a line: {_shape(captions)}")
+            raise DatasetError(f"{path}: not a .jsonl file; give one with one row per line: {_shape(captions)}")
         return Found("jsonl", path)
     if not path.is_dir():
         raise DatasetError(
@@ -91,9 +89,9 @@ def _in_folder(path: Path, captions: bool) -> Found:
     if tables and not lines:
         return Found("parquet", path)
     if not lines:
-        raise DatasetError(f"{path}: holds neither JSONL nor parquet files; write a JSONL with {_shape(captions)}")
+        raise DatasetError(f"{path}: holds neither JSONL nor parquet files; write a JSONL file with {_shape(captions)}")
     names = ", ".join(file.name for file in lines[:5]) + (" and parquet files" if tables else "")
-    raise DatasetError(f"{path}: holds {names}; give the file that is meant, or call it train.jsonl")
+    raise DatasetError(f"{path}: holds {names}; give the path of one file, or name it train.jsonl")
 
 
 def _shape(captions: bool) -> str:
@@ -107,27 +105,29 @@ class Pictures:
     """Finds the picture files that rows name.
 
     Args:
-        folder: What relative names are relative to.
+        folder: The folder that names are relative to.
 
     Raises:
-        DatasetError: It is no folder.
+        DatasetError: There is no such folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(os.path.abspath(os.path.expanduser(folder)))
         if not self.folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder; images must be the one that picture names are relative to")
+            raise DatasetError(
+                f"{folder}: no such folder; images must be the folder that picture names are relative to"
+            )
         self._inside = os.path.join(str(self.folder), "")
 
     def path(self, name: str, *, check: bool) -> str:
         """The path of a picture.
 
         Args:
-            name: As the row has it: relative, or absolute.
-            check: Whether the file must exist.
+            name: The name in the row, relative or absolute.
+            check: Require that the file exists.
 
         Raises:
-            Unusable: It leaves the folder, or there is no such file.
+            Unusable: A relative name leaves the folder, or there is no such file.
         """
         path = os.path.normpath(os.path.join(self._inside, name))
         if not os.path.isabs(name) and not os.path.join(path, "").startswith(self._inside):
@@ -138,38 +138,6 @@ class Pictures:
         except ValueError:  # a null byte
             pass
         raise Unusable("missing image", name)
-
-
-def text_of(raw: dict[str, Any], column: str, shown: str | None = None) -> str:
-    """A column's text without the white space around it.
-
-    Raises:
-        Unusable: There is none, it is empty, or it is something else.
-    """
-    value, shown = raw.get(column), shown or column
-    if value is None:
-        raise Unusable(f"missing {shown}", f"columns: {', '.join(sorted(raw)) or 'none'}")
-    if not isinstance(value, str):
-        raise Unusable("wrong type", f"{shown} is {type(value).__name__}, not text")
-    value = value.strip()
-    if not value:
-        raise Unusable(f"empty {shown}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair; tokenizers cannot read it
-        raise Unusable("not text", f"{shown}: {error.reason}") from error
-    return value
-
-
-def require_rows(rows: int, name: str, bad: BadRows, shape: str) -> None:
-    """Refuse a data set without usable rows.
-
-    Raises:
-        DatasetError: It has none.
-    """
-    if rows == 0:
-        why = f"{bad.summary()}; first: {bad.rows[0]}" if bad.count else "it is empty"
-        raise DatasetError(f"{name}: no row can be used ({why}); each must be like {shape}")
 
 
 def _id_of(raw: dict[str, Any], line: int) -> str:
@@ -184,7 +152,7 @@ def _id_of(raw: dict[str, Any], line: int) -> str:
 
 
 def _silent(problem: str, detail: str) -> None:
-    """What was left out has been counted when the file was opened."""
+    """Ignore what is left out: it was counted when the file was opened."""
 
 
 class _Lines(Generic[Row]):
@@ -192,10 +160,10 @@ class _Lines(Generic[Row]):
 
     Args:
         path: The file.
-        images: Folder that picture names are relative to; if not given, that of the file.
-        max_bad: Most unusable rows.
-        parse: Makes a row: (object, id, whether the picture must exist, where to report what is left out of it).
-        shape: What a row looks like, for messages.
+        images: Folder that picture names are relative to; the folder of the file if None.
+        max_bad: Maximum number of unusable rows.
+        parse: Makes a row of an object, its id, the pictures, whether its picture must exist, and a `Note`.
+        shape: An example of a row, for messages.
     """
 
     def __init__(
@@ -212,7 +180,7 @@ class _Lines(Generic[Row]):
         self._images = images
         self._pictures = Pictures(path.parent if images is None else images)
         self._parse = parse
-        # Two numbers a row: all that is kept of it.
+        # All that is kept of a row: its offset and its line number.
         self._offsets, self._numbers = array("q"), array("q")
         for offset, number, raw in self._file.scan(self.bad):
             self._take(offset, number, raw)
@@ -258,11 +226,11 @@ class FolderCaptions(CaptionSource):
 
     Args:
         path: The file.
-        images: Folder that picture names are relative to; if not given, that of the file.
-        max_bad: Most unusable rows.
+        images: Folder that picture names are relative to; the folder of the file if None.
+        max_bad: Maximum number of unusable rows.
 
     Raises:
-        DatasetError: The file cannot be read, has no usable row, or too many that are not.
+        DatasetError: The file cannot be read, has no usable row, or too many unusable ones.
     """
 
     def __init__(self, path: Path, *, images: Path | None = None, max_bad: int = 100) -> None:
@@ -284,7 +252,7 @@ class FolderCaptions(CaptionSource):
 def _caption_row(raw: dict[str, Any], id: str, pictures: Pictures, check: bool, note: Note) -> CaptionRow:
     if raw.get("pairs") is not None:
         both = raw.get("caption") is not None
-        raise Unusable("mixed columns", "caption and pairs in one row" if both else "pairs where captions are read")
+        raise Unusable("mixed columns", "caption and pairs in one row" if both else "pairs where captions are expected")
     caption = text_of(raw, "caption")
     image = pictures.path(text_of(raw, "image"), check=check)
     negatives = raw.get("negatives")
@@ -295,7 +263,7 @@ def _caption_row(raw: dict[str, Any], id: str, pictures: Pictures, check: bool, 
     kept: dict[str, None] = {}
     for value in negatives:
         try:
-            text = text_of({"negative": value}, "negative")
+            text = checked_text(value, "negative")
         except Unusable as error:
             note(error.problem, error.detail)
             continue
@@ -314,11 +282,11 @@ class FolderPairs(PairsSource):
 
     Args:
         path: The file.
-        images: Folder that picture names are relative to; if not given, that of the file.
-        max_bad: Most unusable rows and pairs.
+        images: Folder that picture names are relative to; the folder of the file if None.
+        max_bad: Maximum number of unusable rows and pairs.
 
     Raises:
-        DatasetError: The file cannot be read, has no usable row, or too many that are not.
+        DatasetError: The file cannot be read, has no usable row, or too many unusable ones.
     """
 
     def __init__(self, path: Path, *, images: Path | None = None, max_bad: int = 100) -> None:
@@ -340,11 +308,13 @@ class FolderPairs(PairsSource):
 def _pairs_row(raw: dict[str, Any], id: str, pictures: Pictures, check: bool, note: Note) -> PairsRow:
     if raw.get("caption") is not None:
         both = raw.get("pairs") is not None
-        raise Unusable("mixed columns", "caption and pairs in one row" if both else "a caption where pairs are read")
+        raise Unusable(
+            "mixed columns", "caption and pairs in one row" if both else "a caption where pairs are expected"
+        )
     pairs = raw.get("pairs")
     if not isinstance(pairs, list):
         problem = "missing pairs" if pairs is None else "wrong type"
-        raise Unusable(problem, f"pairs is {'not there' if pairs is None else type(pairs).__name__}")
+        raise Unusable(problem, "pairs is missing" if pairs is None else f"pairs is {type(pairs).__name__}, not a list")
     if not pairs:
         raise Unusable("empty pairs")
     image = pictures.path(text_of(raw, "image"), check=check)
@@ -363,7 +333,7 @@ def pair_of(value: object) -> Pair:
     """An (instruction, phrase) pair.
 
     Raises:
-        Unusable: It is none.
+        Unusable: ``value`` is not such a pair.
     """
     if not isinstance(value, dict):
         raise Unusable("wrong type", f"a pair is {type(value).__name__}, not an object")

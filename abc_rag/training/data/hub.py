@@ -1,4 +1,4 @@
-"""The published data sets of ABC in their own formats: from the hub, its cache, or a folder."""
+"""ABC's published data sets in their own formats: from the hub, its cache, or a folder."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError, MissingExtraError
-from abc_rag.training.data.folder import Found, Note, Pictures, pair_of, require_rows, text_of
+from abc_rag.training.data.folder import Found, Note, Pictures, pair_of
 from abc_rag.training.data.lines import Ids, describe_files
-from abc_rag.training.data.rows import BadRows, Unusable
+from abc_rag.training.data.rows import BadRows, Unusable, require_rows, text_of
 from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, PairsRow, PairsSource, one_of_each_group
 
 __all__ = ["HubCaptions", "HubPairs", "Table", "open_table"]
 
 _BATCH = 10_000
-_LARGE = 100_000  # rows that take a while to read
+_LARGE = 100_000  # rows from which a progress bar is shown
 _UNPACK = {
     "captions": "download abc-pretrain.tar.gz.part_* from TIGER-Lab/ABC-Pretraining-Data, unpack them with "
     "'cat abc-pretrain.tar.gz.part_* | tar xzf - -C FOLDER', and give FOLDER, which then holds train/",
@@ -39,9 +39,9 @@ class Table:
     """Rows of the `datasets` library.
 
     Attributes:
-        name: What to call them.
+        name: Name of the data in messages.
         rows: A `datasets.Dataset`.
-        about: Where they are from.
+        about: Origin and version.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Table:
 
 
 def open_table(found: Found, *, allow_download: bool) -> Table:
-    """Open a data set with the `datasets` library: its rows stay on disk.
+    """Open a data set with the `datasets` library; its rows stay on disk.
 
     Args:
-        found: A hub data set, a folder of parquet files, or one that the library saved.
-        allow_download: Whether a hub data set may be fetched; otherwise it must be in the library's cache.
+        found: A hub data set, a folder of parquet files, or a folder saved by the library.
+        allow_download: Fetch a hub data set; without it, the data must be in the library's cache.
 
     Raises:
-        DatasetError: It cannot be read, or fetched, or has no ``train`` split among several.
+        DatasetError: The data cannot be read or fetched, or have several splits and no ``train`` among them.
         MissingExtraError: The library is not installed.
     """
     try:
@@ -75,12 +75,12 @@ def open_table(found: Found, *, allow_download: bool) -> Table:
             else:
                 files = sorted(str(file) for file in found.path.glob("**/*.parquet"))
                 opened = datasets.Dataset.from_parquet(files)
-        except Exception as error:  # the library's errors have no common base
+        except Exception as error:  # the library's errors have no common base class
             raise DatasetError(f"{name}: cannot be read as {found.kind} data ({_first_line(error)})") from error
     if isinstance(opened, datasets.DatasetDict):
         splits = list(opened)
         if "train" not in splits and len(splits) != 1:
-            raise DatasetError(f"{name}: has the splits {', '.join(splits)} and no 'train'; save the one that is meant")
+            raise DatasetError(f"{name}: has the splits {', '.join(splits)} but no 'train'; save one split alone")
         opened = opened["train" if "train" in splits else splits[0]]
     if found.kind == "hub":
         about = {"hub": name, "revision": _revision(opened)}
@@ -115,7 +115,7 @@ def _cached(name: str) -> Any:  # noqa: ANN401
 
 
 def _revision(dataset: Any) -> str:  # noqa: ANN401
-    """The hub's commit, which the library names its cache folder after; empty where it does not."""
+    """The hub commit, after which the library names its cache folder; empty if it does not."""
     folders = [Path(file["filename"]).parent.name for file in dataset.cache_files]
     return next((folder for folder in folders if re.fullmatch(r"[0-9a-f]{40}", folder)), "")
 
@@ -126,7 +126,7 @@ def _first_line(error: Exception) -> str:
 
 def _pictures(images: Path | None, kind: str, name: str) -> Pictures:
     if images is None:
-        raise DatasetError(f"{name}: names pictures and does not hold them; set images (--images): {_UNPACK[kind]}")
+        raise DatasetError(f"{name}: does not contain its pictures; set images (--images): {_UNPACK[kind]}")
     return Pictures(images)
 
 
@@ -138,11 +138,11 @@ class HubCaptions(CaptionSource):
 
     Args:
         table: The rows.
-        images: Folder that the pictures were unpacked into.
-        max_bad: Most unusable rows.
+        images: Folder of the unpacked pictures.
+        max_bad: Maximum number of unusable rows.
 
     Raises:
-        DatasetError: A column or the pictures' folder is missing, no row is usable, or too many are not.
+        DatasetError: A column or the pictures' folder is missing, no row is usable, or too many are unusable.
     """
 
     def __init__(self, table: Table, *, images: Path | None, max_bad: int = 100) -> None:
@@ -159,7 +159,7 @@ class HubCaptions(CaptionSource):
         self._light = self._dataset.select_columns([name for name in ("id", "image", "caption") if name in columns])
         self._captions = self._dataset.select_columns(["caption"])
         self._negatives = self._dataset.select_columns(["negatives"]) if "negatives" in columns else None
-        # Numbers of the usable rows in the whole, which is what negatives name.
+        # Row numbers of the usable rows; negatives refer to row numbers.
         self._kept = array("q")
         said = self._scan_rows()
         if self._negatives is not None:
@@ -168,7 +168,7 @@ class HubCaptions(CaptionSource):
         require_rows(len(self), table.name, self.bad, "id, image, caption, negatives")
 
     def _scan_rows(self) -> npt.NDArray[np.int64]:
-        """Find the usable rows; return a code of every row's caption, equal for equal ones."""
+        """Find the usable rows; return a code of every row's caption, equal for equal captions."""
         count = len(self._light)
         said = np.zeros(count, dtype=np.int64)
         with progress_bar(f"reading {self.name}", total=count, enabled=count > _LARGE) as bar:
@@ -195,7 +195,7 @@ class HubCaptions(CaptionSource):
             self._kept.append(number)
 
     def _scan_negatives(self, said: npt.NDArray[np.int64]) -> None:
-        """Count what negatives cannot be used, of usable rows; a row counts once for each problem."""
+        """Count unusable negatives of usable rows; a row counts once for each problem."""
         kept = np.zeros(len(said), dtype=bool)
         kept[np.array(self._kept, dtype=np.int64)] = True
         for start in range(0, len(said), _BATCH):
@@ -231,7 +231,7 @@ class HubCaptions(CaptionSource):
         return CaptionRow(row.id, row.image, row.caption, negatives)
 
     def negatives_of(self, index: int, count: int, rng: random.Random) -> list[Candidate]:
-        """See `CaptionSource.negatives_of`. Reads only the captions that were drawn."""
+        """See `CaptionSource.negatives_of`. Reads the drawn captions only."""
         named = self._named(index)
         drawn = [named[place] for place in one_of_each_group(len(named), count, rng)]
         own = str(self._captions[self._kept[index]]["caption"]).strip()
@@ -262,15 +262,15 @@ def _id(raw: dict[str, Any], number: int) -> str:
 
 
 class HubPairs(PairsSource):
-    """Rows of ABC-VG-Instruct: every column is an item {id, image (``NAME`` of NAME.jpg), instruction, phrase}.
+    """Rows of ABC-VG-Instruct: every column is an item {id, image (``NAME`` for NAME.jpg), instruction, phrase}.
 
     Args:
         table: The rows.
-        images: Folder that the pictures were unpacked into.
-        max_bad: Most unusable rows and items.
+        images: Folder of the unpacked pictures.
+        max_bad: Maximum number of unusable rows and items.
 
     Raises:
-        DatasetError: The pictures' folder is missing, no row is usable, or too many are not.
+        DatasetError: The pictures' folder is missing, no row is usable, or too many are unusable.
     """
 
     def __init__(self, table: Table, *, images: Path | None, max_bad: int = 100) -> None:
@@ -293,7 +293,7 @@ class HubPairs(PairsSource):
         for number in range(len(self._dataset)):
             where = f"{self.name}[{number}]"
             for place, item in enumerate(self._items(number)):
-                # Whether an item's id is its own or its picture's is not said anywhere: only a whole item repeats.
+                # The data set does not say whether an id belongs to the item or its picture: compare whole items.
                 code = hash(json.dumps(item, sort_keys=True, default=str))
                 if code in seen:
                     self._repeated.add((number, place))
@@ -310,7 +310,7 @@ class HubPairs(PairsSource):
         return [item for item in self._dataset[number].values() if item is not None]
 
     def _parsed(self, number: int, note: Note | None = None) -> PairsRow:
-        """A row; with ``note`` the picture must exist, and what is left out of the row is reported."""
+        """A row; with ``note``, its picture must exist, and what is left out of it is reported."""
         items = self._items(number)
         images = dict.fromkeys(_stem(item) for item in items)
         if len(images) > 1:

@@ -1,4 +1,4 @@
-"""Files of JSON lines with more rows than should be in memory: an offset for each, and a row when it is asked for."""
+"""JSONL files of any size: an offset per row in memory, and rows read on demand."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError
 from abc_rag.training.data.rows import BadRows, Unusable
 
-__all__ = ["Ids", "LineFile", "describe_files"]
+__all__ = ["Ids", "LineFile", "describe_files", "read_jsonl"]
 
-_LARGE = 64 * 2**20  # bytes that take a while to read
+_NOT_JSON = "not JSON"
+_LARGE = 64 * 2**20  # bytes from which a progress bar is shown
 _MOST_HASHED = 2**30
+_ENOUGH = 5  # if none of so many first lines is JSON, the file is of another kind
 
 
 class Ids:
-    """Which id belongs to which position: 16 bytes for each, whatever their length.
+    """Maps ids to positions, in 16 bytes per id.
 
-    Told apart by 64 bits of Python's hash, which is another one in every process: not for files.
+    Uses 64 bits of Python's hash, which differs from process to process: not for files.
     """
 
     def __init__(self) -> None:
@@ -38,19 +40,19 @@ class Ids:
         return hash(id) in self._seen
 
     def add(self, id: str) -> None:
-        """The next position's id; before `freeze` only."""
+        """Add the id of the next position; before `freeze` only."""
         self._seen.add(hash(id))
         self._codes.append(hash(id))
 
     def freeze(self) -> None:
-        """No more are added: what only adding needs is given up."""
+        """Finish adding, and free the memory that only adding needs."""
         codes = np.array(self._codes, dtype=np.int64)
         self._order = np.argsort(codes, kind="stable")
         self._sorted = codes[self._order]
         self._seen, self._codes = set(), array("q")
 
     def positions(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """The position of each id, -1 for one that is not there; after `freeze` only."""
+        """The position of each id, -1 for unknown ids; after `freeze` only."""
         if self._sorted is None or self._order is None:
             raise RuntimeError("freeze first")
         codes = np.array([hash(id) for id in ids], dtype=np.int64)
@@ -64,14 +66,14 @@ class Ids:
 class LineFile:
     """A JSONL file that is scanned once and then read at any line.
 
-    The file is opened for each read: that costs microseconds, is safe in threads and after a fork, and shows whether
-    the file has changed.
+    The file is opened for each read: that costs microseconds, works with threads and forks, and shows whether the file
+    has changed.
 
     Args:
         path: The file.
 
     Raises:
-        DatasetError: It cannot be read.
+        DatasetError: The file cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,10 +85,10 @@ class LineFile:
         self._version = (found.st_size, found.st_mtime_ns)
 
     def scan(self, bad: BadRows) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Yield (offset, line number from 1, object) of each line that is a JSON object; the others are counted.
+        """Yield (offset, line number from 1, object) of each JSON object; other lines are counted, blank ones skipped.
 
         Raises:
-            DatasetError: The file cannot be read, or too many lines are no JSON objects.
+            DatasetError: The file cannot be read, is not in JSON lines, or has too many other lines.
         """
         size = self._version[0]
         try:
@@ -94,7 +96,7 @@ class LineFile:
                 self.path.open("rb") as handle,
                 progress_bar(f"reading {self.path.name}", total=size, enabled=size > _LARGE) as bar,
             ):
-                offset = 0
+                offset = wrong = 0
                 for number, line in enumerate(handle, 1):
                     start, offset = offset, offset + len(line)
                     bar.advance(len(line))
@@ -103,17 +105,23 @@ class LineFile:
                     try:
                         value = _parsed(line)
                     except Unusable as error:
+                        wrong += error.problem == _NOT_JSON
                         bad.add(f"{self.path.name}:{number}", error.problem, error.detail)
+                        if wrong == number == _ENOUGH:
+                            raise DatasetError(
+                                f"{self.path}: not in JSON lines, as none of its first {_ENOUGH} lines is JSON "
+                                f"({error.detail}); give one object per line"
+                            ) from error
                         continue
                     yield start, number, value
         except OSError as error:
             raise _unreadable(self.path, error) from error
 
     def read(self, offset: int) -> dict[str, Any]:
-        """The object of the line that starts at an offset.
+        """The object of the line at an offset.
 
         Raises:
-            DatasetError: The file is not as it was when it was scanned.
+            DatasetError: The file has changed since it was scanned.
         """
         try:
             with self.path.open("rb") as handle:
@@ -126,11 +134,11 @@ class LineFile:
             raise self.changed() from error
 
     def changed(self) -> DatasetError:
-        """What to raise when a row is not what it was."""
+        """The error for a file that has changed."""
         return DatasetError(f"{self.path}: has changed since it was opened; start again")
 
     def describe(self) -> dict[str, Any]:
-        """Its path, its size, and its hash unless it is very large."""
+        """Path, size, and hash unless the file is very large."""
         self._require_same()
         return {"path": str(self.path), **describe_files([self.path])}
 
@@ -140,8 +148,18 @@ class LineFile:
             raise self.changed()
 
 
+def read_jsonl(path: Path, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, object) of each JSON object in a file; see `LineFile.scan`.
+
+    Raises:
+        DatasetError: The file cannot be read, is not in JSON lines, or has too many other lines.
+    """
+    for _, number, value in LineFile(path).scan(bad):
+        yield f"{path.name}:{number}", value
+
+
 def describe_files(paths: Sequence[Path]) -> dict[str, Any]:
-    """Bytes and, unless they are very many, the hash of some files one after the other."""
+    """Total size of some files and, unless they are very large, the hash of their contents in order."""
     size = sum(path.stat().st_size for path in paths)
     if size > _MOST_HASHED:
         return {"bytes": size}
@@ -157,11 +175,11 @@ def _parsed(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
-        raise Unusable("not JSON", str(error)) from error
+        raise Unusable(_NOT_JSON, str(error)) from error
     if not isinstance(value, dict):
         raise Unusable("not a JSON object", type(value).__name__)
     return value
 
 
 def _unreadable(path: Path, error: OSError) -> DatasetError:
-    return DatasetError(f"{path}: cannot be read ({error.strerror or error})")
+    return DatasetError(f"{path}: cannot be read ({error.strerror or error}); check the path and the permissions")

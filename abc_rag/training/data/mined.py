@@ -1,4 +1,4 @@
-"""Captions with the negatives that ``abc-rag train mine-negatives`` has found for them."""
+"""Captions with negatives from ``abc-rag train mine-negatives``."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class _Indexed(Protocol):
 
 
 class WithNegatives(CaptionSource):
-    """A source with other negatives than its own: lines ``{"id": ID, "negatives": [ID, ...]}``, nearest first.
+    """A source with mined negatives in place of its own: lines ``{"id": ID, "negatives": [ID, ...]}``, nearest first.
 
-    A line stays on disk until its row is asked for.
+    Lines stay on disk until their rows are read.
 
     Args:
         source: The captions; ids are its.
@@ -58,15 +58,15 @@ class WithNegatives(CaptionSource):
             except Unusable as error:
                 self.bad.add(where, error.problem, error.detail)
         if found == 0:
-            raise DatasetError(f"{path}: no line is about a row of {source.name}; mine negatives for these data")
+            raise DatasetError(f"{path}: no line belongs to a row of {source.name}; mine negatives for these data")
 
     def _checked(self, raw: dict[str, Any], where: str) -> int:
-        """The row that a line is about; what the line has beside is counted."""
+        """The row that a line belongs to; unusable negatives are counted."""
         id, negatives = raw.get("id"), raw.get("negatives")
         if not isinstance(id, str):
             raise Unusable("wrong type", f"id is {type(id).__name__}, not text")
         if not isinstance(negatives, list) or not all(isinstance(one, str) for one in negatives):
-            raise Unusable("wrong type", "negatives is no list of ids")
+            raise Unusable("wrong type", "negatives is not a list of ids")
         index = int(self._source.ids.positions([id])[0])
         if index < 0:
             raise Unusable("unknown id", id)
@@ -93,7 +93,7 @@ class WithNegatives(CaptionSource):
         return replace(row, negatives=self._resolved(row, self._places(index)))
 
     def negatives_of(self, index: int, count: int, rng: random.Random) -> list[Candidate]:
-        """See `CaptionSource.negatives_of`. Reads only the captions that were drawn."""
+        """See `CaptionSource.negatives_of`. Reads the drawn captions only."""
         places = self._places(index)
         drawn = [places[place] for place in one_of_each_group(len(places), count, rng)]
         return list(self._resolved(self._source.bare(index), drawn))

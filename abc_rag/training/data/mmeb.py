@@ -1,9 +1,9 @@
-"""Rows in the format of ``TIGER-Lab/MMEB-train``: a query and what answers it, each a text, a picture, or both.
+"""Rows in the format of ``TIGER-Lab/MMEB-train``: a query and its answer, each a text, a picture, or both.
 
-A data set is a folder with subsets in it, ``SUBSET/original-00000-of-00001.parquet`` or ``SUBSET.jsonl`` and the like,
-or a single such file. Its columns are ``qry``, ``qry_image_path``, ``pos_text`` and ``pos_image_path``; where
-``neg_text`` and ``neg_image_path`` have something, that is a further candidate, or several where they are lists.
-``<|image_1|>`` stands in a text where its picture goes; texts are otherwise taken as they are.
+A data set is a folder of subsets (``SUBSET/original-00000-of-00001.parquet``, ``SUBSET.jsonl``) or a single such file.
+Its columns are ``qry``, ``qry_image_path``, ``pos_text`` and ``pos_image_path``, and optionally ``neg_text`` and
+``neg_image_path``: one further candidate, or several as lists. ``<|image_1|>`` marks the place of the picture in a
+text; texts are otherwise used as they are.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError, MissingExtraError
-from abc_rag.training.data.folder import Note, Pictures, require_rows
+from abc_rag.training.data.folder import Note, Pictures
 from abc_rag.training.data.lines import LineFile, describe_files
-from abc_rag.training.data.rows import BadRows, Unusable
+from abc_rag.training.data.rows import BadRows, Unusable, require_rows
 from abc_rag.types import Image, Input, Interleaved, Text
 
-__all__ = ["PLACEHOLDER", "MMEBRows", "PairRow", "Side", "open_mmeb_rows"]
+__all__ = ["PLACEHOLDER", "MMEBRows", "PairRow", "Side", "open_mmeb_rows", "require_columns", "to_the_letter"]
 
 PLACEHOLDER = "<|image_1|>"
-"""Where in a text its picture goes."""
+"""Marks the place of the picture in a text of MMEB."""
 
 _COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 _NEGATIVES = ("neg_text", "neg_image_path")
 _SHAPE = '{"qry": "<|image_1|> ...", "qry_image_path": "a.jpg", "pos_text": "...", "pos_image_path": ""}'
 _KINDS = ("parquet", "jsonl")
 _BATCH = 10_000
-_LARGE = 100_000  # rows that take a while to read
+_LARGE = 100_000  # rows from which a progress bar is shown
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,59 @@ class Side:
     """A query or a candidate.
 
     Attributes:
-        text: As the data have it, placeholder included.
-        image: Path of its picture; empty without one.
+        text: The text as it is in the data, placeholder included.
+        image: Path of the picture; empty if there is none.
     """
 
     text: str
     image: str = ""
 
     def as_input(self) -> Input:
-        """The input that a model takes: nothing is added to what the data say."""
-        if not self.image:
-            return Text(self.text)
-        before, _, after = self.text.partition(PLACEHOLDER)
-        return Interleaved([*_worded(before), Image(self.image), *_worded(after)])
+        """The input for a model; nothing is added to the data."""
+        return to_the_letter(self.text, self.image or None)
+
+    def check(self) -> None:
+        """Refuse a text that lacks its picture, and a side with neither.
+
+        Raises:
+            Unusable: It is one of these.
+        """
+        if not self.image and PLACEHOLDER in self.text:
+            raise Unusable("no picture for its placeholder", self.text[:80])
+        if not self.image and not self.text.strip():
+            raise Unusable("neither text nor picture")
 
 
-def _worded(text: str) -> list[Text]:
-    return [Text(text)] if text else []
+def to_the_letter(text: str, image: str | Path | None) -> Input:
+    """A text with its picture in the place of the placeholder, or before the text if it has none."""
+    if image is None:
+        return Text(text)
+    before, mark, after = text.partition(PLACEHOLDER)
+    if not mark:
+        before, after = "", text
+    return Interleaved([*([Text(before)] if before else []), Image(image), *([Text(after)] if after else [])])
+
+
+def require_columns(raw: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Refuse a row that lacks a column.
+
+    Raises:
+        Unusable: It does.
+    """
+    missing = [name for name in columns if name not in raw]
+    if missing:
+        raise Unusable("missing column", ", ".join(missing))
 
 
 @dataclass(frozen=True)
 class PairRow:
-    """A query, what answers it, and what does not.
+    """A query with its target and negatives.
 
     Attributes:
         id: Unique within the source.
-        query: What is asked.
-        target: What answers it.
-        negatives: What nearly does.
+        query: The query.
+        target: Its answer.
+        negatives: Candidates that are nearly the answer.
     """
 
     id: str
@@ -78,7 +103,7 @@ class PairRow:
 
 
 class _File(Protocol):
-    """A file of rows: an index is all that is kept of them."""
+    """A file of rows, of which only an index is kept in memory."""
 
     name: str
 
@@ -90,15 +115,15 @@ class MMEBRows:
     """The usable rows of some subsets, one subset after the other. Safe to use from several threads at once.
 
     Args:
-        files: The files of each subset, by its name.
-        name: What to call all of it in messages.
+        files: Files by subset.
+        name: Name of the data in messages.
         pictures: Finds picture files.
-        per_subset: Most rows of a subset; None for all.
-        max_bad: Most unusable rows, and negatives.
+        per_subset: Maximum rows per subset; None for all.
+        max_bad: Maximum number of unusable rows and negatives.
 
     Raises:
-        DatasetError: A file cannot be read, a subset has no usable row, or too much cannot be used.
-        MissingExtraError: The `datasets` library is needed and not installed.
+        DatasetError: A file cannot be read, a subset has no usable row, or too many are unusable.
+        MissingExtraError: The `datasets` library is needed but not installed.
     """
 
     def __init__(
@@ -142,7 +167,7 @@ class MMEBRows:
         return True
 
     def __len__(self) -> int:
-        """How many usable rows there are."""
+        """Number of usable rows."""
         return self._ends[-1] if self._ends else 0
 
     def row(self, index: int) -> PairRow:
@@ -160,7 +185,7 @@ class MMEBRows:
             raise DatasetError(f"{file.name}: has changed since it was opened; start again") from error
 
     def describe(self) -> dict[str, Any]:
-        """What the data are, for JSON: which files, how many rows, what was left out."""
+        """Files, number of rows and rows left out, as plain values for JSON."""
         return {
             "kind": "MMEB-train",
             "path": self.name,
@@ -173,7 +198,7 @@ class MMEBRows:
 
 
 class _Lines:
-    """A file of JSON lines; of each usable row its place in the file is kept."""
+    """A JSONL file; keeps the offset of each usable row."""
 
     def __init__(self, subset: str, path: Path, usable: Any, bad: BadRows, limit: int | None) -> None:  # noqa: ANN401
         self.name = str(path)
@@ -200,7 +225,7 @@ class _Lines:
 
 
 class _Table:
-    """A parquet file; the `datasets` library keeps its rows on the disk, and of each usable one its number is kept."""
+    """A parquet file, which the `datasets` library memory-maps; keeps the number of each usable row."""
 
     def __init__(self, subset: str, path: Path, usable: Any, bad: BadRows, limit: int | None) -> None:  # noqa: ANN401
         try:
@@ -258,16 +283,16 @@ def open_mmeb_rows(
     """Open a data set in the format of ``TIGER-Lab/MMEB-train``.
 
     Args:
-        data: Its folder, or one parquet file or file of JSON lines.
-        images: Folder that picture paths are relative to; that of ``data`` if not given.
-        subsets: Names of subsets; all in the folder if not given.
-        split: The files of a subset that are meant, where it has several kinds: those whose names begin so.
-        per_subset: Most rows of a subset, the first ones; all if not given.
-        max_bad: Most unusable rows, and negatives.
+        data: A folder, a parquet file or a JSONL file.
+        images: Folder that picture paths are relative to; the folder of ``data`` if None.
+        subsets: Names of subsets; all subsets of the folder if None.
+        split: If a subset has files of several kinds, use those whose names begin with this.
+        per_subset: Use the first rows of each subset; all rows if None.
+        max_bad: Maximum number of unusable rows and negatives.
 
     Raises:
-        DatasetError: There is nothing to read, nothing usable, or too much that is not.
-        MissingExtraError: The `datasets` library is needed and not installed.
+        DatasetError: There are no data, no usable rows, or too many unusable ones.
+        MissingExtraError: The `datasets` library is needed but not installed.
     """
     path = Path(os.path.expanduser(data))
     if path.is_file():
@@ -277,7 +302,7 @@ def open_mmeb_rows(
         folder = path.parent
     elif path.is_dir():
         own = [file for kind in _KINDS for file in sorted(path.glob(f"{split}*.{kind}"))]
-        if own and subsets is None:  # the folder of a single subset
+        if own and subsets is None:  # a folder of a single subset
             files = {path.resolve().name: own}
         else:
             files = {name: _files_of(path, name, split) for name in subsets or _subsets_of(path)}
@@ -285,7 +310,7 @@ def open_mmeb_rows(
     else:
         raise DatasetError(f"{path}: no such file or folder; give a folder in the layout of TIGER-Lab/MMEB-train")
     if not files:
-        raise DatasetError(f"{path}: holds neither .parquet nor .jsonl files, nor folders of them")
+        raise DatasetError(f"{path}: no .parquet or .jsonl files, nor folders of them; see TIGER-Lab/MMEB-train")
     pictures = Pictures(folder if images is None else Path(images))
     return MMEBRows(files, name=str(path), pictures=pictures, per_subset=per_subset, max_bad=max_bad)
 
@@ -304,7 +329,7 @@ def _files_of(root: Path, subset: str, split: str) -> list[Path]:
             others = {file.name.split("-")[0].split(".")[0] for file in found}
             if len(others) > 1:
                 raise DatasetError(
-                    f"{root / subset}: has {', '.join(sorted(others))} and no {split}; say which is meant (split)"
+                    f"{root / subset}: has {', '.join(sorted(others))} but no {split}; choose one of them as split"
                 )
             return found
     raise DatasetError(f"{root}: has no subset {subset!r}; it has {', '.join(_subsets_of(root)[:30]) or 'none'}")
@@ -314,9 +339,7 @@ def _files_of(root: Path, subset: str, split: str) -> list[Path]:
 
 
 def _row(raw: dict[str, Any], id: str, pictures: Pictures, check: bool, note: Note) -> PairRow:
-    missing = [name for name in _COLUMNS if name not in raw]
-    if missing:
-        raise Unusable("missing column", ", ".join(missing))
+    require_columns(raw, _COLUMNS)
     query = _side(raw["qry"], raw["qry_image_path"], "qry", pictures, check)
     target = _side(raw["pos_text"], raw["pos_image_path"], "pos_text", pictures, check)
     kept: dict[Side, None] = {}
@@ -340,27 +363,25 @@ def _side(text: Any, image: Any, column: str, pictures: Pictures, check: bool) -
     text, image = text or "", image or ""
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair; tokenizers cannot read it
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair; tokenizers cannot read it
         raise Unusable("not text", f"{column}: {error.reason}") from error
     places = text.count(PLACEHOLDER)
     if not image:
-        if places:
-            raise Unusable("no picture for its placeholder", f"{column}: {text[:80]}")
-        if not text.strip():
-            raise Unusable("neither text nor picture", column)
-        return Side(text)
+        side = Side(text)
+        side.check()
+        return side
     if places > 1 or (text.strip() and not places):
         raise Unusable("several places for a picture" if places else "no place for a picture", f"{column}: {text[:80]}")
     return Side(text if places else "", pictures.path(image, check=check))
 
 
 def _negatives(raw: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """(text, picture) of each negative; an empty one is none."""
+    """(text, picture) of each negative that has either."""
     texts, images = (raw.get(name) for name in _NEGATIVES)
     if not isinstance(texts, list) and not isinstance(images, list):
         texts, images = [texts], [images]
-    # Where one of both is missing altogether, it is so for each.
+    # A column that is missing is missing for each negative.
     texts, images = texts or [None] * len(images or ()), images or [None] * len(texts or ())
     if not (isinstance(texts, list) and isinstance(images, list) and len(texts) == len(images)):
-        raise Unusable("wrong type", "neg_text and neg_image_path are not of one length")
+        raise Unusable("wrong type", "neg_text and neg_image_path differ in length")
     return [(text, image) for text, image in zip(texts, images, strict=True) if text or image]

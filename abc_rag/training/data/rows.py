@@ -1,22 +1,19 @@
-"""Rows of data sets that nobody vetted: read one by one; a bad one is named, counted and left out, up to a limit."""
+"""Rows of unvetted data sets: an unusable row is named, counted and left out, up to a limit."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from abc_rag.errors import DatasetError, ImageError, ImageFetchError, ImageFormatError, ImageLimitError, InputError
 
-__all__ = ["BadRow", "BadRows", "Unusable", "problem_of", "read_jsonl"]
+__all__ = ["BadRow", "BadRows", "Unusable", "checked_text", "problem_of", "require_rows", "text_of"]
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5
-_ENOUGH = 5  # lines in a row from the start that are no JSON, after which the file is taken for another kind
 
 
 @dataclass(frozen=True)
@@ -24,9 +21,9 @@ class BadRow:
     """A row that was left out.
 
     Attributes:
-        where: Which: ``"captions.jsonl:17"``, ``"train[4711]"``.
-        problem: The kind, the same words for all rows with it: ``"missing image"``, ``"empty caption"``, ...
-        detail: What this row has.
+        where: Names the row: ``"captions.jsonl:17"``, ``"train[4711]"``.
+        problem: The kind of problem, in the same words for all rows that have it: ``"missing image"``.
+        detail: What is wrong with this row.
     """
 
     where: str
@@ -38,7 +35,7 @@ class BadRow:
 
 
 class Unusable(Exception):
-    """Why a row is left out. Caught where rows are read."""
+    """The reason why a row is left out; caught where rows are read."""
 
     def __init__(self, problem: str, detail: str = "") -> None:
         super().__init__(problem, detail)
@@ -61,13 +58,14 @@ def problem_of(error: InputError) -> str:
 
 @dataclass
 class BadRows:
-    """Counts what is left out, and stops when it is too much.
+    """Counts unusable rows, and raises when there are too many.
 
     Attributes:
-        name: The data set, for messages.
-        limit: Most bad rows before `DatasetError`; 0 stops at the first.
-        rows: The first thousand that were left out.
-        count: How many were left out.
+        name: Name of the data set, for messages.
+        limit: Maximum number of unusable rows; 0 raises at the first.
+        rows: The first thousand unusable rows.
+        count: Number of unusable rows.
+        by_problem: Number of unusable rows by problem.
     """
 
     name: str
@@ -77,10 +75,10 @@ class BadRows:
     by_problem: Counter[str] = field(default_factory=Counter)
 
     def add(self, where: str, problem: str, detail: str = "") -> None:
-        """Leave a row out.
+        """Leave out a row.
 
         Raises:
-            DatasetError: It is one more than the limit; the message names the first ones and the counts.
+            DatasetError: The limit is exceeded; the message has the counts and the first rows.
         """
         row = BadRow(where, problem, detail)
         self.count += 1
@@ -90,7 +88,7 @@ class BadRows:
         if self.count > self.limit:
             raise DatasetError(
                 f"{self.name}: {self.summary()}; the limit is {self.limit}. "
-                f"Mend the rows, or raise the limit. First: {'; '.join(map(str, self.rows[:_SHOWN]))}"
+                f"Correct the rows, or raise the limit. First: {'; '.join(map(str, self.rows[:_SHOWN]))}"
             )
         if self.count <= _SHOWN:
             _LOG.warning("left out: %s", row)
@@ -101,7 +99,7 @@ class BadRows:
         return f"{self.count} unusable row{'' if self.count == 1 else 's'}" + (f" ({kinds})" if kinds else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the count, the counts by problem, and the first rows."""
+        """The counts and the first hundred rows as plain values, for JSON."""
         return {
             "count": self.count,
             "by_problem": dict(self.by_problem.most_common()),
@@ -109,33 +107,40 @@ class BadRows:
         }
 
 
-def read_jsonl(path: Path, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, object) for each line that is a JSON object; other lines are bad rows. Blank lines are skipped.
+def text_of(raw: Mapping[str, Any], column: str) -> str:
+    """The text of a column, without surrounding white space.
 
     Raises:
-        DatasetError: The file cannot be read, or too many lines are no JSON objects.
+        Unusable: The column is missing or empty, or holds something else.
     """
-    wrong = 0
+    if raw.get(column) is None:
+        raise Unusable(f"missing {column}", f"columns: {', '.join(sorted(raw)) or 'none'}")
+    return checked_text(raw[column], column)
+
+
+def checked_text(value: object, name: str) -> str:
+    """A text without surrounding white space.
+
+    Raises:
+        Unusable: It is empty, or not text.
+    """
+    if not isinstance(value, str):
+        raise Unusable("wrong type", f"{name} is {type(value).__name__}, not text")
+    if not value.strip():
+        raise Unusable(f"empty {name}")
     try:
-        with path.open("rb") as handle:
-            for number, line in enumerate(handle, 1):
-                if not line.strip():
-                    continue
-                where = f"{path.name}:{number}"
-                try:
-                    value = json.loads(line)
-                except ValueError as error:  # a UnicodeDecodeError is one too
-                    wrong += 1
-                    bad.add(where, "not JSON", str(error))
-                    if wrong == number == _ENOUGH:
-                        raise DatasetError(
-                            f"{path}: is not in JSON lines, as none of its first {_ENOUGH} lines is JSON ({error}); "
-                            "give one object a line"
-                        ) from error
-                    continue
-                if not isinstance(value, dict):
-                    bad.add(where, "not a JSON object", type(value).__name__)
-                    continue
-                yield where, value
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from error
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair; tokenizers cannot read it
+        raise Unusable("not text", f"{name}: {error.reason}") from error
+    return value.strip()
+
+
+def require_rows(rows: int, name: str, bad: BadRows, shape: str) -> None:
+    """Refuse a data set without usable rows.
+
+    Raises:
+        DatasetError: There are none.
+    """
+    if rows == 0:
+        why = f"{bad.summary()}; first: {bad.rows[0]}" if bad.count else "it is empty"
+        raise DatasetError(f"{name}: no row can be used ({why}); each must be like {shape}")

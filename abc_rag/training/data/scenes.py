@@ -1,4 +1,4 @@
-"""abc-mini's world as a data set without end: row ``i`` is drawn from the seed and ``i``, and is always the same."""
+"""abc-mini's world as an endless data set: row ``i`` depends on the seed and ``i`` alone."""
 
 from __future__ import annotations
 
@@ -12,21 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from abc_rag.models.qwen2_vl.pictures import Patches, patchify, resize_as_pillow_12
+from abc_rag.scenes.captions import Description, caption_edits, captions, describe
 from abc_rag.scenes.drawing import render
+from abc_rag.scenes.questions import questions
 from abc_rag.scenes.words import mention, mention_background
-from abc_rag.scenes.world import (
-    BACKGROUNDS,
-    KINDS,
-    Description,
-    Scene,
-    caption_edits,
-    captions,
-    describe,
-    phrase,
-    phrases,
-    questions,
-    random_scene,
-)
+from abc_rag.scenes.world import BACKGROUNDS, KINDS, Scene, phrase, phrases, random_scene
 from abc_rag.training.data.rows import BadRows
 from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, Pair, PairsRow, PairsSource
 
@@ -34,25 +24,25 @@ __all__ = ["IMAGE_TOKENS", "SIDE", "BaseBatch", "SceneCaptions", "ScenePairs", "
 
 _ROWS = 1_000_000
 _SINGLES = 0.15
-# Twice the side that the model sees, and shrunk as any picture is, so that training and use see the same pixels.
+# Twice the side that the model sees, and resized like any picture, so that training and inference see equal pixels.
 SIDE = 168
 IMAGE_TOKENS = (SIDE // 2 // 28) ** 2
 
 
 def scene_of(rng: random.Random, *, singles: float = _SINGLES) -> Scene:
-    """A scene for training; ``singles`` is the share with one object."""
+    """Draw a scene for training; ``singles`` is the share of scenes with one object."""
     return random_scene(rng, objects=1 if rng.random() < singles else 2)
 
 
 class SceneCaptions(CaptionSource):
     """Pictures with captions, and as negatives the captions of scenes that differ in one respect.
 
-    Nearly half of the captions say everything, a third say part, and the rest are passages about one of the objects:
-    pictures are found by all three. What is true of another picture of the batch is excluded there.
+    45 % of the captions describe everything, 35 % a part, and the others are passages about one object. Captions that
+    are true of another picture of the batch are excluded there.
 
     Args:
-        seed: Of the whole data set.
-        negatives: Most negatives of a row.
+        seed: Seed of the whole data set.
+        negatives: Maximum negatives per row.
     """
 
     def __init__(self, *, seed: int, negatives: int = 3) -> None:
@@ -74,16 +64,16 @@ class SceneCaptions(CaptionSource):
         say = rng.choices((_fully, describe, _about_one), weights=(45, 35, 20))[0]
         own = say(scene, rng)
         edited = [say(edit, rng) for edit in caption_edits(scene, rng)]
-        # An edit may have left alone all that the text mentions: then it is no negative.
+        # A text that mentions nothing of what was edited is still true, so it is no negative.
         negatives = [d for d in edited if not d.fits(scene)][: self._most]
         return CaptionRow(str(index), render(scene, SIDE), _candidate(own), tuple(_candidate(d) for d in negatives))
 
     def negatives_of(self, index: int, count: int, rng: random.Random) -> list[Candidate]:
-        """All that there are: each differs in another respect."""
+        """The first ``count`` negatives: each differs in another respect."""
         return list(self.row(index).negatives[:count])
 
     def excluded(self, rows: Sequence[CaptionRow], candidates: Sequence[Candidate]) -> npt.NDArray[np.bool_]:
-        """What is true of a scene without being its caption."""
+        """Texts that are true of a scene without being its caption; see `CaptionSource.excluded`."""
         scenes = [scene_of(random.Random(f"captions {self._seed} {row.id}")) for row in rows]
         said: list[Any] = [c.meaning for c in candidates]
         return np.array([[description.fits(scene) for description in said] for scene in scenes])
@@ -94,10 +84,10 @@ class SceneCaptions(CaptionSource):
 
 
 class ScenePairs(PairsSource):
-    """Pictures with questions about them; the phrase is a text about what is asked for, in one of many wordings.
+    """Pictures with questions; the phrase is a text about what is asked for, in one of many wordings.
 
     Args:
-        seed: Of the whole data set.
+        seed: Seed of the whole data set.
     """
 
     def __init__(self, *, seed: int) -> None:
@@ -113,7 +103,7 @@ class ScenePairs(PairsSource):
         rng = random.Random(f"pairs {self._seed} {index}")
         scene = scene_of(rng)
         found = questions(scene, rng)
-        # The background is one aspect of many: asked of every picture, it would crowd out the objects.
+        # The background is one aspect of many: asked about in every picture, it would crowd out the objects.
         kept = found[1:] if len(found) > 1 and rng.random() < 0.5 else found
         kinds = {phrase(placed.kind): placed.kind for placed in scene.objects}
         pairs = []
@@ -144,13 +134,13 @@ def _about_one(scene: Scene, rng: random.Random) -> Description:
 
 @dataclass(frozen=True)
 class BaseBatch:
-    """Pictures, what is asked of each, and what describes each: what abc-mini's base learns from.
+    """A batch for abc-mini's base: pictures, questions and captions.
 
     Attributes:
-        pictures: One a scene.
-        asked: One (picture's position, instruction, candidate's position) per question.
+        pictures: One per scene.
+        asked: (position of the picture, instruction, position of the candidate) of each question.
         candidates: A text for every phrase of the world.
-        captions: One caption a picture, then the captions of scenes that differ from each in one respect.
+        captions: One caption per picture, then the captions of scenes that differ in one respect.
     """
 
     pictures: list[Patches]
@@ -160,7 +150,7 @@ class BaseBatch:
 
 
 def base_batch(rng: random.Random, *, pictures: int, per_picture: int, negatives: int, singles: float) -> BaseBatch:
-    """Draw one batch with ``per_picture`` questions and ``negatives`` edited captions a picture."""
+    """Draw a batch with ``per_picture`` questions and ``negatives`` edited captions per picture."""
     scenes = [scene_of(rng, singles=singles) for _ in range(pictures)]
     position = {p: i for i, p in enumerate(phrases())}
     asked = []
@@ -168,7 +158,7 @@ def base_batch(rng: random.Random, *, pictures: int, per_picture: int, negatives
         found = questions(scene, rng)
         while len(found) < per_picture:
             found += questions(scene, rng)
-        # The background is one aspect of many: asked of every picture, it would crowd out the objects.
+        # The background is one aspect of many: asked about in every picture, it would crowd out the objects.
         found = [*rng.sample(found[1:], per_picture - 1), rng.choice(found)]
         asked += [(at, q.instruction, position[q.answer]) for q in found]
     candidates = [mention(k, rng) for k in KINDS] + [mention_background(c, rng) for c in BACKGROUNDS]

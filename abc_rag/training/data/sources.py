@@ -1,16 +1,16 @@
 """Training data: pictures with captions, and pictures with (instruction, phrase) pairs.
 
-A source gives rows by number and holds no more than an index of them, so that millions fit into memory. Rows are text:
-pictures are opened by whoever trains. Where a row or a part of it cannot be used, it is named, counted and left out,
-up to a limit (``max_bad``); past that limit the data set is refused.
+A source returns rows by number and keeps only an index of them in memory, so that millions of rows fit. Pictures are
+not opened. Unusable rows, and unusable parts of rows, are named, counted and left out, up to a limit (``max_bad``);
+beyond it the data set is refused.
 
-`open_captions` and `open_pairs` take
+`abc_rag.training.data.open.open_captions` and ``open_pairs`` take
 
-*   a folder with one JSONL file, or with ``train.jsonl``, or a JSONL file itself: one row a line,
-    ``{"image": PATH, "caption": TEXT, "negatives": [TEXT, ...], "id": ID}`` (negatives nearest first; negatives and id
-    may be left out) or ``{"image": PATH, "pairs": [{"instruction": TEXT, "phrase": TEXT}, ...], "id": ID}``. Paths
-    are relative to the file's folder, or to ``images``. Further columns are not looked at;
-*   a folder of parquet files, or one that the `datasets` library saved, with the columns of the published data sets;
+*   a JSONL file, or a folder that holds one (or ``train.jsonl``): one row per line,
+    ``{"image": PATH, "caption": TEXT, "negatives": [TEXT, ...], "id": ID}`` (hardest negatives first; negatives and id
+    are optional) or ``{"image": PATH, "pairs": [{"instruction": TEXT, "phrase": TEXT}, ...], "id": ID}``. Paths
+    are relative to the file's folder, or to ``images``. Other columns are ignored;
+*   a folder of parquet files, or one saved by the `datasets` library, with the columns of the published data sets;
 *   ``"abc-pretraining"`` (captions) and ``"abc-vg-instruct"`` (pairs): the published data sets of arXiv 2503.00329.
 """
 
@@ -30,7 +30,7 @@ import numpy.typing as npt
 from abc_rag.training.data.rows import BadRows
 from abc_rag.types import ImageSource
 
-__all__ = ["Candidate", "CaptionRow", "CaptionSource", "Pair", "PairsRow", "PairsSource"]
+__all__ = ["Candidate", "CaptionRow", "CaptionSource", "Pair", "PairsRow", "PairsSource", "one_of_each_group"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Candidate:
     """A text that may answer a query.
 
     Attributes:
-        text: The words.
-        meaning: What they say, where different words can say the same; None where only equal words do.
+        text: The text.
+        meaning: What it says, if other words can say the same; None if only equal texts are equivalent.
     """
 
     text: str
@@ -47,7 +47,7 @@ class Candidate:
 
     @property
     def key(self) -> Hashable:
-        """Candidates with equal keys are never each other's negatives."""
+        """Identifies equivalent candidates, which are never each other's negatives."""
         return self.text if self.meaning is None else self.meaning
 
 
@@ -58,8 +58,8 @@ class CaptionRow:
     Attributes:
         id: Unique within the source.
         image: The picture, unopened.
-        caption: What describes it.
-        negatives: Texts that nearly do, hardest first.
+        caption: Describes the picture.
+        negatives: Texts that nearly describe it, hardest first.
     """
 
     id: str
@@ -70,7 +70,7 @@ class CaptionRow:
 
 @dataclass(frozen=True)
 class Pair:
-    """What is asked of a picture, and the phrase that answers it."""
+    """An instruction for a picture, and the phrase that answers it."""
 
     instruction: str
     phrase: Candidate
@@ -78,12 +78,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairsRow:
-    """A picture and what can be asked of it.
+    """A picture with its instructions and phrases.
 
     Attributes:
         id: Unique within the source.
         image: The picture, unopened.
-        pairs: At least one.
+        pairs: At least one pair.
     """
 
     id: str
@@ -95,8 +95,8 @@ class CaptionSource(ABC):
     """Rows of pictures with captions. Safe to use from several threads at once.
 
     Attributes:
-        name: What to call it in messages.
-        bad: What was left out.
+        name: Name of the data in messages.
+        bad: Rows that were left out.
     """
 
     name: str
@@ -104,7 +104,7 @@ class CaptionSource(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many usable rows there are."""
+        """Number of usable rows."""
 
     @abstractmethod
     def row(self, index: int) -> CaptionRow:
@@ -116,10 +116,10 @@ class CaptionSource(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What the data are, for JSON: where from, which version, how many rows, what was left out."""
+        """Origin, version, number of rows and rows left out, as plain values for JSON."""
 
     def bare(self, index: int) -> CaptionRow:
-        """A row whose negatives may be missing, for callers that do without: finding them may cost more than the rest.
+        """A row without its negatives, where leaving them out saves time.
 
         Raises:
             DatasetError: The data have changed since they were opened.
@@ -127,27 +127,27 @@ class CaptionSource(ABC):
         return self.row(index)
 
     def negatives_of(self, index: int, count: int, rng: random.Random) -> list[Candidate]:
-        """Draw some of a row's negatives, easy and hard ones alike, as published.
+        """Draw some of a row's negatives, from easy to hard, as published.
 
-        The ranked list is cut into ``count`` groups of consecutive ones, of equal size as near as can be, and one is
-        drawn from each: of 35 negatives 7 are one of the first five, one of the next five, and so on.
+        The ranked list is cut into ``count`` consecutive groups of nearly equal size, and one negative is drawn from
+        each: 7 of 35 negatives are one of the first five, one of the next five, and so on.
 
         Args:
             index: The row.
-            count: How many; all that there are where there are fewer.
-            rng: Source of chance.
+            count: Number of negatives; all if there are fewer.
+            rng: Random generator.
         """
         negatives = self.row(index).negatives
         return [negatives[place] for place in one_of_each_group(len(negatives), count, rng)]
 
     def excluded(self, rows: Sequence[CaptionRow], candidates: Sequence[Candidate]) -> npt.NDArray[np.bool_]:
-        """Which candidates are true of which rows, and so must not count as wrong answers.
+        """Candidates that are true of a row, and so must not count as wrong answers.
 
-        Here: those with the key of the row's caption, or of the caption of another one of ``rows`` with the same
-        picture file. The row's own target is among them; the caller, who knows which it is, takes it out.
+        By default, candidates whose key is that of the row's caption, or that of the caption of another row with the
+        same picture file. The row's own target is among them; the caller removes it.
 
         Args:
-            rows: Rows of one batch.
+            rows: The rows of one batch.
             candidates: All texts of the batch.
 
         Returns:
@@ -164,8 +164,8 @@ class PairsSource(ABC):
     """Rows of pictures with (instruction, phrase) pairs. Safe to use from several threads at once.
 
     Attributes:
-        name: What to call it in messages.
-        bad: What was left out.
+        name: Name of the data in messages.
+        bad: Rows that were left out.
     """
 
     name: str
@@ -173,7 +173,7 @@ class PairsSource(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many usable rows there are."""
+        """Number of usable rows."""
 
     @abstractmethod
     def row(self, index: int) -> PairsRow:
@@ -185,15 +185,15 @@ class PairsSource(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What the data are, for JSON: where from, which version, how many rows, what was left out."""
+        """Origin, version, number of rows and rows left out, as plain values for JSON."""
 
     def excluded(
         self, pairs: Sequence[tuple[PairsRow, Pair]], candidates: Sequence[Candidate]
     ) -> npt.NDArray[np.bool_]:
-        """Which candidates are true answers to which pairs, and so must not count as wrong ones.
+        """Candidates that truly answer a pair's instruction, and so must not count as wrong answers.
 
-        Here: those with the key of the pair's phrase, or of another phrase of ``pairs`` that answers the same
-        instruction about the same picture file. The pair's own target is among them; the caller takes it out.
+        These are candidates whose key is that of the pair's phrase, or that of another phrase in ``pairs`` for the same
+        instruction and the same picture file. The pair's own target is among them; the caller removes it.
 
         Args:
             pairs: The queries of one batch.
@@ -209,11 +209,8 @@ class PairsSource(ABC):
         )
 
 
-# --- Inside ---------------------------------------------------------------------------------------
-
-
 def one_of_each_group(length: int, count: int, rng: random.Random) -> list[int]:
-    """One place out of each of ``count`` groups of consecutive places below ``length``; all where there are fewer."""
+    """Draw one index below ``length`` from each of ``count`` consecutive groups; all indices if there are fewer."""
     if length <= count:
         return list(range(length))
     if count <= 0:
@@ -223,14 +220,14 @@ def one_of_each_group(length: int, count: int, rng: random.Random) -> list[int]:
 
 
 def _picture(image: ImageSource, fallback: str) -> Hashable:
-    """What tells whether two rows show one picture; pictures in memory are taken for different ones."""
+    """Equal for rows that show the same picture file; pictures in memory all count as different."""
     return ("path", os.fspath(image)) if isinstance(image, (str, os.PathLike)) else ("row", fallback)
 
 
 def _true_of(
     own: Sequence[Hashable], groups: Sequence[Hashable], candidates: Sequence[Hashable]
 ) -> npt.NDArray[np.bool_]:
-    """Bool ``(own, candidates)``: the candidate's key is the query's own, or that of a query of the same group."""
+    """Bool ``(own, candidates)``: the candidate's key is that of the query, or of a query in the same group."""
     codes: dict[Hashable, int] = {}
     queries = _coded(own, codes)
     texts = _coded(candidates, codes)

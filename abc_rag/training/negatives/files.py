@@ -1,4 +1,4 @@
-"""The files of a mining run: what is done is kept, and what was done otherwise is not used."""
+"""The files of a mining run: finished work is kept, work with other settings is not used."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from abc_rag.types import Image, Input, Text
 __all__ = ["MiningFiles", "SearchProgress", "embed_corpus", "tag_of"]
 
 _LOG = logging.getLogger(__name__)
-_EMBEDDED = 2048  # rows that are saved at once: what a kill may cost
-_ASKED = 1024  # rows that are searched at once
+_EMBEDDED = 2048  # rows saved at once; a kill may cost as many
+_ASKED = 1024  # rows searched at once
 
 
 class MiningFiles:
-    """Where a run writes: ``OUT.work`` and ``OUT.part`` while it runs, ``OUT.json`` and ``OUT`` when it is done.
+    """The files of a run: ``OUT.work`` and ``OUT.part`` while it runs, ``OUT.json`` and ``OUT`` when it is finished.
 
     Args:
-        out: The result.
+        out: The file to write.
     """
 
     def __init__(self, out: Path) -> None:
@@ -48,19 +48,19 @@ class MiningFiles:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the folder, for this process alone.
+        """Create the work folder and lock it for this process.
 
         Raises:
-            InputError: The result would replace somebody's file, another process is at it, or nothing can be written.
+            InputError: ``out`` is a file of another kind, another process is mining into it, or it cannot be written.
         """
         if self.out.is_dir() or (self.out.exists() and "report" not in (read_json(self.sidecar) or {})):
-            raise InputError(f"{self.out}: is there already and was not made by mine-negatives; choose another name")
+            raise InputError(f"{self.out}: exists and was not made by mine-negatives; choose another name")
         lock = FileLock(self.work / "lock", blocking=False)
         try:
             self.work.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise InputError(f"{self.out}: another process is mining into it; wait for it to end") from error
+            raise InputError(f"{self.out}: another process is mining into it; wait until it ends") from error
         except OSError as error:
             raise unwritable(self.work, error) from error
         try:
@@ -73,22 +73,22 @@ class MiningFiles:
                     self.work.rmdir()
 
     def finished(self, settings: Mapping[str, Any], index: str) -> dict[str, Any] | None:
-        """The report of an earlier run that did the very same."""
+        """The report of an earlier run with the same settings and data."""
         kept = read_json(self.sidecar)
         if kept is None or not self.out.exists():
             return None
         report: dict[str, Any] = kept["report"]
         if kept.get("settings") != settings or index not in ("auto", report["index"]):
-            _LOG.warning("%s: was mined with other settings, by another model, or of other data; mined anew", self.out)
+            _LOG.warning("%s: mined with other settings, another model or other data; mining anew", self.out)
             return None
         if kept.get("file") != describe_files([self.out]):
-            _LOG.warning("%s: has changed since it was mined; mined anew", self.out)
+            _LOG.warning("%s: has changed since it was mined; mining anew", self.out)
             return None
-        _LOG.info("%s: is there already, with these settings", self.out)
+        _LOG.info("%s: already mined with these settings", self.out)
         return report
 
     def finish(self, report: Mapping[str, Any], settings: Mapping[str, Any], *, keep_vectors: bool) -> None:
-        """Put the result in its place; the report first, so that there is no result without one.
+        """Move the result into place, after its report, so that there is no result without one.
 
         Raises:
             InputError: It cannot be written.
@@ -99,7 +99,7 @@ class MiningFiles:
             move(self.part, self.out)
         except OSError as error:
             raise unwritable(self.out, error) from error
-        # Only what a run makes, should somebody have put something there.
+        # Only files of a run: somebody may have put others there.
         for pattern in ["search.*", *([] if keep_vectors else ["texts.*", "pictures.*", "*.usearch"])]:
             for path in self.work.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -115,11 +115,11 @@ def embed_corpus(
     pictures: bool,
     progress: bool,
 ) -> tuple[Vectors16, Vectors16 | None]:
-    """Vectors of all captions and, where they are needed, of all pictures.
+    """The vectors of all captions and, if ``pictures`` is set, of all pictures.
 
     Raises:
-        DatasetError: Too many cannot be embedded.
-        InputError: They cannot be written.
+        DatasetError: Too many inputs cannot be embedded.
+        InputError: The vectors cannot be written.
     """
 
     def made(name: str, what: str, input_of: Callable[[int], Input]) -> Vectors16:
@@ -135,21 +135,21 @@ def embed_corpus(
 
 
 def tag_of(made_of: Mapping[str, Any]) -> str:
-    """A short name for what vectors were made of."""
+    """A short identifier of what vectors were made from."""
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class SearchProgress:
-    """How far the search has come: kept in ``search.json``, and in as many bytes of ``OUT.part`` as that says.
+    """The progress of the search: ``search.json``, and the bytes of ``OUT.part`` that it counts.
 
     Args:
-        files: Where.
-        settings: What the result depends on. A search with other settings is begun anew.
-        index: What was asked for: ``"exact"``, ``"approximate"`` or ``"auto"``.
-        chosen: What that stands for now.
+        files: The files of the run.
+        settings: What the result depends on. A search with other settings starts anew.
+        index: The requested index: ``"exact"``, ``"approximate"`` or ``"auto"``.
+        chosen: What ``index`` stands for now.
 
     Attributes:
-        index: What the search uses.
+        index: The index that the search uses.
         counts: ``negatives``, ``short`` and ``at_or_above_bar``, as in `abc_rag.training.negatives.mine.MiningReport`.
     """
 
@@ -165,16 +165,14 @@ class SearchProgress:
             return
         same = kept["settings"] == settings and index in ("auto", kept["index"])
         if not same or not files.part.is_file() or files.part.stat().st_size < kept["bytes"]:
-            _LOG.warning(
-                "%s: was begun with other settings, by another model, or of other data; begun anew", files.part
-            )
+            _LOG.warning("%s: begun with other settings, another model or other data; starting anew", files.part)
             return
-        # What "auto" stands for may have changed with the memory that is free; a run keeps to what it began with.
+        # "auto" depends on the free memory; a resumed run keeps the index that it began with.
         self.index = kept["index"]
         self.rows, self.bytes, self.counts = kept["rows"], kept["bytes"], kept["counts"]
 
     def search(self, job: MiningJob, search: Search, *, progress: bool) -> None:
-        """Search for the rows that are left, and write what is found."""
+        """Search for the remaining rows, and write their negatives."""
         total = len(job.corpus)
         try:
             with progress_bar("searching negatives", total=total, enabled=progress) as bar:

@@ -1,4 +1,4 @@
-"""What searches for what in a caption corpus, under which bar, and what never counts as a negative."""
+"""Turns rows of a caption corpus into searches: query, score bar, and what can never be a negative."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Vectors16:
 
     Attributes:
         values: float16 ``(rows, dim)``.
-        usable: bool ``(rows,)``; the vectors of the others are zero.
+        usable: bool ``(rows,)``; vectors of unusable rows are zero.
     """
 
     values: npt.NDArray[np.float16]
@@ -35,13 +35,13 @@ class MiningJob:
 
     Args:
         corpus: The rows.
-        texts: Vectors of their captions.
-        pictures: Vectors of their pictures, which then search; None where captions do.
-        epsilon: The bar, as a part of the positive's own score.
-        count: Negatives wanted for each row.
+        texts: Vectors of the captions.
+        pictures: Vectors of the pictures, if these are the queries; None if the captions are.
+        epsilon: The score bar, as a fraction of the positive's own score.
+        count: Negatives wanted per row.
 
     Attributes:
-        candidates: int64: the first row with each different caption that has a vector, ascending.
+        candidates: int64, ascending: the first row of each distinct caption that has a vector.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class MiningJob:
         position = np.full(len(first), -1, dtype=np.int64)
         position[kept] = np.searchsorted(self.candidates, first[kept])
         self._position: npt.NDArray[np.int64] = position[inverse.reshape(-1)]
-        # Rows of one picture stand together in this order.
+        # This order puts rows with the same picture side by side.
         self._by_picture = np.argsort(corpus.pictures, kind="stable")
         self._sorted_pictures = corpus.pictures[self._by_picture]
 
     def find(self, rows: npt.NDArray[np.int64], search: Search) -> Found:
-        """What is found for some rows, int64 ``(n,)``: nothing for one without a vector."""
+        """The negatives of some rows, int64 ``(n,)``; none for a row without a vector."""
         found = Found.nothing(len(rows), self.count)
         usable = self.texts.usable[rows]
         if self._pictures is not None:
@@ -78,7 +78,7 @@ class MiningJob:
         return found
 
     def _forbidden(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-        """Of each row the candidates that say what a caption of its picture says: its own among them."""
+        """For each row the candidates that equal a caption of its picture, its own among them."""
         pictures = self.corpus.pictures[rows]
         starts = np.searchsorted(self._sorted_pictures, pictures, side="left")
         ends = np.searchsorted(self._sorted_pictures, pictures, side="right")
@@ -86,7 +86,7 @@ class MiningJob:
         return [np.unique(positions[positions >= 0]) for positions in said]
 
     def recall(self, search: Search, exact: Callable[[], Search]) -> float:
-        """What part of the exact negatives of 200 rows a search finds; 1 where there are none."""
+        """The share of the exact negatives of 200 rows that a search finds; 1 if there are none."""
         size = len(self.corpus)
         rows = np.array(sorted(random.Random(0).sample(range(size), min(_SAMPLE, size))), dtype=np.int64)
         found, wanted = self.find(rows, search).positions, self.find(rows, exact()).positions

@@ -1,20 +1,20 @@
 """Mining hard negatives: for each picture of a caption corpus, captions that nearly describe it (arXiv 2503.00329).
 
-A row's negatives are its nearest neighbours among the captions of other pictures, nearest first, without those at or
-above ``epsilon`` times the positive's own score, as they are probably true of the picture too. What searches, and so
-what the positive's own score is, can be chosen:
+A row's negatives are its nearest neighbours among the captions of other pictures, nearest first. Neighbours at or above
+``epsilon`` times the positive's own score are left out, as they probably describe the picture too. The query is
+either of two vectors:
 
-*   ``query="text"``: the caption's vector. The positive is the caption itself, with which its cosine is 1, so the bar
-    is a cosine of ``epsilon``. No picture is opened.
-*   ``query="image"``: the picture's vector. The positive's score is the cosine of the picture and its caption, and the
-    bar is ``epsilon`` times that: another one for each row.
+*   ``query="text"``: the caption's vector. The positive is the caption itself, with cosine 1, so the bar is
+    ``epsilon``. No picture is opened.
+*   ``query="image"``: the picture's vector. The positive's score is the cosine of picture and caption, and the bar is
+    ``epsilon`` times that; it differs from row to row.
 
-Captions of equal text are one candidate, named by the first row that has it. They are never negatives of one another,
-nor are captions of one picture file.
+Equal captions are one candidate, named by the first row that has it. They are never negatives of one another, nor are
+the captions of one picture file.
 
-Every caption is embedded once, into a file of float16. Where that file fits into memory, each row is compared with all
-captions; otherwise an HNSW index on disk is searched, and its recall is measured on a sample of rows. Both steps are
-taken up where they stopped. What was done with another model, of other data or with other settings is not used.
+Every caption is embedded once, into a file of float16. If the vectors fit into memory, each row is compared with all
+captions; otherwise an HNSW index on disk is searched, and its recall is measured on a sample of rows. Both steps
+resume where they stopped. Intermediate results of another model, other data or other settings are never used.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ from abc_rag.training.negatives.neighbours import ApproximateSearch, ExactSearch
 __all__ = ["MiningReport", "mine_negatives"]
 
 _LOG = logging.getLogger(__name__)
-_WORK_BYTES = 512 * 2**20  # of one comparison of some rows with a block of candidates, generously
+_WORK_BYTES = 512 * 2**20  # an upper bound for comparing some rows with a block of candidates
 
 
 @dataclass(frozen=True)
 class MiningReport:
-    """What was mined.
+    """The outcome of mining.
 
     Attributes:
-        model: Whose vectors were compared.
-        data: The corpus, as it describes itself.
-        query: What searched: ``"text"`` or ``"image"``.
-        epsilon: The bar, as a part of the positive's own score.
-        count: Negatives wanted for each row.
+        model: The model whose vectors were compared.
+        data: The description of the corpus.
+        query: ``"text"`` or ``"image"``.
+        epsilon: The score bar, as a fraction of the positive's own score.
+        count: Negatives wanted per row.
         index: ``"exact"`` or ``"approximate"``.
-        rows: Rows of the corpus; each has a line, those that could not be embedded an empty one.
-        captions: Different captions among them.
-        negatives: Negatives found in all.
-        short: Rows with fewer than ``count``.
-        at_or_above_bar: Neighbours left out as probably true, of those that were looked at.
-        recall: Of the approximate index: what part of the exact negatives of 200 rows it found; otherwise None.
-        bad: The rows that could not be used, as `abc_rag.training.data.rows.BadRows.as_dict` gives them.
+        rows: Rows of the corpus. Each has a line in the file; rows that could not be embedded have no negatives.
+        captions: Distinct captions.
+        negatives: Total number of negatives.
+        short: Rows with fewer than ``count`` negatives.
+        at_or_above_bar: Neighbours left out as probably true, among those that were examined.
+        recall: The share of the exact negatives of 200 rows that an approximate index found; None if exact.
+        bad: The unusable rows; see `abc_rag.training.data.rows.BadRows.as_dict`.
     """
 
     model: str
@@ -78,7 +78,7 @@ class MiningReport:
     bad: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as plain values, for JSON."""
         return asdict(self)
 
 
@@ -97,30 +97,30 @@ def mine_negatives(
 ) -> MiningReport:
     """Write the negatives of each row of a corpus: JSON lines ``{"id": ID, "negatives": [ID, ...]}``, nearest first.
 
-    While it runs, what it has is in the folder ``OUT.work`` and in ``OUT.part``; called again, it goes on there.
+    Intermediate results are in the folder ``OUT.work`` and in ``OUT.part``; an interrupted run resumes from them.
     ``OUT.json`` holds the report and the settings.
 
     Args:
-        source: The corpus, such as `abc_rag.training.data.sources.open_captions` gives.
-        out: The file.
-        embedder: Whose vectors are compared.
-        epsilon: Above 0, at most 1: neighbours at or above this part of the positive's own score are left out.
-        count: Negatives wanted for each row.
-        query: What searches; see the module.
-        index: ``"exact"`` compares with all captions; ``"approximate"`` searches an index; ``"auto"`` is exact where
-            the vectors fit into memory.
-        memory_gb: What is taken to fit, in GiB; if not given, half of what is free now.
-        keep_vectors: Whether ``OUT.work`` stays, so that mining again with another ``epsilon``, ``count``, or
-            ``index`` embeds nothing.
+        source: The corpus; see `abc_rag.training.data.open.open_captions`.
+        out: The file to write.
+        embedder: The model whose vectors are compared.
+        epsilon: Above 0, at most 1: neighbours at or above this fraction of the positive's own score are left out.
+        count: Negatives wanted per row.
+        query: The vectors that search, those of captions or of pictures; see the module.
+        index: ``"exact"`` compares with all captions, ``"approximate"`` searches an index, ``"auto"`` is exact if the
+            vectors fit into memory.
+        memory_gb: Memory for the vectors, in GiB; half of what is free if None.
+        keep_vectors: Keep ``OUT.work``, so that mining again with another ``epsilon``, ``count`` or ``index`` embeds
+            nothing.
         progress: Show progress bars.
 
     Returns:
-        What was mined; read from ``OUT.json`` where the very same has been done before.
+        The report; read from ``OUT.json`` if an earlier run had the same settings and data.
 
     Raises:
         InputError: A setting is unusable, ``out`` is another file, or it cannot be written.
-        DatasetError: Too many rows cannot be used.
-        MissingExtraError: usearch is needed and not installed.
+        DatasetError: Too many rows are unusable.
+        MissingExtraError: usearch is needed but not installed.
     """
     _check(epsilon, count, query, index, memory_gb)
     files = MiningFiles(Path(out).expanduser())
@@ -155,7 +155,7 @@ def mine_negatives(
         )  # fmt: skip
         if report.short:
             _LOG.warning("%d of %d rows have fewer than %d negatives", report.short, report.rows, count)
-        # Indexes are mapped from files, which some systems do not remove while they are.
+        # Indexes are memory-mapped, and some systems cannot remove mapped files.
         del search
         files.finish(report.as_dict(), settings, keep_vectors=keep_vectors)
     return report
@@ -178,14 +178,14 @@ def _check(epsilon: object, count: object, query: object, index: object, memory_
 def _choose(
     index: Literal["auto", "exact", "approximate"], vectors: int, memory: int
 ) -> Literal["exact", "approximate"]:
-    """Exact where vectors of so many bytes fit."""
+    """Exact if vectors of so many bytes fit into memory."""
     if index != "auto":
         return index
     return "exact" if vectors + _WORK_BYTES <= memory else "approximate"
 
 
 def _free_memory() -> int:
-    """Bytes that are free now; 8 GiB where the system does not tell."""
+    """Free memory in bytes; 8 GiB if the system does not tell."""
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
@@ -193,5 +193,5 @@ def _free_memory() -> int:
 
 
 def _device(embedder: Embedder) -> str:
-    """Where an embedder computes, as far as it says."""
+    """The device of an embedder; the CPU if it is not a local one."""
     return str(embedder.family.facts.device) if isinstance(embedder, LocalEmbedder) else "cpu"

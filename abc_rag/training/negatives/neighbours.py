@@ -1,4 +1,4 @@
-"""Nearest neighbours under a bar: exactly, or with an index that need not fit into memory."""
+"""Nearest neighbours below a score bar: exact, or with an index that need not fit into memory."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _BLOCK = 8192  # candidates compared at once
 _LINKS = 32
 _ADD = 4096  # vectors added to an index at once
 _SMALL = 20_000
-_INDEX_BYTES = 400  # of an index, for each vector beside itself
+_INDEX_BYTES = 400  # of an index per vector, besides the vector itself
 _MOST_FETCHED = 4096
 
 
 @dataclass
 class Found:
-    """What was found for some queries.
+    """The neighbours of some queries.
 
     Attributes:
-        scores: float32 ``(queries, count)``, highest first; minus infinity where fewer were found.
-        positions: int64 ``(queries, count)``, -1 where fewer were found. Of equal scores the lower position is first.
-        left_out: int64 ``(queries,)``: how many were at or above the bar, of those that were looked at.
+        scores: float32 ``(queries, count)``, highest first, padded with minus infinity.
+        positions: int64 ``(queries, count)``, padded with -1; among equal scores, lower positions come first.
+        left_out: int64 ``(queries,)``: how many of the examined candidates were at or above the bar.
     """
 
     scores: Vectors
@@ -44,7 +44,7 @@ class Found:
 
     @classmethod
     def nothing(cls, queries: int, count: int) -> Found:
-        """Nothing yet, for so many queries."""
+        """No neighbours for ``queries`` queries."""
         return cls(
             np.full((queries, count), -np.inf, dtype=np.float32),
             np.full((queries, count), -1, dtype=np.int64),
@@ -53,39 +53,39 @@ class Found:
 
     @classmethod
     def ranked(cls, scores: Vectors, positions: _Positions, left_out: _Positions) -> Found:
-        """In order, whatever order a search found them in."""
+        """Neighbours in the order of their scores."""
         positions = np.where(np.isfinite(scores), positions, -1)
         order = np.lexsort((positions, -scores), axis=1)
         return cls(np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1), left_out)
 
     def put(self, queries: npt.NDArray[np.bool_], found: Found) -> None:
-        """Take over what was found for some of the queries."""
+        """Insert the neighbours of some of the queries."""
         self.scores[queries], self.positions[queries] = found.scores, found.positions
         self.left_out[queries] = found.left_out
 
 
 class Search(ABC):
-    """Finds the nearest of some candidates.
+    """Finds the nearest candidates.
 
     Args:
         vectors: float16 ``(rows, dim)``.
-        rows: Which of them are candidates, ascending; a candidate's position is its place among these.
+        rows: The rows that are candidates, ascending; a candidate's position is its index in this array.
     """
 
     def __init__(self, vectors: npt.NDArray[np.float16], rows: _Positions) -> None:
         self._vectors, self._rows = vectors, rows
-        # The usual case of no repeated caption: a slice is read faster than chosen rows are.
+        # The usual case, no repeated caption: a slice is read faster than single rows.
         self._contiguous = len(rows) == 0 or bool(rows[-1] - rows[0] == len(rows) - 1)
 
     @abstractmethod
     def nearest(self, queries: Vectors, bars: Vectors, forbidden: Sequence[_Positions], count: int) -> Found:
-        """The candidates nearest to each query that score below its bar.
+        """The nearest candidates below each query's bar.
 
         Args:
             queries: float32 ``(n, dim)``.
-            bars: float32 ``(n,)``: what scores this or more is left out.
-            forbidden: Of each query the candidates that are left out whatever their score.
-            count: How many to find.
+            bars: float32 ``(n,)``: candidates that score this or more are left out.
+            forbidden: For each query the candidates to leave out whatever their score.
+            count: Number of neighbours to find.
         """
 
     def _block(self, start: int) -> npt.NDArray[np.float16]:
@@ -103,7 +103,7 @@ class ExactSearch(Search):
     Args:
         vectors: See `Search`.
         rows: See `Search`.
-        device: Where products are computed, in float32.
+        device: Computes the products, in float32.
     """
 
     def __init__(self, vectors: npt.NDArray[np.float16], rows: _Positions, *, device: str = "cpu") -> None:
@@ -128,7 +128,7 @@ class ExactSearch(Search):
             here = (never >= start) & (never < start + len(block))
             scores[torch.from_numpy(owner[here]), torch.from_numpy(never[here] - start)] = -torch.inf
             values, at = scores.topk(min(count, len(block)), dim=1)
-            # Few rows reach their bar in a block; only those are looked at in full.
+            # Few rows reach their bar in a block; only those are sorted in full.
             over = torch.nonzero(values[:, 0] >= bar).squeeze(1)
             if len(over):
                 some = scores[over]
@@ -141,16 +141,16 @@ class ExactSearch(Search):
 
 
 class ApproximateSearch(Search):
-    """HNSW indexes of parts of the candidates, each small enough to be built in memory, read from disk afterwards.
+    """HNSW indexes of parts of the candidates: each is built in memory, then read from disk.
 
-    A part that a run has built is used by the next one.
+    Finished parts of an interrupted run are reused.
 
     Args:
         vectors: See `Search`.
         rows: See `Search`.
-        folder: Where the indexes are kept.
-        memory: Bytes that building one may take.
-        tag: What the vectors are, for the indexes' names: those of other vectors are not used.
+        folder: Holds the indexes.
+        memory: Maximum bytes for building one index.
+        tag: Identifies the vectors in the indexes' names, so that indexes of other vectors are not used.
         progress: Show a progress bar.
 
     Raises:
@@ -187,8 +187,8 @@ class ApproximateSearch(Search):
             index = Index(
                 ndim=self._vectors.shape[1], metric="ip", dtype="f16", connectivity=_LINKS, expansion_add=4 * _LINKS
             )
-            # Threads that add at once may leave a vector out of reach: one of few would be missed. Their index is also
-            # another one each time.
+            # Concurrent insertion may leave a vector unreachable, which matters in a small index; it is also not
+            # deterministic.
             threads = 1 if end - start <= _SMALL else 0
             for first in range(start, end, _BLOCK):
                 block = np.array(self._block(first)[: end - first])
@@ -208,7 +208,7 @@ class ApproximateSearch(Search):
         return Index.restore(str(path), view=True)
 
     def nearest(self, queries: Vectors, bars: Vectors, forbidden: Sequence[_Positions], count: int) -> Found:
-        """See `Search.nearest`. What is left out may have filled the first answer: then more are asked for."""
+        """See `Search.nearest`. Fetches more where too many of the first neighbours had to be left out."""
         result = Found.nothing(len(queries), count)
         todo = np.arange(len(queries))
         fetched = min(len(self._rows), count + count // 2 + max((len(one) for one in forbidden), default=0) + 8)
@@ -231,13 +231,13 @@ class ApproximateSearch(Search):
         return Found.ranked(result.scores, result.positions, result.left_out)
 
     def _ask(self, queries: Vectors, count: int) -> tuple[Vectors, _Positions]:
-        """The ``count`` nearest of all parts, highest score first."""
+        """The ``count`` nearest candidates of all parts, highest score first."""
         scores, positions = [], []
         for index in self._parts:
             index.expansion_search = max(8 * _LINKS, 2 * count)
             wanted = min(count, len(index))
             matches = index.search(queries.astype(np.float16), wanted)
-            # One query alone comes back without its dimension.
+            # The result of a single query lacks the first dimension.
             at = np.asarray(matches.keys, dtype=np.int64).reshape(len(queries), -1)
             distances = np.asarray(matches.distances, dtype=np.float32).reshape(len(queries), -1)
             counts = np.asarray(getattr(matches, "counts", [at.shape[1]]))[:, None]

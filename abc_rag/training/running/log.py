@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, JSON lines, TensorBoard."""
+"""Reports the progress of a run: a progress bar, JSON lines, TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["RunLog"]
 
 
 class RunLog:
-    """Metrics of one run; a context manager. Only the main process has one that writes.
+    """The metrics of one run; a context manager. Only the main process writes.
 
     Args:
         folder: Receives ``metrics.jsonl`` and ``tensorboard/``.
-        label: What the bar says.
-        steps: Steps in all.
-        first: Steps done before, when a run is taken up: later rows of the files are dropped.
+        label: Label of the progress bar.
+        steps: Total number of steps.
+        first: Steps done before the run was resumed; later rows of the files are dropped.
         every: Steps between rows of the files.
-        tensorboard: Whether to write TensorBoard files.
-        main: Whether this process writes and shows anything.
-        say: Receives a line now and then where there is no terminal to show a bar on.
+        tensorboard: Write TensorBoard files.
+        main: Whether this is the main process.
+        say: Receives a line now and then if there is no terminal to show a bar on.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class RunLog:
             self._writer.close()
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
-        """Take note of step ``step`` (from 1): ``loss`` and whatever else, by name."""
+        """Log the values of ``step`` (from 1), by name; ``loss`` among them."""
         if not self._main:
             return
         now = time.monotonic()

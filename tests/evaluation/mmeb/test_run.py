@@ -26,8 +26,10 @@ from abc_rag.evaluation.mmeb.data import dataset_files, download_mmeb, image_fol
 from abc_rag.evaluation.mmeb.run import evaluate_mmeb
 from abc_rag.evaluation.mmeb.tasks import DATASETS, GROUPS, PROMPTS
 from abc_rag.evaluation.report import write_report
+from abc_rag.scenes.captions import captions
 from abc_rag.scenes.drawing import render
-from abc_rag.scenes.world import captions, held_out_scenes, phrase, phrases, questions
+from abc_rag.scenes.questions import questions
+from abc_rag.scenes.world import held_out_scenes, phrase, phrases
 from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text, Vectors
 
 MARK = "<|image_1|>\n"
@@ -466,7 +468,7 @@ def test_json_lines_of_other_shapes_are_bad_rows(tmp_path: Path) -> None:
     (tmp_path / "GQA.jsonl").write_text(text)
     results = evaluate_mmeb(Known({"q": (1, 0), "right": (1, 0), "wrong": (0, 1)}), tmp_path)
     assert results.bad["by_problem"] == {
-        "missing column": 1, "not a list of texts": 1, "not a text": 1, "not JSON": 1,
+        "missing column": 1, "wrong type": 2, "not JSON": 1,
     }  # fmt: skip
     assert results.bad["rows"][0]["where"] == "GQA/GQA.jsonl:2"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from abc_rag.errors import DatasetError
-from abc_rag.training.data.rows import BadRows, read_jsonl
+from abc_rag.training.data.lines import read_jsonl
+from abc_rag.training.data.rows import BadRows
 
 
 def test_bad_rows_are_counted_by_problem_and_fatal_past_the_limit() -> None:
@@ -35,7 +36,7 @@ def test_lines_are_read_and_broken_ones_left_out(tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind_is_told_from_one_with_broken_lines(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps([{"image": "a.png"}, {"image": "b.png"}], indent=1))
-    with pytest.raises(DatasetError, match=r"rows\.jsonl: is not in JSON lines.*give one object a line"):
+    with pytest.raises(DatasetError, match=r"rows\.jsonl: not in JSON lines.*give one object per line"):
         list(read_jsonl(tmp_path / "rows.jsonl", BadRows("rows")))
     with pytest.raises(DatasetError, match="cannot be read"):
         list(read_jsonl(tmp_path / "none.jsonl", BadRows("rows")))

@@ -222,7 +222,7 @@ def test_what_is_no_data_set(opener: Any, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no row can be used"):
         opener(tmp_path)
     write(tmp_path / "other.jsonl", [])
-    with pytest.raises(DatasetError, match=r"other.jsonl, rows.jsonl; give the file that is meant"):
+    with pytest.raises(DatasetError, match=r"other.jsonl, rows.jsonl; give the path of one file"):
         opener(tmp_path)
     write(tmp_path / "rows.csv", [])
     with pytest.raises(DatasetError, match=r"no \.jsonl file"):
@@ -390,7 +390,7 @@ def test_bad_lines_of_mined_negatives(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(DatasetError, match="the limit is 2"):
         open_captions(tmp_path, negatives=mined, max_bad=2)
-    with pytest.raises(DatasetError, match="no line is about a row"):
+    with pytest.raises(DatasetError, match="no line belongs to a row"):
         open_captions(tmp_path, negatives=write(tmp_path / "other", []))
     with pytest.raises(DatasetError, match="cannot be read"):
         open_captions(tmp_path, negatives=tmp_path / "nowhere")
@@ -561,9 +561,9 @@ def test_a_folder_that_the_library_cannot_read(tmp_path: Path) -> None:
 
 
 def test_a_name_of_the_other_kind_is_refused() -> None:
-    with pytest.raises(DatasetError, match="abc-vg-instruct holds pairs, and captions are needed: abc-pretraining"):
+    with pytest.raises(DatasetError, match="abc-vg-instruct holds pairs, but captions are needed; use abc-pretraining"):
         open_captions("abc-vg-instruct")
-    with pytest.raises(DatasetError, match="abc-pretraining holds captions, and pairs are needed: abc-vg-instruct"):
+    with pytest.raises(DatasetError, match="abc-pretraining holds captions, but pairs are needed; use abc-vg-instruct"):
         open_pairs("abc-pretraining")
 
 

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 from abc_rag.cli.main import app
 from abc_rag.embedding.embedder import BatchSize, Embedder
 from abc_rag.errors import DatasetError, ImageFormatError, InputError, MissingExtraError
+from abc_rag.scenes.captions import captions
 from abc_rag.scenes.drawing import render
-from abc_rag.scenes.world import captions, held_out_scenes
+from abc_rag.scenes.world import held_out_scenes
 from abc_rag.training.data.open import open_captions
 from abc_rag.training.data.rows import BadRows
 from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource
@@ -252,7 +253,7 @@ def test_what_cannot_be_embedded_neither_asks_nor_answers(index: Any, tmp_path: 
     report = mine_negatives(corpus, tmp_path / "out", embedder, query="image", index=index)
     # The second caption cannot be embedded; the second, fourth and fifth picture are broken.
     assert read(tmp_path / "out") == {"r0": ["r3", "r2"], "r1": [], "r2": ["r3", "r0"], "r3": [], "r4": []}
-    assert report.bad["by_problem"] == {"cannot be embedded": 2, "unusable picture": 3}
+    assert report.bad["by_problem"] == {"cannot be embedded": 2, "picture is broken": 3}
     assert report.captions == 3
     assert report.at_or_above_bar == 0
     wheres = [row["where"] for row in report.bad["rows"]]
@@ -403,7 +404,7 @@ def test_what_has_been_mined_is_not_mined_again(tmp_path: Path, caplog: pytest.L
     out.write_text("edited")
     with caplog.at_level(logging.WARNING):
         mine_negatives(corpus_of("one", "two"), out, embedder)
-    assert "has changed since it was mined; mined anew" in caplog.text
+    assert "has changed since it was mined; mining anew" in caplog.text
     assert out.read_bytes() == before
     for corpus, other, settings in (
         (corpus_of("one", "two"), embedder, {"epsilon": 0.4}),
@@ -413,7 +414,7 @@ def test_what_has_been_mined_is_not_mined_again(tmp_path: Path, caplog: pytest.L
     ):
         caplog.clear()
         mine_negatives(corpus, out, other, **settings)
-        assert "mined anew" in caplog.text
+        assert "mining anew" in caplog.text
 
 
 def test_two_processes_do_not_mine_into_one_file(tmp_path: Path) -> None:
@@ -432,7 +433,7 @@ def test_an_unfinished_run_of_another_kind_is_not_resumed(tmp_path: Path, caplog
     other, same_texts = random_corpus(300, seed=1)
     same_texts._model = "another"
     report = mine_negatives(other, tmp_path / "out", same_texts, count=5)
-    assert "made by another model or of other data; begun anew" in caplog.text
+    assert "made by another model or from other data; starting anew" in caplog.text
     assert len(same_texts.seen) == 300
     assert report.model.startswith("another@1")
 

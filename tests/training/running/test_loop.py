@@ -1,4 +1,4 @@
-"""Whole runs: taken up after a kill, on two processes, on a full disk; what they leave behind and refuse."""
+"""Whole runs: resumed after a kill, on two processes, on a full disk; what they leave behind and refuse."""
 
 from __future__ import annotations
 
