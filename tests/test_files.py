@@ -91,7 +91,7 @@ def test_devices_pipes_and_folders_are_refused(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     folder.mkdir()
     for target in (pipe, folder, Path(os.devnull)):
-        with pytest.raises(OSError, match="Not a regular file|Is a directory"):
+        with pytest.raises(OSError, match=r"Not a regular file|Is a directory"):
             write(target, "text")
     assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
 

@@ -23,7 +23,7 @@ from abc_rag.models.qwen2_vl.network import backbone_name, load_backbone
 from abc_rag.training.adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
 from abc_rag.training.shares import Plan, Share, share_of
 from abc_rag.training.step import Encoder, accumulate
-from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text, sources_of
+from abc_rag.types import Fingerprint, Image, Input, InstructedImage, Text
 
 RECORDS = {r["id"]: r for r in json.loads((FIXTURE / "loss_pillow12.json").read_text())}
 
@@ -97,9 +97,9 @@ def share(
     opened = lru_cache(lambda item: family.opened(item))
 
     def prepare(item: Input, row: int) -> Prepared | None:
-        if row in unusable and sources_of(item):
+        if row in unusable and item.pictures:
             return None
-        return family.prepare(item, [picture for source in sources_of(item) for picture in opened(Image(source))])
+        return family.prepare(item, [picture for source in item.pictures for picture in opened(Image(source))])
 
     return share_of(
         plan, prepare, lambda: prepare(Image(str(FIXTURE / "images/grad_20x20.png")), -1),  # type: ignore[arg-type, return-value]

@@ -34,7 +34,7 @@ from abc_rag.training.running.card import write_card
 from abc_rag.training.running.loop import Objective
 from abc_rag.training.shares import Plan, Share, share_of
 from abc_rag.training.step import Encoder, seeded
-from abc_rag.types import Fingerprint, Image, Input, sources_of
+from abc_rag.types import Fingerprint, Image, Input
 
 __all__ = ["ABCObjective", "RowsObjective", "frozen_dtype", "init_head", "plan_of"]
 
@@ -289,7 +289,7 @@ class _PicturesOnce:
         self._opened: dict[object, Future[Picture]] = {}
 
     def prepare(self, item: Input) -> Prepared:
-        return self._family.prepare(item, [self._picture(source) for source in sources_of(item)])
+        return self._family.prepare(item, [self._picture(source) for source in item.pictures])
 
     def _picture(self, source: Any) -> Picture:  # noqa: ANN401
         key = source if isinstance(source, str) else id(source)

@@ -125,6 +125,8 @@ class VLM2VecTraining(RowsObjective[PairRow]):
         self.write(out, tensors, run, base=base, published_name=self._family.backbone.published_name)
 
 
+def _names(text: str, setting: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise InputError(f"{setting} is empty; give names separated by commas")
     return names

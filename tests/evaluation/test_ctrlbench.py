@@ -149,7 +149,7 @@ def test_a_broken_picture_is_left_out_with_its_phrases(tmp_path: Path) -> None:
     [
         ([], "it is empty"),
         (["", " "], "it is empty"),
-        ([{"image": "a.png"}], r"1 no pairs\).*data\.jsonl:1.*each must be"),
+        ([{"image": "a.png"}], r"1 missing pairs\).*data\.jsonl:1.*each must be"),
     ],
 )
 def test_a_file_without_a_usable_row_is_refused(rows: list[Any], message: str, tmp_path: Path) -> None:

@@ -476,7 +476,7 @@ def test_two_processes_learn_what_one_does(rows: int, data: Path, tmp_path: Path
         **os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "c"),
     }  # fmt: skip
     done = subprocess.run(
-        [*launch, *command], capture_output=True, text=True, timeout=240, check=False, env=environment
+        [*launch, *command], capture_output=True, text=True, timeout=900, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")

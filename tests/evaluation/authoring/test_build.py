@@ -374,11 +374,11 @@ def test_too_many_bad_pictures_stop_the_asking(photos: Path) -> None:
     describer = Scripted(lambda image, _: good(tag_of(image)) if image.width > 100 else "no")
     with pytest.raises(DatasetError, match="the limit is 1"):
         build(photos, describer, max_bad=1, concurrency=1)
-    time.sleep(0.2)
-    count = len(describer.prompts)
-    time.sleep(0.2)
-    assert len(describer.prompts) == count
-    assert count < 30  # of 120: a few were under way
+    for thread in threading.enumerate():
+        if thread.name == "abc-rag-ask":
+            thread.join(300)
+            assert not thread.is_alive()
+    assert len(describer.prompts) < 30  # of 120: a few were under way
 
 
 def test_a_phrase_goes_in_once_over_all_pictures(photos: Path) -> None:
@@ -712,14 +712,18 @@ def test_what_is_wrong_for_all_pictures_stops_at_once(photos: Path, key: str, st
 
 
 def test_a_slow_server_runs_into_the_limit(photos: Path) -> None:
+    given_up = threading.Event()
+
     def reply(request: Request, number: int) -> Reply:
-        return well(request)._replace(wait_s=1.0 if number == 1 else 0.0)
+        if number == 1:
+            given_up.wait(300)
+        return well(request)
 
     with ChatServer(reply) as server:
-        describer = OpenAIDescriber("m", server.url, timeout_s=0.4, retries=0)
-        with pytest.raises(ABCRagError, match=r"no answer within 0.4 s"):
-            build(photos, describer, concurrency=1)
-        assert build(photos, describer, concurrency=1).pictures == 4
+        with pytest.raises(ABCRagError, match=r"no (whole )?answer within 0.4 s"):
+            build(photos, OpenAIDescriber("m", server.url, timeout_s=0.4, retries=0), concurrency=1)
+        given_up.set()
+        assert build(photos, OpenAIDescriber("m", server.url), concurrency=1).pictures == 4
 
 
 def test_a_server_that_is_not_there(photos: Path) -> None:
@@ -786,7 +790,7 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(photos: Path, how: signal
 
     def reply(request: Request, number: int) -> Reply:
         if number > 5:
-            hold.wait(30)
+            hold.wait(300)
         return well(request)
 
     out = photos.parent / "out"
@@ -797,7 +801,7 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(photos: Path, how: signal
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(how)
-        assert process.wait(10) != 0
+        assert process.wait(120) != 0
         hold.set()
         asked = len(server.requests)
         assert asked <= 7  # two were under way
@@ -835,7 +839,7 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ReviewServe
 def call(
     server: ReviewServer, method: str, path: str, body: Any = None, **headers: str
 ) -> tuple[int, bytes, Mapping[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     given = {"Content-Type": "application/json"} if data is not None else {}
     try:

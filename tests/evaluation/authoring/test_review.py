@@ -95,7 +95,7 @@ class Browser:
         return done["result"].get("value")
 
     def until(self, script: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not self.run(script):
             assert time.monotonic() < deadline, (script, self.run("document.body.innerText"), self.said)
             time.sleep(0.02)
@@ -253,7 +253,7 @@ def test_the_page_without_a_server(browser: Browser, out: Path, tmp_path: Path) 
     downloads.mkdir()
     browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
     browser.click("Download decisions")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (downloads / "review.jsonl").exists():
         browser.run("0")
         assert time.monotonic() < deadline, browser.said

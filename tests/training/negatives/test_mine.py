@@ -369,7 +369,7 @@ def test_a_full_disk_costs_only_what_did_not_fit(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
     try:
-        with pytest.raises(InputError, match=r"texts.f16: cannot be written .*make room and run it again"):
+        with pytest.raises(InputError, match=r"texts.f16: cannot be written .*free some space and run again"):
             mine_negatives(corpus, tmp_path / "out", embedder, count=5)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -143,7 +143,7 @@ def test_a_killed_run_ends_in_the_same_weights(pretrained: Path, tmp_path: Path)
     config = {**SMALL, "out": str(tmp_path / "run"), "steps": 4}
     command = [sys.executable, "-m", "abc_rag.cli", "train", "pretrain", *arguments(config)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (tmp_path / "run" / "checkpoints" / "step-0000002").is_dir():
         assert process.poll() is None, process.communicate()[1].decode()
         assert time.monotonic() < deadline
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"could not be written.*last good one is after step 1"):
+        with pytest.raises(CheckpointError, match=r"cannot be written.*last good one is after step 1"):
             checkpoints.save(2, network, [optimizer])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -205,7 +205,7 @@ def two_processes(command: list[str]) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, *command], capture_output=True, text=True, timeout=240, check=False, env=environment
+        [*launch, *command], capture_output=True, text=True, timeout=900, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -258,7 +258,7 @@ def test_the_command_runs_on_two_processes(tmp_path: Path) -> None:
         if processes == 2:
             two_processes(command)
         else:
-            subprocess.run([sys.executable, *command], capture_output=True, check=True, timeout=240)
+            subprocess.run([sys.executable, *command], capture_output=True, check=True, timeout=900)
         out[processes] = rows(tmp_path / str(processes))
         assert (tmp_path / str(processes) / "adapter_model.safetensors").is_file()
     assert [row["step"] for row in out[2]] == [1, 2]
@@ -320,7 +320,7 @@ def test_a_folder_that_is_not_a_runs_own_is_refused(tmp_path: Path) -> None:
         pretrain(PretrainConfig(**{**SMALL, "out": str(tmp_path), "steps": 4}))
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / "run.lock"):
-        with pytest.raises(InputError, match="another process trains in this folder"):
+        with pytest.raises(InputError, match="another process is training in this folder"):
             pretrain(PretrainConfig(**{**SMALL, "out": str(tmp_path / "run"), "steps": 4}))
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file"):
