@@ -225,7 +225,7 @@ def test_what_is_no_data_set(opener: Any, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"other.jsonl, rows.jsonl; give the path of one file"):
         opener(tmp_path)
     write(tmp_path / "rows.csv", [])
-    with pytest.raises(DatasetError, match=r"no \.jsonl file"):
+    with pytest.raises(DatasetError, match=r"not a \.jsonl file"):
         opener(tmp_path / "rows.csv")
 
 

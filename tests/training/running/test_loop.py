@@ -491,7 +491,7 @@ def test_an_unfinished_run_is_not_pushed(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match=r"results\.json"):
         push_to_hub(tmp_path, "user/adapter", results=tmp_path / "none.json")
-    with pytest.raises(InputError, match="is not a repository's name"):
+    with pytest.raises(InputError, match="is not the name of a repository"):
         push_to_hub(tmp_path, "user/adapter/more/parts")
 
 
