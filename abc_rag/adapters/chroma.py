@@ -3,12 +3,15 @@
 ::
 
     import chromadb
-    from abc_rag.adapters.chroma import ABCEmbeddingFunction
+    from abc_rag.adapters.chroma import ABCEmbeddingFunction, ABCImageLoader
 
     client = chromadb.PersistentClient("store")
-    collection = client.create_collection("photos", embedding_function=ABCEmbeddingFunction(model="abc-mini"))
+    collection = client.create_collection(
+        "photos", embedding_function=ABCEmbeddingFunction(model="abc-mini"), data_loader=ABCImageLoader()
+    )
     collection.add(ids=["1"], documents=["a pig to the left of a car"])
-    collection.add(ids=["2"], images=[numpy.asarray(picture)])
+    collection.add(ids=["2"], uris=["photos/pig.jpg"])
+    collection.add(ids=["3"], images=[numpy.asarray(picture.convert("RGB"))])
     collection.query(query_texts=["a pig"])
 
 Chroma stores the function's name and settings with the collection. Another program imports this module, which
@@ -20,6 +23,9 @@ What Chroma (1.5.9) does not do, so that callers have to:
 
 *   A function given to ``get_collection`` or ``get_or_create_collection`` takes the stored one's place without being
     compared with it. `ABCEmbeddingFunction.check` compares.
+*   Chroma's own ``ImageLoader`` hands over the numbers of a file as they are: inks, palette indices, CIELAB, pictures
+    that lie on their side. `ABCImageLoader` opens pictures as everything else here does. Chroma does not store it
+    with the collection, so it is given to ``get_collection`` as well.
 *   ``collection.modify(configuration={"embedding_function": ...})`` stores the new settings before it asks whether they
     may follow the old ones. The error says how to take them back.
 
@@ -38,13 +44,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import numpy as np
-import PIL.Image
 from chromadb.api.types import Embeddable, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
+from abc_rag.adapters.chroma_pictures import REMEDY, ABCImageLoader, picture_of
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.load import default_model, load_embedder, local_revision
 from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
+from abc_rag.images.open import open_image
 from abc_rag.models.abc.loader import ABCCheckpoint
 from abc_rag.models.hub import is_folder
 from abc_rag.models.loader import Attention, DType, Weights, portable_name
@@ -53,7 +60,7 @@ from abc_rag.types import Image, Input, InstructedImage, Text
 if TYPE_CHECKING:
     from chromadb.api.models.CollectionCommon import CollectionCommon
 
-__all__ = ["ABCEmbeddingFunction"]
+__all__ = ["ABCEmbeddingFunction", "ABCImageLoader"]
 
 # Chroma's error where this module was not imported quotes nothing but this name.
 _NAME = "abc_rag.adapters.chroma"
@@ -77,8 +84,9 @@ _DECIDE_VECTORS = ("model", "weights", "min_tokens", "max_tokens", "resolution",
 class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
     """Embeds Chroma's documents and images with an ABC model.
 
-    A document (``str``) is always a text, whatever it looks like. An image is a numpy array of uint8: height x width
-    x 3 (RGB), x 4 (RGBA, whose transparency is dropped), x 1 or nothing (grayscale). Queries are embedded like
+    A document (``str``) is always a text, whatever it looks like. An image is a numpy array of uint8, height x width x
+    3, in RGB. Other arrays are refused: four channels may be RGBA or CMYK, one may be grey or a palette's indices, and
+    an array does not say which. Queries are embedded like
     documents and images, and all of them into one space.
 
     The model is loaded by the first text or picture. Chroma makes a function anew for every call on a collection that
@@ -308,30 +316,14 @@ def _typed(position: int, value: object, instruction: str | None) -> Input:
     if not isinstance(value, np.ndarray):
         raise InputError(
             f"input {position} is a {type(value).__name__}; pass a text as a str, and a picture as a numpy array: "
-            "numpy.asarray(picture.convert('RGB')) of a PIL image"
+            f"{REMEDY} of a PIL image"
         )
-    picture = _picture(position, value)
+    picture = picture_of(position, value)
     return Image(picture) if instruction is None else InstructedImage(picture, instruction)
-
-
-def _picture(position: int, array: np.ndarray[Any, Any]) -> PIL.Image.Image:
-    shape = array.shape
-    what = f"input {position} is an array of {array.dtype} and shape {shape}"
-    if array.dtype != np.uint8:
-        raise InputError(f"{what}; a picture is uint8: scale it to 0..255 and pass array.astype(numpy.uint8)")
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
-        # PyTorch's order is the usual reason.
-        remedy = "; array.transpose(1, 2, 0) makes it one" if len(shape) == 3 and shape[0] in (1, 3, 4) else ""
-        raise InputError(f"{what}; a picture is height x width, or height x width x 3 (RGB) or 4 (RGBA){remedy}")
-    if not array.size:
-        raise InputError(f"{what}, without pixels; pass a picture that has some")
-    return PIL.Image.fromarray(array[:, :, 0] if len(shape) == 3 and shape[2] == 1 else array)
 
 
 def _raise_with_position(inputs: Sequence[Input]) -> None:
     """Every array is called "PIL image" further down: find the one that was refused."""
-    from abc_rag.images.open import open_image
-
     for position, item in enumerate(inputs):
         if isinstance(item, (Image, InstructedImage)):
             try:

@@ -22,11 +22,13 @@ from chromadb.api.types import VectorIndexConfig
 from chromadb.config import Settings
 from chromadb.utils.data_loaders import ImageLoader
 from chromadb.utils.embedding_functions import known_embedding_functions
+from PIL import ImageCms
 
 import abc_rag
 from abc_rag import ABCCheckpoint, Embedder, InstructedImage
-from abc_rag.adapters.chroma import ABCEmbeddingFunction
-from abc_rag.errors import CheckpointError, FingerprintMismatchError, ImageLimitError, InputError
+from abc_rag.adapters.chroma import ABCEmbeddingFunction, ABCImageLoader
+from abc_rag.errors import CheckpointError, FingerprintMismatchError, ImageError, ImageLimitError, InputError
+from abc_rag.images.limits import ImageLimits
 
 PACKAGE = Path(next(iter(abc_rag.__path__)))
 DEMO = sorted((PACKAGE / "models" / "bundled" / "demo").glob("*.jpg"))
@@ -150,18 +152,87 @@ def test_mixed_inputs_keep_their_order(
     np.testing.assert_array_equal(function.embed_with_retries(mixed[:1])[0], function(mixed[:1])[0])
 
 
-def test_every_form_of_array_is_the_picture_it_shows(
+def test_every_layout_of_an_rgb_array_is_the_picture_it_shows(
     function: ABCEmbeddingFunction, arrays: list[np.ndarray], mini: Embedder
 ) -> None:
     colour = arrays[0]
-    gray = np.asarray(PIL.Image.fromarray(colour).convert("L"))
-    alpha = np.concatenate([colour, np.zeros_like(colour[:, :, :1])], axis=2)
     readonly, channels_first = colour.copy(), np.ascontiguousarray(colour.transpose(2, 0, 1))
     readonly.setflags(write=False)
-    vectors = function([colour, alpha, readonly, channels_first.transpose(1, 2, 0), gray, gray[:, :, None]])
-    wanted = mini.embed_images([PIL.Image.fromarray(colour), PIL.Image.fromarray(gray)])
-    np.testing.assert_allclose(np.stack(vectors), wanted[[0, 0, 0, 0, 1, 1]], **CLOSE)
-    assert wanted[0] @ wanted[1] < 0.999
+    vectors = function([colour, readonly, channels_first.transpose(1, 2, 0), np.asfortranarray(colour)])
+    np.testing.assert_allclose(np.stack(vectors), mini.embed_images([PIL.Image.fromarray(colour)] * 4), **CLOSE)
+
+
+def odd_pictures(folder: Path) -> dict[str, Path]:
+    """The same picture as Chroma's own loader hands over numbers that mean something else."""
+    picture = PIL.Image.open(DEMO[0]).convert("RGB")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    wide = PIL.Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    made: dict[str, tuple[PIL.Image.Image, dict[str, Any]]] = {
+        "cmyk.jpg": (picture.convert("CMYK"), {}),
+        "palette.png": (picture.convert("P"), {}),
+        "palette.gif": (picture.convert("P"), {}),
+        "turned.jpg": (picture, {"exif": exif}),
+        "deep.png": (wide, {}),
+        "grey.png": (picture.convert("L"), {}),
+        "grey-alpha.png": (picture.convert("LA"), {}),
+        "alpha.png": (picture.convert("RGBA"), {}),
+        "bits.png": (picture.convert("1"), {}),
+        "ycc.jpg": (picture, {}),
+    }
+    lab = ImageCms.applyTransform(
+        picture,
+        ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"),
+    )
+    made["lab.tif"] = (lab, {})
+    for name, (image, options) in made.items():
+        image.save(folder / name, **options)
+    return {name: folder / name for name in made}
+
+
+def test_our_loader_hands_over_what_a_path_shows(
+    client: Client, function: ABCEmbeddingFunction, mini: Embedder, tmp_path: Path
+) -> None:
+    paths = odd_pictures(tmp_path)
+    photos = client.create_collection("odd", embedding_function=function, data_loader=ABCImageLoader())
+    photos.add(ids=list(paths), uris=[str(path) for path in paths.values()])
+    for name, path in paths.items():
+        stored = np.asarray(photos.get(ids=[name], include=["embeddings"])["embeddings"])[0]
+        assert stored @ mini.embed_images([str(path)])[0] > 0.999, name
+    asked = client.get_collection("odd", embedding_function=function, data_loader=ABCImageLoader(workers=1))
+    assert asked.query(query_uris=[str(paths["turned.jpg"])], n_results=1)["ids"] == [["turned.jpg"]]
+
+
+def test_what_chromas_loader_hands_over_is_refused_where_it_is_no_rgb(
+    function: ABCEmbeddingFunction, tmp_path: Path
+) -> None:
+    for name, path in odd_pictures(tmp_path).items():
+        with PIL.Image.open(path) as image:
+            array = np.array(image)  # as Chroma's ImageLoader does, which leaves the file open
+        if name in ("turned.jpg", "ycc.jpg", "lab.tif"):  # three channels: an array cannot say of what
+            continue
+        with pytest.raises(InputError, match="a picture is"):
+            function([array])
+
+
+def test_a_loader_composites_and_scales(tmp_path: Path) -> None:
+    PIL.Image.new("RGBA", (4, 3), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    path = str(tmp_path / "clear.png")
+    plain, nothing, white = *ABCImageLoader()([path, None]), *ABCImageLoader(background="white")([path])
+    assert nothing is None
+    assert plain is not None
+    assert (plain.shape, plain.dtype, plain.max()) == ((3, 4, 3), np.uint8, 0)
+    assert white is not None
+    assert white.min() == 255
+    with pytest.raises(ImageError, match=r"bad\.png: is not of a format"):
+        ABCImageLoader()([path, str(tmp_path / "bad.png")])
+    with pytest.raises(ImageError, match="wrap a URL"):
+        ABCImageLoader()(["http://169.254.169.254/x.png"])
+    with pytest.raises(ImageError, match="max_pixels"):
+        ABCImageLoader(image_limits=ImageLimits(max_pixels=3))([path])
+    with pytest.raises(InputError, match="background"):
+        ABCImageLoader(background="no colour")
 
 
 def test_an_instruction_is_for_every_picture_and_no_text(arrays: list[np.ndarray], mini: Embedder) -> None:
@@ -196,7 +267,12 @@ PIXELS = np.zeros((30, 20, 3), np.uint8)
         (PIXELS.astype(np.int64), "input 1 is an array of int64 .*astype"),
         (PIXELS[:, :, 0] > 0, "input 1 is an array of bool .*astype"),
         (PIXELS.transpose(2, 0, 1), r"input 1 .* shape \(3, 30, 20\); .*array.transpose\(1, 2, 0\) makes it one"),
-        (PIXELS[:, :, :2], r"input 1 .* shape \(30, 20, 2\); a picture is height x width, or height x width x 3"),
+        (
+            PIXELS[:, :, :2],
+            r"input 1 .* shape \(30, 20, 2\); a picture is height x width x 3, in RGB: .*ABCImageLoader",
+        ),
+        (PIXELS[:, :, 0], r"input 1 .* shape \(30, 20\); .*convert\('RGB'\)"),
+        (np.zeros((30, 20, 4), np.uint8), r"input 1 .* shape \(30, 20, 4\); .*convert\('RGB'\)"),
         (PIXELS[None], r"input 1 .* shape \(1, 30, 20, 3\); a picture is"),
         (PIXELS[:0], "input 1 .*, without pixels"),
         (None, "input 1 is a NoneType; pass a text as a str, and a picture as a numpy array"),
@@ -213,7 +289,7 @@ def test_an_input_that_cannot_be_used_is_named(value: Any, message: str, functio
 
 
 def test_a_picture_beyond_a_limit_is_named(function: ABCEmbeddingFunction) -> None:
-    thin = np.zeros((1, 1000), np.uint8)
+    thin = np.zeros((1, 1000, 3), np.uint8)
     with pytest.raises(ImageLimitError, match="input 2: 1000 x 1, an aspect ratio of 1,000") as caught:
         function([PIXELS, "a dog", thin])
     assert caught.value.source == "input 2"
@@ -273,7 +349,7 @@ def watch(event, _):
         network.append(event)
 sys.addaudithook(watch)
 {OPEN.replace("chromadb.PersistentClient(sys.argv[1], ", "chromadb.EphemeralClient(")}
-from abc_rag.adapters.chroma import ABCEmbeddingFunction
+from abc_rag.adapters.chroma import ABCEmbeddingFunction, ABCImageLoader
 client.create_collection("photos", embedding_function=ABCEmbeddingFunction())
 photos = client.get_collection("photos")
 photos.add(ids=["1"], embeddings=[[1.0, 0.0]])
