@@ -268,7 +268,7 @@ def check_llama_index_guide(names: dict[str, Any], folder: Path) -> None:
 
 def check_chroma(names: dict[str, Any], folder: Path) -> None:
     assert names["nearest"] == names["about_the_pig"] == [["The pig rolls in mud."]]
-    assert names["collection"].count() == 2
+    assert names["collection"].count() == 3
 
 
 def check_models(names: dict[str, Any], folder: Path) -> None:

@@ -1,17 +1,17 @@
 """ABC as an embedding function of Chroma, for those who call Chroma themselves.
 
-::
+.. code-block:: python
 
     import chromadb
+    import numpy
     from abc_rag.adapters.chroma import ABCEmbeddingFunction, ABCImageLoader
 
     client = chromadb.PersistentClient("store")
-    collection = client.create_collection(
-        "photos", embedding_function=ABCEmbeddingFunction(model="abc-mini"), data_loader=ABCImageLoader()
-    )
-    collection.add(ids=["1"], documents=["a pig to the left of a car"])
-    collection.add(ids=["2"], uris=["photos/pig.jpg"])
-    collection.add(ids=["3"], images=[numpy.asarray(picture.convert("RGB"))])
+    function = ABCEmbeddingFunction(model="abc-mini")
+    collection = client.get_or_create_collection("photos", embedding_function=function, data_loader=ABCImageLoader())
+    collection.upsert(ids=["1"], documents=["a pig to the left of a car"])
+    collection.upsert(ids=["2"], uris=["pig.jpg"])
+    collection.upsert(ids=["3"], images=[numpy.asarray(picture.convert("RGB"))])
     collection.query(query_texts=["a pig"])
 
 Chroma stores the function's name and settings with the collection. Another program imports this module, which
@@ -94,7 +94,9 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
     loaded.
 
     Chroma has no place for an instruction with a query. The one given here applies to every image, added or asked. For
-    one of its own, compute the vector and pass it on::
+    one of its own, compute the vector and pass it on:
+
+    .. code-block:: python
 
         vector = function.embedder.embed([InstructedImage("photo.jpg", "what is on the left?")])
         collection.query(query_embeddings=vector)
