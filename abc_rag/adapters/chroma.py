@@ -10,7 +10,7 @@
     function = ABCEmbeddingFunction(model="abc-mini")
     collection = client.get_or_create_collection("photos", embedding_function=function, data_loader=ABCImageLoader())
     collection.upsert(ids=["1"], documents=["a pig to the left of a car"])
-    collection.upsert(ids=["2"], uris=["pig.jpg"])
+    collection.add(ids=["2"], uris=["pig.jpg"])
     collection.upsert(ids=["3"], images=[numpy.asarray(picture.convert("RGB"))])
     collection.query(query_texts=["a pig"])
 
