@@ -1,4 +1,4 @@
-"""Asking a chat model about many pictures at once: each failure costs its own picture only."""
+"""Asks a chat model about many pictures at once; a failure costs its own picture only."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from abc_rag.images.open import open_image
 
 __all__ = ["LEAST_PAIRS", "Asked", "Asking", "jpeg_of"]
 
-LEAST_PAIRS = 2  # with one, a model that ignores instructions is right
+LEAST_PAIRS = 2  # with one pair, a model that ignores instructions is right
 _TRIES = 3
 _QUALITY = 90
 _POLL_S = 0.5
-# Failures before the first answer after which it is clear that it is not the pictures.
+# If so many requests fail before the first answer, the pictures are not the cause.
 _HOPELESS = 10
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What came of asking about one picture.
+    """The outcome for one picture.
 
     Attributes:
-        picture: Which.
-        pairs: The usable pairs; none where it failed.
-        tries: How often the model was asked.
-        dropped: Pairs of the chosen answer that could not be used, by kind.
+        picture: The picture.
+        pairs: The usable pairs; none after a failure.
+        tries: Number of requests.
+        dropped: Number of unusable pairs of the chosen answer, by problem.
         problem: The kind of failure, or empty.
-        detail: Of the failure.
+        detail: Details of the failure.
     """
 
     picture: Picture
@@ -52,15 +52,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Asking:
-    """How pictures are asked about.
+    """Requests about pictures.
 
     Attributes:
         describer: The chat model.
-        out: Where the pictures' paths start.
-        pairs: How many pairs a picture should get.
-        side: Most pixels of the longer side of what is sent.
-        limits: Which pictures are opened.
-        threads: How many requests are under way at once.
+        out: The folder that picture paths are relative to.
+        pairs: Number of pairs per picture.
+        side: Maximum pixels of the longer side of a picture that is sent.
+        limits: Limits for opening pictures.
+        threads: Number of concurrent requests.
     """
 
     describer: Describer
@@ -71,13 +71,13 @@ class Asking:
     threads: int
 
     def run(self, pictures: Sequence[Picture]) -> Generator[Asked, None, None]:
-        """Ask about each picture, and yield what comes, as it comes.
+        """Ask about each picture, and yield the outcomes as they arrive.
 
         Raises:
-            ABCRagError: The model cannot be asked at all.
+            ABCRagError: The model cannot answer at all.
         """
         waiting = iter(pictures)
-        # Bounded, so that little is lost where answers come faster than they can be saved.
+        # Bounded, so that little is lost if answers arrive faster than they can be saved.
         results: queue.Queue[Asked | BaseException] = queue.Queue(self.threads)
         turn, stop = threading.Lock(), threading.Event()
 
@@ -96,11 +96,11 @@ class Asking:
                     return
                 try:
                     hand_over(self._ask(picture))
-                except BaseException as error:  # whoever waits raises it
+                except BaseException as error:  # raised by the consumer
                     hand_over(error)
                     return
 
-        # Daemons: an interrupt must not wait minutes for answers that nobody wants any more.
+        # Daemons: an interrupt must not wait minutes for answers that are no longer wanted.
         for _ in range(min(self.threads, len(pictures))):
             threading.Thread(target=work, name="abc-rag-ask", daemon=True).start()
         answered = failed = 0
@@ -115,7 +115,7 @@ class Asking:
                 if failed >= _HOPELESS and not answered:
                     raise ABCRagError(
                         f"{self.describer.name}: the first {failed} pictures all failed, the last one by: "
-                        f"{one.problem} ({one.detail}); nothing more is asked"
+                        f"{one.problem} ({one.detail}); stopped asking"
                     )
         finally:
             stop.set()
@@ -126,7 +126,7 @@ class Asking:
         except ImageError as error:
             return Asked(picture, problem="unusable picture", detail=error.reason)
         if opened.sha256 != picture.sha256:
-            return Asked(picture, problem="picture that changed meanwhile", detail="run this again")
+            return Asked(picture, problem="picture that has changed", detail="run this again")
         return self._talk(picture, jpeg_of(opened.image, self.side, _QUALITY))
 
     def _talk(self, picture: Picture, image: bytes) -> Asked:
@@ -140,7 +140,7 @@ class Asking:
                 return Asked(picture, tries=tries, problem="picture that the model does not answer", detail=str(error))
             except ABCRagError:
                 raise
-            except Exception as error:  # chat models of others raise what they like
+            except Exception as error:  # other people's chat models may raise anything
                 detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 return Asked(picture, tries=tries, problem="failed request", detail=detail)
             parsed = parse_answer(answer, self.pairs)
@@ -155,7 +155,7 @@ class Asking:
 
 
 def jpeg_of(image: PIL.Image.Image, side: int, quality: int) -> bytes:
-    """A picture as a JPEG file of at most ``side`` pixels, without metadata such as where it was taken."""
+    """A picture as a JPEG file of at most ``side`` pixels, without metadata such as its location."""
     small = image
     if max(image.size) > side:
         small = image.copy()
@@ -168,6 +168,6 @@ def jpeg_of(image: PIL.Image.Image, side: int, quality: int) -> bytes:
 def _next(results: queue.Queue[Asked | BaseException]) -> Asked | BaseException:
     while True:
         try:
-            return results.get(timeout=_POLL_S)  # without one, Windows would hold an interrupt back
+            return results.get(timeout=_POLL_S)  # without a timeout, Windows would delay an interrupt
         except queue.Empty:
             continue

@@ -1,20 +1,20 @@
-"""A CtrlBench of one's own: a chat model writes pairs of instruction and caption, a person reviews them.
+"""Builds your own CtrlBench: a chat model writes pairs of instruction and caption, a person reviews them.
 
-CtrlBench (arXiv 2503.00329) asks whether an instruction decides what is seen: each picture has about five pairs of an
-instruction and a caption, the candidates are all captions, and whoever ignores the instruction can be right for one
-pair a picture at most. The steps here::
+CtrlBench (arXiv 2503.00329) tests whether the instruction decides which aspect of a picture is embedded. Each picture
+has about five pairs of an instruction and a caption, and all captions are candidates. A model that ignores the
+instruction is right for one pair per picture at most. The steps::
 
-    pictures of a folder     near-identical ones once
-    -> chat model            asked for pairs about different aspects; answers are checked, and asked for again
-    -> duplicates            a phrase goes in once, over all pictures
+    pictures of a folder     one of each group of duplicates
+    -> chat model            writes pairs about different aspects; bad answers are asked for again
+    -> duplicates            a phrase is used once, over all pictures
     -> review                accept, reject or edit each pair in a web page
     -> OUT/ctrlbench.jsonl   {"image": ..., "pairs": [{"instruction": ..., "phrase": ...}, ...]}
 
-Every answer and every decision is on the disk as soon as it is there; a further run asks only for what is missing.
-Pictures are sent to the chat model, shrunk, as JPEG files without metadata; nothing else leaves this machine.
+Every answer and every decision is saved at once; a further run asks only for what is missing. Pictures are sent to the
+chat model as resized JPEG files without metadata; nothing else leaves this machine.
 
 Example:
-    >>> from abc_rag.evaluation.authoring.build import OpenAIDescriber, build_ctrlbench
+    >>> from abc_rag.evaluation.authoring import OpenAIDescriber, build_ctrlbench
     >>> model = OpenAIDescriber("qwen2.5-vl", "http://127.0.0.1:8000/v1")
     >>> report = build_ctrlbench("photos", "bench", model)  # doctest: +SKIP
 """
@@ -41,27 +41,17 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
 from abc_rag.evaluation.authoring.ask import LEAST_PAIRS, Asking
-from abc_rag.evaluation.authoring.chat import Describer, OpenAIDescriber
+from abc_rag.evaluation.authoring.chat import Describer
 from abc_rag.evaluation.authoring.dedupe import BITS
 from abc_rag.evaluation.authoring.folder import BuildFolder, Reviewed
 from abc_rag.evaluation.authoring.pairs import PAIRS_SCHEMA, Pair, prompt_for
-from abc_rag.evaluation.authoring.review import ReviewServer, write_review_page
 from abc_rag.evaluation.authoring.scan import Picture, Scan, scan
 from abc_rag.files import write
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.training.data.rows import BadRows
 from abc_rag.types import Text
 
-__all__ = [
-    "BuildReport",
-    "Describer",
-    "OpenAIDescriber",
-    "Pair",
-    "ReviewServer",
-    "build_ctrlbench",
-    "write_ctrlbench",
-    "write_review_page",
-]
+__all__ = ["BuildReport", "build_ctrlbench", "write_ctrlbench"]
 
 _MOST_PAIRS = 20
 _MOST_THREADS = 64
@@ -69,22 +59,22 @@ _MOST_THREADS = 64
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a benchmark holds, and what was left out of it.
+    """What is in a benchmark, and what was left out.
 
     Attributes:
         file: ``OUT/ctrlbench.jsonl``.
         model: The chat model that wrote the pairs.
         pictures: Pictures in the file.
         pairs: Pairs in the file.
-        reviewed: Whether only pairs that a person accepted are in it. False says that nobody looked.
-        review: Pairs that are accepted, rejected, undecided, and edited (which are among the accepted).
-        ceiling: R@1 in [0, 1] that nobody who ignores the instruction can exceed: pictures / pairs. 0 if it is empty.
-        pairs_per_picture: Number of pairs -> number of pictures in the file that have so many.
-        distinct_instructions: Different instructions in the file; its phrases are all different.
-        left_out: Answered pairs, or pictures, that are not in the file, by reason.
-        run: Of the last run: files ``looked_at``; pictures left out as ``identical`` or ``similar``; pictures whose
-            answer was there (``kept``), that were ``asked`` about, and ``answered``; ``requests``.
-        bad: Pictures that could not be used or not be answered for, as `BadRows.as_dict` gives them.
+        reviewed: Whether a person accepted the pairs; False before a review.
+        review: Number of pairs accepted, rejected, undecided, and edited (which are among the accepted).
+        ceiling: Highest R@1, in [0, 1], without looking at the instruction: pictures / pairs. 0 if there are no pairs.
+        pairs_per_picture: Number of pairs -> number of pictures with so many.
+        distinct_instructions: Number of distinct instructions; all phrases are distinct.
+        left_out: Number of answered pairs, or pictures, that are not in the file, by reason.
+        run: Counts of the last run: files ``looked_at``; pictures left out as ``identical`` or ``similar``; pictures
+            with an earlier answer (``kept``), ``asked`` about and ``answered``; ``requests``.
+        bad: Pictures that were unusable or got no answer; see `BadRows.as_dict`.
     """
 
     file: Path
@@ -101,7 +91,7 @@ class BuildReport:
     bad: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as plain values, for JSON."""
         return {**asdict(self), "file": str(self.file)}
 
 
@@ -122,32 +112,32 @@ def build_ctrlbench(
     confirm: Callable[[int], bool] | None = None,
     progress: bool = False,
 ) -> BuildReport:
-    """Make a benchmark of a folder's pictures, or go on with one.
+    """Build a benchmark from the pictures of a folder, or resume building it.
 
-    A picture is asked about again only if its content, the model or the prompt (with ``pairs``) is another one, or if
-    it failed before. Without a review all pairs go in; after one, those that were accepted.
+    A picture is asked about again only if its content, the model or the prompt (with ``pairs``) has changed, or if it
+    failed before. Before a review, the benchmark has all pairs; after it, the accepted ones.
 
     Args:
-        folder: Pictures, searched with its sub-folders (hidden ones left out).
-        out: Receives the files; made if it is not there.
-        describer: The chat model: `OpenAIDescriber`, ``langchain_abc.chat_model_describer(...)``, or one's own.
-        pairs: Pairs to ask for, 2 to 20. The paper has 5.
-        side: Most pixels of the longer side of what is sent.
-        near: Most of the 256 bits of a difference hash in which two pictures may differ and still count as one, if
-            colours and detail agree too; 0 leaves out identical files only.
-        concurrency: Requests under way at once.
-        limit: Most pictures, for a trial.
-        embedder: Leave out a phrase that this model can hardly tell from an earlier one of the same picture.
-        phrase_cosine: What counts as that: a cosine at or above this, in (0, 1].
-        max_bad: Most unusable pictures before the run stops. What has been answered stays.
-        image_limits: Which pictures are opened.
-        confirm: Called with the number of pictures that are about to be sent, if there are any; False sends none.
+        folder: Folder of pictures, searched with its subfolders, but not hidden ones.
+        out: Receives the files; created if missing.
+        describer: The chat model: `OpenAIDescriber`, ``langchain_abc.chat_model_describer(...)``, or your own.
+        pairs: Number of pairs to ask for, 2 to 20. The paper has 5.
+        side: Maximum pixels of the longer side of a picture that is sent.
+        near: Pictures count as duplicates if at most so many of the 256 bits of a difference hash differ, and colours
+            and detail agree; 0 leaves out identical files only.
+        concurrency: Number of concurrent requests.
+        limit: Maximum number of pictures, for a trial.
+        embedder: Leave out phrases that this model can hardly tell from an earlier one of the same picture.
+        phrase_cosine: The cosine, in (0, 1], from which phrases count as such.
+        max_bad: Maximum number of unusable pictures before the run stops. Answers are kept.
+        image_limits: Limits for opening pictures.
+        confirm: Called with the number of pictures about to be sent, if any; False sends none.
         progress: Show progress bars.
 
     Raises:
         DatasetError: Too many pictures are unusable.
-        InputError: An argument is of no use, the folder holds no pictures, or another run is at work in ``out``.
-        ABCRagError: The chat model cannot be asked. What has been answered stays; run again to go on.
+        InputError: An argument is unusable, the folder has no pictures, or another run is at work in ``out``.
+        ABCRagError: The chat model cannot answer. Answers are kept; run again to resume.
     """
     _check(describer, pairs=(pairs, 2, _MOST_PAIRS), side=(side, 32, 8192), near=(near, 0, BITS),
            concurrency=(concurrency, 1, _MOST_THREADS), limit=(1 if limit is None else limit, 1, None))  # fmt: skip
@@ -160,13 +150,13 @@ def build_ctrlbench(
     try:
         lock.acquire()
     except Timeout as error:
-        raise InputError(f"{out}: another run is at work there; wait for it, or take another folder") from error
+        raise InputError(f"{out}: another run is at work there; wait for it, or choose another folder") from error
     try:
         before = _kept_before(files)
         seen = scan(source, target, near=near, limit=limit, known=before, limits=image_limits, bad=bad,
                     threads=min(concurrency, os.cpu_count() or 1), progress=progress)  # fmt: skip
         if not seen.pictures:
-            raise InputError(f"{folder}: no usable pictures there; {bad.summary()}")
+            raise InputError(f"{folder}: no usable pictures; {bad.summary()}")
         prompt = prompt_for(pairs)
         settings = {
             "folder": str(source),
@@ -184,7 +174,7 @@ def build_ctrlbench(
             "max_bad": max_bad,
         }
         build = _record(settings, seen, bad)
-        files.write_build(build)  # so that what is there can be reviewed although the run does not come to its end
+        files.write_build(build)  # so that a run that does not finish can be reviewed
         asking = Asking(describer, target, pairs, side, image_limits, concurrency)
         build["run"] |= _ask(files, settings, seen, asking, bad, confirm, progress)
         build["bad"] = bad.as_dict()
@@ -197,15 +187,15 @@ def build_ctrlbench(
 
 
 def write_ctrlbench(out: str | os.PathLike[str]) -> BuildReport:
-    """Write ``OUT/ctrlbench.jsonl`` from the answers and decisions that are there; `build_ctrlbench` ends with this.
+    """Write ``OUT/ctrlbench.jsonl`` from the answers and decisions so far. `build_ctrlbench` ends with this.
 
     Call it again after a review.
 
     Args:
-        out: A folder that `build_ctrlbench` made.
+        out: A folder written by `build_ctrlbench`.
 
     Raises:
-        InputError: It is none.
+        InputError: It is not such a folder.
     """
     files = BuildFolder(Path(os.path.realpath(os.path.expanduser(out))))
     build = files.read_build()
@@ -260,16 +250,16 @@ def _check(describer: Describer, **numbers: tuple[int, int, int | None]) -> None
 
 
 def _folders(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Both without links, so that the way from one to the other is the same for everybody."""
+    """Both folders with links resolved, so that relative paths between them hold."""
     source, target = (Path(os.path.realpath(os.path.expanduser(path))) for path in (folder, out))
     if not source.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder; give the folder of the pictures")
     if source == target:
-        raise InputError(f"{out}: the results need a folder of their own, beside or within the pictures'")
+        raise InputError(f"{out}: the results need their own folder, beside or within that of the pictures")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror}); choose another folder") from error
+        raise InputError(f"{out}: cannot be created ({error.strerror}); choose another folder") from error
     return source, target
 
 
@@ -334,7 +324,7 @@ def _ask(
 def _near_phrases(
     files: BuildFolder, build: Mapping[str, Any], embedder: Embedder, least: float, progress: bool
 ) -> list[str]:
-    """Ids of pairs whose phrase is nearly that of an earlier pair of the same picture."""
+    """Ids of pairs whose phrase is nearly equal to that of an earlier pair of the same picture."""
     from abc_rag.evaluation.vectors import VectorCache
 
     answers = files.read_answers(build["settings"]["model"], build["settings"]["prompt_version"])

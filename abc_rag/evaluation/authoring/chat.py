@@ -1,4 +1,4 @@
-"""What describes pictures: the seam, and any server that speaks OpenAI's chat completions."""
+"""Chat models that describe pictures: the seam, and servers with OpenAI's chat completions API."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ class Describer(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The model's name. Answers are kept under it: another model's are never taken for this one's."""
+        """The model's name. Answers are stored under it, so that those of different models are never mixed."""
 
     @abstractmethod
     def describe(self, image: bytes, mime_type: str, prompt: str, schema: Mapping[str, Any]) -> str:
-        """Show a picture, and return the model's answer as text.
+        """Show a picture to the model, and return its answer as text.
 
         Args:
             image: An encoded picture.
-            mime_type: Of ``image``: ``"image/jpeg"``.
-            prompt: What to ask.
-            schema: JSON schema of the answer. A model without structured output may leave it aside: the prompt says
-                the same, and answers are checked.
+            mime_type: MIME type of ``image``, such as ``"image/jpeg"``.
+            prompt: The question.
+            schema: JSON schema of the answer. A model without structured output may ignore it: the prompt says the
+                same, and answers are checked.
 
         Raises:
-            abc_rag.errors.InputError: This picture cannot be answered for; others may be.
-            abc_rag.errors.ABCRagError: No picture can: the key is wrong, or the server is not there.
+            abc_rag.errors.InputError: The model cannot answer for this picture; it may for others.
+            abc_rag.errors.ABCRagError: The model cannot answer at all: a wrong key, or no server.
         """
 
     def settings(self) -> dict[str, Any]:
-        """What is recorded beside the results: no secrets."""
+        """Settings to record with the results; never secrets."""
         return {"name": self.name, "type": type(self).__name__}
 
 
 class _Busy(Exception):
-    """A request that may be tried again."""
+    """A request that may be repeated."""
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
@@ -69,28 +69,26 @@ class _Busy(Exception):
 
 
 class _Refused(InputError):
-    """A request that the server found wrong."""
+    """A request that the server rejected."""
 
 
 class OpenAIDescriber(Describer):
-    """A vision chat model behind a server that speaks OpenAI's ``chat/completions``, such as vLLM or Ollama.
+    """A vision chat model behind a server with OpenAI's ``chat/completions``, such as vLLM or Ollama.
 
-    Pictures are sent to that server. The answer is asked for as JSON of a schema; a server that refuses that
-    (400 or 422) is asked for plain text from then on.
+    Pictures are sent to that server. It is asked for JSON of a schema; a server that refuses this (400 or 422) is asked
+    for plain text from then on.
 
     Args:
-        model: The model's name, as the server knows it.
-        base_url: Where the server is, with ``/v1`` where it has that; the default is OpenAI itself.
-        api_key_env: Environment variable that holds the key. It is read for each request, and neither kept nor
-            written anywhere. If not given: ``OPENAI_API_KEY`` for OpenAI itself, and no key for any other server, which
-            has no business with it.
-        timeout_s: Seconds that one request may take.
-        retries: How often a request is sent again after a time-out, a broken connection or a status that says
-            that the server is busy (408, 409, 425, 429, 500, 502, 503, 504), after a wait that doubles each time, or
-            as long as its ``Retry-After`` says.
+        model: The model's name on the server.
+        base_url: URL of the server, with ``/v1`` if its paths begin so; the default is OpenAI.
+        api_key_env: Environment variable that holds the key. It is read for each request, and never stored. If None,
+            ``OPENAI_API_KEY`` for OpenAI, and no key for any other server.
+        timeout_s: Maximum seconds per request.
+        retries: How often a request is repeated after a timeout, a broken connection or a busy status (408, 409, 425,
+            429, 500, 502, 503, 504). The wait doubles each time, unless the server sends ``Retry-After``.
 
     Raises:
-        InputError: An argument is of no use.
+        InputError: An argument is unusable.
     """
 
     def __init__(
@@ -116,7 +114,7 @@ class OpenAIDescriber(Describer):
         self._timeout_s = float(timeout_s)
         self._retries = retries
         self._structured = True
-        self._key()  # a missing key is said at once
+        self._key()  # reports a missing key at once
 
     @property
     def name(self) -> str:
@@ -125,11 +123,11 @@ class OpenAIDescriber(Describer):
 
     @property
     def base_url(self) -> str:
-        """Where pictures are sent."""
+        """The URL that pictures are sent to."""
         return self._base_url
 
     def settings(self) -> dict[str, Any]:
-        """The model, the server and the name of the key's variable."""
+        """The model, the server, and the name of the key's environment variable."""
         return super().settings() | {"base_url": self._base_url, "api_key_env": self._key_env}
 
     def describe(self, image: bytes, mime_type: str, prompt: str, schema: Mapping[str, Any]) -> str:
@@ -143,10 +141,12 @@ class OpenAIDescriber(Describer):
         try:
             return _text_of(self._send(request | {"response_format": {"type": "json_schema", "json_schema": kind}}))
         except _Refused as refused:
-            # Some servers know no response_format. If it is the picture that is wrong, the second try says so again.
+            # Some servers do not know response_format. If the picture is at fault, the second request fails too.
             answer = _text_of(self._send(request))
             if self._structured:
-                _LOG.warning("%s takes no response_format, so it is asked for JSON in words: %s", self._model, refused)
+                _LOG.warning(
+                    "%s does not support response_format; only the prompt asks for JSON: %s", self._model, refused
+                )
             self._structured = False
             return answer
 
@@ -155,10 +155,10 @@ class OpenAIDescriber(Describer):
             return None
         key = os.environ.get(self._key_env, "").strip()
         if not key:
-            raise InputError(f"${self._key_env} is not set; put the key for {self._base_url} there")
-        # Said here, as httpx would repeat the key in its message.
+            raise InputError(f"${self._key_env} is not set; set it to the key for {self._base_url}")
+        # Checked here, as httpx would repeat the key in its message.
         if not key.isascii() or not key.isprintable():
-            raise InputError(f"${self._key_env} holds characters that no key has; set it anew")
+            raise InputError(f"${self._key_env} holds characters that no key has; correct it")
         return key
 
     def _send(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,10 +167,10 @@ class OpenAIDescriber(Describer):
             try:
                 return self._post(request)
             except _Busy as busy:
-                # Many threads that were refused together should not come back together.
+                # Threads that were refused together should not come back together.
                 pause = wait * random.uniform(0.75, 1.25) if busy.retry_after is None else busy.retry_after
                 if tries > self._retries or pause > _LONGEST_WAIT_S:
-                    asked = f" (it asks to wait {pause:.0f} s)" if pause > _LONGEST_WAIT_S else ""
+                    asked = f" (the server asks to wait {pause:.0f} s)" if pause > _LONGEST_WAIT_S else ""
                     count = "1 try" if tries == 1 else f"{tries} tries"
                     raise ABCRagError(
                         f"{self._base_url}: no answer after {count}: {busy}{asked}; try again later"
@@ -186,7 +186,7 @@ class OpenAIDescriber(Describer):
 
         key = self._key()
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        # A server on this machine is not to be asked through a proxy, whatever the environment says.
+        # A server on this machine is never asked through a proxy, whatever the environment says.
         trust = not is_loopback(self._base_url)
         deadline = time.monotonic() + self._timeout_s
         try:
@@ -200,7 +200,7 @@ class OpenAIDescriber(Describer):
                     if len(body) > _MOST_BYTES:
                         raise InputError(f"{self._base_url}: the answer is larger than {_MOST_BYTES // 2**20} MiB")
                     if time.monotonic() > deadline:
-                        raise _Busy(f"no whole answer within {self._timeout_s:g} s")
+                        raise _Busy(f"no complete answer within {self._timeout_s:g} s")
         except httpx.TimeoutException as error:
             raise _Busy(f"no answer within {self._timeout_s:g} s") from error
         except httpx.RequestError as error:
@@ -226,13 +226,13 @@ class OpenAIDescriber(Describer):
         if status in (400, 413, 415, 422):
             raise _Refused(f"{self._base_url}: {message}")
         if status in (401, 403):
-            where = f"look at ${self._key_env}" if self._key_env else "name the key's variable as api_key_env"
+            where = f"check ${self._key_env}" if self._key_env else "name the key's variable in api_key_env"
             raise ABCRagError(f"{self._base_url}: {message}; {where}")
-        raise ABCRagError(f"{self._base_url}: {message}; look at the base URL and the model's name")
+        raise ABCRagError(f"{self._base_url}: {message}; check the base URL and the model's name")
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL is of this very machine."""
+    """Whether a URL points to this machine."""
     host = urllib.parse.urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -241,7 +241,7 @@ def is_loopback(url: str) -> bool:
 
 
 def _checked_url(url: str) -> str:
-    # Neither message repeats the URL: it may hold a password.
+    # The messages do not repeat the URL: it may hold a password.
     try:
         parts = urllib.parse.urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
@@ -250,28 +250,28 @@ def _checked_url(url: str) -> str:
     if not usable:
         raise InputError("base_url must be an http:// or https:// address, such as http://127.0.0.1:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError("base_url must be without user, password, query and fragment; pass a key through api_key_env")
+        raise InputError("base_url must have no user, password, query or fragment; pass a key through api_key_env")
     return url.rstrip("/").removesuffix("/chat/completions")
 
 
 def _text_of(answer: Mapping[str, Any]) -> str:
-    """The words of the first choice.
+    """The text of the first choice.
 
     Raises:
-        InputError: There are none.
+        InputError: There is none.
     """
     try:
         choice = answer["choices"][0]
         message = choice["message"]
         content, refusal = message["content"], message.get("refusal")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError("the server's answer holds no choices[0].message.content") from error
+        raise InputError("the server's answer has no choices[0].message.content") from error
     if refusal:
         raise InputError(f"the model refuses: {' '.join(str(refusal).split())[:200]}")
     if choice.get("finish_reason") == "content_filter":
-        raise InputError("the server's content filter held the answer back")
+        raise InputError("the server's content filter withheld the answer")
     if not isinstance(content, str):
-        raise InputError(f"choices[0].message.content is a {type(content).__name__} instead of text")
+        raise InputError(f"choices[0].message.content is {type(content).__name__}, not text")
     return content
 
 
@@ -284,7 +284,7 @@ def _message(said: str) -> str:
 
 
 def _retry_after(header: str | None) -> float | None:
-    """Seconds to wait: a number, or the time until a date."""
+    """Seconds to wait, from a number or a date."""
     if header is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Finding pictures that are the same picture: saved again, made smaller, compressed anew."""
+"""Finds duplicates of a picture: saved again, resized, recompressed."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ __all__ = ["BITS", "LookAlikes", "Print", "print_of"]
 
 _GRID = 16
 BITS = _GRID * _GRID
-# A step in brightness below this is noise of compression, of 255.
+# Steps in brightness up to this, of 255, are compression noise.
 _STEP = 3
 _COLOUR_GRID = 8
 _COLOUR_TOLERANCE = 10.0
-# Measured: one picture saved in other ways stays above 0.98, two pages of text set alike reach 0.81.
+# Measured: copies of one picture stay above 0.98, two pages of text in the same layout reach 0.81.
 _DETAIL_GRID = 48
 _LEAST_CORRELATION = 0.95
 
 
 @dataclass(frozen=True, eq=False)
 class Print:
-    """What a picture looks like from afar.
+    """A perceptual fingerprint of a picture.
 
     Attributes:
         bits: bool ``(256,)``: where a 16 x 16 copy gets darker from left to right (a difference hash).
-        colours: uint8 ``(192,)``: an 8 x 8 copy in RGB. Without it all plain areas, and pictures that differ in colour
-            alone, would look alike.
-        detail: uint8 ``(2304,)``: a 48 x 48 copy in grey. Without it all pages of text would look alike.
+        colours: uint8 ``(192,)``: an 8 x 8 copy in RGB. Tells apart plain areas, and pictures that differ in colour
+            only.
+        detail: uint8 ``(2304,)``: a 48 x 48 copy in grey. Tells apart pages of text.
     """
 
     bits: npt.NDArray[np.bool_]
@@ -38,7 +38,7 @@ class Print:
 
 
 def print_of(image: PIL.Image.Image) -> Print:
-    """The print of a picture in RGB."""
+    """The fingerprint of an RGB picture."""
     grey = image.convert("L")
     levels = _small(grey, _GRID + 1, _GRID).astype(np.int16)
     darker = levels[:, :-1] - levels[:, 1:] > _STEP
@@ -51,10 +51,10 @@ def _small(image: PIL.Image.Image, width: int, height: int) -> npt.NDArray[np.ui
 
 
 class LookAlikes:
-    """The pictures kept so far; tells which of them a further one looks like.
+    """The pictures kept so far, and the search for one that a new picture looks like.
 
     Args:
-        most: Most bits of 256 in which two prints of one picture may differ; 0 compares nothing.
+        most: Maximum of 256 bits in which duplicates may differ; 0 compares nothing.
     """
 
     def __init__(self, most: int) -> None:
@@ -64,7 +64,7 @@ class LookAlikes:
         self._bits = np.zeros((64, BITS), dtype=np.bool_)
 
     def find(self, one: Print) -> str | None:
-        """The kept picture that it looks most like, if any is near enough."""
+        """The name of the kept picture that looks most like this one, if any is near enough."""
         count = len(self._names)
         if not self._most or not count:
             return None

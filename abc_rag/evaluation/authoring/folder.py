@@ -2,11 +2,11 @@
 
 ::
 
-    OUT/answers.jsonl     what the chat model said, a line for each picture as soon as it is there
-    OUT/review.jsonl      what the reviewer decided, a line for each decision; the last one counts
+    OUT/answers.jsonl     the chat model's answers, one line per picture, written at once
+    OUT/review.jsonl      the reviewer's decisions, one per line; the last one counts
     OUT/build.json        settings, pictures, what was left out and why, statistics
     OUT/ctrlbench.jsonl   the benchmark
-    OUT/vectors/          of phrases, where an embedder compares them
+    OUT/vectors/          vectors of phrases, if an embedder compares them
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Answer:
-    """What the chat model said of a picture: the usable pairs, and how many others there were, by what was wrong."""
+    """The chat model's answer for a picture: the usable pairs, and the number of others by problem."""
 
     pairs: Sequence[Pair]
     dropped: Mapping[str, int]
@@ -43,7 +43,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the reviewer decided of a pair: its verdict, and the pair as it shall read."""
+    """The reviewer's decision about a pair: the verdict, and the pair as edited."""
 
     verdict: Verdict
     pair: Pair
@@ -54,11 +54,11 @@ class Candidate:
     """A pair on its way into the benchmark.
 
     Attributes:
-        id: Names the model's wording for this picture.
-        original: As the model wrote it.
-        pair: As it shall read.
-        verdict: What the reviewer said, if anything.
-        clash: Why it cannot go in although nobody rejected it: ``"repeated phrase"``; empty if it can.
+        id: Identifies the model's wording for this picture.
+        original: The pair as the model wrote it.
+        pair: The pair as edited.
+        verdict: The reviewer's verdict, if any.
+        clash: Why the pair is left out although nobody rejected it: ``"repeated phrase"``; empty if it is not.
     """
 
     id: str
@@ -70,7 +70,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Reviewed:
-    """Every picture that has an answer, with its pairs; and the unusable pairs of these answers, by kind."""
+    """Every answered picture with its pairs, and the number of unusable pairs by problem."""
 
     pictures: Sequence[tuple[Picture, Sequence[Candidate]]]
     dropped: Counter[str] = field(default_factory=Counter)
@@ -81,7 +81,7 @@ class Reviewed:
         return any(one.verdict is not None for _, pairs in self.pictures for one in pairs)
 
     def chosen(self, least: int) -> list[tuple[Picture, list[Pair]]]:
-        """What goes into the benchmark: what was accepted, or everything where there was no review.
+        """The pairs of the benchmark: the accepted ones, or all of them before a review.
 
         Args:
             least: Pictures with fewer pairs are left out.
@@ -94,7 +94,7 @@ class Reviewed:
         return [(picture, pairs) for picture, pairs in chosen if len(pairs) >= least]
 
     def counts(self) -> dict[str, int]:
-        """Pairs by what became of them; ``edited`` ones are among the accepted."""
+        """Number of pairs by verdict; ``edited`` ones are among the accepted."""
         ones = [one for _, pairs in self.pictures for one in pairs]
         return {
             "accepted": sum(one.verdict == "accept" for one in ones),
@@ -104,13 +104,13 @@ class Reviewed:
         }
 
     def left_out(self) -> Counter[str]:
-        """Pairs that nobody rejected and that are left out all the same, by reason."""
+        """Number of pairs left out although nobody rejected them, by reason."""
         clashes = (one.clash for _, pairs in self.pictures for one in pairs if one.verdict != "reject")
         return Counter(clash for clash in clashes if clash) + self.dropped
 
 
 class Lines:
-    """Appends JSON lines to a file, each safe on the disk before the next."""
+    """Appends JSON lines to a file; each is on the disk before the next."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -120,7 +120,7 @@ class Lines:
         """Add a line."""
         data = json.dumps(value, ensure_ascii=False).encode() + b"\n"
         with self._lock:
-            # What a killed run left of its last line must not spoil the next one.
+            # The rest of a line that a killed run left must not spoil the next one.
             append(self._path, data if self._ends_whole() else b"\n" + data)
 
     def _ends_whole(self) -> bool:
@@ -136,7 +136,7 @@ class Lines:
 
 @dataclass
 class BuildFolder:
-    """The folder OUT."""
+    """The folder of a benchmark that is being built."""
 
     out: Path
     answers: Lines = field(init=False)
@@ -155,7 +155,7 @@ class BuildFolder:
         """The record of the last run.
 
         Raises:
-            InputError: There is none, or it is of another kind.
+            InputError: There is none, or it is unreadable.
         """
         path = self.out / "build.json"
         try:
@@ -165,7 +165,7 @@ class BuildFolder:
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({error}); delete it and build again") from error
         if not isinstance(build, dict) or build.get("format") != _FORMAT:
-            raise InputError(f"{path}: not of this version of abc-rag; delete it and build again")
+            raise InputError(f"{path}: written by another version of abc-rag; delete it and build again")
         return build
 
     def write_build(self, build: Mapping[str, Any]) -> None:
@@ -173,7 +173,7 @@ class BuildFolder:
         write_json(self.out / "build.json", {"format": _FORMAT, **build})
 
     def read_answers(self, model: str, prompt: str) -> dict[str, Answer]:
-        """Hash of a picture -> what one model answered one prompt."""
+        """Hash of a picture -> the answer of one model to one prompt."""
         found: dict[str, Answer] = {}
         for row in self._rows("answers.jsonl"):
             if row.get("model") != model or row.get("prompt") != prompt:
@@ -200,10 +200,10 @@ class BuildFolder:
         return found
 
     def reviewed(self, build: Mapping[str, Any]) -> Reviewed:
-        """Bring together what was answered and what was decided.
+        """Combine answers and decisions.
 
-        A phrase goes in once, as equal captions cannot be told apart: what was accepted comes first, then the order
-        of the pictures.
+        Equal captions cannot be told apart, so a phrase is used once: accepted pairs come first, then the order of the
+        pictures.
         """
         answers = self.read_answers(build["settings"]["model"], build["settings"]["prompt_version"])
         decisions = self.read_decisions()
@@ -247,7 +247,7 @@ class BuildFolder:
         path = self.out / name
         if not path.exists():
             return []
-        # Lines that a kill cut short are not worth a word: what they held is asked or decided again.
+        # Lines that a kill cut short need no warning: they are asked or decided again.
         return [row for _, row in read_jsonl(path, BadRows(name, limit=1_000_000))]
 
 

@@ -1,4 +1,4 @@
-"""What a chat model is asked for a picture, and what of its answer is used."""
+"""The prompt for a chat model, and the parsing of its answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONGEST = 300  # characters of an instruction or a phrase
 _LONGEST_ANSWER = 50_000
 
 PAIRS_SCHEMA: dict[str, Any] = {
-    # LangChain and OpenAI take the title for the name of what is answered.
+    # LangChain and OpenAI use the title as the name of the answer's type.
     "title": "Pairs",
     "description": "Instructions, and what each of them finds in the picture.",
     "type": "object",
@@ -67,35 +67,35 @@ Answer with one JSON object and nothing else: {{"pairs": [{{"instruction": "..."
 
 @dataclass(frozen=True)
 class Pair:
-    """An instruction, and the caption that it should find for its picture.
+    """An instruction, and the caption that its picture should find under it.
 
     Attributes:
-        instruction: What to look at: ``"what stands on the left?"``.
-        phrase: What the picture shows of that: ``"a blue bicycle against a wall"``.
+        instruction: Such as ``"what stands on the left?"``.
+        phrase: Such as ``"a blue bicycle against a wall"``.
     """
 
     instruction: str
     phrase: str
 
     def as_dict(self) -> dict[str, str]:
-        """As it stands in a CtrlBench file."""
+        """The pair as a CtrlBench file has it."""
         return {"instruction": self.instruction, "phrase": self.phrase}
 
     def id_for(self, sha256: str) -> str:
-        """Names this wording for one picture, so that a decision about it never applies to another."""
-        # JSON keeps the parts apart, whatever characters they hold.
+        """An id of this wording for one picture, so that a decision never applies to another wording or picture."""
+        # JSON separates the parts, whatever characters they contain.
         content = json.dumps([sha256, self.instruction, self.phrase])
         return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """What of an answer can be used.
+    """The usable part of an answer.
 
     Attributes:
-        pairs: The usable pairs, in their order.
-        problems: Why others are not, in words fit for asking again: ``"pair 2: the phrase is empty"``.
-        dropped: How many pairs were left out, by kind.
+        pairs: The usable pairs, in order.
+        problems: What was wrong with the others, in words for asking again: ``"pair 2: empty phrase"``.
+        dropped: Number of unusable pairs, by problem.
     """
 
     pairs: Sequence[Pair] = ()
@@ -104,31 +104,31 @@ class ParsedAnswer:
 
 
 def prompt_for(pairs: int) -> str:
-    """The prompt that asks for so many pairs."""
+    """The prompt that asks for ``pairs`` pairs."""
     return _PROMPT.format(pairs=pairs, others="instruction" if pairs == 2 else f"{pairs - 1} instructions")
 
 
 def normalised(text: str) -> str:
-    """A text without case, punctuation and a leading article: what counts as the same wording."""
+    """A text without case, punctuation and leading article; equal for equivalent wordings."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
     if len(words) > 1 and words[0] in ("a", "an", "the"):
         words = words[1:]
-    # A text of signs alone, such as "?!", is only like itself.
+    # A text of punctuation alone, such as "?!", equals only itself.
     return " ".join(words) or text.strip()
 
 
 def pair_problem(pair: Pair) -> str | None:
-    """Why a pair cannot be used by itself: ``"empty phrase"``; None if it can."""
+    """What is wrong with a pair, such as ``"empty phrase"``; None if it is usable."""
     for name, text in (("instruction", pair.instruction), ("phrase", pair.phrase)):
         if not text.strip():
             return f"empty {name}"
         if len(text) > LONGEST:
             return f"{name} of more than {LONGEST} characters"
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-            return f"{name} with characters that are no text"
+            return f"{name} with control characters"
     words, phrase = normalised(pair.instruction), normalised(pair.phrase)
     if f" {phrase} " in f" {words} ":
-        return "instruction that says the phrase"
+        return "instruction that contains the phrase"
     return None
 
 
@@ -136,8 +136,8 @@ def parse_answer(answer: str, wanted: int) -> ParsedAnswer:
     """Read a chat model's answer, strictly: one JSON object whose ``pairs`` is a list of objects of two strings.
 
     Args:
-        answer: What it said; a code fence around the object is taken off.
-        wanted: Pairs that were asked for; more are cut off.
+        answer: The answer; a code fence around the object is removed.
+        wanted: Number of pairs that were asked for; further ones are dropped.
 
     Returns:
         The usable pairs, and what was wrong with the others or with the answer as a whole.
@@ -147,7 +147,7 @@ def parse_answer(answer: str, wanted: int) -> ParsedAnswer:
     text = re.sub(r"\A```\w*\s*|\s*```\Z", "", answer.strip())
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):  # json gives up on deep nesting with the latter
+    except (ValueError, RecursionError):  # RecursionError: deep nesting
         return ParsedAnswer(problems=["the answer was not one JSON object"])
     entries = value.get("pairs") if isinstance(value, dict) else None
     if not isinstance(entries, list):
@@ -171,12 +171,12 @@ def parse_answer(answer: str, wanted: int) -> ParsedAnswer:
 
 
 def _pair_of(entry: object, taken: dict[str, set[str]]) -> tuple[Pair | None, str]:
-    """A usable pair, or None and what kind of unusable it is."""
+    """A usable pair, or None and the problem."""
     if not isinstance(entry, dict):
         return None, "not an object"
     instruction, phrase = entry.get("instruction"), entry.get("phrase")
     if not isinstance(instruction, str) or not isinstance(phrase, str):
-        return None, "no instruction and phrase that are strings"
+        return None, "instruction or phrase that is not a string"
     pair = Pair(" ".join(instruction.split()), " ".join(phrase.split()))
     problem = pair_problem(pair)
     if problem is not None:

@@ -1,4 +1,4 @@
-"""The pictures of a folder, each once."""
+"""Finds the pictures of a folder, each once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Picture:
     """A picture of the benchmark.
 
     Attributes:
-        image: Its path from the folder OUT, with ``/``; absolute where there is none, as on another Windows drive.
-        sha256: Hex hash of the file's bytes.
+        image: Path relative to the folder OUT, with ``/``; absolute on another Windows drive.
+        sha256: SHA-256 of the file, in hex.
     """
 
     image: str
@@ -36,11 +36,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A picture that is left out for another one.
+    """A picture that duplicates another.
 
     Attributes:
-        image: The one that is left out.
-        same_as: The one that is kept.
+        image: The picture that is left out.
+        same_as: The picture that is kept.
         how: ``"identical"`` bytes, or ``"similar"`` to the eye.
     """
 
@@ -51,12 +51,12 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds.
+    """The pictures of a folder.
 
     Attributes:
-        pictures: What is kept, in the order of their paths.
-        duplicates: What is left out.
-        looked_at: Files that were opened or tried; fewer than there are where a limit was reached.
+        pictures: Kept pictures, in the order of their paths.
+        duplicates: Pictures left out.
+        looked_at: Number of files examined; not all if a limit was reached.
     """
 
     pictures: Sequence[Picture]
@@ -65,7 +65,7 @@ class Scan:
 
 
 def path_from(out: Path, path: Path) -> str:
-    """How a file in OUT refers to a path."""
+    """A path relative to OUT, as the files there have it."""
     try:
         return Path(os.path.relpath(path, out)).as_posix()
     except ValueError:  # another drive
@@ -73,7 +73,7 @@ def path_from(out: Path, path: Path) -> str:
 
 
 def picture_files(folder: Path, out: Path, bad: BadRows) -> list[Path]:
-    """The files in a folder and its sub-folders that are pictures by their names, without hidden ones and OUT's own."""
+    """Files with a picture's suffix in a folder and its subfolders, without hidden ones and those of OUT."""
     found: list[Path] = []
 
     def unlistable(error: OSError) -> None:
@@ -106,17 +106,17 @@ def scan(
     threads: int,
     progress: bool,
 ) -> Scan:
-    """Open every picture, and keep one of each.
+    """Open every picture, and keep one of each group of duplicates.
 
     Args:
-        folder: Where to look; resolved.
-        out: Left out; resolved. Paths are given from there.
-        near: Most of 256 bits in which near-identical pictures may differ; 0 leaves out identical files only.
-        limit: Most pictures to keep; the rest is not looked at.
-        known: Pictures that were kept before: they come first, so that no later look-alike takes their place.
-        limits: Which pictures are opened.
-        bad: Where the unusable ones are counted.
-        threads: How many are opened at once.
+        folder: The folder, resolved.
+        out: The folder OUT, resolved; its own pictures are skipped.
+        near: Maximum of 256 bits in which similar pictures may differ; 0 leaves out identical files only.
+        limit: Maximum number of pictures to keep; further ones are not examined.
+        known: Pictures kept before; they come first, so that no duplicate takes their place.
+        limits: Limits for opening pictures.
+        bad: Counts the unusable pictures.
+        threads: Number of pictures opened at once.
         progress: Show a progress bar.
     """
     files = picture_files(folder, out, bad)
@@ -152,7 +152,7 @@ def scan(
 def _opened(
     files: Sequence[Path], limits: ImageLimits, threads: int
 ) -> Iterator[tuple[Path, tuple[str, Print] | InputError]]:
-    """Hash and print of each, a few at a time."""
+    """Hash and fingerprint of each file, a few at a time."""
 
     def look(path: Path) -> tuple[str, Print] | InputError:
         try:
