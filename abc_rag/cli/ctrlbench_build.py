@@ -134,7 +134,9 @@ def _confirmed(count: int, describer: OpenAIDescriber) -> bool:
     question = f"{what} will be sent to {describer.base_url} ({describer.name}), which may cost money"
     if not sys.stdin.isatty():
         raise InputError(f"{question}; pass --yes to agree")
-    return typer.confirm(f"{question}. Go on?", abort=True, err=True)
+    if not typer.confirm(f"{question}. Go on?", err=True):
+        raise typer.Exit(1)
+    return True
 
 
 def _review(out: Path, port: int) -> BuildReport:
