@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -20,22 +20,26 @@ from abc_rag.cli.options import (
     MaxTokensOption,
     MinTokensOption,
     ModelOption,
+    OnlyOption,
     ResolutionOption,
     StoreOption,
     UrlOption,
     WeightsOption,
+    WhereOption,
     expanded,
+    filter_of,
     image_limits,
     open_embedder,
     open_store,
     require_filled,
 )
-from abc_rag.cli.output import cell, console, heading, labelled, print_json, say
+from abc_rag.cli.output import cell, console, heading, labelled, place_of, print_json, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
+    from abc_rag.images.limits import ImageLimits
     from abc_rag.search.answer import Answer
-    from abc_rag.types import Record, Trace
+    from abc_rag.types import Trace
 
 __all__ = ["ask", "show_answer"]
 
@@ -44,7 +48,9 @@ def ask(
     question: Annotated[str | None, typer.Argument(help="A question or a description; or only --image.")] = None,
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the question is about.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Most hits.")] = 4,
-    only: Annotated[str | None, typer.Option("--only", help="image or text: search only these.")] = None,
+    where: WhereOption = None,
+    only: OnlyOption = None,
+    itself: Annotated[bool, typer.Option("--itself", help="Let the picture of --image be found as well.")] = False,
     rerank: Annotated[
         bool | None,
         typer.Option(
@@ -85,8 +91,6 @@ def ask(
     from abc_rag.search.rewriting.rewriter import AsAsked
 
     # What can be wrong without the model is looked at before it is loaded, or even fetched.
-    if only not in (None, "image", "text"):
-        raise InputError(f"--only takes image or text, not {only!r}")
     if question is None and image is None:
         raise InputError("nothing to search for: give a question, --image FILE, or both")
     if question is not None and not question.strip():
@@ -96,8 +100,11 @@ def ask(
             raise InputError(f"{name} takes a number between 0 and 1, not {value}")
     if image is not None and not os.path.exists(expanded(image)):
         raise InputError(f"{image}: no such picture")
-    require_filled(store, url, collection)
+    condition = filter_of(where)
     limits = image_limits(image_limit)
+    if image is not None and not itself:
+        condition = _without(expanded(image), condition, limits)
+    require_filled(store, url, collection)
     embedder = open_embedder(
         model,
         device,
@@ -119,7 +126,8 @@ def ask(
             question,
             image=source,
             k=k,
-            modality=only,  # type: ignore[arg-type]
+            where=condition,
+            modality=only,
             rerank="auto" if rerank is None else rerank,
             mmr=mmr,
             min_score=min_score,
@@ -141,6 +149,15 @@ def ask(
     show_answer(answer, image.name if image else None)
     if page is not None:
         say(f"page: {page}")
+
+
+def _without(image: Path, condition: dict[str, Any] | None, limits: ImageLimits) -> dict[str, Any]:
+    """The filter, which a picture's own record does not pass: whoever asks with it does not look for it."""
+    from abc_rag.images.open import content_hash
+    from abc_rag.store.filters import SHA256
+
+    others = {SHA256: {"$ne": content_hash(image, limits=limits)}}
+    return others if not condition else {"$and": [condition, others]}
 
 
 def show_answer(answer: Answer, picture: str | None) -> None:
@@ -167,16 +184,10 @@ def show_answer(answer: Answer, picture: str | None) -> None:
     for rank, hit in enumerate(answer.hits, 1):
         what = hit.record.text or hit.record.source
         if hit.record.modality == "image":
-            what = _where(hit.record) or hit.record.id
+            what = place_of(hit.record)
         row = [rank, f"{hit.score:.3f}", hit.record.modality, what, *([] if hit.trace is None else [_how(hit.trace)])]
         table.add_row(*map(cell, row))
     out.print(table)
-
-
-def _where(record: Record) -> str:
-    """A picture's path, as short as it can be opened from here: two cameras both have an IMG_0001.jpg."""
-    here = os.path.join(os.getcwd(), "")
-    return record.source.removeprefix(here) if record.source_type == "path" else record.source
 
 
 def _how(trace: Trace) -> str:

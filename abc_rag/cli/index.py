@@ -117,7 +117,7 @@ def index(
     else:
         say(
             f"{report.added} added, {report.unchanged} unchanged, {report.removed} removed, "
-            f"{len(report.failed)} failed; "
+            f"{len(report.failed)} failed, {sum(report.left_out.values())} left out; "
             + (f"{report.facets} facets added; " if facet else "")
             + f"{total} in {url or store}"
         )

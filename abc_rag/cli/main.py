@@ -1,4 +1,4 @@
-"""The command line: ``abc-rag index | ask | embed | info | demo | bench | evaluate | train | export``.
+"""The command line: ``abc-rag COMMAND``; ``abc-rag --help`` lists the commands.
 
 Exit status: 0 done; 1 failed; 2 the command line or an input is wrong; 3 done, but some files could not be used;
 130 interrupted.
@@ -25,6 +25,7 @@ from abc_rag.cli.export import export
 from abc_rag.cli.index import index
 from abc_rag.cli.info import info
 from abc_rag.cli.output import plain_logs, say, tell, visible
+from abc_rag.cli.records import list_records, remove, show, stats
 from abc_rag.cli.train import train
 from abc_rag.errors import ABCRagError, InputError
 
@@ -52,7 +53,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Ask questions of your pictures.",
 )
-for _command in (index, ask, embed, info, demo, bench):
+app.command()(index)
+app.command()(ask)
+app.command("list")(list_records)
+for _command in (show, remove, stats, embed, info, demo, bench):
     app.command()(_command)
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(train, name="train")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,12 +29,15 @@ __all__ = [
     "MaxTokensOption",
     "MinTokensOption",
     "ModelOption",
+    "OnlyOption",
     "ResolutionOption",
     "StoreOption",
     "UrlOption",
     "WeightsOption",
+    "WhereOption",
     "WorkersOption",
     "expanded",
+    "filter_of",
     "image_limits",
     "is_store",
     "open_embedder",
@@ -73,6 +77,11 @@ ResolutionOption = Annotated[
     typer.Option("--resolution", help="VLM2Vec: low, mid or high on Qwen2-VL, a number of crops on Phi-3.5-vision."),
 ]
 
+WhereOption = Annotated[
+    str | None,
+    typer.Option("--where", metavar="JSON", help='Filter by metadata: \'{"page": {"$gte": 3}}\'.'),
+]
+OnlyOption = Annotated[Literal["image", "text"] | None, typer.Option("--only", help="Only pictures, or only passages.")]
 BackgroundOption = Annotated[
     str | None,
     typer.Option("--background", help="Colour behind transparent pixels, such as white. Default: as published, none."),
@@ -130,6 +139,26 @@ def open_embedder(
         image_limits=limits,
         engine=EngineSettings(workers=workers),
     )
+
+
+def filter_of(where: str | None) -> dict[str, Any] | None:
+    """The filter that ``--where`` gives.
+
+    Raises:
+        InputError: It is no JSON object, or no filter.
+    """
+    if where is None:
+        return None
+    from abc_rag.store.filters import parse
+
+    try:
+        condition = json.loads(where)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--where takes JSON, such as '{{\"page\": 3}}' ({error})") from error
+    if not isinstance(condition, dict):
+        raise InputError(f"--where takes a JSON object, such as '{{\"page\": 3}}', not {where!r}")
+    parse(condition)
+    return condition
 
 
 def image_limits(given: list[str] | None) -> ImageLimits:

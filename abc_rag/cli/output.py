@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,21 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["cell", "console", "heading", "in_options", "labelled", "plain_logs", "print_json", "say", "tell", "visible"]
+    from abc_rag.types import Record
+
+__all__ = [
+    "cell",
+    "console",
+    "heading",
+    "in_options",
+    "labelled",
+    "place_of",
+    "plain_logs",
+    "print_json",
+    "say",
+    "tell",
+    "visible",
+]
 
 # C0, DEL and C1 controls; bidirectional marks, embeddings, overrides and isolates; line and paragraph separators.
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -102,6 +117,12 @@ def heading(title: str, *, note: str = "") -> Text:
 def labelled(label: str, value: str) -> Text:
     """A line that begins with its label in grey."""
     return Text.assemble((label, "dim"), " ", visible(value))
+
+
+def place_of(record: Record) -> str:
+    """Where a record came from, as short as it can be opened from here: two cameras both have an IMG_0001.jpg."""
+    here = os.path.join(os.getcwd(), "")
+    return (record.source.removeprefix(here) if record.source_type == "path" else record.source) or record.id
 
 
 def say(message: str = "") -> None:

@@ -95,7 +95,7 @@ def filled(fake: FakeEmbedder, photos: Path, run: Run) -> Path:
 
 def test_index_says_what_it_did(fake: FakeEmbedder, photos: Path, run: Run) -> None:
     first = run("index", photos, "--store", "s", "--workers", "1")
-    assert first == (0, "4 added, 0 unchanged, 0 removed, 0 failed; 4 in s\n", "")
+    assert first == (0, "4 added, 0 unchanged, 0 removed, 0 failed, 0 left out; 4 in s\n", "")
     again = run("index", photos, "--store", "s", "--json")
     assert (again.code, again.err) == (0, "")
     assert again.json == {
@@ -117,7 +117,7 @@ def test_index_exits_with_3_where_files_failed(fake: FakeEmbedder, photos: Path,
     other.write_text("text")
     done = run("index", photos, other)
     assert done.code == 3
-    assert done.out == "4 added, 0 unchanged, 0 removed, 2 failed; 4 in abc-rag-store\nleft out: 1 text\n"
+    assert done.out == "4 added, 0 unchanged, 0 removed, 2 failed, 1 left out; 4 in abc-rag-store\nleft out: 1 text\n"
     lines = sorted(done.err.splitlines())
     assert [line.split(":")[1].strip() for line in lines] == [str((photos / n).resolve()) for n in ("bad.png", "x.rst")]
     assert all(line.startswith("failed: ") for line in lines)
@@ -191,7 +191,7 @@ def test_ask_about_a_picture(filled: Path, run: Run) -> None:
 
 
 def test_ask_for_programs(filled: Path, run: Run) -> None:
-    done = run("ask", "blue boat", "--image", "photos/blue.png", "-k", "3", "--json", "--html", "page.html")
+    done = run("ask", "blue boat", "--image", "photos/blue.png", "--itself", "-k", "3", "--json", "--html", "page.html")
     assert (done.code, done.err) == (0, "")
     answer = done.json
     assert (answer["question"], answer["instruction"]) == ("blue boat", "blue boat")
@@ -220,7 +220,7 @@ def test_what_is_printed_is_printed_as_it_is(fake: FakeEmbedder, run: Run) -> No
 
 
 def test_ask_for_what_is_like_a_picture(filled: Path, run: Run) -> None:
-    done = run("ask", "--image", "photos/red.png", "--only", "image", "--html", "page.html", "--json")
+    done = run("ask", "--image", "photos/red.png", "--itself", "--only", "image", "--html", "page.html", "--json")
     assert (done.code, done.json["question"], done.json["instruction"], done.json["target"]) == (0, None, None, None)
     assert Path(done.json["hits"][0]["source"]).name == "red.png"
     assert "pictures and passages like photos/red.png" in Path("page.html").read_text(encoding="utf-8")
@@ -254,7 +254,7 @@ def test_ask_with_a_second_look_diversity_threshold_and_trace(filled: Path, run:
 def test_index_with_facets(fake: FakeEmbedder, photos: Path, run: Run) -> None:
     facets = ["--facet", "the background", "-f", "the object"]
     first = run("index", photos, *facets)
-    assert first.out == "4 added, 0 unchanged, 0 removed, 0 failed; 4 facets added; 4 in abc-rag-store\n"
+    assert first.out == "4 added, 0 unchanged, 0 removed, 0 failed, 0 left out; 4 facets added; 4 in abc-rag-store\n"
     assert run("index", photos, *facets, "--json").json["facets"] == 0
     found = run("ask", "anything", "--only", "image", "--trace", "--json").json["hits"]
     assert len(found) == 2
@@ -264,7 +264,6 @@ def test_index_with_facets(fake: FakeEmbedder, photos: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x", "--only", "film"], "--only takes image or text, not 'film'"),
         ([" "], "the question is empty"),
         (["caf\udce9"], "not valid Unicode"),
         (["x", "--image", "nowhere.png"], "nowhere.png: no such picture"),
@@ -296,7 +295,7 @@ def test_what_cannot_be_asked(arguments: list[str], message: str, filled: Path, 
 
 def test_an_empty_store_says_so(fake: FakeEmbedder, run: Run) -> None:
     Path("empty").mkdir()
-    assert run("index", "empty").out == "0 added, 0 unchanged, 0 removed, 0 failed; 0 in abc-rag-store\n"
+    assert run("index", "empty").out == "0 added, 0 unchanged, 0 removed, 0 failed, 0 left out; 0 in abc-rag-store\n"
     done = run("ask", "x")
     assert (done.code, done.out) == (2, "")
     assert "collection 'abc' in abc-rag-store is empty" in done.err
@@ -549,6 +548,7 @@ def test_evaluate_prints_a_table(fake: FakeEmbedder, run: Run) -> None:
         (["index"], "Missing argument"),
         (["train", "mini"], "Missing argument"),
         (["ask", "x", "--nonsense"], "No such option: --nonsense"),
+        (["ask", "x", "--only", "film"], "Invalid value for '--only'"),
         (["ask", "x", "-k", "many"], "Invalid value for '-k'"),
         (["ask", "x", "-k", "0"], "Invalid value for '-k'"),
         (["demo", "-k", "0"], "Invalid value for '-k'"),

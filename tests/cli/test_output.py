@@ -90,6 +90,18 @@ def test_ask(options: list[str], hostile_store: Path, run: Callable[..., tuple[i
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
+def test_records(options: list[str], hostile_store: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    assert run("stats", "--store", "s", *options)[0] == 0
+    for command in (["list"], ["show", "passage", "picture", f"id {HOSTILE}"]):
+        code, out, _ = run(*command, "--store", "s", *options)
+        assert code == 0
+        assert "\\x1b]52" in out or "\\u001b]52" in out
+    assert run("show", HOSTILE, "--store", "s")[0] == 2
+    assert run("remove", HOSTILE, "--store", "s", "--yes")[0] == 2
+    assert run("remove", f"id {HOSTILE}", "--store", "s", "--yes", *options)[0] == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
 def test_index_and_embed(options: list[str], run: Callable[..., tuple[int, str, str]]) -> None:
     name = HOSTILE.replace("/", "")
     folder = Path("photos")
