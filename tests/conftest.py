@@ -23,6 +23,14 @@ from abc_rag.embedding.embedder import Embedder
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A state folder of the tests' own: the user's registry of indexed folders is neither read nor written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ABC_RAG_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def cases() -> list[dict[str, Any]]:
     return json.loads((FIXTURE / "cases.json").read_text())["single"]

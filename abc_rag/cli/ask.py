@@ -71,6 +71,13 @@ def ask(
     as_asked: Annotated[bool, typer.Option("--as-asked", help="Do not rewrite the question.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Show how each score came about.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with the pictures here.")] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--root",
+            help="Open pictures in this folder although they were not indexed on this machine; repeat for more.",
+        ),
+    ] = None,
     model: ModelOption = None,
     store: StoreOption = DEFAULT_STORE,
     url: UrlOption = None,
@@ -120,7 +127,12 @@ def ask(
         source = str(expanded(image)) if image is not None else None
         rewriter = AsAsked() if as_asked else None
         retriever = Retriever(
-            embedder, opened, rewriter=rewriter, query_instruction=query_instruction, image_limits=limits
+            embedder,
+            opened,
+            rewriter=rewriter,
+            image_limits=limits,
+            roots=root or (),
+            query_instruction=query_instruction,
         )
         answer = retriever.search(
             question,
@@ -141,6 +153,7 @@ def ask(
                 [Shown(answer, source)],
                 title=question or f"pictures and passages like {image}",
                 subtitle=str(embedder.fingerprint),
+                pictures=retriever.pictures,
             ),
         )
     if as_json:

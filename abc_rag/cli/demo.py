@@ -86,6 +86,7 @@ def run_demo(embedder: Embedder, *, k: int = 4, progress: bool = False) -> tuple
                 image = str(folder / asked.picture) if asked.picture else None
                 answer = retriever.search(asked.question, image=image, k=k, modality=asked.modality)
                 shown.append(Shown(answer, image))
+            store.roots.forget()
     return report, shown
 
 

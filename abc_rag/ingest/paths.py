@@ -174,6 +174,9 @@ def index_paths(
     report = IndexReport()
     chosen = checked_facets(facets, embedder)
     files = find_files(paths, report, exclude=exclude, follow_links=follow_links)
+    store.roots.add(paths)
+    if follow_links:
+        store.roots.add(found.path for found in files if os.path.realpath(found.path) != str(found.path))
     with progress_bar("indexing", total=len(files), enabled=progress) as bar:
         run = _Run(store, limits, chosen, report, bar)
         _look_up(run)

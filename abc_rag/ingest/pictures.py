@@ -146,6 +146,8 @@ def index_images(
             raise InputError(f"{name} must be a list; got a single str: pass [{name[:-1]}]")
         if values is not None and len(values) != len(sources):
             raise InputError(f"{len(sources)} images but {len(values)} {name}; give one for each")
+    if not keep:
+        store.roots.add(source for source in sources if isinstance(source, (str, os.PathLike)))
     call = _Call(sources, store, limits, keep, checked_facets(facets, embedder), ids, captions, metadatas)
     call.stored = [None] * len(sources)
     with progress_bar("indexing", total=len(sources), enabled=progress) as bar:

@@ -1,4 +1,4 @@
-"""What a search gives back."""
+"""The result of a search."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from abc_rag.search.rewriting.rewriter import Rewrite
-from abc_rag.types import (
-    Hit,
-)
+from abc_rag.types import Hit
 
 __all__ = ["Answer"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a search found, and how it was asked. As a sequence, it is its hits.
+    """The result of a search. Iterating over it, indexing it and its length are those of its hits.
 
     Attributes:
-        question: The question, if one was asked.
-        instruction: What pictures were looked at for: the one that was given, or, after a second look, those that
-            were found. None where no picture was seen under an instruction.
-        hits: Best first; after MMR, in the order of choice.
+        question: The question, if there was one.
+        instruction: The instruction under which pictures were embedded: the given picture or, in a second look, those
+            that were found. None if there was none.
+        hits: Best first; after MMR, in the order in which they were chosen.
         rewrite: What the question became; None for a picture alone.
     """
 

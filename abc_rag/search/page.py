@@ -15,15 +15,14 @@ import PIL.Image
 
 from abc_rag.errors import ImageError, InputError
 from abc_rag.files import write
-from abc_rag.images.limits import ImageLimits
 from abc_rag.images.open import open_image
 from abc_rag.images.read import describe_source
 from abc_rag.search.answer import Answer
-from abc_rag.types import URL, Hit, ImageSource
+from abc_rag.search.pictures import Pictures
+from abc_rag.types import URL, Hit, ImageSource, Record
 
 __all__ = ["STYLE", "Shown", "render_html", "thumbnail", "write_html"]
 
-_THUMBNAIL = 220
 STYLE = """
 :root { color-scheme: light dark; --bar: #3b82f6;
   --line: #d5d9e0; --soft: #667; --card: #fff; --page: #f4f6f9; --ink: #1c2330; }
@@ -44,6 +43,8 @@ li img { width: 100%; border-radius: 6px; display: block; }
 .bar { height: 4px; border-radius: 2px; background: var(--bar); margin: 8px 0 4px; }
 code { font-size: .9em; }
 """
+"""Style sheet of this package's pages."""
+_THUMBNAIL = 220
 
 
 @dataclass(frozen=True)
@@ -54,36 +55,54 @@ class Shown:
     image: ImageSource | None = None
 
 
-def thumbnail(source: ImageSource) -> str:
-    """A small copy inside the page, so that it can be moved and mailed; or a note that the picture is gone."""
-    if isinstance(source, URL) or (isinstance(source, str) and re.match("https?://", source, re.IGNORECASE)):
-        return '<p class="soft">(no preview: the picture is on the web)</p>'
-    try:
-        # Local files only: looking at a result must not fetch anything.
-        picture = open_image(source, limits=ImageLimits(allow_urls=False)).image
-    except ImageError as error:
-        return f'<p class="soft">(no preview: {html.escape(error.reason)})</p>'
-    picture.thumbnail((_THUMBNAIL * 2, _THUMBNAIL * 2), PIL.Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="{html.escape(describe_source(source), quote=True)}" src="data:image/jpeg;base64,{data}">'
-
-
-def _hit(rank: int, hit: Hit, best: float) -> str:
+def _hit(rank: int, hit: Hit, best: float, pictures: Pictures) -> str:
     record = hit.record
-    shown = "" if record.picture is None else thumbnail(record.picture)
+    shown = ""
+    if record.modality == "image" and record.source:
+        shown = _no_preview("the picture is on the web") if record.source_type == "url" else _found(record, pictures)
     text = f"<p>{html.escape(record.text)}</p>" if record.text else ""
     # The bar shows the cosine, whose differences the score halves.
     width = round(100 * max(0.0, 2 * hit.score - 1) / max(1e-9, 2 * best - 1))
     return (
         f'<li>{shown}{text}<div class="bar" style="width:{width}%"></div>'
         f'<span class="soft">{rank}. score {hit.score:.3f} &middot; {record.modality} &middot; '
-        f"{html.escape(Path(record.source).name or record.id)}</span></li>"
+        f"{html.escape(Path(str(record.source)).name or record.id)}</span></li>"
     )
 
 
-def _section(shown: Shown) -> str:
+def _found(record: Record, pictures: Pictures) -> str:
+    try:
+        return _copy(pictures.read(record), record.source)
+    except ImageError as error:
+        return _no_preview(error.reason)
+
+
+def thumbnail(source: ImageSource) -> str:
+    """A small copy of a picture as HTML; or a note in its place, where it is on the web or cannot be opened."""
+    if isinstance(source, URL) or (isinstance(source, str) and re.match("https?://", source, re.IGNORECASE)):
+        # Looking at a result must not fetch anything.
+        return _no_preview("the picture is on the web")
+    try:
+        return _copy(source, describe_source(source))
+    except ImageError as error:
+        return _no_preview(error.reason)
+
+
+def _no_preview(reason: str) -> str:
+    return f'<p class="soft">(no preview: {html.escape(reason)})</p>'
+
+
+def _copy(source: ImageSource, name: str) -> str:
+    """A small copy inside the page, so that the page can be moved and mailed."""
+    picture = open_image(source).image
+    picture.thumbnail((_THUMBNAIL * 2, _THUMBNAIL * 2), PIL.Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=88)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img alt="{html.escape(name, quote=True)}" src="data:image/jpeg;base64,{data}">'
+
+
+def _section(shown: Shown, pictures: Pictures) -> str:
     answer = shown.answer
     picture = thumbnail(shown.image) if shown.image is not None else ""
     instruction = (
@@ -93,16 +112,25 @@ def _section(shown: Shown) -> str:
         instruction = f"<p>searched for: <code>{html.escape(answer.rewrite.target)}</code></p>" + instruction
     # After MMR the first hit need not be the one with the highest score.
     best = max((hit.score for hit in answer.hits), default=0.0)
-    hits = "".join(_hit(rank, hit, best) for rank, hit in enumerate(answer.hits, 1)) or "<li>nothing found</li>"
+    hits = "".join(_hit(rank, hit, best, pictures) for rank, hit in enumerate(answer.hits, 1))
     return (
         f'<section><div class="ask">{picture}<div><h2>{html.escape(answer.question or "(picture alone)")}</h2>'
-        f"{instruction}</div></div><ol>{hits}</ol></section>"
+        f"{instruction}</div></div><ol>{hits or '<li>nothing found</li>'}</ol></section>"
     )
 
 
-def render_html(shown: Sequence[Shown], *, title: str, subtitle: str = "") -> str:
-    """The page as a string; everything that came from outside is escaped."""
-    sections = "".join(_section(one) for one in shown)
+def render_html(shown: Sequence[Shown], *, title: str, subtitle: str = "", pictures: Pictures | None = None) -> str:
+    """The page as a string; everything that came from outside is escaped.
+
+    Args:
+        shown: Answers, in order.
+        title: Heading of the page.
+        subtitle: A line below it.
+        pictures: Opens the pictures that were found, such as `Retriever.pictures`. If not given, only those that were
+            indexed on this machine are shown.
+    """
+    pictures = pictures or Pictures()
+    sections = "".join(_section(one, pictures) for one in shown)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

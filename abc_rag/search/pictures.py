@@ -1,39 +1,84 @@
-"""Opening the pictures of stored records again."""
+"""Opening the pictures of stored records again: whether they may be, and whether they are still what was indexed."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+from collections.abc import Iterable
 
-from abc_rag.errors import ImageError
+from abc_rag.errors import ImageError, ImageFetchError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
-from abc_rag.images.read import read_bytes
+from abc_rag.images.read import describe_source, read_bytes
+from abc_rag.images.share import share_image
+from abc_rag.store.base import Store
+from abc_rag.store.roots import Roots
 from abc_rag.types import URL, Record
 
 __all__ = ["Pictures"]
 
+_SHA256 = re.compile("[0-9a-f]{64}")
+
 
 class Pictures:
-    """Reads the pictures that records refer to, if they are still those that were indexed.
+    """Reads the pictures that records refer to.
+
+    Anybody who can write into a store can make a record refer to any file or address. So a file is opened only where
+    it was indexed on this machine, where the store keeps its own copies, or in a folder that the caller names; an
+    address is fetched only where the limits allow it, and from public addresses alone. Whatever is read is used only if
+    its hash is the one that was stored.
 
     Args:
+        store: Whose records they are. If not given: pictures indexed on this machine into any store.
+        roots: Further files and folders from which pictures may be opened, such as those of a store that was indexed
+            on another machine.
         limits: Which pictures are read, and whether their URLs are fetched.
+
+    Raises:
+        InputError: ``roots`` is not a list of paths.
     """
 
-    def __init__(self, *, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        store: Store | None = None,
+        *,
+        roots: Iterable[str | os.PathLike[str]] = (),
+        limits: ImageLimits = DEFAULT_LIMITS,
+    ) -> None:
         self.limits = limits
+        self._roots = (Roots() if store is None else store.roots).including(roots)
 
     def read(self, record: Record) -> bytes:
-        """The encoded bytes of a record's picture.
+        """The encoded bytes of a record's picture, exactly as they were indexed.
 
         Raises:
-            ImageError: It cannot be read, or is not what was indexed; the message says what to do.
+            ImageError: It may not be opened, cannot be read, or is not what was indexed; the message says what to do.
         """
-        source = record.source
+        source, sha256 = record.source, record.sha256
+        if not isinstance(source, str) or not isinstance(sha256, str):
+            raise ImageError(record.id, "has a damaged record: its source or its hash is not a text; index it again")
         if not source:
             raise ImageError(record.id, "was stored without a source; store it with one, or keep a copy")
+        place: str | URL = URL(source) if record.source_type == "url" else source
+        name = describe_source(place)
         if record.source_type not in ("path", "url"):
-            raise ImageError(source, "was kept in the store's folder; open the store with pictures=FOLDER")
-        data = read_bytes(URL(source) if record.source_type == "url" else source, limits=self.limits)
-        if record.sha256 and hashlib.sha256(data).hexdigest() != record.sha256:
-            raise ImageError(source, "holds another picture than the one that was indexed; index it again")
+            raise ImageError(name, "was kept in the store's folder; open the store with pictures=FOLDER")
+        # Where nothing is fetched anyway, that is the thing to say.
+        if not _SHA256.fullmatch(sha256) and (isinstance(place, str) or self.limits.allow_urls):
+            raise ImageError(name, "was stored without a hash that tells whether it is still the same; index it again")
+        if isinstance(place, str):
+            self._roots.check(place, name)
+        data = read_bytes(place, limits=self.limits)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ImageFetchError(name, "holds another picture than the one that was indexed; index it again")
         return data
+
+    def share(self, record: Record, *, max_side: int | None = None) -> tuple[bytes, str]:
+        """A record's picture for a page or a chat model: bytes and MIME type; see `abc_rag.images.share_image`.
+
+        Raises:
+            ImageError: As `read` does; or it cannot be decoded.
+        """
+        return share_image(
+            self.read(record), limits=self.limits, max_side=max_side, name=str(record.source) or record.id
+        )

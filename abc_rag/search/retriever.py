@@ -28,7 +28,8 @@ passage.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -47,7 +48,7 @@ from abc_rag.search.query import Query
 from abc_rag.search.ranking import diverse
 from abc_rag.search.rewriting.rewriter import Rewriter
 from abc_rag.search.rewriting.rules import RuleRewriter
-from abc_rag.store.chroma.store import ChromaStore
+from abc_rag.store.base import Store
 from abc_rag.types import Hit, Image, ImageSource, InstructedImage, InstructedText, Modality, Trace, Vectors
 
 __all__ = ["Retriever"]
@@ -72,6 +73,7 @@ class Retriever:
         candidates: How many hits of the first search are candidates for the second look and for MMR; at least ``k``.
         weight: Weight of the second look against the first search, in [0, 1]; ``w`` above.
         image_limits: Which pictures may be opened for a second look, and whether their URLs are fetched.
+        roots: Further files and folders from which pictures may be opened; see `abc_rag.search.pictures`.
         query_instruction: What a question is for, where the model was trained to be told, as VLM2Vec was: the question
             is then embedded as an `abc_rag.InstructedText`.
         kinds: Filters for the two modalities, where the store's own are not what the caller means by them.
@@ -80,12 +82,13 @@ class Retriever:
     def __init__(
         self,
         embedder: Embedder,
-        store: ChromaStore,
+        store: Store,
         *,
         rewriter: Rewriter | None = None,
         candidates: int = 50,
         weight: float = _WEIGHT,
         image_limits: ImageLimits | None = None,
+        roots: Iterable[str | os.PathLike[str]] = (),
         query_instruction: str | None = None,
         kinds: Mapping[Modality, Mapping[str, Any]] | None = None,
     ) -> None:
@@ -96,7 +99,7 @@ class Retriever:
         self.rewriter = rewriter if rewriter is not None else RuleRewriter()
         self.candidates = candidates
         self.weight = _checked_share("weight", weight)
-        self.pictures = Pictures(limits=image_limits or DEFAULT_LIMITS)
+        self.pictures = Pictures(store, roots=roots, limits=image_limits or DEFAULT_LIMITS)
         self.query_instruction = query_instruction
         self._kinds = kinds
 

@@ -16,6 +16,7 @@ from abc_rag.store.facets import Facets
 from abc_rag.store.filters import SOURCE, Test, parse
 from abc_rag.store.pictures import KEPT, KeptPictures
 from abc_rag.store.records import checked_ids, checked_records, unit_rows
+from abc_rag.store.roots import Roots
 from abc_rag.store.table import Table
 from abc_rag.types import Hit, Modality, Record, Vectors
 
@@ -45,6 +46,9 @@ class Store(ABC):
     **Kept pictures.** A store may have a folder of its own for copies of pictures. A record refers to its copy
     relative to that folder; the copy goes when the last record that refers to it is deleted.
 
+    **Roots.** Pictures that are not kept stay where they are. A store knows from which files and folders they may be
+    opened again on this machine (`abc_rag.store.roots`), whatever its records say.
+
     **Filters.** `abc_rag.store.filters` says what a filter may ask, for every store alike.
 
     **Fingerprints.** A store remembers whose vectors it holds. It is marked by the first `add`, and no store can be
@@ -60,12 +64,14 @@ class Store(ABC):
         records: The table of records.
         facets: The table of facets.
         pictures: The folder for kept pictures, if there is one.
+        roots: From where pictures may be opened again.
     """
 
-    def __init__(self, records: Table, facets: Table, pictures: KeptPictures | None) -> None:
+    def __init__(self, records: Table, facets: Table, pictures: KeptPictures | None, roots: Roots) -> None:
         self._records = records
         self._facets = Facets(facets, records)
         self._pictures = pictures
+        self._roots = roots
 
     # -- what a backend implements, besides the tables -----------------------------------------
 
@@ -99,6 +105,11 @@ class Store(ABC):
         self.close()
 
     # -- what is there -------------------------------------------------------------------------
+
+    @property
+    def roots(self) -> Roots:
+        """The files and folders from which pictures of this store may be opened again on this machine."""
+        return self._roots
 
     @property
     def dim(self) -> int | None:

@@ -78,5 +78,7 @@ class KeptPictures:
         return record
 
     def to_public(self, record: Record) -> Record:
-        """The record of a copy as callers see it: with the whole path."""
+        """The record of a copy as callers see it: with the whole path. What is no copy's name stays as it is."""
+        if not isinstance(record.source, str) or not _COPY.fullmatch(record.source):
+            return record
         return replace(record, source=str(self.folder / record.source), source_type="path")

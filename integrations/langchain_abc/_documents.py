@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time
 from typing import Any
 
+import numpy as np
 from langchain_core.documents import Document
+from pydantic import PrivateAttr
 
 from abc_rag import Hit, Record
 from abc_rag.errors import InputError
 from abc_rag.types import MetadataValue
 
+_LOG = logging.getLogger(__name__)
 # The whole metadata as JSON, where Chroma cannot hold all of it.
 _WHOLE = "langchain:metadata"
 _RESERVED = ("abc:", "chroma:", _WHOLE)
@@ -26,6 +30,10 @@ _READERS: dict[str, Any] = {
     "abc:time": time.fromisoformat,
     "abc:tuple": lambda items: tuple(_decoded(item) for item in items),
 }
+# Our fields, where the user has keys of the same names.
+_FIELDS = "source source_type modality mime_type sha256 score instruction first second facet note"
+_SHOWN = frozenset({"source", "source_type", "modality", "mime_type", "sha256"})
+_OURS = frozenset(f"abc:{field}" for field in _FIELDS.split())
 _STORABLE = "None, bool, int, float, str, dates and times, lists, tuples, and dicts with str keys"
 _MOST_DEEP = 50
 
@@ -50,7 +58,7 @@ def stored_metadata(metadata: Mapping[str, Any] | None, document: str) -> dict[s
         whole[_key(key, where)] = _encoded(value, where, 0)
         if key and (plain := _native(value)) is not None:
             native[key] = plain
-        complete = complete and bool(key) and isinstance(value, (str, int, float)) and key in native
+        complete = complete and bool(key) and isinstance(value, (str, int, float, np.generic)) and key in native
     if not complete:
         native[_WHOLE] = json.dumps(whole, ensure_ascii=False, sort_keys=True)
     return native
@@ -68,48 +76,128 @@ def document_id(text: str, metadata: Mapping[str, MetadataValue]) -> str:
     return "text-" + hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def to_document(record: Record) -> Document:
-    """A stored record as LangChain has it.
+class FoundDocument(Document):
+    """A document out of a store. What a search says about it is in its metadata, but is no part of its value.
+
+    So a document that two searches find with different scores is one document to whoever removes duplicates; and
+    when it is stored again, what was added on the way out is dropped on the way in.
+    """
+
+    _added: frozenset[str] = PrivateAttr(frozenset())
+    _of_search: frozenset[str] = PrivateAttr(frozenset())
+
+    @classmethod
+    def lc_id(cls) -> list[str]:
+        """It is written down as what it is to everybody else: a ``Document``."""
+        return Document.lc_id()
+
+    @property
+    def own_metadata(self) -> dict[str, Any]:
+        """The user's metadata alone."""
+        return {key: value for key, value in self.metadata.items() if key not in self._added}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Document):
+            return NotImplemented
+        mine, theirs = ((one.id, one.page_content, one.type, _lasting(one)) for one in (self, other))
+        return mine == theirs
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def add(self, own: Mapping[str, Any], *, of_search: bool = False) -> None:
+        """Add fields of ours to the metadata. Where the user has a key of that name, ours is ``abc:KEY``."""
+        for key, value in own.items():
+            name = key
+            if key in self.metadata and key not in self._added:
+                if self.metadata[key] == value:
+                    continue
+                name = f"abc:{key}"
+            self.metadata[name] = value
+            self._added |= {name}
+            if of_search:
+                self._of_search |= {name}
+
+
+def _lasting(document: Document) -> dict[str, Any]:
+    if not isinstance(document, FoundDocument):
+        return document.metadata
+    return {key: value for key, value in document.metadata.items() if key not in document._of_search}
+
+
+def to_document(record: Record) -> FoundDocument | None:
+    """A stored record as LangChain has it; None, with a logged warning, for a damaged one.
 
     A picture's text is its caption or, without one, its source. Our own fields stand in its metadata beside the
     user's: ``source``, ``source_type``, ``modality``, ``mime_type`` and ``sha256``. Where the user has a key of the
     same name, that stays, and ours is ``abc:source`` and so on.
     """
-    metadata = user_metadata(record.metadata)
+    try:
+        metadata = user_metadata(record.metadata)
+    except Exception as error:  # whatever somebody else has written there
+        _LOG.warning("record %r is damaged and left out (%s: %s)", record.id, type(error).__name__, error)
+        return None
+    document = FoundDocument(id=record.id, page_content=record.text, metadata=metadata)
     if record.modality == "text":
-        if record.source:
-            metadata.setdefault("source", record.source)
+        if record.source and "source" not in metadata:
+            document.add({"source": record.source})
         if metadata.get("modality") == "image":
-            metadata["abc:modality"] = "text"
-        return Document(id=record.id, page_content=record.text, metadata=metadata)
+            document.add({"modality": "text"})
+        return document
+    document.page_content = record.text or record.source
     own = {"source": record.source, "modality": record.modality, "mime_type": record.mime_type, "sha256": record.sha256}
     if record.source:
         own["source_type"] = record.source_type
-    add_own(metadata, own)
-    return Document(id=record.id, page_content=record.text or record.source, metadata=metadata)
+    document.add({key: value for key, value in own.items() if value})
+    return document
 
 
-def hit_document(hit: Hit) -> Document:
-    """A retrieved record, with its score and, where it was traced, how that came about."""
+def to_documents(records: Iterable[Record]) -> list[Document]:
+    """Records as documents, without the damaged ones."""
+    return [document for record in records if (document := to_document(record)) is not None]
+
+
+def hit_document(hit: Hit) -> FoundDocument | None:
+    """A retrieved record, with its score and, where it was traced, how that came about; None for a damaged one."""
     document = to_document(hit.record)
+    if document is None:
+        return None
     own: dict[str, Any] = {"modality": hit.record.modality, "score": hit.score}
     if hit.trace is not None:
         # Also where there was nothing to tell, so that the keys are always there.
         own |= {"instruction": hit.trace.instruction, "first": hit.trace.first, "second": hit.trace.second}
         own |= {"facet": hit.trace.facet, "note": hit.trace.note}
-    add_own(document.metadata, own, empty=True)
+    document.add(own, of_search=True)
     return document
 
 
-def add_own(metadata: dict[str, Any], own: Mapping[str, Any], *, empty: bool = False) -> None:
-    """Add our fields to the user's metadata, clobbering none."""
-    for key, value in own.items():
-        if not value and not empty:
-            continue
-        if key not in metadata:
-            metadata[key] = value
-        elif metadata[key] != value:
-            metadata[f"abc:{key}"] = value
+def stored_again(document: Document) -> dict[str, Any]:
+    """The metadata that is stored of a document: without what was added to it on its way out of another store."""
+    metadata = document.own_metadata if isinstance(document, FoundDocument) else document.metadata
+    return {key: value for key, value in metadata.items() if key not in _OURS}
+
+
+def to_where(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A filter in the words of documents as the store's: what is shown as ``modality`` is stored as ``abc:modality``.
+
+    A key of ours that users may have as well, such as ``source``, finds either.
+    """
+    if not isinstance(shown, Mapping):
+        return shown
+    parts: list[dict[str, Any]] = []
+    for key, wanted in shown.items():
+        if key in ("$and", "$or") and isinstance(wanted, (list, tuple)):
+            parts.append({key: [to_where(one) for one in wanted]})
+        elif key == "source_type" and wanted == "path":
+            # Stored only where it is another.
+            parts.append({"$or": [{key: wanted}, {"abc:modality": "image", "abc:source_type": {"$ne": "url"}}]})
+        elif key in _SHOWN:
+            operators = wanted if isinstance(wanted, Mapping) else {"$eq": wanted}
+            for operator, value in operators.items():
+                both = [{name: {operator: value}} for name in (key, f"abc:{key}")]
+                parts.append({"$and" if operator in ("$ne", "$nin", "$not_contains") else "$or": both})
+        else:
+            parts.append({key: wanted})
+    return {"$and": parts} if len(parts) > 1 else parts[0] if parts else {}
 
 
 def own_field(document: Document, key: str) -> Any:  # noqa: ANN401
@@ -133,8 +221,10 @@ def refuse_picture(metadata: Mapping[str, Any] | None, where: str) -> None:
 
 
 def _native(value: object) -> MetadataValue | None:
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, (datetime, date)):
-        return value.isoformat()
+        return value.isoformat() if value == value else None
     if isinstance(value, int) and not isinstance(value, bool):
         return value if -(2**63) <= value < 2**63 else None
     return value if isinstance(value, (bool, float, str)) else None
@@ -160,6 +250,8 @@ def check_unicode(text: str, where: str) -> None:
 def _encoded(value: object, where: str, depth: int) -> Any:  # noqa: ANN401
     if depth > _MOST_DEEP:
         raise InputError(f"{where}: nested more than {_MOST_DEEP} deep, perhaps in itself; store something flatter")
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, str):
         check_unicode(value, where)
         return value
@@ -170,6 +262,8 @@ def _encoded(value: object, where: str, depth: int) -> Any:  # noqa: ANN401
     # A datetime is a date too: the more exact one first.
     for kind, name in ((datetime, "abc:datetime"), (date, "abc:date"), (time, "abc:time")):
         if isinstance(value, kind):
+            if value != value:  # pandas' NaT
+                raise InputError(f"{where}: {value} cannot be stored; leave the key out, or store None")
             return {name: value.isoformat()}
     if isinstance(value, (list, tuple)):
         items = [_encoded(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from abc_rag import ImageSource, Record
-from abc_rag.errors import InputError
+from langchain_core.documents import Document
+
+from abc_rag import URL, DataURI, ImageSource, Record
+from abc_rag.errors import ImageError, InputError, PartialIndexError
+from abc_rag.search import Pictures
 from abc_rag.types import MetadataValue
-from langchain_abc._documents import check_unicode, document_id, refuse_picture, stored_metadata
+from langchain_abc._documents import (
+    FoundDocument,
+    check_unicode,
+    document_id,
+    is_picture,
+    own_field,
+    refuse_picture,
+    stored_again,
+    stored_metadata,
+)
 
 
 def text_records(
@@ -44,13 +59,135 @@ def text_records(
     return records
 
 
+@dataclass
+class Pictured:
+    """Documents that stand for pictures, as `ABCVectorStore.add_images` takes them; with their places in the call."""
+
+    places: list[int] = field(default_factory=list)
+    images: list[ImageSource] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    metadatas: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Worded:
+    """Documents that are texts; with their places in the call."""
+
+    places: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    ids: list[str | None] = field(default_factory=list)
+    metadatas: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Stored:
+    """The ids of a call's documents, gathered from the parts that were stored separately."""
+
+    def __init__(self, count: int) -> None:
+        self._ids: list[str | None] = [None] * count
+        self._failed: list[tuple[int, InputError]] = []
+
+    def take(self, places: Sequence[int], ids: Sequence[str | None]) -> None:
+        """Note the ids of a part."""
+        for place, id_ in zip(places, ids, strict=True):
+            self._ids[place] = id_
+
+    @contextmanager
+    def failing(self, places: Sequence[int]) -> Iterator[None]:
+        """Note what failed of a part, under its places in the whole call."""
+        try:
+            yield
+        except PartialIndexError as error:
+            self.take(places, error.ids)
+            self._failed += [(places[position], reason) for position, reason in error.failed]
+
+    def ids(self) -> list[str]:
+        """All ids, in order.
+
+        Raises:
+            PartialIndexError: Something failed.
+        """
+        if self._failed:
+            raise PartialIndexError(self._ids, sorted(self._failed, key=lambda failure: failure[0]))
+        return [id_ for id_ in self._ids if id_ is not None]
+
+
+def split_documents(
+    documents: Iterable[Document], ids: Sequence[str | None] | None, pictures: Pictures
+) -> tuple[Worded, list[Pictured]]:
+    """Tell texts from pictures: those with an id, and those that get one of their content.
+
+    A document whose metadata says ``modality: image`` stands for a picture. One out of a store is opened here, so
+    that only what was indexed is stored again; for any other, its ``source`` is a path that the caller gives.
+
+    Raises:
+        InputError: A document is none, or the picture of one out of a store cannot be opened; the message names it.
+    """
+    if isinstance(documents, (str, Document)) or not isinstance(documents, Iterable):
+        raise InputError("documents must be a list of LangChain documents")
+    given = list(documents)
+    one_each(len(given), ids=ids)
+    worded, named, unnamed = Worded(), Pictured(), Pictured()
+    for place, document in enumerate(given):
+        if not isinstance(document, Document):
+            raise InputError(f"document {place} must be a LangChain Document, not {type(document).__name__}")
+        id_ = ids[place] if ids else document.id
+        metadata = stored_again(document)
+        if not is_picture(document):
+            worded.places.append(place)
+            worded.texts.append(document.page_content)
+            worded.ids.append(id_)
+            worded.metadatas.append(metadata)
+            continue
+        part = unnamed if id_ is None else named
+        image = _picture_of(document, place, pictures)
+        part.places.append(place)
+        part.images.append(image)
+        part.ids.extend([] if id_ is None else [id_])
+        part.captions.append(
+            "" if document.page_content == str(own_field(document, "source") or image) else document.page_content
+        )
+        said = () if isinstance(document, FoundDocument) else ("modality", "source")
+        part.metadatas.append({key: value for key, value in metadata.items() if key not in said})
+    return worded, [part for part in (named, unnamed) if part.places]
+
+
+def _picture_of(document: Document, place: int, pictures: Pictures) -> ImageSource:
+    source = own_field(document, "source")
+    source = source if isinstance(source, str) else ""
+    if not isinstance(document, FoundDocument):
+        return source or document.page_content
+    record = Record(
+        document.id or f"document {place}",
+        "image",
+        source=source,
+        source_type="url" if own_field(document, "source_type") == "url" else "path",
+        sha256=own_field(document, "sha256") or "",
+    )
+    try:
+        pictures.read(record)
+    except ImageError as error:
+        raise InputError(f"document {place} is a picture that cannot be stored again: {error}") from error
+    return URL(source) if record.source_type == "url" else source
+
+
+def listed(images: Iterable[ImageSource]) -> list[ImageSource]:
+    """Pictures of any iterable, such as a generator, a column of a table or an array of paths.
+
+    Raises:
+        InputError: It is a single picture.
+    """
+    # Bytes and paths are iterables too, of numbers and letters; and an open picture has rows for whoever asks.
+    single = isinstance(images, (str, bytes, os.PathLike, URL, DataURI)) or hasattr(images, "getbands")
+    if single or not isinstance(images, Iterable):
+        raise InputError(f"images must be a list; got a single {type(images).__name__}: pass [picture]")
+    return list(images)
+
+
 def picture_metadatas(
     images: Sequence[ImageSource], metadatas: Sequence[Mapping[str, Any]] | None
 ) -> list[dict[str, MetadataValue]]:
     """Checked metadata of pictures, one for each."""
-    # Bytes and paths are sequences too, of numbers and letters.
-    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
-        raise InputError(f"images must be a list; got a single {type(images).__name__}: pass [picture]")
     given = one_each(len(images), metadatas=metadatas or None)["metadatas"] or [None] * len(images)
     return [stored_metadata(metadata, f"picture {position}") for position, metadata in enumerate(given)]
 

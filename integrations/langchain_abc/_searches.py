@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,11 +14,12 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from abc_rag import ChromaStore, Embedder, Hit, Image, ImageLimits, ImageSource, InstructedImage
+from abc_rag import Embedder, Hit, Image, ImageLimits, ImageSource, InstructedImage
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
+from abc_rag.store import Store
 from abc_rag.types import Modality
-from langchain_abc._documents import to_document
+from langchain_abc._documents import to_document, to_documents, to_where
 
 T = TypeVar("T")
 Filter = Mapping[str, Any] | None
@@ -29,16 +31,25 @@ class Searches(VectorStore):
 
     _embedding: Embeddings
     image_limits: ImageLimits
+    roots: tuple[str | os.PathLike[str], ...]
     _worker: Worker
 
     @property
     @abstractmethod
-    def store(self) -> ChromaStore:
+    def store(self) -> Store:
         """The store that is searched."""
 
-    @abstractmethod
+    @property
+    def embedder(self) -> Embedder | None:
+        """The `abc_rag.Embedder` behind the embeddings; None where they have none, and so embed no pictures."""
+        embedder = getattr(self._embedding, "embedder", None)
+        return embedder if isinstance(embedder, Embedder) else None
+
     def _need_embedder(self) -> Embedder:
-        """What embeds pictures, or an error that says that these embeddings cannot."""
+        embedder = self.embedder
+        if embedder is None:
+            raise InputError(f"{type(self._embedding).__name__} embeds no pictures; use ABCEmbeddings")
+        return embedder
 
     # -- by a question ---------------------------------------------------------------------------
 
@@ -339,8 +350,8 @@ class Searches(VectorStore):
         return vector
 
     def _near(self, vector: npt.ArrayLike, k: int, where: Filter, modality: Modality | None) -> Scored:
-        hits = self.store.search(vector, k, where, modality=modality)
-        return [(to_document(hit.record), hit.score) for hit in hits]
+        hits = self.store.search(vector, k, to_where(where), modality=modality)
+        return [(found, hit.score) for hit in hits if (found := to_document(hit.record)) is not None]
 
     def _varied(
         self,
@@ -354,13 +365,13 @@ class Searches(VectorStore):
         _check_k(k)
         if not 0 <= lambda_mult <= 1:
             raise InputError(f"lambda_mult must be in [0, 1], not {lambda_mult!r}")
-        hits = self.store.search(vector, max(k, fetch_k), where, modality=modality)
+        hits = self.store.search(vector, max(k, fetch_k), to_where(where), modality=modality)
         vectors = self._vectors(hits)
         # One that was deleted meanwhile has none.
         hits = [hit for hit in hits if hit.id in vectors]
         asked = np.asarray(vector, dtype=np.float32)
         chosen = maximal_marginal_relevance(asked, [vectors[hit.id] for hit in hits], lambda_mult, k)
-        return [to_document(hits[i].record) for i in chosen]
+        return to_documents(hits[i].record for i in chosen)
 
     def _vectors(self, hits: list[Hit]) -> dict[str, Any]:
         """The vector that each hit was found by: a picture's own, or that of a facet."""

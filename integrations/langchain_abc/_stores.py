@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from abc_rag import ChromaStore, Embedder
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
+from abc_rag.store import Store
 
 
 class LazyStore:
@@ -30,7 +31,7 @@ class LazyStore:
         url: str | None,
         collection: str,
         headers: Mapping[str, str] | None,
-        store: ChromaStore | None,
+        store: Store | None,
     ) -> None:
         if sum(given is not None for given in (path, url, store)) > 1:
             raise InputError("give at most one of path (a directory), url (a Chroma server) and store")
@@ -43,10 +44,10 @@ class LazyStore:
         self._given = store
         self._temporary = path is None and url is None and store is None
         self._lock = threading.Lock()
-        self._open: ChromaStore | None = None
+        self._open: Store | None = None
         self._closed = False
 
-    def get(self, embedder: Embedder | None) -> ChromaStore:
+    def get(self, embedder: Embedder | None) -> Store:
         """The store, opened and found to hold vectors of ``embedder``.
 
         Args:
@@ -88,7 +89,7 @@ class LazyStore:
         else:
             self.close()
 
-    def _opened(self, embedder: Embedder | None) -> ChromaStore:
+    def _opened(self, embedder: Embedder | None) -> Store:
         fingerprint = None if embedder is None else embedder.fingerprint
         if self._temporary and self._path is None:
             self._path = tempfile.mkdtemp(prefix="langchain-abc-")
@@ -99,10 +100,12 @@ class LazyStore:
     def _forget(self) -> None:
         store, self._open = self._open, None
         if store is not None and store is not self._given:
+            if self._temporary:
+                store.roots.forget()
             store.close()
 
 
-def _check(store: ChromaStore, embedder: Embedder | None) -> None:
+def _check(store: Store, embedder: Embedder | None) -> None:
     held = store.fingerprint
     own = None if embedder is None else str(embedder.fingerprint)
     if own is not None and held is None:

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import io
 import logging
-import re
+import os
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-import PIL.Image
 from langchain_core.documents import Document
 from langchain_core.messages.content import ContentBlock, ImageContentBlock, create_image_block, create_text_block
 
-from abc_rag import URL, ImageLimits
+from abc_rag import ImageLimits, Record
 from abc_rag.errors import ImageError, ImageFetchError, InputError
-from abc_rag.images.limits import DEFAULT_LIMITS
-from abc_rag.images.open import open_image
-from abc_rag.images.read import read_bytes
+from abc_rag.images import DEFAULT_LIMITS
+from abc_rag.search import Pictures, cited_numbers
 from langchain_abc._documents import is_picture, own_field
 
 __all__ = ["cited_documents", "to_content_blocks"]
 
 _LOG = logging.getLogger(__name__)
-# What all of today's chat models take.
-_UNDERSTOOD = frozenset({"image/jpeg", "image/png", "image/webp"})
-_MODES = frozenset({"L", "P", "RGB", "RGBA"})
-_PRIVATE = frozenset({"exif", "xmp", "xml:com.adobe.xmp", "raw profile type exif"})
-_JPEG_QUALITY = 92
 
 
 def to_content_blocks(
@@ -37,23 +28,29 @@ def to_content_blocks(
     numbered: bool = True,
     max_side: int | None = None,
     image_limits: ImageLimits | None = None,
+    roots: Iterable[str | os.PathLike[str]] = (),
     missing: Literal["note", "raise"] = "note",
 ) -> list[ContentBlock]:
     """Make content blocks of documents, for ``HumanMessage(content_blocks=[...])``.
 
     A passage becomes a text block, ``[1] SOURCE`` and the text below. A picture becomes a text block of its number,
-    source and caption, and an image block. What is sent of a picture is a JPEG, PNG or WebP file, upright; it is
-    encoded anew where it is of another kind, moves, is too large, or holds EXIF or XMP data, which often tells where
-    a photo was taken.
+    source and caption, and an image block. What is sent of a picture is a JPEG, PNG or WebP file, upright, with its
+    pixels alone: not where a photo was taken, nor anything else that stands beside them
+    (`abc_rag.images.share_image`).
+
+    A picture is opened only where it was indexed on this machine, or in one of ``roots``, and is sent only if it is
+    still what was indexed: whoever can write into a store could make a document refer to any file.
 
     Args:
         documents: From an `ABCVectorStore` or an `InstructionRetriever`; any others count as passages.
         numbered: Begin each with its number in brackets, from 1, for the model to cite: see `cited_documents`.
         max_side: Shrink pictures to at most so many pixels on their longer side.
         image_limits: Which pictures are opened, and whether URLs are fetched.
+        roots: Further files and folders from which pictures may be opened, such as those of a store that was indexed
+            on another machine.
         missing: What becomes of a picture that cannot be shown, since it is gone, has changed since it was stored, was
-            stored without a source, or cannot be opened: ``"note"`` is a text block that says so and a logged warning;
-            ``"raise"`` is an error.
+            stored without a source, or may not be opened: ``"note"`` is a text block that says so and a logged
+            warning; ``"raise"`` is an error.
 
     Returns:
         The blocks, in the order of the documents.
@@ -68,7 +65,7 @@ def to_content_blocks(
         raise InputError(f"max_side must be a positive number of pixels or None, not {max_side!r}")
     if missing not in ("note", "raise"):
         raise InputError(f"missing must be 'note' or 'raise', not {missing!r}")
-    limits = image_limits or DEFAULT_LIMITS
+    pictures = Pictures(roots=roots, limits=image_limits or DEFAULT_LIMITS)
     blocks: list[ContentBlock] = []
     for number, document in enumerate(documents, 1):
         source = own_field(document, "source")
@@ -81,7 +78,7 @@ def to_content_blocks(
         caption = "" if body == source else body
         lines = [line for line in (f"{head} (picture)".lstrip(), caption) if line]
         try:
-            image = _image_block(document, source, limits, max_side)
+            image = _image_block(document, source, pictures, max_side)
         except ImageError as error:
             if missing == "raise":
                 raise
@@ -93,49 +90,24 @@ def to_content_blocks(
 
 
 def cited_documents(answer: str, documents: Sequence[Document]) -> list[Document]:
-    """The documents that an answer cites as ``[1]`` or ``[1, 3]``, in the order of their first mention.
+    """The documents that an answer cites, such as by ``[1]`` or ``[2-4]``, in the order of their first mention.
 
     Args:
-        answer: What the chat model said.
+        answer: What the chat model said; see `abc_rag.search.cited_numbers` for what is read as a citation.
         documents: Those given to `to_content_blocks`, in the same order. Numbers beyond them are passed over.
     """
-    groups: Iterable[str] = re.findall(r"\[(\d+(?:\s*[,;]\s*\d+)*)\]", answer)
-    numbers = dict.fromkeys(int(number) for group in groups for number in re.findall(r"\d+", group))
-    return [documents[number - 1] for number in numbers if 1 <= number <= len(documents)]
+    return [documents[number - 1] for number in cited_numbers(answer, len(documents))]
 
 
-def _image_block(document: Document, source: str, limits: ImageLimits, max_side: int | None) -> ImageContentBlock:
+def _image_block(document: Document, source: str, pictures: Pictures, max_side: int | None) -> ImageContentBlock:
     if not source:
         raise ImageFetchError(f"picture {document.id}", "was stored without a source; store it with keep=True")
-    place = URL(source) if own_field(document, "source_type") == "url" else source
-    data = read_bytes(place, limits=limits)
-    sha256 = own_field(document, "sha256")
-    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
-        raise ImageFetchError(source, "has changed since it was stored; store it again")
-    opened = open_image(data, limits=limits)
-    mime_type = opened.mime_type or ""
-    too_large = max_side is not None and max(opened.size) > max_side
-    if mime_type not in _UNDERSTOOD or too_large or not _is_plain(data):
-        data, mime_type = _encoded(opened.image, mime_type, max_side)
+    record = Record(
+        document.id or source,
+        "image",
+        source=source,
+        source_type="url" if own_field(document, "source_type") == "url" else "path",
+        sha256=own_field(document, "sha256") or "",
+    )
+    data, mime_type = pictures.share(record, max_side=max_side)
     return create_image_block(base64=base64.b64encode(data).decode("ascii"), mime_type=mime_type)
-
-
-def _is_plain(data: bytes) -> bool:
-    """Whether a file, which `open_image` has vetted, is one still frame in common colours without EXIF or XMP data."""
-    try:
-        with PIL.Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]) as image:
-            if getattr(image, "n_frames", 1) > 1 or image.mode not in _MODES:
-                return False
-            return not _PRIVATE & {str(name).lower() for name in image.info}
-    except Exception:  # what `open_image` bears may be too much for Pillow's own way in
-        return False
-
-
-def _encoded(image: PIL.Image.Image, mime_type: str, max_side: int | None) -> tuple[bytes, str]:
-    if max_side is not None and max(image.size) > max_side:
-        image.thumbnail((max_side, max_side), PIL.Image.Resampling.LANCZOS)
-    # What was a photo stays one: as PNG it would be many times larger.
-    kind = "JPEG" if mime_type == "image/jpeg" else "PNG"
-    stream = io.BytesIO()
-    image.save(stream, kind, **({"quality": _JPEG_QUALITY} if kind == "JPEG" else {}))
-    return stream.getvalue(), f"image/{kind.lower()}"

@@ -25,6 +25,7 @@ from abc_rag import (
     load_embedder,
 )
 from abc_rag.errors import InputError
+from langchain_abc._incoming import listed
 
 __all__ = ["ABCEmbeddings"]
 
@@ -33,8 +34,8 @@ class ABCEmbeddings(BaseModel, Embeddings):
     """Texts, pictures, and pictures seen under an instruction, as vectors of one space.
 
     Setup:
-        ``pip install abc-rag``. ``model="abc-mini"`` needs nothing else and runs on a laptop; ``model="abc"``, the
-        default, fetches the published 7B model (about 16 GB) on first use and wants a GPU.
+        ``pip install 'abc-rag[langchain]'``. ``model="abc-mini"`` needs nothing else and runs on a laptop;
+        ``model="abc"``, the default, fetches the published 7B model (about 16 GB) on first use and wants a GPU.
 
     Key init args:
         model: What ``abc_rag.load_embedder`` takes: ``"abc"``, ``"abc-mini"``, a checkpoint folder, an
@@ -197,12 +198,13 @@ class ABCEmbeddings(BaseModel, Embeddings):
         return [InstructedText(text, self.query_instruction)]
 
     def embed_images(
-        self, images: Sequence[ImageSource], *, instruction: str | Sequence[str] | None = None
+        self, images: Iterable[ImageSource], *, instruction: str | Sequence[str] | None = None
     ) -> list[list[float]]:
         """Embed pictures, by themselves or under an instruction.
 
         Args:
-            images: Paths (a ``str`` is always a path), or ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or PIL images.
+            images: Any iterable of paths (a ``str`` is always a path), ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or
+                PIL images.
             instruction: What to look at: one instruction for all pictures, or a list with one for each. An empty one
                 is still an instruction.
 
@@ -215,7 +217,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
         """
         return self._embed(_pictures(images, instruction))
 
-    def embed_image(self, uris: Sequence[ImageSource], *, instruction: str | None = None) -> list[list[float]]:
+    def embed_image(self, uris: Iterable[ImageSource], *, instruction: str | None = None) -> list[list[float]]:
         """Embed pictures; the call that other LangChain packages look for. See `embed_images`."""
         return self.embed_images(uris, instruction=instruction)
 
@@ -228,12 +230,12 @@ class ABCEmbeddings(BaseModel, Embeddings):
         return (await self._aembed(self._query(text)))[0]
 
     async def aembed_images(
-        self, images: Sequence[ImageSource], *, instruction: str | Sequence[str] | None = None
+        self, images: Iterable[ImageSource], *, instruction: str | Sequence[str] | None = None
     ) -> list[list[float]]:
         """Embed pictures without blocking the event loop; see `embed_images`."""
         return await self._aembed(_pictures(images, instruction))
 
-    async def aembed_image(self, uris: Sequence[ImageSource], *, instruction: str | None = None) -> list[list[float]]:
+    async def aembed_image(self, uris: Iterable[ImageSource], *, instruction: str | None = None) -> list[list[float]]:
         """Embed pictures without blocking the event loop; see `embed_images`."""
         return await self.aembed_images(uris, instruction=instruction)
 
@@ -294,16 +296,14 @@ def _texts(texts: Iterable[str]) -> list[Input]:
     return made
 
 
-def _pictures(images: Sequence[ImageSource], instruction: str | Sequence[str] | None) -> list[Input]:
-    # Bytes and paths are sequences too, of numbers and letters.
-    if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
-        raise InputError(f"pictures come as a list; got a single {type(images).__name__}: pass [picture]")
+def _pictures(images: Iterable[ImageSource], instruction: str | Sequence[str] | None) -> list[Input]:
+    sources = listed(images)
     if instruction is None:
-        return [Image(source) for source in images]
-    each = [instruction] * len(images) if isinstance(instruction, str) else list(instruction)
-    if len(each) != len(images):
-        raise InputError(f"{len(each)} instructions for {len(images)} pictures; give one for all, or one for each")
-    return [InstructedImage(source, one) for source, one in zip(images, each, strict=True)]
+        return [Image(source) for source in sources]
+    each = [instruction] * len(sources) if isinstance(instruction, str) else list(instruction)
+    if len(each) != len(sources):
+        raise InputError(f"{len(each)} instructions for {len(sources)} pictures; give one for all, or one for each")
+    return [InstructedImage(source, one) for source, one in zip(sources, each, strict=True)]
 
 
 def _written(part: str | os.PathLike[str] | None) -> str | None:

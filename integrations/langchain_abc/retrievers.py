@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.prompt_values import PromptValue
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from abc_rag import Image, ImageSource
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
-from abc_rag.images.read import describe_source
 from abc_rag.search import Answer, Retriever
 from abc_rag.search.rewriting import Rewriter
 from abc_rag.types import Modality
-from langchain_abc._documents import hit_document
+from langchain_abc._documents import hit_document, to_where
+from langchain_abc._questions import SETTINGS, Asked, asked_of, told_of
 from langchain_abc._searches import Searches
 from langchain_abc.rewriters import chat_model_rewriter
 
 __all__ = ["InstructionRetriever"]
 
-_KEYS = ("question", "image")
-# Settings that a call may give too.
-_OF_A_CALL = ("k", "filter", "modality", "rerank", "mmr", "min_score", "trace")
+Input = str | Mapping[str, Any] | Sequence[BaseMessage] | BaseMessage | PromptValue
 # Threads that wait for chat models: more than one, since they only wait.
 _WAITING = 8
-Asked = tuple[str | None, ImageSource | None]
 
 
 class InstructionRetriever(BaseRetriever):
     """Finds texts and pictures by a question, a picture, or both; a picture is looked at as the question says.
 
     Setup:
-        ``pip install abc-rag``.
+        ``pip install 'abc-rag[langchain]'``.
 
     Key init args:
         vectorstore: An `ABCVectorStore` with `ABCEmbeddings`.
@@ -65,6 +63,7 @@ class InstructionRetriever(BaseRetriever):
 
             retriever.invoke("pictures with a blue background")
             retriever.invoke({"question": "what is on the left?", "image": "scene.jpg"})
+            retriever.invoke([HumanMessage("a rose")])
             await retriever.ainvoke({"image": "scene.jpg"}, k=1)
 
         The image is a path (a ``str`` is always a path), ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or a PIL image.
@@ -98,24 +97,31 @@ class InstructionRetriever(BaseRetriever):
         self.vectorstore._need_embedder()
         if self.rewriter is not None and self.llm is not None:
             raise InputError("give rewriter or llm, not both; chat_model_rewriter(llm) is a rewriter")
-        self._chosen = self.rewriter if self.llm is None else chat_model_rewriter(self.llm)
         return self
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # A chat model's rewriter has threads; it is made again.
+        state = super().__getstate__()
+        return state | {"__pydantic_private__": {**(state["__pydantic_private__"] or {}), "_chosen": None}}
 
     @property
     def InputType(self) -> Any:  # noqa: ANN401
-        """A question, or a dict of a question and a picture."""
-        return str | dict[str, Any]
+        """A question, a dict of a question and a picture, or messages."""
+        return str | dict[str, Any] | list[BaseMessage]
 
     def invoke(
         self,
-        input: str | Mapping[str, Any],
+        input: Input,
         config: RunnableConfig | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Document]:
         """Find documents.
 
         Args:
-            input: A question, or ``{"question": ..., "image": ...}`` of which either may be missing.
+            input: A question; or ``{"question": ..., "image": ...}``, of which either may be missing, among whatever
+                else a chain carries; or the messages of a chat, of which the last human one is the question. A
+                follow-up without a picture ("and on the right?") is about the last picture of the messages, or of a
+                dict's ``chat_history``.
             config: As for every runnable.
             **kwargs: Settings for this call.
 
@@ -126,41 +132,41 @@ class InstructionRetriever(BaseRetriever):
             abc_rag.errors.InputError: The question is empty, or something cannot be used.
             abc_rag.errors.ImageError: The picture cannot be used.
         """
-        asked = _asked(input)
-        return super().invoke(_told(asked), config, asked=asked, **kwargs)
+        asked = asked_of(input)
+        return super().invoke(told_of(asked), config, asked=asked, **kwargs)
 
     async def ainvoke(
         self,
-        input: str | Mapping[str, Any],
+        input: Input,
         config: RunnableConfig | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Document]:
         """See `invoke`; does not block the event loop."""
-        asked = _asked(input)
-        return await super().ainvoke(_told(asked), config, asked=asked, **kwargs)
+        asked = asked_of(input)
+        return await super().ainvoke(told_of(asked), config, asked=asked, **kwargs)
 
     def _get_relevant_documents(
         self,
-        query: str | Mapping[str, Any],
+        query: Input,
         *,
         run_manager: CallbackManagerForRetrieverRun,
         asked: Asked | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Document]:
-        question, image = _asked(query) if asked is None else asked
+        question, image = asked_of(query) if asked is None else asked
         settings = self._settings(kwargs)
         retriever = self._retriever()
         return _documents(retriever.search(retriever.prepare(question, image=image), **settings))
 
     async def _aget_relevant_documents(
         self,
-        query: str | Mapping[str, Any],
+        query: Input,
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,
         asked: Asked | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Document]:
-        question, image = _asked(query) if asked is None else asked
+        question, image = asked_of(query) if asked is None else asked
         settings = self._settings(kwargs)
         retriever = await self.vectorstore._worker.run(self._retriever)
         # In another thread: while a chat model thinks about one question, the store can answer others.
@@ -168,20 +174,23 @@ class InstructionRetriever(BaseRetriever):
         return _documents(await self.vectorstore._worker.run(retriever.search, prepared, **settings))
 
     def _settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        unknown = [key for key in given if key not in _OF_A_CALL]
+        unknown = [key for key in given if key not in SETTINGS]
         if unknown:
-            raise TypeError(f"unexpected keyword {', '.join(map(repr, unknown))}; a call takes {', '.join(_OF_A_CALL)}")
-        settings = {key: given.get(key, getattr(self, key)) for key in _OF_A_CALL}
-        settings["where"] = settings.pop("filter")
+            raise TypeError(f"unexpected keyword {', '.join(map(repr, unknown))}; a call takes {', '.join(SETTINGS)}")
+        settings = {key: given.get(key, getattr(self, key)) for key in SETTINGS}
+        settings["where"] = to_where(settings.pop("filter"))
         return settings
 
     def _retriever(self) -> Retriever:
+        if self._chosen is None and self.llm is not None:
+            self._chosen = chat_model_rewriter(self.llm)
         return Retriever(
             self.vectorstore._need_embedder(),
             self.vectorstore.store,
-            rewriter=self._chosen,
+            rewriter=self._chosen if self.llm is not None else self.rewriter,
             candidates=self.candidates,
             image_limits=self.vectorstore.image_limits,
+            roots=self.vectorstore.roots,
             query_instruction=getattr(self.vectorstore.embeddings, "query_instruction", None),
         )
 
@@ -193,35 +202,4 @@ class InstructionRetriever(BaseRetriever):
 
 
 def _documents(answer: Answer) -> list[Document]:
-    return [hit_document(hit) for hit in answer]
-
-
-def _asked(given: object) -> Asked:
-    if isinstance(given, str):
-        question: object = given
-        image = None
-    elif isinstance(given, Mapping):
-        unknown = [key for key in given if key not in _KEYS]
-        if unknown:
-            raise InputError(f"unknown keys {unknown!r}; a question is {{'question': ..., 'image': ...}}")
-        question, image = (given.get(key) for key in _KEYS)
-        if question is None and image is None:
-            raise InputError("nothing to search for: pass a 'question', an 'image', or both")
-    else:
-        raise InputError(
-            f"a question is a str or {{'question': ..., 'image': ...}}, not {type(given).__name__}; "
-            "a picture alone is {'image': ...}"
-        )
-    if question is not None and not isinstance(question, str):
-        raise InputError(f"the question must be a str, not {type(question).__name__}")
-    if isinstance(question, str) and not question.strip():
-        raise InputError("the question is empty; ask something, or pass only {'image': ...}")
-    # Refuses what is no picture's source.
-    return question, None if image is None else Image(image).source
-
-
-def _told(asked: Asked) -> str:
-    """What callbacks are told: text, as they expect, without the picture's bytes."""
-    question, image = asked
-    parts = [question or "", "" if image is None else f"[picture: {describe_source(image)}]"]
-    return " ".join(part for part in parts if part)
+    return [document for hit in answer if (document := hit_document(hit)) is not None]

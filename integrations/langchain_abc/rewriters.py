@@ -22,7 +22,7 @@ def chat_model_rewriter(model: BaseChatModel, **kwargs: Any) -> LLMRewriter:  # 
 
     Args:
         model: The chat model.
-        **kwargs: Further arguments of `abc_rag.search.rewriting.LLMRewriter`: ``fallback``, ``timeout_s``, ``cache_size``.
+        **kwargs: As for `abc_rag.search.rewriting.LLMRewriter`: ``fallback``, ``timeout_s``, ``cache_size``.
 
     Raises:
         abc_rag.errors.InputError: ``model`` is no chat model, or an argument is of no use.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from abc_rag import URL, Hit, Record
 from abc_rag.errors import InputError
 from abc_rag.search.answer import Answer
 from abc_rag.search.page import Shown, render_html, write_html
+from abc_rag.search.pictures import Pictures
 from abc_rag.search.rewriting.rewriter import Rewrite
 
 EVIL = "<script>alert('x')</script> \"quoted\" & <img src=http://evil.example/x.png onerror=y>"
@@ -56,6 +59,11 @@ def picture(path: Path, size: tuple[int, int] = (900, 300)) -> str:
 
 
 def hit(modality: str = "text", score: float = 0.75, **fields: str) -> Hit:
+    path = Path(fields.get("source", ""))
+    if modality == "image" and path.is_file():
+        fields["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    elif modality == "image":
+        fields["sha256"] = 64 * "0"
     return Hit(Record("the-id", modality, **fields), score)  # type: ignore[arg-type]
 
 
@@ -83,6 +91,7 @@ def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
             ],
             title=EVIL,
             subtitle=EVIL,
+            pictures=Pictures(roots=[tmp_path, "/gone"]),
         )
     )
     assert {tag for tag, _ in page.tags} == {
@@ -97,7 +106,9 @@ def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
 
 def test_nothing_outside_the_page_is_needed(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png")
-    page = Page(render_html([shown(hit("image", source=path), image=path)], title="t"))
+    page = Page(
+        render_html([shown(hit("image", source=path), image=path)], title="t", pictures=Pictures(roots=[tmp_path]))
+    )
     images = page.all("img")
     assert len(images) == 2
     for image in images:
@@ -121,7 +132,8 @@ def test_nothing_outside_the_page_is_needed(tmp_path: Path) -> None:
 
 def test_a_small_picture_is_not_enlarged(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png", (20, 10))
-    (image,) = Page(render_html([shown(hit("image", source=path))], title="t")).all("img")
+    made = render_html([shown(hit("image", source=path))], title="t", pictures=Pictures(roots=[tmp_path]))
+    (image,) = Page(made).all("img")
     with PIL.Image.open(io.BytesIO(base64.b64decode(str(image["src"]).partition(",")[2]))) as small:
         assert small.size == (20, 10)
 
@@ -133,12 +145,28 @@ def test_a_picture_that_is_gone_or_broken_is_noted(tmp_path: Path) -> None:
         shown(hit("image", source=str(tmp_path / "gone.png"))),
         shown(hit("image", source=str(broken)), image=str(tmp_path / "gone too.png")),
     ]
-    page = Page(render_html(sections, title="t"))
+    page = Page(render_html(sections, title="t", pictures=Pictures(roots=[tmp_path])))
     assert page.all("img") == []
     assert page.text.count("no preview") == 3
     assert page.text.count("No such file") == 2
     assert "is not of a format that is read" in page.text
     assert "gone.png" in page.text
+
+
+def test_a_picture_that_was_not_indexed_here_is_not_shown(tmp_path: Path) -> None:
+    secret = picture(tmp_path / "secret.png")
+    for made in (
+        render_html([shown(hit("image", source=secret))], title="t"),
+        render_html([shown(hit("image", source=secret))], title="t", pictures=Pictures(roots=[tmp_path / "public"])),
+    ):
+        page = Page(made)
+        assert page.all("img") == []
+        assert "not in a folder that was indexed" in page.text
+    unknown = replace(hit("image", source=secret).record, sha256="")
+    page = Page(render_html([shown(Hit(unknown, 0.5))], title="t", pictures=Pictures(roots=[tmp_path])))
+    assert "stored without a hash" in page.text
+    damaged = replace(unknown, source=5)  # type: ignore[arg-type]
+    assert "damaged record" in Page(render_html([shown(Hit(damaged, 0.5))], title="t")).text
 
 
 @pytest.mark.parametrize("source", ["https://example.org/a.png", "HTTP://example.org/a.png"])

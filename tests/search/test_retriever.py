@@ -16,6 +16,7 @@ from abc_rag import ChromaStore, Hit, Image, InstructedImage, Record, Text
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
+from abc_rag.ingest.pictures import index_images
 from abc_rag.search.answer import Answer
 from abc_rag.search.retriever import Retriever
 from abc_rag.search.rewriting.rules import RuleRewriter
@@ -40,8 +41,13 @@ def retriever(tmp_path: Path, pictures: dict[str, Path]) -> Iterator[Retriever]:
     with ChromaStore(path=tmp_path / "store", fingerprint=embedder.fingerprint) as store:
         records = [Record(text_id(t), "text", text=t, metadata={"page": page}) for t, page in PASSAGES.items()]
         store.add(records, embedder.embed_texts(PASSAGES))
-        records = [Record(f"picture-{c}", "image", source=str(p), metadata={"page": 9}) for c, p in pictures.items()]
-        store.add(records, embedder.embed_images(pictures.values()))
+        index_images(
+            pictures.values(),
+            embedder,
+            store,
+            ids=[f"picture-{colour}" for colour in pictures],
+            metadatas=[{"page": 9} for _ in pictures],
+        )
         yield Retriever(embedder, store)
 
 

@@ -254,20 +254,22 @@ def spoil(how: str, retriever: Retriever, path: Path) -> str:
     if how == "refused":
         retriever.embedder.refuse = [path.read_bytes()]  # type: ignore[attr-defined]
         return "red: .*I do not look at this"
-    if how == "broken":  # and stored by a caller who did not say what it was
+    if how == "broken":  # and stored so
         path.write_bytes(path.read_bytes()[:-20])
-        retriever.store.add([replace(record, sha256="")], [retriever.store.vectors(["red"])["red"]])
+        broken = replace(record, sha256=content_hash(path))
+        retriever.store.add([broken], [retriever.store.vectors(["red"])["red"]])
         return r"red.png: .*corrupt or truncated"
     change = {
         "no source": ({"source": ""}, "red: was stored without a source"),
         "url": ({"source": "https://x.org/a.png", "source_type": "url"}, "x.org/a.png: fetching .* is off"),
-        "not a path": ({"source": "a\0b"}, "cannot be read"),
+        "not a path": ({"source": "a\0b"}, "not in a folder that was indexed"),
+        "no hash": ({"sha256": ""}, "red.png: was stored without a hash"),
     }[how]
     retriever.store.add([replace(record, **change[0])], [retriever.store.vectors(["red"])["red"]])  # type: ignore[arg-type]
     return change[1]
 
 
-@pytest.mark.parametrize("how", ["gone", "replaced", "refused", "broken", "no source", "url", "not a path"])
+@pytest.mark.parametrize("how", ["gone", "replaced", "refused", "broken", "no source", "url", "not a path", "no hash"])
 def test_a_picture_that_cannot_be_seen_keeps_its_score(
     retriever: Retriever, photos: dict[str, Path], caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
@@ -309,9 +311,8 @@ def test_the_callers_limits_count(retriever: Retriever, photos: dict[str, Path],
     record = Record("large", "image", source=str(large), sha256=content_hash(large, limits=limits))
     retriever.store.add([record], retriever.embedder.embed_images([photos["red"]]))
     for given, seen in ((None, False), (limits, True)):
-        answer = Retriever(retriever.embedder, retriever.store, image_limits=given).search(
-            "a dog on the left", where={"abc:source": str(large)}, trace=True
-        )
+        own = Retriever(retriever.embedder, retriever.store, image_limits=given, roots=[large])
+        answer = own.search("a dog on the left", where={"abc:source": str(large)}, trace=True)
         assert (answer[0].trace.second is not None) == seen  # type: ignore[union-attr]
 
 

@@ -1,4 +1,4 @@
-"""The seam of rewriting: a question in, an instruction out."""
+"""The interface of rewriting: a question in; an instruction and a target out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from abc_rag.errors import InputError
 
 Wants = Literal["image", "text", "any"]
 WHOLE_PICTURE = "Describe the picture."
-"""The instruction of a question that names no aspect in particular."""
+"""The instruction of a question that names no particular aspect."""
 
 __all__ = ["WHOLE_PICTURE", "AsAsked", "Rewrite", "Rewriter", "Wants"]
 
@@ -20,10 +20,10 @@ class Rewrite:
     """A question, rewritten.
 
     Attributes:
-        instruction: What to look at in a picture, as `abc_rag.InstructedImage` takes it; `WHOLE_PICTURE` where the
-            question names no aspect in particular.
-        target: A short statement of what the right item would show or say, to be embedded as text.
-        wants: The kind of item that is asked for.
+        instruction: What to look at in a picture, for an `abc_rag.InstructedImage`; `WHOLE_PICTURE` if the question
+            names no particular aspect.
+        target: A short statement of what the right record shows or says. It is embedded as text.
+        wants: The kind of record that the question asks for.
 
     Raises:
         InputError: A field is blank or of the wrong type.
@@ -35,7 +35,7 @@ class Rewrite:
 
     @property
     def names_aspect(self) -> bool:
-        """Whether the instruction is worth a second look: it asks for an aspect, and is not the question as it was."""
+        """Whether the instruction is worth a second look: it names an aspect, and is more than the question itself."""
         return self.instruction not in (WHOLE_PICTURE, self.target)
 
     def __post_init__(self) -> None:
@@ -48,14 +48,14 @@ class Rewrite:
 
 
 class Rewriter(ABC):
-    """Makes an instruction and a target of a question. Subclasses implement `_rewrite`; questions are checked here."""
+    """Turns a question into an instruction and a target. This class checks questions; subclasses rewrite them."""
 
     def rewrite(self, question: str, *, has_image: bool) -> Rewrite:
         """Rewrite one question.
 
         Args:
             question: What the user asked.
-            has_image: Whether the question comes with a picture, and so is about that picture.
+            has_image: Whether the question is about a picture that comes with it.
 
         Raises:
             InputError: The question is not a string, is blank, or is not valid Unicode.
@@ -72,11 +72,11 @@ class Rewriter(ABC):
 
     @abstractmethod
     def _rewrite(self, question: str, has_image: bool) -> Rewrite:
-        """Rewrite a question that was found usable."""
+        """Rewrite a checked question."""
 
 
 class AsAsked(Rewriter):
-    """The question itself, as instruction and as target: no rewriting, and no second look unless it is asked for."""
+    """The question itself as instruction and target. There is a second look only if the caller asks for one."""
 
     def _rewrite(self, question: str, has_image: bool) -> Rewrite:
         return Rewrite(question, question, "any")

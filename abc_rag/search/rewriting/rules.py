@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from abc_rag.search.rewriting.english import questions as _rules
+from abc_rag.search.rewriting.english.questions import rewrite
+from abc_rag.search.rewriting.english.wording import pattern
 from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
 
-__all__ = ["RuleRewriter"]
+__all__ = ["RuleRewriter", "follows_up"]
+
+_FOLLOWS_UP = pattern(
+    r"\W*(?:and|also|or|but|then)\b|.*\b(?:(?:what|how) about|what else|the (?:same|other|rest|picture|photo|image)",
+    r"|this|that|these|those|it|its|they|them|their|he|she|his|her|there|here)\b",
+)
 
 
 class RuleRewriter(Rewriter):
     """By rules for English; a question in another language is left as it is.
 
-    Chat is dropped ("could you please", "thanks a lot"), the user's own words and quoted text are kept. Without a
+    Chat is dropped ("could you please", "thanks a lot"); the user's own words and quoted text are kept. Without a
     picture, the instruction asks for an aspect only where the question names exactly one; otherwise it is
     `WHOLE_PICTURE`.
 
@@ -21,4 +27,12 @@ class RuleRewriter(Rewriter):
     """
 
     def _rewrite(self, question: str, has_image: bool) -> Rewrite:
-        return Rewrite(*_rules.rewrite(question, has_image=has_image))
+        return Rewrite(*rewrite(question, has_image=has_image))
+
+
+def follows_up(question: str) -> bool:
+    """Whether a question only makes sense after an earlier one, such as ``"and on the right?"``.
+
+    Known by English words; a question in another language never does.
+    """
+    return len(question) <= 200 and _FOLLOWS_UP.match(question) is not None

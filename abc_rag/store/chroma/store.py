@@ -15,6 +15,7 @@ from abc_rag.store.chroma.client import Backend, Server, close_client, open_embe
 from abc_rag.store.chroma.lock import Lease
 from abc_rag.store.chroma.table import ChromaTable
 from abc_rag.store.pictures import KeptPictures
+from abc_rag.store.roots import Roots
 from abc_rag.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -113,8 +114,15 @@ class ChromaStore(Store):
             ChromaTable(self._backend, self._place, name, self._wanted) for name in (collection, collection + _FACETS)
         )
         # By collection, as whether a copy is still referred to is known within one only.
+        folder = None if pictures is None else Path(pictures, collection)
+        # Links on the way to the store are followed, but none that whoever filled the store put in the folder's place.
+        where = url.rstrip("/") if url is not None else os.path.realpath(self._place)
+        folders = [one for one in (folder, path and Path(where, "pictures", collection)) if one is not None]
         super().__init__(
-            self._own, self._beside, None if pictures is None else KeptPictures(Path(pictures, collection))
+            self._own,
+            self._beside,
+            None if folder is None else KeptPictures(folder),
+            Roots(f"{where}#{collection}", own=folders),
         )
         try:
             with translated(self._place):

@@ -180,7 +180,7 @@ def test_pictures_that_cannot_be_shown_are_told_of_and_cost_the_others_nothing(
     for text, number, reason in zip(
         told,
         (1, 2, 3, 5, 6),
-        ("No such file", "has changed since it was stored", "corrupt", "keep=True", "allow_urls"),
+        ("No such file", "holds another picture", "corrupt", "keep=True", "allow_urls"),
         strict=True,
     ):
         assert text.startswith(f"[{number}]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +15,9 @@ import pytest
 from langchain_abc import ABCEmbeddings, ABCVectorStore, InstructionRetriever, chat_model_rewriter
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.runnables import Runnable, RunnablePassthrough
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
@@ -155,7 +157,11 @@ async def test_documents_tell_where_they_are_from_and_how_they_scored(
         ({}, "nothing to search for"),
         ({"question": None}, "nothing to search for"),
         ({"query": "a dog"}, r"unknown keys \['query'\]"),
-        ({"question": "a dog", "k": 3}, r"unknown keys \['k'\]"),
+        ({"question": "a dog", "k": 3}, r"unknown keys \['k'\] in a question; pass settings with the call"),
+        ({"input": "a dog", "chat_history": []}, r"itemgetter\('...'\) \| retriever"),
+        ([AIMessage("hello")], "none of the messages is a HumanMessage"),
+        ([HumanMessage("")], "nothing to search for"),
+        (["a dog"], "not list"),
         ({"question": 3}, "the question must be a str, not int"),
         ({"image": 3}, "must be a path, .* not int"),
         (3, "a question is a str or .* not int"),
@@ -168,6 +174,46 @@ async def test_bad_questions_are_named(question: Any, message: str, retriever: I
         retriever.invoke(question)
     with pytest.raises(InputError, match=message):
         await retriever.ainvoke(question)
+
+
+def seen(path: Path, question: str, **block: str) -> HumanMessage:
+    """A message with a picture, as chat models are given them."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    picture = {"type": "image", "base64": data, "mime_type": "image/png"} if not block else block
+    return HumanMessage([picture, {"type": "text", "text": question}])
+
+
+async def test_a_chat_is_asked_about(retriever: InstructionRetriever, scenes: dict[str, Path]) -> None:
+    on_left, on_right = "what is on the left?", "and on the right?"
+    begun = [seen(scenes["car"], on_left), AIMessage("A car."), HumanMessage(on_right)]
+    uri = "data:image/png;base64," + base64.b64encode(scenes["car"].read_bytes()).decode()
+    older = seen(scenes["car"], on_left, type="image_url", image_url={"url": uri})  # type: ignore[arg-type]
+    for question, wanted in (
+        ([HumanMessage("all about dogs")], "all about dogs"),
+        (HumanMessage("all about dogs"), "all about dogs"),
+        (ChatPromptValue(messages=[SystemMessage("be kind"), HumanMessage("all about dogs")]), "all about dogs"),
+        (begun[:1], "all about cars"),
+        ([older], "all about cars"),
+        (begun, "all about trees"),
+        ([*begun, AIMessage("A tree."), HumanMessage("all about dogs")], "all about dogs"),
+        ({"question": "all about dogs", "chat_history": []}, "all about dogs"),
+        ({"question": "all about dogs", "chat_history": begun, "user": 3}, "all about dogs"),
+        ({"question": on_right, "chat_history": begun[:2]}, "all about trees"),
+        ({"question": on_right, "chat_history": begun[:2], "image": scenes["dog"]}, "all about pizzas"),
+        ({"question": begun}, "all about trees"),
+        ({"messages": begun}, "all about trees"),
+    ):
+        assert first(retriever.invoke(question, modality="text")) == wanted  # type: ignore[arg-type]
+        assert first(await retriever.ainvoke(question, modality="text")) == wanted  # type: ignore[arg-type]
+    assert first(retriever.invoke({"image": scenes["car"], "chat_history": begun})) == "car"
+
+
+async def test_a_chain_carries_more_than_the_question(retriever: InstructionRetriever) -> None:
+    asked = {"question": "all about dogs", "chat_history": [HumanMessage("hello")], "user": {"name": "Ada"}}
+    chain: Runnable[Any, Any] = RunnablePassthrough.assign(documents=retriever)
+    for answer in (chain.invoke(asked), await chain.ainvoke(asked)):
+        assert answer.keys() == {*asked, "documents"}
+        assert first(answer["documents"]) == "all about dogs"
 
 
 async def test_pictures_that_cannot_be_used_are_named(retriever: InstructionRetriever) -> None:

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import inspect
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date, datetime, time, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 from langchain_abc import ABCEmbeddings, ABCVectorStore
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.indexing import InMemoryRecordManager, aindex, index
+from langchain_core.load import dumpd
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
-from abc_rag import URL, ChromaStore, DataURI, Embedder
+from abc_rag import URL, ChromaStore, DataURI, Embedder, Record
 from abc_rag.embedding.embedder import BatchSize
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import FingerprintMismatchError, ImageError, InputError, PartialIndexError, StoreError
 from abc_rag.scenes.drawing import render
 from abc_rag.scenes.world import Placed, Scene
+from abc_rag.search.rewriting import LLMRewriter
 from abc_rag.types import Input, Vectors
 
 
@@ -190,9 +196,159 @@ def test_a_text_never_takes_a_picture_s_place(store: ABCVectorStore, tmp_path: P
     with pytest.raises(InputError, match=f"id '{id_}' is that of a stored picture"):
         store.add_texts(["x"], ids=[id_])
     # What comes out of a search cannot go in as a text by mistake.
+    [document] = store.get_by_ids([id_])
     with pytest.raises(InputError, match=r"document 0 .*is a picture from a store.*add_images"):
-        store.add_documents(store.get_by_ids([id_]))
-    assert store.get_by_ids([id_])[0].metadata["modality"] == "image"
+        store.add_texts([document.page_content], [document.metadata])
+    assert store.add_documents([document]) == [id_]
+    assert store.get_by_ids([id_]) == [document]
+
+
+# --- Documents out of a store, stored again -----------------------------------------------------------------
+
+
+def by_id(store: ABCVectorStore) -> dict[str, Record]:
+    return {record.id: record for record in store.store.records()}
+
+
+async def test_what_was_found_is_stored_again_as_it_was(store: ABCVectorStore, tmp_path: Path) -> None:
+    metadata = {"score": 5, "modality": "tale", "page": 1, "tags": ["a"]}
+    store.add_texts(["a rose has thorns"], [metadata])
+    red, blue = square(tmp_path, "red"), square(tmp_path, "blue")
+    store.add_images([red, blue], [{"source": "my own"}, {}], captions=["a red square", ""])
+    found = store.as_instruction_retriever(k=9, trace=True).invoke("a rose")
+    assert {document.metadata.get("abc:score", document.metadata["score"]) for document in found}.isdisjoint({5})
+    for documents in (found, store.similarity_search("a rose", k=9)):
+        with ABCVectorStore(FakedEmbeddings()) as other:
+            other.add_documents(documents)
+            assert by_id(other) == by_id(store)
+    with ABCVectorStore(FakedEmbeddings()) as other:
+        await other.aadd_documents(found)
+        assert by_id(other) == by_id(store)
+    with ABCVectorStore.from_documents(found, FakedEmbeddings()) as other:
+        assert other.store.count() == 3
+    # Also where somebody made plain documents of them on the way.
+    plain = [Document(d.page_content, id=d.id, metadata=dict(d.metadata)) for d in found]
+    with ABCVectorStore(FakedEmbeddings()) as other:
+        other.add_documents([document for document in plain if document.metadata["modality"] == "tale"])
+        assert other.store.count() == 1
+
+
+def test_documents_that_stand_for_pictures(store: ABCVectorStore, tmp_path: Path) -> None:
+    red, blue = square(tmp_path, "red"), square(tmp_path, "blue")
+    documents = [
+        Document(str(red), metadata={"modality": "image", "year": 2024}),
+        Document("a text"),
+        Document("a blue square", id="blue", metadata={"modality": "image", "source": str(blue)}),
+        Document(str(tmp_path / "gone.png"), metadata={"modality": "image"}),
+    ]
+    with pytest.raises(PartialIndexError) as raised:
+        store.add_documents(documents)
+    [(place, reason)] = raised.value.failed
+    assert (place, "gone.png" in str(reason)) == (3, True)
+    ids = raised.value.ids
+    assert ids[2:] == ["blue", None]
+    one, text, two = store.get_by_ids([id_ for id_ in ids if id_ is not None])
+    assert (one.page_content, one.metadata["modality"], one.metadata["year"]) == (str(red), "image", 2024)
+    assert text.page_content == "a text"
+    assert (two.page_content, two.metadata["source"]) == ("a blue square", str(blue))
+    records = InMemoryRecordManager("pictures")
+    records.create_schema()
+    settings: dict[str, Any] = {"key_encoder": "sha256"}
+    assert index(documents[:3], records, store, **settings)["num_added"] == 3
+    assert index(documents[:3], records, store, **settings)["num_skipped"] == 3
+
+
+def test_a_document_is_the_same_whatever_its_score(store: ABCVectorStore) -> None:
+    store.add_texts(["a rose"], [{"page": 1}])
+    retriever = store.as_instruction_retriever(trace=True)
+    [one], [two] = retriever.invoke("a rose"), retriever.invoke("roses are red")
+    assert one.metadata["score"] != two.metadata["score"]
+    assert one == two == store.get_by_ids([str(one.id)])[0]
+    assert one in [two]
+    assert one != Document("a rose", id=one.id, metadata={"page": 2})
+    assert one == Document("a rose", id=one.id, metadata={"page": 1, "modality": "text"}) or "modality" in one.metadata
+    assert copy.deepcopy(one) == pickle.loads(pickle.dumps(one)) == one
+    assert dumpd(one)["id"] == dumpd(Document("a rose"))["id"]
+
+
+def test_what_is_shown_can_be_filtered(store: ABCVectorStore, tmp_path: Path) -> None:
+    red = square(tmp_path, "red")
+    store.add_images([red], [{"page": 1}])
+    store.add_texts(["a", "b"], [{"source": "book.txt", "page": 1}, {"page": 2}])
+    for filter_, wanted in (
+        ({"modality": "image"}, {str(red)}),
+        ({"modality": {"$ne": "image"}}, {"a", "b"}),
+        ({"modality": {"$in": ["image", "text"]}}, {str(red), "a", "b"}),
+        ({"source": str(red)}, {str(red)}),
+        ({"source": "book.txt"}, {"a"}),
+        ({"source": {"$nin": ["book.txt", str(red)]}}, {"b"}),
+        ({"source_type": "path"}, {str(red)}),
+        ({"mime_type": "image/png", "page": 1}, {str(red)}),
+        ({"$or": [{"modality": "image"}, {"page": 2}]}, {str(red), "b"}),
+        ({"$and": [{"modality": "text"}, {"page": 1}]}, {"a"}),
+    ):
+        found = store.similarity_search("x", k=9, filter=filter_)
+        assert {document.page_content for document in found} == wanted, filter_
+        retrieved = store.as_instruction_retriever(k=9, filter=filter_).invoke("x")
+        assert {document.page_content for document in retrieved} == wanted
+
+
+def test_a_damaged_record_costs_only_itself(store: ABCVectorStore, caplog: pytest.LogCaptureFixture) -> None:
+    store.add_texts(["a", "b"])
+    [record, *_] = store.store.records()
+    for damage in ("{", "[]", '{"x": {"abc:date": "never"}}', "[" * 100_000):
+        broken = replace(record, id="broken", metadata={"langchain:metadata": damage})
+        store.store.add([broken], [store.store.vectors([record.id])[record.id]])
+        assert {d.page_content for d in store.similarity_search("a", k=9)} == {"a", "b"}
+        assert {d.page_content for d in store.max_marginal_relevance_search("a", k=9)} == {"a", "b"}
+        assert {d.page_content for d in store.as_instruction_retriever(k=9).invoke("a")} == {"a", "b"}
+        assert store.get_by_ids(["broken"]) == []
+        assert "record 'broken' is damaged and left out" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_stores_and_retrievers_travel_as_their_settings(how: Callable[[Any], Any], tmp_path: Path) -> None:
+    with ABCVectorStore(FakedEmbeddings(), path=tmp_path) as store:
+        store.add_texts(["a rose"])
+        with how(store) as copied:
+            assert [d.page_content for d in copied.similarity_search("a rose")] == ["a rose"]
+        retriever = store.as_instruction_retriever(k=3, rewriter=LLMRewriter(complete, timeout_s=5.0))
+        travelled = how(retriever)
+        assert (travelled.k, travelled.vectorstore.roots) == (3, ())
+        assert [d.page_content for d in travelled.invoke("a rose")] == ["a rose"]
+
+
+def complete(prompt: str) -> str:
+    return "no"
+
+
+def test_a_temporary_store_is_copied_and_not_pickled() -> None:
+    with ABCVectorStore(FakedEmbeddings()) as store:
+        store.add_texts(["a rose"])
+        for how in (copy.copy, copy.deepcopy):
+            copied = how(store)
+            assert len(copied.similarity_search("a rose")) == 1
+            copied.close()
+            assert len(store.similarity_search("a rose")) == 1
+        with pytest.raises(StoreError, match=r"in a temporary directory.*path="):
+            pickle.dumps(store)
+
+
+@pytest.mark.parametrize("many", [iter, tuple, np.array, lambda paths: (path for path in paths)])
+async def test_pictures_come_in_any_iterable(many: Callable[[Any], Any], store: ABCVectorStore, tmp_path: Path) -> None:
+    paths = [str(square(tmp_path, colour)) for colour in ("red", "blue")]
+    assert len(store.add_images(many(paths))) == 2
+    assert len(await store.aadd_images(many(paths))) == 2
+    embeddings = store.embeddings
+    assert isinstance(embeddings, ABCEmbeddings)
+    assert np.shape(embeddings.embed_images(many(paths))) == (2, 32)
+    assert np.shape(embeddings.embed_image(uris=many(paths))) == (2, 32)
+    for single in (paths[0], Path(paths[0]), b"x", URL("https://x.org"), PIL.Image.new("RGB", (5, 5))):
+        with pytest.raises(InputError, match=r"pass \[picture\]"):
+            store.add_images(single)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"pass \[picture\]"):
+            embeddings.embed_images(single)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +451,8 @@ def test_plain_values_and_dates_can_be_filtered_by(store: ABCVectorStore) -> Non
         ({"bad": {1, 2}}, "metadata key 'bad': a value of type set cannot be stored"),
         ({"bad": b"x"}, "metadata key 'bad': a value of type bytes cannot be stored"),
         ({"bad": Path("x")}, "metadata key 'bad': a value of type .*Path cannot be stored"),
-        ({"bad": np.int64(3)}, "metadata key 'bad': a value of type int64 cannot be stored"),
+        ({"bad": pd.NaT}, "metadata key 'bad': NaT cannot be stored"),
+        ({"bad": {"deep": [pd.NaT]}}, r"metadata key 'bad'\['deep'\]\[0\]: NaT cannot be stored"),
         ({"bad": float("nan")}, "metadata key 'bad': nan cannot be stored"),
         ({"bad": [{"deep": object()}]}, r"metadata key 'bad'\[0\]\['deep'\]: a value of type object cannot be stored"),
         ({"bad": "\ud800"}, "metadata key 'bad' is not valid Unicode"),

@@ -19,7 +19,7 @@ import pytest
 from abc_rag.errors import InputError
 from abc_rag.search.rewriting.llm import ANSWER_SCHEMA, LLMRewriter
 from abc_rag.search.rewriting.rewriter import WHOLE_PICTURE, AsAsked, Rewrite, Rewriter
-from abc_rag.search.rewriting.rules import RuleRewriter
+from abc_rag.search.rewriting.rules import RuleRewriter, follows_up
 
 W = WHOLE_PICTURE
 BACKGROUND = "what colour is the background?"
@@ -345,6 +345,27 @@ def test_a_rewriter_of_ones_own() -> None:
     assert Shout().rewrite("a dog", has_image=True) == Rewrite("A DOG", "True", "text")
     with pytest.raises(InputError, match="ask something"):
         Shout().rewrite("", has_image=True)
+
+
+@pytest.mark.parametrize(
+    ("question", "follows"),
+    [
+        ("and on the right?", True),
+        ("And what is behind it?", True),
+        ("what about the background?", True),
+        ("is this a dog?", True),
+        ("what else is there?", True),
+        ("what colour is the picture's frame?", True),
+        ("a dog on the right", False),
+        ("show me a rose", False),
+        ("who invented the telephone?", False),
+        ("android phones", False),
+        ("und rechts?", False),
+        ("and " * 100, False),
+    ],
+)
+def test_follow_ups_are_known(question: str, follows: bool) -> None:
+    assert follows_up(question) is follows
 
 
 def test_importing_is_light() -> None:

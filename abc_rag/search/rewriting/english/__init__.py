@@ -1,1 +1,1 @@
-"""The rules for questions in English."""
+"""The rules for English questions."""

@@ -1,7 +1,7 @@
-"""Aspects: what a statement says of a picture, and the instruction under which a picture shows whether that is so.
+"""Aspects: what a statement says about a picture, and the instruction under which the picture shows whether it is so.
 
-Each pattern matches a whole statement and names one aspect: a side, the background, a part, a count, what somebody
-does. A statement that says more than that matches none of them, because a wrong instruction is worse than none.
+Each pattern matches a whole statement and names one aspect: a side, the background, a part, a count, an action. A
+statement that says more matches none of them, because a wrong instruction is worse than none.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _an(words: str) -> str:
 
 
 def _is_simple(words: str) -> bool:
-    """Whether this names one thing, and neither where it is nor what it has."""
+    """Whether the words name a single thing and say nothing else about it."""
     parts = words.lower().split()
     return 0 < len(parts) <= 6 and "," not in words and not BREAKS.intersection(parts)
 
@@ -205,7 +205,7 @@ _NEGATED = pattern(r"\b(?:not|no|without|except|neither|nor|never|\w+n't)\b")
 
 
 def aspect(statement: str) -> _Made | None:
-    """Instruction and target of a statement that names exactly one aspect, else nothing."""
+    """Instruction and target of a statement that names exactly one aspect; None for any other."""
     if not _NEGATED.search(statement):
         for whole, made in _ASPECTS:
             found = whole.fullmatch(statement)

@@ -1,8 +1,8 @@
-"""The rules of `abc_rag.search.rewriting.llm.RuleRewriter`: from an English question to instruction, target and what is wanted.
+"""Rules for English: from a question to an instruction, a target, and the kind of record that it asks for.
 
-A question is cleaned (`abc_rag.search.rewriting.english.wording`), then read as a search ("show me ...", "a dog on a beach") or as a
-question about something. A search becomes a statement, and the statement's aspect, if it names exactly one, becomes the
-instruction (`abc_rag.search.rewriting.english.aspects`). A question becomes a statement of its topic.
+A question is cleaned (`wording`), then read either as a search ("show me ...", "a dog on a beach") or as a question
+about something. A search becomes a statement; if the statement names exactly one aspect, that becomes the instruction
+(`aspects`). A question becomes a statement of its topic.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["rewrite"]
 
 _Made = tuple[str, str]  # instruction, target
 _NOUN = rf"(?:{PICTURE}|{DRAWN}|{PASSAGE}|{SOMETHING})"
-# --- Statements: what a search is for -----------------------------------------------------------------------
+# --- Statements: what somebody searches for -----------------------------------------------------------------------
 
 _WHICH = pattern(rf"(?:which|what)(?: (?:one )?of (?:the|these|my|our))? (?P<noun>{_NOUN}) (?P<rest>.+)")
 _WHICH_BE = pattern(
@@ -72,7 +72,7 @@ _STOPS = BREAKS | frozenset(
 
 
 def _as_statement(text: str) -> str | None:
-    """What a request is for, or nothing where the text is no request."""
+    """What a request asks for; None for a text that is not a request."""
     if found := _IN_WHICH.fullmatch(text):
         clause = f"in which {found['subject']}is {found['says']}" if found["subject"] else f"of {found['rest']}"
         return f"{found['noun']} {clause}"
@@ -98,7 +98,7 @@ def _bare(statement: str) -> str:
 
 
 def _kind(statement: str) -> Wants:
-    """What a statement's head noun asks for: that of ``"a receipt scan from May"`` is ``"scan"``."""
+    """The kind of record that a statement's head noun names, such as ``"scan"`` in ``"a receipt scan from May"``."""
     head = ""
     for word in statement.lower().split()[:8]:
         if word in _STOPS or (word.endswith(("ing", "ed")) and re.fullmatch(_NOUN, head)):
@@ -110,7 +110,7 @@ def _kind(statement: str) -> Wants:
 
 
 def _body(statement: str) -> str:
-    """A statement without a head that says nothing: ``"a photo of a dog"`` to ``"a dog"``."""
+    """A statement without an empty head: ``"a photo of a dog"`` to ``"a dog"``."""
     found = _HEAD.fullmatch(statement)
     if not found:
         noun_last = _NOUN_LAST.fullmatch(statement)
@@ -125,7 +125,7 @@ def _body(statement: str) -> str:
     return rest
 
 
-# --- Questions: what their answer is about ------------------------------------------------------------------
+# --- Questions: the topic of their answer ------------------------------------------------------------------
 
 _VERBS = (
     r"(?:have|cost|eat|mean|look|need|weigh|say|do|make|use|take|live|work|happen|get|show|contain|include|drink|sleep"
@@ -184,7 +184,7 @@ _ABOUT: Sequence[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
 
 
 def _about(question: str) -> str:
-    """``"what does the turtle eat"`` to ``"what the turtle eats"``: a question as a statement of its topic."""
+    """A question as a statement of its topic: ``"what does the turtle eat"`` to ``"what the turtle eats"``."""
     for whole, made in _ABOUT:
         if found := whole.fullmatch(question):
             return made(found) if callable(made) else found.expand(made)
@@ -250,7 +250,7 @@ _ASKS_OF_IT = pattern(
 
 
 def _alike(statement: str, requested: bool) -> _Made | None:
-    """What pictures share that are like the one that comes with the question."""
+    """The instruction and target of a search for pictures that are like the given one."""
     if found := _SAME.fullmatch(statement):
         shared = found["what"]
         whole = re.fullmatch(_GENERIC, shared.lower())
@@ -300,7 +300,7 @@ def _without_picture(text: str) -> tuple[str, str, Wants]:
 
 
 def rewrite(question: str, *, has_image: bool) -> tuple[str, str, Wants]:
-    """Rewrite a question that is not blank; see `abc_rag.search.rewriting.llm.RuleRewriter`."""
+    """Rewrite a question that is not blank: instruction, target, and kind of record. See `RuleRewriter`."""
     whole = " ".join(question.split())
     quotes = Quotes(whole)
     if not is_english(quotes.hidden):
@@ -312,6 +312,6 @@ def rewrite(question: str, *, has_image: bool) -> tuple[str, str, Wants]:
     if _ASKS_WHOLE.fullmatch(text):
         return WHOLE_PICTURE, "what the picture shows", "any"
     instruction, target, wants = (_with_picture if has_image else _without_picture)(text)
-    # What was cut out may have left spaces, or nothing.
+    # Cutting words out may leave extra spaces, or an empty text.
     instruction, target = (" ".join(quotes.show(made).split()) or whole for made in (instruction, target))
     return instruction, target, wants

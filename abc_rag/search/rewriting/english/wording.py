@@ -1,7 +1,7 @@
-"""Words that the rules of `abc_rag.search.rewriting.llm` know, and what they clean off a question before reading it.
+"""The rules' vocabulary, and cleaning a question before the rules read it.
 
-Cleaning keeps the user's own words: it hides quoted text from every pattern, tells English from other languages,
-picks the sentence that asks, and drops chat around it.
+Cleaning keeps the user's own words. It hides quoted text from every pattern, tells English from other languages, picks
+the sentence that asks, and drops the chat around it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ __all__ = [
 ]  # fmt: skip
 
 LONGEST = 600
-"""Characters of a text that patterns are tried on; what is longer is a document rather than a question."""
+"""Maximum number of characters of a text that patterns are tried on; a longer one is a document, not a question."""
 
 
 def pattern(*parts: str) -> re.Pattern[str]:
-    """A pattern in any case, out of its parts."""
+    """Compile a case-insensitive pattern from its parts."""
     return re.compile("".join(parts), re.IGNORECASE)
 
 
@@ -38,7 +38,7 @@ BREAKS = frozenset(
     """and or with without on in at under over above below near beside behind between that which who whose where when
     is are was were am to from by for next while but as than i you he she we they it""".split()
 )
-"""Words that tell where a thing is or what it has: what names one thing has none of them."""
+"""Words that say where a thing is or what it has. The name of a single thing contains none of them."""
 _PLURALS = frozenset("people men women children geese mice sheep fish deer teeth feet".split())
 _ENGLISH = frozenset(
     """the of is are with and what which who whose where when how why show find that this these those does did
@@ -60,12 +60,12 @@ _NO_NAMES = (_ENGLISH - {"will"}) | frozenset(
 
 
 def straight(text: str) -> str:
-    """With apostrophes as they are typed."""
+    """Replace typographic apostrophes by plain ones."""
     return text.replace("\u2018", "'").replace("\u2019", "'")
 
 
 def is_plural(words: str) -> bool:
-    """Whether the last word is a plural, as far as its letters tell."""
+    """Whether the last word looks like a plural."""
     last = words.lower().rsplit(" ", 1)[-1]
     return last in _PLURALS or (last.endswith("s") and not last.endswith(("ss", "us", "is")))
 
@@ -75,7 +75,7 @@ def _words(text: str) -> list[str]:
 
 
 def is_english(text: str) -> bool:
-    """Whether rules for English may be tried; what is too short to tell is English."""
+    """Whether the English rules apply; a text too short to tell counts as English."""
     letters = [c for c in text if c.isalpha()]
     if sum(not unicodedata.name(c, "").startswith("LATIN") for c in letters) * 2 > len(letters):
         return False
@@ -97,7 +97,7 @@ _QUOTED = re.compile(
 )
 _FIRST, _LAST = 0xE000, 0xF8FF
 HIDDEN = f"[{chr(_FIRST)}-{chr(_LAST)}]"
-"""One private character stands for one quoted span, so that no pattern sees inside."""
+"""Each quoted span is replaced by one private-use character, so that no pattern looks inside it."""
 
 
 class Quotes:
@@ -109,7 +109,7 @@ class Quotes:
 
     def __init__(self, question: str) -> None:
         self._spans: list[str] = []
-        # Private characters of the question itself would be taken for spans.
+        # If the question has private-use characters of its own, they would be mistaken for spans.
         self.hidden = question if re.search(HIDDEN, question) else _QUOTED.sub(self._hide, question)
 
     def _hide(self, found: re.Match[str]) -> str:
@@ -133,7 +133,7 @@ def _is_edge(character: str) -> bool:
 
 
 def trim(text: str) -> str:
-    """Without marks and emoji at the ends."""
+    """Strip punctuation and emoji from both ends."""
     start, end = 0, len(text)
     while start < end and _is_edge(text[start]):
         start += 1
@@ -143,7 +143,7 @@ def trim(text: str) -> str:
 
 
 def lowered(text: str) -> str:
-    """Shouting in lower case, and a sentence's capital where its word is no name."""
+    """Lower the case of shouting, and of a sentence's first letter unless the word may be a name."""
     if text.upper() == text and len(_words(text)) > 2:
         return text.lower()
     first, space, rest = text.partition(" ")
@@ -204,7 +204,7 @@ REQUEST = pattern(
     r"|(?:can|could|may) (?:i|we) (?:see|get|have|find)|where (?:can|could|do|would) (?:i|we|you) (?:see|find|get)",
     r"|where (?:i|we) can (?:see|find|get)) (?P<what>.+)",
 )
-"""What is asked for after a request to find it."""
+"""A request to find something; ``what`` is what it asks for."""
 _CONDITION = pattern(
     r"(?:(?:ideally|preferably),? )?(?:it|they) (?:should|must|has to|have to|needs? to) ",
     r"(?P<verb>be|have|show|contain|include) (?P<what>(?P<place>(?:on|in|at|from|of|about|with) )?.+)",
@@ -213,7 +213,7 @@ _POINTS_BACK = pattern(r"\b(?:of|with|for|find|have|about|need) (?:it|them|him|h
 
 
 def unchat(text: str) -> str:
-    """Without greetings, courtesies and what else leads up to a question."""
+    """Drop greetings, courtesies and other lead-ins."""
     for short, full in _SPELT_OUT:
         text = short.sub(full, text)
     text = trim(text)
@@ -228,7 +228,7 @@ def unchat(text: str) -> str:
 
 
 def asking(text: str) -> str:
-    """The sentence that asks, without chat and with what it must have added; all but the chat where that is unclear."""
+    """The sentence that asks, with the conditions that others add; the whole text without chat if that is unclear."""
     said = [s for s in _SENTENCE_END.split(text) if trim(s) and not _CHAT.fullmatch(trim(s))]
     questions: list[str] = []
     requests: list[str] = []
@@ -265,7 +265,7 @@ _DANGLING = frozenset("is are was were be do does can the of you we i see seen s
 
 
 def without_here(text: str) -> str:
-    """``"what is the man in this picture doing"`` to ``"what is the man doing"``, unless the sentence would break."""
+    """Drop "in this picture", unless the sentence would break: ``"what is the man in this picture doing"``."""
     text = _HERE_FIRST.sub("", text, count=1) if _HERE_FIRST.match(text) else text
     found = _HERE.search(text)
     if not found:

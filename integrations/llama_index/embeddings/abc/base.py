@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any
 
 from llama_index.core.base.embeddings.base import Embedding
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_serializer, model_validator
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
-from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.schema import BaseNode, ImageType
 from llama_index.core.utils import get_tqdm_iterable, iter_batch
-from llama_index.embeddings.abc.nodes import Pictured, Worded, as_source, assign, blamed, contents, sources, split
+from llama_index.embeddings.abc.nodes import (
+    Pictured,
+    Worded,
+    as_source,
+    assign,
+    blamed,
+    contents,
+    error_of,
+    sources,
+    split,
+)
+from llama_index.embeddings.abc.settings import Settings
 from llama_index_instrumentation import get_dispatcher
 
 from abc_rag import (
     URL,
-    ABCCheckpoint,
-    Embedder,
-    EngineSettings,
     Image,
-    ImageLimits,
     Input,
     InstructedImage,
     InstructedText,
     Text,
-    load_embedder,
 )
-from abc_rag.errors import ImageError, InputError
+from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.images.limits import DEFAULT_LIMITS
 from abc_rag.images.read import describe_source
 
@@ -41,14 +43,14 @@ __all__ = ["ABCEmbeddings"]
 dispatcher = get_dispatcher(__name__)
 
 
-class ABCEmbeddings(MultiModalEmbedding):
+class ABCEmbeddings(Settings):
     """Texts, pictures, and pictures seen under an instruction, as vectors of one space.
 
     ``model="abc-mini"`` needs nothing and runs on a laptop; ``model="abc"``, the default, fetches the published 7B
     model (about 16 GB) on first use and wants a GPU. The weights are loaded by the first vector that is asked for.
 
     Examples:
-        ``pip install abc-rag``
+        ``pip install 'abc-rag[llama-index]'``
 
         ```python
         from llama_index.embeddings.abc import ABCEmbeddings
@@ -89,89 +91,6 @@ class ABCEmbeddings(MultiModalEmbedding):
         engine: What the engine may use, as ``abc_rag.EngineSettings``: workers, batches, caches.
         show_progress: Show a progress bar in every batch call, also where the call does not ask for one.
     """
-
-    # A misspelt setting must not quietly load another model.
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
-
-    model: str | os.PathLike[str] | ABCCheckpoint | None = None
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    weights: Literal["full", "int8", "int4"] = "full"
-    min_tokens: int | None = None
-    max_tokens: int | None = None
-    resolution: int | str | None = None
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    query_instruction: str | None = None
-    image_limits: ImageLimits | None = None
-    engine: EngineSettings | None = None
-    show_progress: bool = False
-    # What LlamaIndex's events show. Made from `model`, so not a setting.
-    model_name: str = Field(default="", exclude=True)
-    # A live connection, not a setting; the base class would write it down, address and all.
-    embeddings_cache: Any | None = Field(default=None, exclude=True)
-
-    _embedder: Embedder = PrivateAttr()
-
-    @model_validator(mode="after")
-    def _prepare(self) -> ABCEmbeddings:
-        if self.model is None:
-            # Settled now: settings that are written down must not mean another model where they are read back.
-            self.model = os.environ.get("ABC_RAG_MODEL") or "abc"
-        name = _name(self.model)
-        if self.model_name not in ("", name):
-            raise InputError(f"model_name={self.model_name!r} chooses nothing here; write model={self.model_name!r}")
-        self.model_name = name
-        self._embedder = load_embedder(
-            self.model,
-            device=self.device,
-            dtype=self.dtype,
-            weights=self.weights,
-            min_tokens=self.min_tokens,
-            max_tokens=self.max_tokens,
-            resolution=self.resolution,
-            attention=self.attention,
-            image_limits=self.image_limits,
-            engine=self.engine,
-        )
-        return self
-
-    @classmethod
-    def class_name(cls) -> str:
-        """The name under which settings are written down."""
-        return "ABCEmbeddings"
-
-    @property
-    def embedder(self) -> Embedder:
-        """The `abc_rag.Embedder` that computes; mixed and instructed inputs can be given to it directly."""
-        return self._embedder
-
-    @field_serializer("model")
-    def _write_model(self, model: str | os.PathLike[str] | ABCCheckpoint) -> str | dict[str, str | None]:
-        if isinstance(model, ABCCheckpoint):
-            return {field.name: _plain(getattr(model, field.name)) for field in dataclasses.fields(model)}
-        return cast(str, _plain(model))
-
-    @field_serializer("image_limits")
-    def _write_limits(self, limits: ImageLimits | None) -> dict[str, Any] | None:
-        if limits is None:
-            return None
-        return {**dataclasses.asdict(limits), "formats": sorted(limits.formats)}  # JSON knows no sets
-
-    @field_serializer("engine")
-    def _write_engine(self, engine: EngineSettings | None) -> dict[str, Any] | None:
-        if engine is None:
-            return None
-        folder = None if engine.cache_folder is None else os.fspath(engine.cache_folder)
-        return {**dataclasses.asdict(engine), "cache_folder": folder}
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ABCEmbeddings:
-        return copy.copy(self)  # weights are shared
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The base class would pickle field by field with warnings; another process loads the weights itself.
-        left_behind = {"callback_manager", "rate_limiter"}
-        fields = {name: getattr(self, name) for name in type(self).model_fields if name not in left_behind}
-        return _rebuild, (type(self), fields)
 
     # -- texts -----------------------------------------------------------------------------------
 
@@ -321,6 +240,35 @@ class ABCEmbeddings(MultiModalEmbedding):
         """`embed_missing` without blocking the event loop."""
         await self._aembed_nodes(*split(nodes, missing_only=True), show_progress=show_progress)
 
+    def embed_each(self, nodes: Sequence[BaseNode]) -> dict[int, InputError]:
+        """`embed_missing` for nodes some of which cannot be embedded.
+
+        Returns:
+            The error of each node that cannot be, by its place; all others have their vectors.
+        """
+        failed: dict[int, InputError] = {}
+        parts: list[tuple[int, Input, Worded | None, Pictured | None]] = []
+        for place, node in enumerate(nodes):
+            try:
+                worded, pictured = split([node], missing_only=True)
+            except InputError as error:
+                failed[place] = error
+                continue
+            parts += [(place, Image(one[1]), None, one) for one in pictured]
+            parts += [(place, Text(content), one, None) for one, content in zip(worded, contents(worded), strict=True)]
+        found = list(self._embedder.embed_iter([part[1] for part in parts], return_errors=True))
+        for (place, *_), result in zip(parts, found, strict=True):
+            if isinstance(result, ABCRagError):
+                failed.setdefault(place, error_of(nodes[place], result))
+        for (place, _, worded_one, pictured_one), result in zip(parts, found, strict=True):
+            if place not in failed and not isinstance(result, ABCRagError):
+                row = result.tolist()
+                if worded_one is not None:
+                    assign([worded_one], [row], [], [])
+                elif pictured_one is not None:
+                    assign([], [], [pictured_one], [row])
+        return failed
+
     def _embed_nodes(
         self,
         worded: Sequence[Worded],
@@ -394,24 +342,6 @@ class ABCEmbeddings(MultiModalEmbedding):
                 yield embeddings
             chunks = [_shown(item) for item in inputs]
             event.on_end(payload={EventPayload.CHUNKS: chunks, EventPayload.EMBEDDINGS: embeddings})
-
-
-def _rebuild(cls: type[ABCEmbeddings], fields: dict[str, Any]) -> ABCEmbeddings:
-    return cls(**fields)
-
-
-def _plain(value: str | os.PathLike[str] | None) -> str | None:
-    """A setting as text. A path keeps a mark of being one, for a bare word names a model or a hub's repository."""
-    if value is None or isinstance(value, str):
-        return value
-    path = os.fspath(value)
-    return path if path.startswith(("/", "./", "../", "~")) else os.path.join(".", path)
-
-
-def _name(model: str | os.PathLike[str] | ABCCheckpoint) -> str:
-    if isinstance(model, ABCCheckpoint):
-        return "+".join(str(part) for part in (model.base, model.pretrain, model.instruct))
-    return str(model)
 
 
 def _pictures(pictures: Sequence[object], instruction: str | None = None) -> list[Input]:

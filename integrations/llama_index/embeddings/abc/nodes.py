@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.schema import BaseNode, ImageNode, ImageType, MetadataMode, Node
 
 from abc_rag import URL, ImageLimits, ImageSource
-from abc_rag.errors import ImageError, InputError
+from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.images.open import open_image
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "blamed",
     "caption_vector",
     "contents",
+    "error_of",
     "has_picture",
     "has_text",
     "picture_of",
@@ -152,6 +154,19 @@ def assign(
             node.embedding = vector
     for (node, _), vector in zip(pictured, pictures, strict=True):
         node.embedding = vector
+
+
+def error_of(node: BaseNode, error: ABCRagError) -> InputError:
+    """An error about one input, under the name of its node.
+
+    Raises:
+        ABCRagError: It is about something else, such as a model that cannot compute.
+    """
+    if isinstance(error, ImageError):
+        return type(error)(f"node {node.node_id!r} ({error.source})", error.reason)
+    if isinstance(error, InputError):
+        return InputError(f"node {node.node_id!r}: {re.sub(r'^input [0-9]+: ', '', str(error))}")
+    raise error
 
 
 def blamed(error: ImageError, pictures: Sequence[tuple[str, ImageSource]], limits: ImageLimits) -> ImageError:

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import BaseNode, ImageNode, Node, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.embeddings.abc import ABCEmbeddings
 from llama_index.retrievers.abc.rewriter import llm_rewriter
 from llama_index.vector_stores.abc.filters import all_of, to_where
 from llama_index.vector_stores.abc.records import OF_KIND, node_id_of, nodes_of
 
-from abc_rag import ChromaStore, Hit
+from abc_rag import Hit
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import FingerprintMismatchError, InputError
 from abc_rag.search.retriever import Retriever
 from abc_rag.search.rewriting.rewriter import Rewriter
+from abc_rag.store import Store
 from abc_rag.types import Modality
 
 __all__ = ["InstructionRetriever"]
 
 # Under which a hit's trace is in its node's metadata.
 _TRACE = "abc_trace"
-_MISSING = "missing_picture"
 
 
 class InstructionRetriever(BaseRetriever):
@@ -47,8 +48,10 @@ class InstructionRetriever(BaseRetriever):
     question is rewritten into what pictures should be looked at for, and those that were found are looked at again.
 
     Works as the ``retriever`` of ``RetrieverQueryEngine.from_args(..., multimodal=True)``, which hands pictures to a
-    chat model as they are. A picture whose file has gone comes back as a ``TextNode`` with its caption and
-    ``missing_picture`` in its metadata, since one ``ImageNode`` without a file would fail the whole answer.
+    chat model: nodes hold their pictures, without what else the files say, such as where a photo was taken. A picture
+    that is gone, has changed or may not be opened comes back as a ``TextNode`` with its caption, and with
+    ``missing_picture`` and ``missing_picture_reason`` in its metadata: one ``ImageNode`` without a picture would fail
+    the whole answer.
 
     Works behind a ``TransformRetriever``: strings that a transform wants embedded (HyDE) are averaged with the
     question, or with the picture seen under it, and an ``embedding`` that is set is searched for as it is. LlamaIndex's
@@ -68,6 +71,7 @@ class InstructionRetriever(BaseRetriever):
         filters: A filter in LlamaIndex's; both hold if both are given.
         modality: Only pictures (``"image"``; found by their captions too), or only passages (``"text"``).
         candidates: How many are found at first, to be looked at again.
+        roots: Further files and folders from which pictures may be opened; see `abc_rag.search.Pictures`.
         trace: Put how each score came about into ``metadata["abc_trace"]``, which no model gets to see.
         callback_manager: As for every retriever.
 
@@ -79,7 +83,7 @@ class InstructionRetriever(BaseRetriever):
     def __init__(
         self,
         embed_model: ABCEmbeddings,
-        store: ChromaStore,
+        store: Store,
         *,
         similarity_top_k: int = 4,
         rewriter: Rewriter | None = None,
@@ -91,6 +95,7 @@ class InstructionRetriever(BaseRetriever):
         filters: MetadataFilters | None = None,
         modality: Modality | None = None,
         candidates: int = 50,
+        roots: Iterable[str | os.PathLike[str]] = (),
         trace: bool = False,
         callback_manager: CallbackManager | None = None,
     ) -> None:
@@ -103,27 +108,49 @@ class InstructionRetriever(BaseRetriever):
         self.similarity_top_k = similarity_top_k
         self._embed_model = embed_model
         self._store = store
+        self._settings: dict[str, Any] = {
+            "rewriter": rewriter,
+            "llm": llm,
+            "rerank": rerank,
+            "mmr": mmr,
+            "min_score": min_score,
+            "where": where,
+            "filters": filters,
+            "modality": modality,
+            "candidates": candidates,
+            "roots": tuple(roots),
+            "trace": trace,
+        }
         self._retriever = Retriever(
             embed_model.embedder,
             store,
             rewriter=rewriter if llm is None else llm_rewriter(llm),
             candidates=candidates,
             image_limits=embed_model.image_limits,
+            roots=self._settings["roots"],
             query_instruction=embed_model.query_instruction,
             kinds=OF_KIND,
         )
-        self._options: dict[str, Any] = {
-            "where": all_of(where, to_where(filters)),
-            "modality": modality,
-            "rerank": rerank,
-            "mmr": mmr,
-            "min_score": min_score,
-            "trace": trace,
-        }
+        self._options = {name: self._settings[name] for name in ("modality", "rerank", "mmr", "min_score", "trace")}
+        self._options["where"] = all_of(where, to_where(filters))
         self._checked = False
         # More than one: a search may wait for a language model.
         self._worker = Worker("llama-index-abc-search", threads=4)
         super().__init__(callback_manager=callback_manager)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As its settings: the store and the model are opened again where a pickle is read.
+        settings = {"similarity_top_k": self.similarity_top_k, **self._settings}
+        return partial(type(self), self._embed_model, self._store, **settings), (), {"object_map": self.object_map}
+
+    def __copy__(self) -> InstructionRetriever:
+        make, arguments, state = self.__reduce__()
+        copied: InstructionRetriever = make(*arguments, callback_manager=self.callback_manager)
+        copied.__dict__.update(state)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InstructionRetriever:
+        return self.__copy__()  # model and store are shared
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         self._check_model()
@@ -136,10 +163,11 @@ class InstructionRetriever(BaseRetriever):
         # Twice as many, because a captioned picture is found at most twice.
         found = self._retriever.search(query, k=2 * self.similarity_top_k, **self._options)
         hits = _once(found.hits)[: self.similarity_top_k]
-        nodes = nodes_of([hit.record for hit in hits], self._store)
+        nodes = nodes_of([hit.record for hit in hits], self._store, self._retriever.pictures, with_bytes=True)
         return [
-            NodeWithScore(node=_traced(_with_file(node, hit), hit), score=hit.score)
+            NodeWithScore(node=_traced(node, hit), score=hit.score)
             for node, hit in zip(nodes, hits, strict=True)
+            if node is not None
         ]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -165,32 +193,6 @@ def _once(hits: Sequence[Hit]) -> list[Hit]:
         if hit.score > known.score:
             found[node_id_of(hit.record)] = hit
     return list(found.values())
-
-
-def _with_file(node: BaseNode, hit: Hit) -> BaseNode:
-    """The node, if a chat model can be shown its picture; else one that does not pretend to have one."""
-    if isinstance(node, ImageNode):
-        here, path = bool(node.image or (node.image_url and not node.image_path)), node.image_path
-    elif isinstance(node, Node) and node.image_resource is not None:
-        resource = node.image_resource
-        here, path = resource.path is None, str(resource.path)
-    else:
-        return node
-    if here or (path and Path(path).is_file()):
-        return node
-    if path and hit.source and Path(hit.source).is_file():
-        # The node has a path relative to where it was made; the record has the whole.
-        if isinstance(node, ImageNode):
-            return node.model_copy(update={"image_path": hit.source})
-        return node.model_copy(update={"image_resource": resource.model_copy(update={"path": Path(hit.source)})})
-    return TextNode(
-        id_=node.node_id,
-        text=hit.text,
-        metadata={**node.metadata, _MISSING: path or "stored without a source"},
-        excluded_embed_metadata_keys=[*node.excluded_embed_metadata_keys, _MISSING],
-        excluded_llm_metadata_keys=node.excluded_llm_metadata_keys,
-        relationships=node.relationships,
-    )
 
 
 def _traced(node: BaseNode, hit: Hit) -> BaseNode:

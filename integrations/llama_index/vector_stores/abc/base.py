@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,14 +18,17 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.embeddings.abc.nodes import caption_vector, picture_of
-from llama_index.vector_stores.abc.filters import all_of, matches, to_where
+from llama_index.vector_stores.abc.filters import all_of, to_where
 from llama_index.vector_stores.abc.records import NODE_ID, REF_DOC_ID, node_id_of, nodes_of, record_id, record_of
+from typing_extensions import Self
 
-from abc_rag import ChromaStore, Hit, ImageLimits, Record
+from abc_rag import Hit, ImageLimits, Record
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
 from abc_rag.images.limits import DEFAULT_LIMITS
-from abc_rag.search.ranking import diverse
+from abc_rag.search import Pictures, diverse
+from abc_rag.store import Store
+from abc_rag.store.filters import matches, parse
 from abc_rag.types import Modality
 
 __all__ = ["ABCVectorStore"]
@@ -63,25 +67,47 @@ class ABCVectorStore(BasePydanticVectorStore):
             picture's node then gives one record for its picture and one for its caption, if ``ABCEmbeddings`` was
             among the transformations and so gave it both vectors. Not for a plain ``VectorStoreIndex``, which
             embeds every node as text: see `ABCMultiModalIndex`.
-        image_limits: How large a picture may be to be read for its hash.
+        image_limits: Which pictures are read, and whether URLs are fetched.
+        roots: Further files and folders from which pictures may be opened; see `abc_rag.search.Pictures`.
     """
 
     stores_text: bool = True
     flat_metadata: bool = False
     modality: Modality | None = None
 
-    _store: ChromaStore = PrivateAttr()
-    _limits: ImageLimits = PrivateAttr()
+    _store: Store = PrivateAttr()
+    _pictures: Pictures = PrivateAttr()
+    _roots: tuple[str | os.PathLike[str], ...] = PrivateAttr()
     _worker: Worker = PrivateAttr()
 
     def __init__(
-        self, store: ChromaStore, *, modality: Modality | None = None, image_limits: ImageLimits | None = None
+        self,
+        store: Store,
+        *,
+        modality: Modality | None = None,
+        image_limits: ImageLimits | None = None,
+        roots: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
         fields: dict[str, Any] = {"modality": modality}
         super().__init__(**fields)
         self._store = store
-        self._limits = image_limits or DEFAULT_LIMITS
+        self._roots = tuple(roots)
+        self._pictures = Pictures(store, roots=roots, limits=image_limits or DEFAULT_LIMITS)
         self._worker = Worker("llama-index-abc-store")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As its settings: the base class would drop what cannot be pickled, such as the store, without a word.
+        limits = self._pictures.limits
+        make = partial(type(self), self._store, modality=self.modality, image_limits=limits, roots=self._roots)
+        return make, ()
+
+    def __copy__(self) -> Self:
+        make, arguments = self.__reduce__()
+        copied: Self = make(*arguments)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.__copy__()  # the store is shared
 
     @classmethod
     def class_name(cls) -> str:
@@ -89,7 +115,7 @@ class ABCVectorStore(BasePydanticVectorStore):
         return "ABCVectorStore"
 
     @property
-    def client(self) -> ChromaStore:
+    def client(self) -> Store:
         """The store that is viewed."""
         return self._store
 
@@ -112,9 +138,10 @@ class ABCVectorStore(BasePydanticVectorStore):
         vectors: list[Embedding] = []
         for node in nodes:
             for modality, vector in self._vectors(node):
-                records.append(record_of(node, modality, self._store, self._limits))
+                records.append(record_of(node, modality, self._store, self._pictures.limits))
                 vectors.append(vector)
         if records:
+            self._store.roots.add(record.source for record in records if record.sha256 and record.source_type == "path")
             self._store.add(records, vectors)
         return [node.node_id for node in nodes]
 
@@ -169,7 +196,8 @@ class ABCVectorStore(BasePydanticVectorStore):
         Raises:
             InputError: The filter cannot be used.
         """
-        return nodes_of(_once(self._records(to_where(filters), node_ids)), self._store)
+        records = _once(self._records(to_where(filters), node_ids))
+        return [node for node in nodes_of(records, self._store, self._pictures, with_bytes=False) if node is not None]
 
     def _records(self, where: Mapping[str, Any] | None, node_ids: Sequence[str] | None) -> list[Record]:
         if node_ids is None:
@@ -179,11 +207,13 @@ class ABCVectorStore(BasePydanticVectorStore):
             # The last is what a record that LlamaIndex did not make is called.
             asked = [name for id_ in node_ids for name in (*(record_id(id_, m) for m in modalities), id_)]
             found = self._store.get(dict.fromkeys(asked))
-        return [
-            record
-            for record in found
-            if self.modality in (None, record.modality) and (not where or matches(where, record.metadata))
-        ]
+        condition = parse(where, self.modality)
+        return [record for record in found if matches(condition, record)]
+
+    def records_of(self, ref_doc_ids: Iterable[str]) -> set[str]:
+        """Ids of the records, in the store underneath, that came from source documents."""
+        wanted = set(ref_doc_ids)
+        return {record.id for record in self._records(None, None) if record.metadata.get(REF_DOC_ID) in wanted}
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:  # noqa: ANN401
         """The nodes nearest to a vector, best first; see the class for filters and modes.
@@ -215,9 +245,12 @@ class ABCVectorStore(BasePydanticVectorStore):
             hits = self._diverse(hits, k, query.mmr_threshold if threshold is None else threshold)
         else:
             hits = self._nearest(query.query_embedding, k, where)
-        nodes = nodes_of([hit.record for hit in hits], self._store)
+        nodes = nodes_of([hit.record for hit in hits], self._store, self._pictures, with_bytes=True)
+        found = [(node, hit.score) for node, hit in zip(nodes, hits, strict=True) if node is not None]
         return VectorStoreQueryResult(
-            nodes=nodes, similarities=[hit.score for hit in hits], ids=[node.node_id for node in nodes]
+            nodes=[node for node, _ in found],
+            similarities=[score for _, score in found],
+            ids=[node.node_id for node, _ in found],
         )
 
     def _nearest(self, vector: Embedding, k: int, where: Mapping[str, Any] | None) -> list[Hit]:

@@ -1,16 +1,15 @@
-"""LlamaIndex's metadata filters as Chroma's."""
+"""LlamaIndex's metadata filters as abc-rag's (`abc_rag.store.filters`)."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilters
 
 from abc_rag.errors import InputError
 
-__all__ = ["all_of", "matches", "to_where"]
+__all__ = ["all_of", "to_where"]
 
 _OPERATORS = {
     FilterOperator.EQ: "$eq",
@@ -21,25 +20,16 @@ _OPERATORS = {
     FilterOperator.LTE: "$lte",
     FilterOperator.IN: "$in",
     FilterOperator.NIN: "$nin",
+    FilterOperator.CONTAINS: "$contains",
 }
 _CONDITIONS = {FilterCondition.AND: "$and", FilterCondition.OR: "$or"}
-_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "$eq": operator.eq,
-    "$ne": operator.ne,
-    "$gt": operator.gt,
-    "$gte": operator.ge,
-    "$lt": operator.lt,
-    "$lte": operator.le,
-    "$in": lambda value, wanted: value in wanted,
-    "$nin": lambda value, wanted: value not in wanted,
-}
 
 
 def to_where(filters: MetadataFilters | None) -> dict[str, Any] | None:
-    """Chroma's ``where`` for LlamaIndex's filters; None for none.
+    """abc-rag's filter for LlamaIndex's; None for none.
 
     Raises:
-        InputError: Chroma knows no such operator or condition.
+        InputError: There is no such operator or condition.
     """
     if filters is None or not filters.filters:
         return None
@@ -67,32 +57,6 @@ def to_where(filters: MetadataFilters | None) -> dict[str, Any] | None:
 
 
 def all_of(*conditions: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """One ``where`` that asks for all of several."""
+    """One filter that asks for all of several."""
     parts = [dict(one) for one in conditions if one]
     return {"$and": parts} if len(parts) > 1 else parts[0] if parts else None
-
-
-def matches(where: Mapping[str, Any] | None, metadata: Mapping[str, Any]) -> bool:
-    """Whether Chroma would find a record with this metadata; for lookups without a vector."""
-    return all(_matches_one(key, wanted, metadata) for key, wanted in (where or {}).items())
-
-
-def _matches_one(key: str, wanted: Any, metadata: Mapping[str, Any]) -> bool:  # noqa: ANN401
-    if key == "$and":
-        return all(matches(part, metadata) for part in wanted)
-    if key == "$or":
-        return any(matches(part, metadata) for part in wanted)
-    if not isinstance(wanted, Mapping):
-        wanted = {"$eq": wanted}
-    for name, value in wanted.items():
-        if key not in metadata:
-            # As Chroma does: what is not there differs from everything.
-            if name not in ("$ne", "$nin"):
-                return False
-            continue
-        try:
-            if not _COMPARISONS[name](metadata[key], value):
-                return False
-        except TypeError:  # a word is neither more nor less than a number
-            return False
-    return True

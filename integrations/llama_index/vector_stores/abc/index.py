@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
-from llama_index.core.data_structs.data_structs import IndexDict
+from llama_index.core.data_structs.data_structs import IndexDict, MultiModelIndexDict
+from llama_index.core.data_structs.registry import INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS
+from llama_index.core.data_structs.struct_type import IndexStructType
 from llama_index.core.indices.multi_modal.base import MultiModalVectorStoreIndex
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.indices.registry import INDEX_STRUCT_TYPE_TO_INDEX_CLASS
+from llama_index.core.schema import BaseNode, Document, MetadataMode
 from llama_index.core.storage.storage_context import StorageContext
 from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE
+from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from llama_index.embeddings.abc import ABCEmbeddings
 from llama_index.embeddings.abc.nodes import caption_vector, has_picture, has_text
 from llama_index.vector_stores.abc.base import ABCVectorStore
+from llama_index.vector_stores.abc.records import record_id
+from typing_extensions import Self
 
-from abc_rag import ChromaStore
+from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import FingerprintMismatchError, InputError, PartialIndexError
+from abc_rag.store import Store
 
 __all__ = ["ABCMultiModalIndex"]
 
-Failed = list[tuple[int, InputError]]
+Failed = dict[int, InputError]
 
 logger = logging.getLogger(__name__)
+
+
+class ABCIndexDict(MultiModelIndexDict):
+    """What LlamaIndex persists of an `ABCMultiModalIndex`; its type says which class to load it with."""
+
+    @classmethod
+    def get_type(cls) -> IndexStructType:
+        """The key under which `llama_index.core.load_index_from_storage` finds the class."""
+        return cast(IndexStructType, "abc_multi_modal")
 
 
 class ABCMultiModalIndex(MultiModalVectorStoreIndex):
@@ -34,7 +50,8 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
     ```
 
     Nothing needs to be persisted but the store: ``ABCMultiModalIndex(embed_model=embed_model, store=store)`` opens the
-    same index again. What is different from ``MultiModalVectorStoreIndex`` (0.14.25):
+    same index again. ``load_index_from_storage(storage_context, embed_model=embed_model)`` does so too, for a storage
+    context with two `ABCVectorStore`. What is different from ``MultiModalVectorStoreIndex`` (0.14.25):
 
     - Given nodes at construction, that drops every picture with neither text nor metadata, with a line on standard
       output. Here they stay.
@@ -44,6 +61,9 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
     - That embeds pictures by CLIP unless told otherwise. Here one model makes all vectors.
     - That fetches ``image_url`` itself, from anywhere. Here the embedding model's ``image_limits`` decide.
     - ``delete_nodes`` there deletes a node's text and leaves its picture.
+    - ``from_documents`` there doubles documents that are stored already. Here the nodes of a document take the place of
+      those that the store has of it, known by its id: give documents ids that last, such as by
+      ``SimpleDirectoryReader(..., filename_as_id=True)``.
 
     Pictures that were given a vector beforehand, for example by ``ABCEmbeddings`` in a pipeline, keep it.
 
@@ -64,12 +84,14 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
             also where it is the constructor that raises: open the index again with ``store`` alone.
     """
 
+    index_struct_cls = ABCIndexDict
+
     def __init__(
         self,
         nodes: Sequence[BaseNode] | None = None,
         *,
         embed_model: ABCEmbeddings,
-        store: ChromaStore | None = None,
+        store: Store | None = None,
         storage_context: StorageContext | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
@@ -89,15 +111,38 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
         if kwargs.get("index_struct") is None:
             nodes = list(nodes or [])  # with none, the base class asks for an index that was persisted
         self._abc = embed_model
+        self._stored: set[str] = set()
         super().__init__(
             nodes=nodes, embed_model=embed_model, image_embed_model=embed_model, storage_context=context, **kwargs
         )
+
+    @classmethod
+    def from_documents(cls, documents: Sequence[Document], **kwargs: Any) -> Self:  # type: ignore[override]  # noqa: ANN401
+        """An index of documents, which take the place of what the store has of documents with their ids.
+
+        Args:
+            documents: What to split, embed and store.
+            kwargs: As for the class, and for ``MultiModalVectorStoreIndex.from_documents``.
+        """
+        documents = list(documents)
+        store = kwargs.get("store")
+        views = [ABCVectorStore(store)] if store is not None else []
+        context = kwargs.get("storage_context")
+        if store is None and context is not None:
+            views = [view for view in context.vector_stores.values() if isinstance(view, ABCVectorStore)]
+        before = {id(view): view.records_of(document.id_ for document in documents) for view in views}
+        made = super().from_documents(documents, **kwargs)
+        # Only now that the new nodes are safe.
+        for view in views:
+            view.client.delete(before[id(view)] - made._stored)
+        return made
 
     def build_index_from_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> IndexDict:  # noqa: ANN401
         """Embed and store nodes; only those without any content at all are left out."""
         full = [node for node in nodes if has_picture(node) or node.get_content(metadata_mode=MetadataMode.EMBED)]
         if len(full) != len(nodes):
             logger.warning("%d nodes without text, metadata or picture are left out", len(nodes) - len(full))
+        self._stored = {record_id(node.node_id, modality) for node in full for modality in ("text", "image")}
         return self._build_index_from_nodes(full, **insert_kwargs)
 
     def _add_nodes_to_index(
@@ -108,16 +153,15 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
         **insert_kwargs: Any,  # noqa: ANN401
     ) -> None:
         self._check_model(nodes)
-        failed: Failed = []
-        for start, batch in self._batches(nodes):
-            copies = [node.model_copy() for node in batch]
-            failed += self._embed(copies, start, show_progress)
-            texts, pictures = _parts(copies)
-            if texts:
-                self._vector_store.add(texts, **insert_kwargs)
-            if pictures:
-                self._image_vector_store.add(pictures, **insert_kwargs)
-            self._keep(index_struct, copies)
+        failed: Failed = {}
+        for start, copies in self._batches(nodes):
+            try:
+                self._abc.embed_missing(copies, show_progress=show_progress)
+            except InputError:  # then each by itself, so that a bad node costs nothing but itself
+                failed.update(_at(start, self._abc.embed_each(copies)))
+            for view, part in self._parts(copies):
+                failed.update(_at(start, _added(view, part, insert_kwargs)))
+            self._keep(index_struct, [node for place, node in enumerate(copies, start) if place not in failed])
         _complain(nodes, failed)
 
     async def _async_add_nodes_to_index(
@@ -128,38 +172,28 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
         **insert_kwargs: Any,  # noqa: ANN401
     ) -> None:
         self._check_model(nodes)
-        failed: Failed = []
-        for start, batch in self._batches(nodes):
-            copies = [node.model_copy() for node in batch]
-            failed += await self._aembed(copies, start, show_progress)
-            texts, pictures = _parts(copies)
-            if texts:
-                await self._vector_store.async_add(texts, **insert_kwargs)
-            if pictures:
-                await self._image_vector_store.async_add(pictures, **insert_kwargs)
-            self._keep(index_struct, copies)
+        failed: Failed = {}
+        for start, copies in self._batches(nodes):
+            try:
+                await self._abc.aembed_missing(copies, show_progress=show_progress)
+            except InputError:
+                failed.update(_at(start, await in_thread(self._abc.embed_each, copies)))
+            for view, part in self._parts(copies):
+                failed.update(_at(start, await in_thread(_added, view, part, insert_kwargs)))
+            self._keep(index_struct, [node for place, node in enumerate(copies, start) if place not in failed])
         _complain(nodes, failed)
 
-    def _embed(self, nodes: Sequence[BaseNode], start: int, show_progress: bool = False) -> Failed:
-        """Embed together; where that fails, by halves, so that a bad picture costs nothing but itself."""
-        try:
-            self._abc.embed_missing(nodes, show_progress=show_progress)
-        except InputError as error:
-            half = len(nodes) // 2
-            if not half:
-                return [(start, error)]
-            return self._embed(nodes[:half], start) + self._embed(nodes[half:], start + half)
-        return []
-
-    async def _aembed(self, nodes: Sequence[BaseNode], start: int, show_progress: bool = False) -> Failed:
-        try:
-            await self._abc.aembed_missing(nodes, show_progress=show_progress)
-        except InputError as error:
-            half = len(nodes) // 2
-            if not half:
-                return [(start, error)]
-            return await self._aembed(nodes[:half], start) + await self._aembed(nodes[half:], start + half)
-        return []
+    def _parts(self, nodes: Sequence[BaseNode]) -> list[tuple[BasePydanticVectorStore, dict[int, BaseNode]]]:
+        """Nodes for the view of texts, captions with their own vectors, and for that of pictures; by place."""
+        # What could not be embedded has no vector.
+        embedded = {place: node for place, node in enumerate(nodes) if node.embedding is not None}
+        pictures = {place: node for place, node in embedded.items() if has_picture(node)}
+        texts = {
+            place: node.model_copy(update={"embedding": caption_vector(node)}) if place in pictures else node
+            for place, node in embedded.items()
+            if has_text(node) or place not in pictures
+        }
+        return [(self._vector_store, texts), (self._image_vector_store, pictures)]
 
     def delete_nodes(
         self,
@@ -191,13 +225,13 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
         await super().adelete_ref_doc(ref_doc_id, delete_from_docstore, **delete_kwargs)
         await self._image_vector_store.adelete(ref_doc_id, **delete_kwargs)
 
-    def _batches(self, nodes: Sequence[BaseNode]) -> Iterator[tuple[int, Sequence[BaseNode]]]:
+    def _batches(self, nodes: Sequence[BaseNode]) -> Iterator[tuple[int, list[BaseNode]]]:
         for start in range(0, len(nodes), self._insert_batch_size):
-            yield start, nodes[start : start + self._insert_batch_size]
+            yield start, [node.model_copy() for node in nodes[start : start + self._insert_batch_size]]
 
     def _check_model(self, nodes: Sequence[BaseNode]) -> None:
         store = self._vector_store.client
-        if not nodes or not isinstance(store, ChromaStore) or store.fingerprint is None:
+        if not nodes or not isinstance(store, Store) or store.fingerprint is None:
             return
         own = str(self._abc.embedder.fingerprint)
         if store.fingerprint != own:
@@ -211,27 +245,38 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
         if self._vector_store.stores_text and not self._store_nodes_override:
             return
         for node in nodes:
-            if node.embedding is None:  # one that failed
-                continue
             bare = node.model_copy(update={"embedding": None})
             index_struct.add_node(bare, text_id=node.node_id)
             self._docstore.add_documents([bare], allow_update=True)
 
 
-def _parts(nodes: Sequence[BaseNode]) -> tuple[list[BaseNode], list[BaseNode]]:
-    """Nodes for the store of texts, captions with their own vectors, and for that of pictures."""
-    # What could not be embedded has no vector.
-    nodes = [node for node in nodes if node.embedding is not None]
-    texts = [
-        node.model_copy(update={"embedding": caption_vector(node)}) if has_picture(node) else node
-        for node in nodes
-        if has_text(node) or not has_picture(node)
-    ]
-    return texts, [node for node in nodes if has_picture(node)]
+def _added(view: BasePydanticVectorStore, nodes: Mapping[int, BaseNode], options: Mapping[str, Any]) -> Failed:
+    """Store nodes, all together or, where one is refused, each by itself; the errors, by place."""
+    try:
+        if nodes:
+            view.add(list(nodes.values()), **options)
+    except InputError:
+        failed: Failed = {}
+        for place, node in nodes.items():
+            try:
+                view.add([node], **options)
+            except InputError as error:
+                failed[place] = error
+        return failed
+    return {}
 
 
-def _complain(nodes: Sequence[BaseNode], failed: Sequence[tuple[int, InputError]]) -> None:
+def _at(start: int, failed: Failed) -> Failed:
+    """Errors by place in the whole call."""
+    return {start + place: error for place, error in failed.items()}
+
+
+def _complain(nodes: Sequence[BaseNode], failed: Failed) -> None:
     if failed:
-        bad = {position for position, _ in failed}
-        ids = [None if position in bad else node.node_id for position, node in enumerate(nodes)]
-        raise PartialIndexError(ids, list(failed))
+        ids = [None if place in failed else node.node_id for place, node in enumerate(nodes)]
+        raise PartialIndexError(ids, sorted(failed.items()))
+
+
+# So that what is persisted is loaded as this class, and not as one that asks for CLIP.
+INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[ABCIndexDict.get_type()] = ABCIndexDict
+INDEX_STRUCT_TYPE_TO_INDEX_CLASS[ABCIndexDict.get_type()] = ABCMultiModalIndex

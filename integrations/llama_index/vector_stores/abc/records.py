@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from llama_index.core.schema import (
     BaseNode,
     Document,
     ImageDocument,
     ImageNode,
     IndexNode,
+    MediaResource,
     MetadataMode,
     Node,
     TextNode,
 )
 from llama_index.embeddings.abc.nodes import picture_of
 
-from abc_rag import URL, ChromaStore, ImageLimits, Record
+from abc_rag import URL, ImageLimits, Record
 from abc_rag.errors import ImageError, InputError
-from abc_rag.images.open import open_image
+from abc_rag.images import describe_source, mime_type_of, read_bytes
+from abc_rag.search import Pictures
+from abc_rag.store import Store
 from abc_rag.types import MetadataValue, Modality
 
-__all__ = ["NODE_ID", "OF_KIND", "REF_DOC_ID", "node_id_of", "nodes_of", "record_id", "record_of"]
+__all__ = ["MISSING", "NODE_ID", "OF_KIND", "REF_DOC_ID", "node_id_of", "nodes_of", "record_id", "record_of"]
+
+logger = logging.getLogger(__name__)
 
 # The first two are LlamaIndex's own names for these.
 _CONTENT = "_node_content"
 _TYPE = "_node_type"
-_KEPT = "_node_picture_kept"
 _PICTURED = "_node_has_picture"
+# In the metadata of a node whose picture is left out: where it should be, and what was wrong.
+MISSING = "missing_picture"
+_WHY = "missing_picture_reason"
 NODE_ID = "_node_id"
 REF_DOC_ID = "ref_doc_id"
 
@@ -57,7 +70,7 @@ def node_id_of(record: Record) -> str:
     return str(record.metadata.get(NODE_ID, record.id))
 
 
-def record_of(node: BaseNode, modality: Modality, store: ChromaStore, limits: ImageLimits) -> Record:
+def record_of(node: BaseNode, modality: Modality, store: Store, limits: ImageLimits) -> Record:
     """The record of a node, which comes back whole from it.
 
     Only metadata values that Chroma can filter by (str, int, float, bool) are searchable; the others, lists and
@@ -67,17 +80,15 @@ def record_of(node: BaseNode, modality: Modality, store: ChromaStore, limits: Im
     Raises:
         InputError: A picture is wanted and there is none, or it cannot be kept.
     """
-    data = node.model_dump(mode="json")
+    searchable = _searchable(node)  # first, for what cannot be stored may not be dumped either
+    # Pictures and vectors are the record's own.
+    data = _disarmed(_dumped(node))
     data["embedding"] = None
-    # Vectors are Chroma's; base64 is the folder's.
-    for name in ("image", "text_embedding"):
-        data.pop(name, None)
+    data.pop("text_embedding", None)
     if isinstance(node, TextNode):
         data["text"] = ""  # it is the record's
     else:
         data.pop("text", None)
-        if data.get("text_resource"):
-            data["text_resource"].pop("embeddings", None)
     record = Record(record_id(node.node_id, modality), modality, text=node.get_content(MetadataMode.NONE))
     own: dict[str, MetadataValue] = {NODE_ID: node.node_id}
     picture = picture_of(node)
@@ -86,74 +97,167 @@ def record_of(node: BaseNode, modality: Modality, store: ChromaStore, limits: Im
     if picture is not None:
         own[_PICTURED] = True
         record = _with_picture(record, picture, node, store, limits)
-        if isinstance(picture, bytes):
-            own[_KEPT] = True
-            _point_to(data, record.source, record.mime_type)
     elif isinstance(node.metadata.get("file_path"), str):
         record = replace(record, source=node.metadata["file_path"])
     if node.ref_doc_id:
         own[REF_DOC_ID] = node.ref_doc_id
     own[_CONTENT] = json.dumps(data, ensure_ascii=False)
     own[_TYPE] = next(name for c in type(node).__mro__ for name, known in _TYPES.items() if c is known)
-    plain = {key: value for key, value in node.metadata.items() if isinstance(value, (str, int, float, bool))}
-    return replace(record, metadata={**plain, **own})
+    return replace(record, metadata={**searchable, **own})
+
+
+def _dumped(node: BaseNode) -> dict[str, Any]:
+    try:
+        plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in node.metadata.items()}
+        dumped: dict[str, Any] = node.model_copy(update={"metadata": plain}).model_dump(mode="json")
+    except Exception as error:  # pydantic raises what the values' own types raise
+        raise InputError(f"node {node.node_id!r}: its metadata cannot be stored ({error}); use plain values") from error
+    return dumped
+
+
+def _searchable(node: BaseNode) -> dict[str, MetadataValue]:
+    """The metadata that can be filtered by; all of it comes back with the node.
+
+    Raises:
+        InputError: A value would not come back as it is.
+    """
+    found: dict[str, MetadataValue] = {}
+    for key, value in node.metadata.items():
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            problem = f"{value} cannot be stored; leave the key out, or store None"
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            problem = f"{value} does not fit into 64 bits; store it as a str"
+        elif isinstance(value, date) and value != value:  # pandas' NaT
+            problem = f"{value} cannot be stored; leave the key out, or store None"
+        else:
+            if isinstance(value, (datetime, date)):
+                value = value.isoformat()
+            if isinstance(value, (str, int, float, bool)):
+                found[key] = value
+            continue
+        raise InputError(f"node {node.node_id!r}: metadata key {key!r}: {problem}")
+    return found
 
 
 def _with_picture(
-    record: Record, picture: bytes | Path | URL, node: BaseNode, store: ChromaStore, limits: ImageLimits
+    record: Record, picture: bytes | Path | URL, node: BaseNode, store: Store, limits: ImageLimits
 ) -> Record:
+    """The record with its picture's place, and with the hash without which it is not opened again."""
     if isinstance(picture, URL):
-        return replace(record, source=picture.url, source_type="url")
+        record = replace(record, source=picture.url, source_type="url")
+        if not limits.allow_urls:
+            return record
+    elif isinstance(picture, Path):
+        record = replace(record, source=str(picture.absolute()))
     try:
-        opened = open_image(picture, limits=limits)
+        data = read_bytes(picture, limits=limits)
+        mime_type = mime_type_of(data, limits=limits, name=describe_source(picture))
     except ImageError as error:
         if isinstance(picture, bytes):
             raise InputError(f"node {node.node_id!r}: {error}") from error
-        # There is a vector, so it was there when that was made. Without its hash it counts as unknown, not as changed.
-        return replace(record, source=str(picture.absolute()))
-    record = replace(record, sha256=opened.sha256, mime_type=opened.mime_type or "")
-    if isinstance(picture, bytes):
-        return replace(record, source=store.keep_picture(picture, record.mime_type))
-    return replace(record, source=str(picture.absolute()))
+        return record  # there is a vector, so the picture was there when that was made
+    record = replace(record, sha256=hashlib.sha256(data).hexdigest(), mime_type=mime_type)
+    return replace(record, source=store.keep_picture(data, mime_type)) if isinstance(picture, bytes) else record
 
 
-def _point_to(data: dict[str, Any], path: str, mime_type: str) -> None:
-    """Make a node's data refer to a file in place of base64."""
-    if data["class_name"] in ("Node", "Document", "ImageDocument") or "image_resource" in data:
-        data["image_resource"] = {"path": path, "mimetype": mime_type}
-    else:
-        data["image_path"], data["image_mimetype"] = path, data.get("image_mimetype") or mime_type
+def nodes_of(records: Sequence[Record], store: Store, pictures: Pictures, *, with_bytes: bool) -> list[BaseNode | None]:
+    """The nodes of records: those they were made from, or new ones for what was stored without LlamaIndex.
 
+    LlamaIndex opens whatever path and fetches whatever URL a node has, without a question. So a node has its picture
+    only if that was opened here and is what was indexed; otherwise it is a ``TextNode`` whose metadata says what is
+    missing. What a damaged record was cannot be told: it is None, and a warning names it.
 
-def nodes_of(records: Sequence[Record], store: ChromaStore) -> list[BaseNode]:
-    """The nodes of records: those they were made from, or new ones for what was stored without LlamaIndex."""
-    moved = _kept_elsewhere(records, store)
-    return [_node_of(record, moved) for record in records]
-
-
-def _kept_elsewhere(records: Iterable[Record], store: ChromaStore) -> dict[str, str]:
-    """Node -> where the store's copy of its picture is now.
-
-    Only a picture's own record follows when a store's directory is moved; its caption's record does not.
+    Args:
+        records: From ``store``.
+        store: Is asked for the pictures of captions.
+        pictures: Opens pictures.
+        with_bytes: Whether nodes hold their pictures, which a framework then shows to a model without opening the
+            file itself: pixels alone, without what else the file says. Without, they have only the path or the URL.
     """
-    captions = [node_id_of(record) for record in records if record.modality == "text" and record.metadata.get(_KEPT)]
-    if not captions:
-        return {}
-    return {node_id_of(found): found.source for found in store.get(record_id(id_, "image") for id_ in captions)}
+    owners = _owners(records, store)
+    return [_node_of(record, owners.get(record.id, record), pictures, with_bytes) for record in records]
 
 
-def _node_of(record: Record, moved: dict[str, str]) -> BaseNode:
+def _owners(records: Iterable[Record], store: Store) -> dict[str, Record]:
+    """Caption's id -> the record of its picture, which knows where that is now: a store's folder may be moved."""
+    captions = {
+        record_id(node_id_of(record), "image"): record.id
+        for record in records
+        if record.modality == "text" and record.metadata.get(_PICTURED)
+    }
+    return {captions[found.id]: found for found in store.get(captions)} if captions else {}
+
+
+def _node_of(record: Record, owner: Record, pictures: Pictures, with_bytes: bool) -> BaseNode | None:
+    try:
+        node, pictured = _bare_node(record)
+    except Exception as error:  # whatever somebody else has written there
+        logger.warning("record %r is damaged and left out (%s: %s)", record.id, type(error).__name__, error)
+        return None
+    if not pictured:
+        return node
+    try:
+        if with_bytes:
+            data, mime_type = pictures.share(owner)
+            shown = base64.b64encode(data).decode("ascii")
+        else:
+            pictures.read(owner)
+            shown, mime_type = None, owner.mime_type
+    except ImageError as error:
+        logger.warning("a picture is left out of its node: %s", error)
+        return _without_picture(node, record, owner, error)
+    path, url = (owner.source, None) if owner.source_type == "path" else (None, owner.source)
+    if isinstance(node, ImageNode):
+        node.image, node.image_path, node.image_url, node.image_mimetype = shown, path, url, mime_type or None
+    elif isinstance(node, Node):
+        resource = {"data": shown and shown.encode(), "path": path, "url": url, "mimetype": mime_type or None}
+        node.image_resource = MediaResource.model_validate(resource)
+    return node
+
+
+def _bare_node(record: Record) -> tuple[BaseNode, bool]:
+    """A record's node with neither paths nor URLs, and whether a picture belongs into it."""
     content = record.metadata.get(_CONTENT)
-    if not isinstance(content, str):
-        return _new_node(record)
-    data = json.loads(content)
-    if record.metadata.get(_KEPT):
-        path = record.source if record.modality == "image" else moved.get(node_id_of(record), record.source)
-        _point_to(data, path, record.mime_type)
-    node = _TYPES[str(record.metadata[_TYPE])].from_dict(data)
+    if content is None:
+        return _new_node(record), record.modality == "image"
+    data = json.loads(str(content))
+    if not isinstance(data, dict):
+        raise TypeError(f"its node is a {type(data).__name__}")
+    node = _TYPES[str(record.metadata[_TYPE])].from_dict(_disarmed(data))
     if isinstance(node, TextNode):
         node.text = record.text
-    return node
+    return node, isinstance(node, (ImageNode, Node)) and bool(record.metadata.get(_PICTURED))
+
+
+def _disarmed(data: Any) -> Any:  # noqa: ANN401
+    """A node's data without anything that LlamaIndex would open, also in a node within it."""
+    if isinstance(data, list):
+        return [_disarmed(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    kept = {}
+    for key, value in data.items():
+        if key == "metadata":
+            kept[key] = value
+        elif key == "text_resource" and isinstance(value, dict):
+            kept[key] = {name: value[name] for name in ("text", "mimetype") if name in value}
+        elif key not in ("image", "image_path", "image_url") and not key.endswith("_resource"):
+            kept[key] = _disarmed(value)
+    return kept
+
+
+def _without_picture(node: BaseNode, record: Record, owner: Record, error: ImageError) -> TextNode:
+    hidden = [MISSING, _WHY]
+    return TextNode(
+        id_=node.node_id,
+        text=record.text,
+        metadata={**node.metadata, MISSING: str(owner.source) or "stored without a source", _WHY: error.reason},
+        excluded_embed_metadata_keys=[*node.excluded_embed_metadata_keys, *hidden],
+        excluded_llm_metadata_keys=[*node.excluded_llm_metadata_keys, _WHY],
+        relationships=node.relationships,
+    )
 
 
 def _new_node(record: Record) -> BaseNode:
@@ -162,15 +266,5 @@ def _new_node(record: Record) -> BaseNode:
         metadata.setdefault("source", record.source)
     # Where something lies says nothing about what it is.
     hidden = ["source"] if record.source else []
-    if record.modality == "text":
-        return TextNode(id_=record.id, text=record.text, metadata=metadata, excluded_embed_metadata_keys=hidden)
-    place = record.picture
-    return ImageNode(
-        id_=record.id,
-        text=record.text,
-        metadata=metadata,
-        excluded_embed_metadata_keys=hidden,
-        image_path=str(place) if isinstance(place, Path) else None,
-        image_url=place.url if isinstance(place, URL) else None,
-        image_mimetype=record.mime_type or None,
-    )
+    make = TextNode if record.modality == "text" else ImageNode
+    return make(id_=record.id, text=record.text, metadata=metadata, excluded_embed_metadata_keys=hidden)

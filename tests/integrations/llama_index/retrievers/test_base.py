@@ -279,12 +279,12 @@ def test_a_picture_that_has_gone_or_changed_keeps_its_place(
     assert found["pig"].score == pytest.approx(1.0, abs=1e-4)
     assert found["rose"].metadata["abc_trace"]["second"] is not None
     node = found["pig"].node
-    if fault == "deleted":
-        assert type(node) is TextNode
-        assert (node.text, node.metadata["missing_picture"]) == ("a pig", str(path))
-        assert node.get_content_blocks(MetadataMode.LLM)
-    else:
-        assert type(node) is ImageNode
+    assert type(node) is TextNode
+    assert (node.text, node.metadata["missing_picture"]) == ("a pig", str(path))
+    said = {"deleted": "No such file", "replaced": "another picture than the one that was indexed"}[fault]
+    assert said in node.metadata["missing_picture_reason"]
+    assert node.get_content_blocks(MetadataMode.LLM)
+    assert said not in node.get_content(MetadataMode.LLM)
 
 
 def test_a_picture_stored_without_a_source_does_not_pretend(embed_model: ABCEmbeddings, store: ChromaStore) -> None:

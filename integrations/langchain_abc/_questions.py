@@ -1,0 +1,116 @@
+"""What a retriever is asked: a string, a dict of a chain, or the messages of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.prompt_values import PromptValue
+
+from abc_rag import URL, DataURI, Image, ImageSource
+from abc_rag.errors import InputError
+from abc_rag.images import describe_source
+from abc_rag.search.rewriting import follows_up
+
+Asked = tuple[str | None, ImageSource | None]
+
+# Settings that a call may give too.
+SETTINGS = ("k", "filter", "modality", "rerank", "mmr", "min_score", "trace")
+_HISTORY = ("chat_history", "history", "messages")
+
+
+def asked_of(given: object) -> Asked:
+    """Question and picture of a retriever's input; either may be missing, but not both.
+
+    Raises:
+        InputError: There is neither, or it cannot be used.
+    """
+    question, image = _parts(given)
+    if question is None and image is None:
+        raise InputError("nothing to search for: pass a 'question', an 'image', or both")
+    if question is not None and not isinstance(question, str):
+        raise InputError(f"the question must be a str, not {type(question).__name__}")
+    if isinstance(question, str) and not question.strip():
+        raise InputError("the question is empty; ask something, or pass only {'image': ...}")
+    # Refuses what is no picture's source.
+    return question, None if image is None else Image(image).source
+
+
+def told_of(asked: Asked) -> str:
+    """What callbacks are told: text, as they expect, without the picture's bytes."""
+    question, image = asked
+    parts = [question or "", "" if image is None else f"[picture: {describe_source(image)}]"]
+    return " ".join(part for part in parts if part)
+
+
+def _parts(given: object) -> tuple[Any, Any]:
+    if isinstance(given, str):
+        return given, None
+    if (messages := _messages(given)) is not None:
+        return _of_chat(messages)
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"a question is a str or {{'question': ..., 'image': ...}}, or a list of messages, not "
+            f"{type(given).__name__}; a picture alone is {{'image': ...}}"
+        )
+    misplaced = [key for key in given if key in SETTINGS]
+    if misplaced:
+        raise InputError(f"unknown keys {misplaced!r} in a question; pass settings with the call or by bind(...)")
+    question, image = given.get("question"), given.get("image")
+    if (messages := _messages(question)) is not None:
+        question, pictured = _of_chat(messages)
+        image = pictured if image is None else image
+    history = next((found for key in _HISTORY if (found := _messages(given.get(key))) is not None), None)
+    if question is None and image is None:
+        if "messages" in given and history is not None:
+            return _of_chat(history)
+        if given and not {"question", "image"} & given.keys():
+            raise InputError(
+                f"unknown keys {list(given)!r}; a question is {{'question': ..., 'image': ...}}: rename the key by "
+                "itemgetter('...') | retriever"
+            )
+    # Whatever else a chain carries along is none of a retriever's business.
+    if image is None and history and isinstance(question, str) and follows_up(question):
+        image = _last_picture(history)
+    return question, image
+
+
+def _messages(given: object) -> list[BaseMessage] | None:
+    """Messages of a chat, if that is what it is."""
+    if isinstance(given, PromptValue):
+        return given.to_messages()
+    if isinstance(given, BaseMessage):
+        return [given]
+    if isinstance(given, Sequence) and not isinstance(given, (str, bytes)):
+        if given and all(isinstance(one, BaseMessage) for one in given):
+            return list(given)
+    return None
+
+
+def _of_chat(messages: Sequence[BaseMessage]) -> tuple[str | None, ImageSource | None]:
+    """The last thing that a person said, with the picture that it is about."""
+    said = next((message for message in reversed(messages) if isinstance(message, HumanMessage)), None)
+    if said is None:
+        raise InputError("none of the messages is a HumanMessage, so nothing is asked; end with one")
+    question = str(said.text).strip() or None
+    image = _picture_of(said)
+    if image is None and question is not None and follows_up(question):
+        image = _last_picture(messages)
+    return question, image
+
+
+def _last_picture(messages: Sequence[BaseMessage]) -> ImageSource | None:
+    people = (message for message in reversed(messages) if isinstance(message, HumanMessage))
+    return next((picture for message in people if (picture := _picture_of(message)) is not None), None)
+
+
+def _picture_of(message: BaseMessage) -> ImageSource | None:
+    """The last picture in a message, in any of the forms that LangChain reads."""
+    for block in reversed(message.content_blocks):
+        if block["type"] == "image":
+            if data := block.get("base64"):
+                return DataURI(f"data:{block.get('mime_type') or 'image/png'};base64,{data}")
+            if url := block.get("url"):
+                return DataURI(url) if url[:5].lower() == "data:" else URL(url)
+    return None

@@ -1,0 +1,274 @@
+"""What `ABCVectorStore` stores and deletes, each call with its async twin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+
+from abc_rag import ImageSource, Record
+from abc_rag.errors import InputError
+from abc_rag.ingest import index_images
+from abc_rag.search import Pictures
+from abc_rag.types import MetadataValue
+from langchain_abc._documents import document_id, to_documents
+from langchain_abc._incoming import Stored, listed, one_each, picture_metadatas, split_documents, text_records
+from langchain_abc._searches import Searches, refuse_keywords
+
+# Batches: a call that is interrupted loses no more than one, and others get their turn in between.
+_TEXTS = 256
+_PICTURES = 64
+
+
+class Writes(Searches):
+    """Everything that changes a store; a subclass brings the store."""
+
+    # -- texts -----------------------------------------------------------------------------------
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        batch_size: int = _TEXTS,
+        **kwargs: object,
+    ) -> list[str]:
+        """Embed and store texts. An id that is stored already gets the new text.
+
+        Args:
+            texts: The texts.
+            metadatas: One dict for each: None, bools, numbers, strings, dates and times, and lists, tuples and dicts
+                of these.
+            ids: One for each; None for one that is made of text and metadata. Such a text, when it is stored already,
+                is not embedded again (with `ABCEmbeddings`).
+            batch_size: How many texts are embedded and stored together.
+            **kwargs: Refused: what is not known is not ignored.
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            abc_rag.errors.InputError: A text, its metadata or its id cannot be stored; the message names it. Nothing
+                has been stored then, unless only the model refused the text: then batches before it may have been.
+            abc_rag.errors.StoreLockedError: Another process is writing to the directory.
+        """
+        refuse_keywords(kwargs)
+        records = text_records(texts, metadatas, ids)
+        for part in self._new(records, batch_size):
+            self.store.add(part, self._embedding.embed_documents([record.text for record in part]))
+        return [record.id for record in records]
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        batch_size: int = _TEXTS,
+        **kwargs: object,
+    ) -> list[str]:
+        """See `add_texts`; does not block the event loop, and can be cancelled between batches."""
+        refuse_keywords(kwargs)
+        records = text_records(texts, metadatas, ids)
+        parts = await self._worker.run(lambda: list(self._new(records, batch_size)))
+        for part in parts:
+            passages = [record.text for record in part]
+            if type(self._embedding).aembed_documents is Embeddings.aembed_documents:
+                # LangChain's default, which would occupy the loop's shared pool.
+                vectors = await self._worker.run(self._embedding.embed_documents, passages)
+            else:
+                vectors = await self._embedding.aembed_documents(passages)
+            await self._worker.run(self.store.add, part, vectors)
+        return [record.id for record in records]
+
+    def _new(self, records: Sequence[Record], size: int) -> Iterator[list[Record]]:
+        """What has to be embedded, in parts; refuses to put a text in a picture's place."""
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"batch_size must be a positive int, not {size!r}")
+        made = {record.id for record in records if record.id == document_id(record.text, record.metadata)}
+        for stored in self.store.get(dict.fromkeys(record.id for record in records if record.id not in made)):
+            if stored.modality == "image":
+                raise InputError(f"id {stored.id!r} is that of a stored picture; delete it first, or use another id")
+        # Only vectors of a known model are known to be the same again.
+        known = self.store.has(made) if self.embedder is not None else set()
+        new = [record for record in records if record.id not in known]
+        for start in range(0, len(new), size):
+            yield new[start : start + size]
+
+    # -- documents -------------------------------------------------------------------------------
+
+    def add_documents(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Sequence[str | None] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[str]:
+        """Embed and store documents: texts, and pictures.
+
+        A document whose metadata has ``modality: "image"`` is a picture; its ``source``, or else its text, is the
+        path. What a search added to a document, such as its score, is not stored.
+
+        Args:
+            documents: Of one's own, or out of any `ABCVectorStore`.
+            ids: One for each; by default the documents' own.
+            **kwargs: As for `add_texts`.
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            abc_rag.errors.InputError: As `add_texts` does.
+            abc_rag.errors.PartialIndexError: Some pictures cannot be used; everything else is stored.
+        """
+        refuse_keywords({key: value for key, value in kwargs.items() if key != "batch_size"})
+        worded, pictured = split_documents(documents, ids, self._pictures())
+        stored = Stored(len(worded.places) + sum(len(part.places) for part in pictured))
+        if worded.texts:
+            stored.take(worded.places, self.add_texts(worded.texts, worded.metadatas, ids=worded.ids, **kwargs))
+        for part in pictured:
+            with stored.failing(part.places):
+                found = self.add_images(part.images, part.metadatas, ids=part.ids or None, captions=part.captions)
+                stored.take(part.places, found)
+        return stored.ids()
+
+    async def aadd_documents(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Sequence[str | None] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[str]:
+        """See `add_documents`; does not block the event loop."""
+        refuse_keywords({key: value for key, value in kwargs.items() if key != "batch_size"})
+        worded, pictured = await self._worker.run(split_documents, documents, ids, self._pictures())
+        stored = Stored(len(worded.places) + sum(len(part.places) for part in pictured))
+        if worded.texts:
+            found = await self.aadd_texts(worded.texts, worded.metadatas, ids=worded.ids, **kwargs)
+            stored.take(worded.places, found)
+        for part in pictured:
+            with stored.failing(part.places):
+                found = await self.aadd_images(
+                    part.images, part.metadatas, ids=part.ids or None, captions=part.captions
+                )
+                stored.take(part.places, found)
+        return stored.ids()
+
+    def _pictures(self) -> Pictures:
+        return Pictures(roots=self.roots, limits=self.image_limits)
+
+    # -- pictures --------------------------------------------------------------------------------
+
+    def add_images(
+        self,
+        images: Iterable[ImageSource],
+        metadatas: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        captions: Sequence[str] | None = None,
+        facets: Sequence[str] = (),
+        keep: bool = False,
+    ) -> list[str]:
+        """Embed and store pictures.
+
+        Args:
+            images: Any iterable of paths (a ``str`` is always a path), ``abc_rag.URL`` where the limits allow it,
+                ``abc_rag.DataURI``, bytes or PIL images.
+            metadatas: One dict for each, as for `add_texts`.
+            ids: One for each; by default made of the picture's content.
+            captions: One for each, shown as the text; not embedded.
+            facets: Instructions under which every picture gets a further vector that it can be found by.
+            keep: Keep a copy of each picture in the store's folder. Otherwise a file or an address is referred to, and
+                a picture that came as bytes, as a data URI or as a PIL image can be found but not shown.
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            abc_rag.errors.InputError: The embeddings embed no pictures, or metadata cannot be stored.
+            abc_rag.errors.PartialIndexError: Some pictures cannot be used; all others are stored. ``.failed`` says
+                which and why, ``.ids`` has the ids of the others.
+        """
+        images = listed(images)
+        prepared = picture_metadatas(images, metadatas)
+        each = one_each(len(images), ids=ids, captions=captions)
+        return self._index(images, prepared, each["ids"], each["captions"], facets, keep)
+
+    async def aadd_images(
+        self,
+        images: Iterable[ImageSource],
+        metadatas: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        captions: Sequence[str] | None = None,
+        facets: Sequence[str] = (),
+        keep: bool = False,
+    ) -> list[str]:
+        """See `add_images`; does not block the event loop, and can be cancelled between each 64 pictures."""
+        images = listed(images)
+        prepared = picture_metadatas(images, metadatas)
+        each = one_each(len(images), ids=ids, captions=captions)
+        stored = Stored(len(images))
+        for start in range(0, len(images), _PICTURES):
+            part = slice(start, start + _PICTURES)
+            places = range(len(images))[part]
+            cut = {name: None if values is None else values[part] for name, values in each.items()}
+            with stored.failing(places):
+                found = await self._worker.run(
+                    self._index, images[part], prepared[part], cut["ids"], cut["captions"], facets, keep
+                )
+                stored.take(places, found)
+        return stored.ids()
+
+    def _index(
+        self,
+        images: Sequence[ImageSource],
+        metadatas: Sequence[Mapping[str, MetadataValue]],
+        ids: Sequence[str] | None,
+        captions: Sequence[str] | None,
+        facets: Sequence[str],
+        keep: bool,
+    ) -> list[str]:
+        return index_images(
+            images,
+            self._need_embedder(),
+            self.store,
+            ids=ids,
+            captions=captions,
+            metadatas=metadatas,
+            facets=facets,
+            keep=keep,
+            limits=self.image_limits,
+            progress=bool(getattr(self._embedding, "show_progress", False)),
+        )
+
+    # -- by id -----------------------------------------------------------------------------------
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """The documents of ``ids``, in the order asked; ids that are not stored are left out."""
+        return to_documents(self.store.get(ids))
+
+    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """See `get_by_ids`; does not block the event loop."""
+        return await self._worker.run(self.get_by_ids, ids)
+
+    def delete(self, ids: list[str] | None = None, **kwargs: object) -> bool:
+        """Delete documents.
+
+        Args:
+            ids: Which; those that are not stored are passed over. **None deletes everything.**
+            **kwargs: Refused: what is not known is not ignored.
+
+        Returns:
+            True.
+        """
+        refuse_keywords(kwargs)
+        self.store.delete(list(self.store.ids()) if ids is None else ids)
+        return True
+
+    async def adelete(self, ids: list[str] | None = None, **kwargs: object) -> bool:
+        """See `delete`; does not block the event loop."""
+        return await self._worker.run(self.delete, ids, **kwargs)
