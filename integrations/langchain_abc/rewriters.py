@@ -1,8 +1,8 @@
-"""Any LangChain chat model as a rewriter of questions."""
+"""A LangChain chat model that rewrites questions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -15,37 +15,40 @@ __all__ = ["chat_model_rewriter"]
 
 
 def chat_model_rewriter(model: BaseChatModel, **kwargs: Any) -> LLMRewriter:  # noqa: ANN401
-    """Let a chat model make instructions of questions.
+    """Let a chat model rewrite questions.
 
-    It is asked for structured output where it has that, and for text otherwise. Where it fails, is late or answers
-    something else, rules answer in its place and a warning is logged.
+    It is asked for structured output if it supports that, and for text otherwise. If it fails, is late or answers
+    nonsense, rules rewrite, and a warning is logged.
 
     Args:
         model: The chat model.
         **kwargs: As for `abc_rag.search.rewriting.LLMRewriter`: ``fallback``, ``timeout_s``, ``cache_size``.
 
     Raises:
-        abc_rag.errors.InputError: ``model`` is no chat model, or an argument is of no use.
+        abc_rag.errors.InputError: ``model`` is no chat model, or an argument is invalid.
     """
     if not isinstance(model, BaseChatModel):
         raise InputError(f"model must be a LangChain chat model, not {type(model).__name__}")
-    return LLMRewriter(_structured(model) or _plain(model), **kwargs)
+    return LLMRewriter(_Completes(model), **kwargs)
 
 
-def _structured(model: BaseChatModel) -> Callable[[str], str | Mapping[str, object]] | None:
-    try:
-        asked: Runnable[Any, Any] = model.with_structured_output(ANSWER_SCHEMA)
-    except NotImplementedError:
-        # What LangChain's base class says where a model calls no tools.
-        return None
+class _Completes:
+    """A function of a prompt that can be pickled, if the chat model can."""
 
-    def complete(prompt: str) -> str | Mapping[str, object]:
+    def __init__(self, model: BaseChatModel) -> None:
+        self._model = model
+        try:
+            self._structured: Runnable[Any, Any] | None = model.with_structured_output(ANSWER_SCHEMA)
+        except NotImplementedError:
+            # LangChain's base class raises this for a model that calls no tools.
+            self._structured = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._model,)
+
+    def __call__(self, prompt: str) -> str | Mapping[str, object]:
+        if self._structured is None:
+            return str(self._model.invoke(prompt).text)
         # None, where the model called no tool after all, is no answer: the rewriter says so.
-        answer: Mapping[str, object] = asked.invoke(prompt)
+        answer: Mapping[str, object] = self._structured.invoke(prompt)
         return answer
-
-    return complete
-
-
-def _plain(model: BaseChatModel) -> Callable[[str], str | Mapping[str, object]]:
-    return lambda prompt: str(model.invoke(prompt).text)

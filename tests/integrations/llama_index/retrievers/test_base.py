@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import json
+import pickle
 import shutil
 import threading
 from collections.abc import Iterator
@@ -360,6 +362,21 @@ def test_where_the_language_model_fails_the_rules_rewrite(
         assert len(llm._asked) == 1
         assert "by rules" in caplog.text
         caplog.clear()
+
+
+# --- Copies and pickles -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda retriever: pickle.loads(pickle.dumps(retriever))])
+def test_retrievers_travel_as_their_settings(how: Any, embed_model: ABCEmbeddings, filled: ChromaStore) -> None:
+    settings: dict[str, Any] = {"similarity_top_k": 2, "modality": "image", "rewriter": Means(LEFT, "a pig", "any")}
+    retriever = InstructionRetriever(embed_model, filled, trace=True, roots=[DEMO], **settings)
+    travelled = how(retriever)
+    found, same = retriever.retrieve("q"), travelled.retrieve("q")
+    assert ids(same) == ids(found)
+    assert [one.metadata for one in same] == [one.metadata for one in found]
+    assert asyncio.run(travelled.aretrieve("q")) == same
+    assert how(InstructionRetriever(embed_model, filled, llm=MockLLM())).similarity_top_k == 4
 
 
 # --- Awaiting ---------------------------------------------------------------------------------------------

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import copy
+import pickle
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import chromadb
 import numpy as np
+import pandas as pd
 import pytest
 from llama_index.core import StorageContext, load_index_from_storage
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.indices import MultiModalVectorStoreIndex
+from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import (
     Document,
     ImageDocument,
@@ -28,7 +33,7 @@ from llama_index.vector_stores.abc import ABCMultiModalIndex, ABCVectorStore
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
 import abc_rag
-from abc_rag import ChromaStore, Fingerprint
+from abc_rag import ChromaStore, Fingerprint, ImageLimits
 from abc_rag.errors import FingerprintMismatchError, ImageFetchError, InputError, PartialIndexError
 
 DEMO = Path(abc_rag.__file__).parent / "models" / "bundled" / "demo"
@@ -273,3 +278,98 @@ def test_settings_that_mean_nothing_are_refused(embed_model: ABCEmbeddings, stor
 def test_urls_are_for_the_models_limits_to_judge(embed_model: ABCEmbeddings, store: ChromaStore) -> None:
     with pytest.raises(PartialIndexError, match="allow_urls"):
         ABCMultiModalIndex([ImageNode(image_url="http://127.0.0.1/x.png")], embed_model=embed_model, store=store)
+
+
+# --- Persisting, documents twice, bad nodes among good ones -------------------------------------------------
+
+
+def views_of(store: ChromaStore) -> dict[str, Any]:
+    return {
+        "vector_store": ABCVectorStore(store, modality="text"),
+        "image_store": ABCVectorStore(store, modality="image"),
+    }
+
+
+def test_a_persisted_index_is_loaded_as_this_class(
+    embed_model: ABCEmbeddings, store: ChromaStore, tmp_path: Path
+) -> None:
+    index = ABCMultiModalIndex(mixed(), embed_model=embed_model, store=store)
+    index.storage_context.persist(tmp_path / "persisted")
+    views = views_of(store)
+    for further in ({}, {"image_embed_model": embed_model}):
+        context = StorageContext.from_defaults(persist_dir=str(tmp_path / "persisted"), **views)
+        loaded = load_index_from_storage(context, embed_model=embed_model, **further)
+        assert type(loaded) is ABCMultiModalIndex
+        assert loaded.index_id == index.index_id
+        assert {one.node.node_id for one in loaded.as_retriever().retrieve("words")} == {"bare", "captioned", "text"}
+        loaded.insert_nodes([TextNode(id_="more", text="more")])
+        loaded.delete_nodes(["more"])
+    assert store.count() == 4
+
+
+def test_documents_take_the_place_of_what_is_stored_of_them(embed_model: ABCEmbeddings, store: ChromaStore) -> None:
+    def documents(text: str) -> list[Any]:
+        return [
+            Document(id_="book.txt", text=text),
+            ImageDocument(id_="pig.jpg", image_path=str(PIG), text="a pig"),
+            Document(id_="other.txt", text="another text"),
+        ]
+
+    settings: dict[str, Any] = {"embed_model": embed_model, "store": store}
+    ABCMultiModalIndex([TextNode(id_="kept", text="a node of its own")], **settings)
+    ABCMultiModalIndex.from_documents(documents("the first edition"), **settings)
+    before = store.count()
+    for text in ("the first edition", "the second edition"):
+        ABCMultiModalIndex.from_documents(documents(text), **settings)
+        assert store.count() == before
+        assert {record.text for record in store.records()} == {text, "a pig", "another text", "a node of its own"}
+    views = views_of(store)
+    context = StorageContext.from_defaults(**views)  # type: ignore[arg-type]
+    ABCMultiModalIndex.from_documents(documents("third"), embed_model=embed_model, storage_context=context)
+    assert store.count() == before
+    # Nodes whose ids last replace themselves, and are not taken for older ones.
+    parts = [
+        SentenceSplitter(
+            chunk_size=64, chunk_overlap=0, id_func=lambda number, document: f"{document.node_id}-{number}"
+        )
+    ]
+    for _ in range(2):
+        ABCMultiModalIndex.from_documents(documents("third"), transformations=[splitter], **settings)
+        assert store.count() == before
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), pd.NaT, 2**70, object(), {"deep": [object()]}, b"\xff"])
+async def test_metadata_that_cannot_be_stored_costs_its_node_alone(
+    embed_model: ABCEmbeddings, store: ChromaStore, value: Any, awaited: bool
+) -> None:
+    bad = [
+        TextNode(id_="bad-text", text="bad", metadata={"price": value}),
+        ImageNode(id_="bad-picture", image_path=str(PIG), metadata={"price": value}),
+    ]
+    index = ABCMultiModalIndex(embed_model=embed_model, store=store)
+    nodes = [*mixed(), *bad, TextNode(id_="last", text="last")]
+    with pytest.raises(PartialIndexError, match=r"bad-text.*bad-picture") as raised:
+        await index.ainsert_nodes(nodes) if awaited else index.insert_nodes(nodes)
+    assert [position for position, _ in raised.value.failed] == [3, 4]
+    assert {node.node_id for node in ABCVectorStore(store).get_nodes()} == {"bare", "captioned", "text", "last"}
+
+
+def test_numbers_of_numpy_and_dates_are_taken(embed_model: ABCEmbeddings, store: ChromaStore) -> None:
+    metadata = {"price": np.int64(3), "share": np.float32(0.5), "sold": np.bool_(True), "day": date(2024, 1, 31)}
+    ABCMultiModalIndex([TextNode(id_="n", text="words", metadata=metadata)], embed_model=embed_model, store=store)
+    [node] = ABCVectorStore(store).get_nodes()
+    assert node.metadata == {"price": 3, "share": 0.5, "sold": True, "day": "2024-01-31"}
+    for where in ({"price": {"$gt": 2}}, {"day": {"$lt": "2024-02-01"}}, {"sold": True}):
+        assert len(store.search(embed_model.get_text_embedding("x"), where=where)) == 1
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda view: pickle.loads(pickle.dumps(view))])
+def test_views_travel_as_their_settings(
+    how: Any, embed_model: ABCEmbeddings, store: ChromaStore, tmp_path: Path
+) -> None:
+    ABCMultiModalIndex(mixed(), embed_model=embed_model, store=store)
+    view = ABCVectorStore(store, modality="image", roots=[tmp_path], image_limits=ImageLimits(max_bytes=10**7))
+    travelled = how(view)
+    assert (travelled.modality, travelled._roots, travelled._pictures.limits.max_bytes) == ("image", (tmp_path,), 10**7)
+    assert {node.node_id for node in travelled.get_nodes()} == {"bare", "captioned"}
