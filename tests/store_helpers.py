@@ -38,4 +38,4 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out
 
 
-HOLD = "store = ChromaStore(sys.argv[1]); put(store, 0, 20); print('held', flush=True); sys.stdin.read()"
+HOLD = "store = ChromaStore(sys.argv[1], hold_s=3600); put(store, 0, 20); print('held', flush=True); sys.stdin.read()"

@@ -22,6 +22,9 @@ from abc_rag.types import Hit, Modality, Record, Vectors
 
 __all__ = ["Store"]
 
+# How far the score of a record's own vector may be from 1: float32 rounds.
+_SAME = 1e-4
+
 
 class Store(ABC):
     """Records with their vectors, found by vector, id and metadata.
@@ -87,6 +90,23 @@ class Store(ABC):
     @abstractmethod
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles travel as the store's settings, and open the same place again."""
+
+    @abstractmethod
+    def repair(self) -> int:
+        """Build everything that serves to find records anew from what is safe; return how many records there are.
+
+        Raises:
+            StoreError: The backend keeps no copy of its own, such as a server, which looks after itself.
+        """
+
+    def check(self) -> list[str]:
+        """Compare what is stored with what can be found; takes a search for every record.
+
+        Returns:
+            A line for each problem: records that are not found by their own vector, and facets likewise. None if all
+            is well.
+        """
+        return [*_unfound(self._records, "record"), *_unfound(self._facets.rows, "facet")]
 
     # -- opening and closing -------------------------------------------------------------------
 
@@ -305,3 +325,11 @@ class Store(ABC):
         if self._pictures is None or record.source_type != KEPT:
             return record
         return self._pictures.to_public(record)
+
+
+def _unfound(table: Table, what: str) -> Iterator[str]:
+    """What the nearest record of a record's own vector says of it: something as near as itself must be found."""
+    for page in table.scan("vectors"):
+        for id_, found in zip(page.ids, table.nearest(np.stack(page.vectors), 1, None), strict=True):
+            if not found or found[0].score < 1.0 - _SAME:
+                yield f"{what} {id_!r} is not found by its own vector"

@@ -30,7 +30,7 @@ class Facets:
     """
 
     def __init__(self, rows: Table, pictures: Table) -> None:
-        self._rows = rows
+        self.rows = rows
         self._pictures = pictures
 
     def add(self, ids: Sequence[str], instruction: str, vectors: npt.ArrayLike) -> None:
@@ -49,7 +49,7 @@ class Facets:
         last = {id_: position for position, id_ in enumerate(asked)}
         if last:
             facets = [_row(records[id_], instruction) for id_ in last]
-            self._rows.put(facets, rows[list(last.values())], list(last))
+            self.rows.put(facets, rows[list(last.values())])
 
     def names(self, ids: Iterable[str]) -> dict[str, set[str]]:
         """The instructions of each picture that has facets."""
@@ -63,12 +63,12 @@ class Facets:
         """The vector of each picture that has a facet of exactly this instruction."""
         checked_instruction(instruction)
         names = {_facet_id(id_, instruction): id_ for id_ in checked_ids(ids)}
-        return {names[row]: vector for row, vector in self._rows.vectors(names).items()}
+        return {names[row]: vector for row, vector in self.rows.vectors(names).items()}
 
     def delete(self, ids: Iterable[str]) -> None:
         """Delete the facets of pictures."""
         if rows := [id_ for page in self._belonging("ids", ids) for id_ in page.ids]:
-            self._rows.remove(rows)
+            self.rows.remove(rows)
 
     def forget_changed(self, records: Sequence[Record], vectors: Vectors) -> None:
         """Before records are stored anew: drop the facets of those that change their vector, or become passages."""
@@ -87,12 +87,12 @@ class Facets:
         # By their ids, as the pages of a filter might shift under what is written.
         names = [id_ for page in self._belonging("ids", new) for id_ in page.ids]
         for start in range(0, len(names), PAGE):
-            facets = self._rows.get(names[start : start + PAGE])
-            vectors = self._rows.vectors(facets)
+            facets = self.rows.get(names[start : start + PAGE])
+            vectors = self.rows.vectors(facets)
             parents = [_picture_of(id_) for id_ in facets]
             rows = [_row(new[of], old.text) for of, old in zip(parents, facets.values(), strict=True)]
             if rows:
-                self._rows.put(rows, np.stack([vectors[id_] for id_ in facets]), parents)
+                self.rows.put(rows, np.stack([vectors[id_] for id_ in facets]))
 
     def merged(self, rows: Vectors, k: int, where: Condition | None, hits: list[list[Hit]]) -> list[list[Hit]]:
         """``hits`` with each picture at the best of its own vector and its facets, and pictures that facets found."""
@@ -120,7 +120,7 @@ class Facets:
         gone: set[str] = set()
         numbers, wanted = list(range(len(rows))), _PER_PICTURE * k
         while numbers:
-            found = self._rows.nearest(rows[numbers], wanted, where)
+            found = self.rows.nearest(rows[numbers], wanted, where)
             for number, hits in zip(numbers, found, strict=True):
                 for hit in hits:
                     best[number].setdefault(_picture_of(hit.record.id), (hit.score, hit.record.text))
@@ -139,10 +139,10 @@ class Facets:
 
     def _belonging(self, column: Column, ids: Iterable[str]) -> Iterator[Page]:
         asked = list(dict.fromkeys(checked_ids(ids)))
-        if not asked or not self._rows.count():
+        if not asked or self.rows.dim() is None:
             return
         for start in range(0, len(asked), PAGE):
-            yield from self._rows.scan(column, Test(OF, "$in", tuple(asked[start : start + PAGE])))
+            yield from self.rows.scan(column, Test(OF, "$in", tuple(asked[start : start + PAGE])))
 
 
 def _facet_id(picture: str, instruction: str) -> str:

@@ -46,13 +46,14 @@ class Table(ABC):
         """The length of the stored vectors; None while there are none."""
 
     @abstractmethod
-    def put(self, records: Sequence[Record], vectors: Vectors, of: Sequence[str] = ()) -> None:
+    def put(self, records: Sequence[Record], vectors: Vectors) -> None:
         """Write rows, whole; a row whose id exists is replaced, metadata included.
+
+        In the table of facets, a filter on `abc_rag.store.filters.OF` finds rows by their id up to the last ``#``.
 
         Args:
             records: Each id at most once.
             vectors: float32 unit vectors of shape ``(len(records), dim)``.
-            of: The picture that each row belongs to, which `abc_rag.store.filters.OF` finds again.
 
         Raises:
             InputError: ``dim`` is not that of the stored vectors; nothing has been written.

@@ -48,14 +48,6 @@ _REMEDIES = (
 )  # fmt: skip
 
 
-def open_embedded(path: str) -> Client:
-    """Open a directory."""
-    import chromadb
-    from chromadb.config import Settings
-
-    return cast("Client", chromadb.PersistentClient(path, settings=Settings(anonymized_telemetry=False)))
-
-
 def close_client(client: Client) -> None:
     """Close a client, its connections included."""
     # Chroma stops but never closes its HTTP sessions, which would leave sockets behind.

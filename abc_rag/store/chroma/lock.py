@@ -9,7 +9,8 @@ An embedded Chroma keeps its index in memory and on disk, and neither notices an
 
 Hence two locks and a mark in the directory:
 
-- ``abc-writer.lock`` is held from a process's first write until its last writing object is closed;
+- ``abc-writer.lock`` is held while a process writes and a short while after, so that writes that follow each other
+  need not load what another process has written in between;
 - ``abc-index.lock`` is held for the length of one write, and while an index is being loaded;
 - ``abc-writer.json`` names the writer, and carries a mark that changes with every write. Whoever sees
   a new mark reopens the store before using it, so readers follow a writer of another process.
@@ -24,22 +25,29 @@ import ctypes
 import json
 import os
 import socket
+import stat
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock, Timeout
 
-from abc_rag.errors import StoreError, StoreLockedError
+from abc_rag.errors import ABCRagError, StoreError, StoreLockedError
 from abc_rag.files import write
+from abc_rag.store.chroma.client import close_client
+from abc_rag.store.chroma.journal import CHROMA_FILE, Journal
+from abc_rag.store.chroma.recovery import open_directory
+
+if TYPE_CHECKING:
+    from chromadb.api.client import Client
 
 __all__ = ["Lease"]
 
-C = TypeVar("C")
 T = TypeVar("T")
 
 _WRITER_LOCK = "abc-writer.lock"
@@ -48,8 +56,12 @@ _INDEX_LOCK = "abc-index.lock"
 # Longer than the slowest single request (30 MB of vectors) takes to be indexed on a slow disk.
 _INDEX_TIMEOUT_S = 300.0
 _POLL_S = 0.01
+# A note is a few hundred bytes. What is longer is not ours, and is not read.
+_NOTE_BYTES = 4096
+# The beginning of a note, which holds its mark.
+_MARK_BYTES = 64
 
-_registry: dict[str, _Directory[Any]] = {}
+_registry: dict[str, _Directory] = {}
 _registry_lock = threading.Lock()
 _used = False
 _forked = False
@@ -117,23 +129,22 @@ class _Gate:
                 self._changed.notify_all()
 
 
-class _Directory(Generic[C]):
-    """What all objects of this process share about one directory: the client and the locks."""
+class _Directory:
+    """What all objects of this process share about one directory: the client, the journal and the locks."""
 
-    def __init__(
-        self, path: str, open_client: Callable[[str], C], close_client: Callable[[C], None], watched: str
-    ) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
         self.pid = os.getpid()
-        self.leases: set[Lease[C]] = set()
-        self._open_client = open_client
-        self._close_client = close_client
-        self._watched = watched
+        self.leases: set[Lease] = set()
+        self.journal: Journal | None = None
         self._gate = _Gate()
-        self._client: C | None = None
-        self._seen: tuple[int, str] | None = None
-        self._loaded: set[Lease[C]] = set()
-        self._writers: set[Lease[C]] = set()
+        self._client: Client | None = None
+        self._seen: tuple[int, bytes] | None = None
+        self._loaded: set[Lease] = set()
+        self._writers: set[Lease] = set()
+        self._writing = 0
+        self._idle_since = 0.0
+        self._timer: threading.Timer | None = None
         self._writer_mutex = threading.Lock()
         self._writer_lock = FileLock(self._file(_WRITER_LOCK), thread_local=False)
         self._writer_inode = 0
@@ -147,15 +158,28 @@ class _Directory(Generic[C]):
 
     # -- the mark in the directory ---------------------------------------------------------------
 
+    def _note_bytes(self, most: int) -> bytes:
+        """The beginning of the note; nothing where it is no regular file, as a pipe would never end."""
+        try:
+            handle = os.open(self._file(_WRITER_FILE), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        except OSError:
+            return b""
+        try:
+            return os.read(handle, most) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+        except OSError:
+            return b""
+        finally:
+            os.close(handle)
+
     def _read_note(self) -> dict[str, object]:
         try:
-            with open(self._file(_WRITER_FILE), encoding="utf-8") as file:
-                note = json.load(file)
-        except (OSError, ValueError):
+            note = json.loads(self._note_bytes(_NOTE_BYTES))
+        except (ValueError, RecursionError):
             return {}
         return note if isinstance(note, dict) else {}
 
     def _write_note(self, mark: str, *, holding: bool) -> None:
+        # The mark comes first: see `_state`.
         note: dict[str, object] = {"mark": mark}
         if holding:
             note |= {
@@ -165,15 +189,19 @@ class _Directory(Generic[C]):
                 "command": os.path.basename(sys.argv[0] if sys.argv else "") or "python",
                 "since": self._since,
             }
-        write(Path(self._file(_WRITER_FILE)), json.dumps(note))
+        path = Path(self._file(_WRITER_FILE))
+        if path.exists() and not path.is_file():
+            raise StoreError(f"{path}: not a regular file but a device, a pipe or a folder; remove it")
+        write(path, json.dumps(note), durable=False)
 
-    def _state(self) -> tuple[int, str]:
+    def _state(self) -> tuple[int, bytes]:
         """Changes when anybody writes, and when the directory is deleted and made anew."""
         try:
-            inode = os.stat(self._file(self._watched)).st_ino
+            inode = os.stat(self._file(CHROMA_FILE)).st_ino
         except OSError:
             inode = 0
-        return inode, str(self._read_note().get("mark", ""))
+        # Who holds the lock is behind the mark, and is nobody else's concern.
+        return inode, self._note_bytes(_MARK_BYTES).partition(b",")[0].rstrip(b"}")
 
     # -- the client ------------------------------------------------------------------------------
 
@@ -192,7 +220,7 @@ class _Directory(Generic[C]):
             finally:
                 self._index_lock.release()
 
-    def _current(self) -> C | None:
+    def _current(self) -> Client | None:
         return self._client if self._client is not None and self._seen == self._state() else None
 
     def _reopen(self) -> None:
@@ -203,16 +231,29 @@ class _Directory(Generic[C]):
             with self._index():
                 self._drop_client()
                 _note_use()
-                self._client = self._open_client(self.path)
+                journal = Journal(self.path)
+                try:
+                    self._client = open_directory(self.path, journal)
+                except BaseException:
+                    journal.close()
+                    raise
+                self.journal = journal
                 self._seen = self._state()
 
     def _drop_client(self) -> None:
         client, self._client = self._client, None
+        journal, self.journal = self.journal, None
         self._loaded.clear()
+        if journal is not None:
+            journal.close()
         if client is not None:
-            self._close_client(client)
+            close_client(client)
 
-    def read(self, lease: Lease[C], use: Callable[[C], T]) -> T:
+    def reopen_later(self) -> None:
+        """Open the client anew before the next use."""
+        self._seen = None
+
+    def read(self, lease: Lease, use: Callable[[Client], T]) -> T:
         while True:
             with self._gate.shared():
                 self._refuse_gone(lease)
@@ -233,24 +274,33 @@ class _Directory(Generic[C]):
                             continue
             self._reopen()
 
-    def write(self, lease: Lease[C], use: Callable[[C], T]) -> T:
-        while True:
-            self._become_writer(lease)
-            with self._gate.shared():
-                self._refuse_gone(lease)
-                client = self._current()
-                # Another thread's close() may have given the lock back since.
-                if client is not None and lease in self._writers:
-                    with self._index():
-                        if self._current() is client:
-                            # The mark goes first: if this process dies half-way, others still reopen.
-                            self._write_note(uuid.uuid4().hex, holding=True)
-                            self._seen = self._state()
-                            return use(client)
-            if self._current() is None:
+    def write(self, lease: Lease, use: Callable[[Client], T]) -> T:
+        self._become_writer(lease)
+        try:
+            while True:
+                with self._gate.shared():
+                    self._refuse_gone(lease)
+                    client = self._current()
+                    if client is not None:
+                        with self._index():
+                            if self._current() is client:
+                                return self._write(client, use)
                 self._reopen()
+        finally:
+            self._rest(lease)
 
-    def _refuse_gone(self, lease: Lease[C]) -> None:
+    def _write(self, client: Client, use: Callable[[Client], T]) -> T:
+        # The mark goes first: if this process dies half-way, others still reopen.
+        self._write_note(uuid.uuid4().hex, holding=True)
+        self._seen = self._state()
+        try:
+            return use(client)
+        except BaseException as error:
+            if not isinstance(error, ABCRagError):  # what Chroma has in memory is unknown now
+                self.reopen_later()
+            raise
+
+    def _refuse_gone(self, lease: Lease) -> None:
         if lease not in self.leases:
             raise StoreError(f"{self.path}: this store has been closed; open a new one")
         if not os.path.isdir(self.path):  # the locks and Chroma would make it anew, and empty
@@ -260,7 +310,7 @@ class _Directory(Generic[C]):
 
     # -- the writer ------------------------------------------------------------------------------
 
-    def _become_writer(self, lease: Lease[C]) -> None:
+    def _become_writer(self, lease: Lease) -> None:
         with self._writer_mutex:
             self._refuse_gone(lease)
             if self._writer_lock.is_locked and self._writer_inode != _inode(self._file(_WRITER_LOCK)):
@@ -275,6 +325,43 @@ class _Directory(Generic[C]):
                 self._since = datetime.now(timezone.utc).isoformat(timespec="seconds")
                 self._write_note(str(self._read_note().get("mark", "")), holding=True)
             self._writers.add(lease)
+            self._writing += 1
+
+    def _rest(self, lease: Lease) -> None:
+        """After a write: give the lock back soon, unless another write follows."""
+        with self._writer_mutex:
+            self._writing -= 1
+            self._idle_since = time.monotonic()
+            if self._timer is None and self._writer_lock.is_locked:
+                self._wait(lease.hold_s)
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._end_of_rest)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _end_of_rest(self) -> None:
+        with self._writer_mutex:
+            self._timer = None
+            if not self._writers:
+                return
+            hold = max(lease.hold_s for lease in self._writers)
+            left = self._idle_since + hold - time.monotonic()
+            if self._writing or left > 0:
+                self._wait(max(left, _POLL_S) if not self._writing else hold)
+            else:
+                self._writers.clear()
+                self._unlock()
+
+    def _unlock(self) -> None:
+        """The caller holds the writers' mutex."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._writer_lock.is_locked:
+            with contextlib.suppress(OSError, StoreError):  # a deleted directory or a full disk: the lock still goes
+                self._write_note(str(self._read_note().get("mark", "")), holding=False)
+            self._writer_lock.release(force=True)
 
     def _locked_message(self) -> str:
         note = self._read_note()
@@ -282,12 +369,12 @@ class _Directory(Generic[C]):
         if "pid" in note:
             holder = f"pid {note['pid']} on {note.get('host')} ({note.get('command')}), since {note.get('since')}"
         return (
-            f"{self.path}: another process is writing to this store: {holder}. Wait until it closes the store or ends "
+            f"{self.path}: another process is writing to this store: {holder}. Wait until it has finished "
             "(lock_timeout_s waits for you), or let several processes write through one Chroma server: "
             f"run 'chroma run --path {self.path}' and open the store with url="
         )
 
-    def release(self, lease: Lease[C]) -> None:
+    def release(self, lease: Lease) -> None:
         """Take back one lease; the caller holds the registry's lock."""
         with self._gate.alone(), self._writer_mutex:
             self.leases.discard(lease)
@@ -297,10 +384,8 @@ class _Directory(Generic[C]):
                 if not self.leases:
                     self._drop_client()
             finally:
-                if not self._writers and self._writer_lock.is_locked:
-                    with contextlib.suppress(OSError):  # a deleted directory or a full disk: the lock still goes
-                        self._write_note(str(self._read_note().get("mark", "")), holding=False)
-                    self._writer_lock.release(force=True)
+                if not self._writers:
+                    self._unlock()
 
 
 def _inode(path: str) -> int:
@@ -310,64 +395,65 @@ def _inode(path: str) -> int:
         return 0
 
 
-class Lease(Generic[C]):
+class Lease:
     """One object's share of a directory. Safe to use from many threads.
 
     Args:
         path: The directory; it must exist. Every spelling of it is the same directory.
-        open_client: Opens what is shared, given the path.
-        close_client: Closes it.
         load: Brings this object's indexes into memory; called without any writer of another process at work.
-        watched: A file in the directory whose replacement means that the directory was made anew.
         timeout_s: How long a write waits for another process to stop writing, in seconds.
+        hold_s: How long the right to write is kept after a write, in seconds.
     """
 
-    def __init__(
-        self,
-        path: str,
-        open_client: Callable[[str], C],
-        close_client: Callable[[C], None],
-        load: Callable[[C], None],
-        *,
-        watched: str,
-        timeout_s: float,
-    ) -> None:
+    def __init__(self, path: str, load: Callable[[Client], None], *, timeout_s: float, hold_s: float) -> None:
         self.path = os.path.realpath(path)
         self.load = load
         self.timeout_s = timeout_s
-        self._arguments = (open_client, close_client, watched)
-        self._directory: _Directory[C] | None = self._join()
+        self.hold_s = hold_s
+        self._directory: _Directory | None = self._join()
 
-    def _join(self) -> _Directory[C]:
+    def _join(self) -> _Directory:
         _refuse_fork(self.path)
         with _registry_lock:
-            directory: _Directory[C] | None = _registry.get(self.path)
+            directory = _registry.get(self.path)
             if directory is None:
-                directory = _registry[self.path] = _Directory(self.path, *self._arguments)
+                directory = _registry[self.path] = _Directory(self.path)
             directory.leases.add(self)
             return directory
 
-    def _shared(self) -> _Directory[C]:
+    def _shared(self) -> _Directory:
         _refuse_fork(self.path)
         directory = self._directory
         if directory is None:
             raise StoreError(f"{self.path}: this store has been closed; open a new one")
         return directory
 
-    def read(self, use: Callable[[C], T]) -> T:
+    @property
+    def journal(self) -> Journal:
+        """The directory's journal; to be used within `read` and `write` only."""
+        journal = self._shared().journal
+        if journal is None:
+            raise StoreError(f"{self.path}: this store has been closed; open a new one")
+        return journal
+
+    def read(self, use: Callable[[Client], T]) -> T:
         """Call ``use(client)`` with a client that has seen every finished write.
 
         It takes no lock, unless another process has written since the last call.
         """
         return self._shared().read(self, use)
 
-    def write(self, use: Callable[[C], T]) -> T:
+    def write(self, use: Callable[[Client], T]) -> T:
         """Call ``use(client)`` as the only process that writes, one thread at a time.
 
         Raises:
             StoreLockedError: Another process is writing; the message says which.
         """
         return self._shared().write(self, use)
+
+    def reopen(self) -> None:
+        """Let the next call open the client anew, with the collections' present settings."""
+        self._shared().reopen_later()
 
     def close(self) -> None:
         """Give the share back; the last one closes the client, the last writer unlocks. Idempotent."""

@@ -50,11 +50,11 @@ def _seconds(value: MetadataValue) -> float | None:
     return None if moment is None else moment.seconds
 
 
-def size_of(metadata: dict[str, Any], text: str, dim: int) -> int:
+def size_of(record: Record, dim: int) -> int:
     """The bytes of a record in a request, rather too many than too few."""
     # base64 of float32, and what is around it; texts and the source are indexed a second time.
-    size = 6 * dim + 200 + 2 * len(text.encode()) + 2 * len(str(metadata[SOURCE]).encode())
-    return size + sum(len(key.encode()) + len(str(value).encode()) + 24 for key, value in metadata.items())
+    size = 6 * dim + 200 + 2 * sum(len(text.encode()) for text in (record.text, record.source)) + 200
+    return size + sum(len(key.encode()) + len(str(value).encode()) + 48 for key, value in record.metadata.items())
 
 
 def records_of(ids: Sequence[str], metadatas: Any, documents: Any, uris: Any) -> list[Record]:  # noqa: ANN401

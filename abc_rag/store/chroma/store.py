@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abc_rag.errors import InputError
+from abc_rag.errors import InputError, StoreError
 from abc_rag.store.base import Store
-from abc_rag.store.chroma.client import Backend, Server, close_client, open_embedded, translated
+from abc_rag.store.chroma.client import Server, translated
+from abc_rag.store.chroma.collections import FACETS
+from abc_rag.store.chroma.embedded import EmbeddedTable
 from abc_rag.store.chroma.lock import Lease
 from abc_rag.store.chroma.table import ChromaTable
 from abc_rag.store.pictures import KeptPictures
@@ -23,16 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ChromaStore"]
 
-_FACETS = ".facets"
-
 
 class ChromaStore(Store):
     """A Chroma collection of pictures and passages, in cosine space.
 
-    Safe to use from many threads. Embedded, one process at a time may write: the first `add` or
-    `delete` locks the directory until `close`, or until the process ends. Other processes may read
-    meanwhile; a search that follows another process's write reloads the index from disk, so where
-    many processes write or a big store is read while it is written to, run a Chroma server. A plain
+    Safe to use from many threads. Embedded, one process at a time may write: `add` and `delete` lock the directory
+    while they write and for ``hold_s`` after. Other processes may read meanwhile, and write afterwards. Whoever
+    follows another process's write reloads the index from disk, so where many processes write, or a big store is read
+    while it is written to, run a Chroma server. What is acknowledged survives a kill at any moment and a full disk:
+    it is in a journal (``abc-records.sqlite3``) from which the index is built anew where that is damaged. A plain
     ``chromadb.PersistentClient`` or ``chroma run`` on the same directory does not know these locks:
     let none write while a `ChromaStore` is open. An embedded store cannot be used in a child forked after
     its parent used one (Chroma would hang; this raises `StoreError`): start such processes by ``spawn``.
@@ -49,6 +50,7 @@ class ChromaStore(Store):
             collection that holds vectors without a mark can be opened only so.
         headers: HTTP headers for the server, for example a token.
         lock_timeout_s: How long a write waits for another process to stop writing, in seconds.
+        hold_s: How long the right to write is kept after a write, in seconds; then another process may write.
         pictures: Folder of the pictures that `keep_picture` copies, those of each collection in a folder of its
             own within it. If not given: ``pictures`` within ``path``; with a server, none.
 
@@ -66,7 +68,8 @@ class ChromaStore(Store):
         collection: str = "abc",
         fingerprint: Fingerprint | None = None,
         headers: Mapping[str, str] | None = None,
-        lock_timeout_s: float = 0.0,
+        lock_timeout_s: float = 5.0,
+        hold_s: float = 1.0,
         pictures: str | os.PathLike[str] | None = None,
     ) -> None:
         if (path is None) == (url is None):
@@ -76,8 +79,8 @@ class ChromaStore(Store):
                 f"collection {collection!r}: a name has 3 to 505 characters of [a-zA-Z0-9._-] "
                 "and begins and ends with a letter or a digit"
             )
-        if collection.endswith(_FACETS):
-            raise InputError(f"collection {collection!r}: names ending in {_FACETS!r} are reserved; use another")
+        if collection.endswith(FACETS):
+            raise InputError(f"collection {collection!r}: names ending in {FACETS!r} are reserved; use another")
         if headers is not None and url is None:
             raise InputError("headers are for a server: give url instead of path")
         self._settings: dict[str, Any] = {
@@ -87,40 +90,35 @@ class ChromaStore(Store):
             "fingerprint": fingerprint,
             "headers": None if headers is None else dict(headers),
             "lock_timeout_s": lock_timeout_s,
+            "hold_s": hold_s,
             "pictures": None if pictures is None else os.path.abspath(os.fspath(pictures)),
         }
-        self._wanted = None if fingerprint is None else str(fingerprint)
-        self._backend: Backend[Client]
+        self._wanted = wanted = None if fingerprint is None else str(fingerprint)
+        names = (collection, collection + FACETS)
+        self._backend: Lease | Server
+        self._tables: tuple[ChromaTable, ...]
         if url is not None:
             self._place = url
-            self._backend = Server(url, dict(headers or {}))
+            self._backend = server = Server(url, dict(headers or {}))
+            self._tables = tuple(ChromaTable(server, url, name, wanted) for name in names)
         else:
-            self._place = os.fspath(path)  # type: ignore[arg-type]
-            if not self._place:
+            self._place = place = os.fspath(path)  # type: ignore[arg-type]
+            if not place:
                 raise InputError("path is empty: name a directory")
-            with translated(self._place):
-                os.makedirs(self._place, exist_ok=True)
-                self._backend = Lease(
-                    self._place,
-                    open_embedded,
-                    close_client,
-                    self._load,
-                    watched="chroma.sqlite3",
-                    timeout_s=lock_timeout_s,
-                )
-        if pictures is None and path is not None:
-            pictures = Path(path, "pictures")
-        self._own, self._beside = (
-            ChromaTable(self._backend, self._place, name, self._wanted) for name in (collection, collection + _FACETS)
-        )
+            with translated(place):
+                os.makedirs(place, exist_ok=True)
+                self._backend = lease = Lease(place, self._load, timeout_s=lock_timeout_s, hold_s=hold_s)
+            self._tables = tuple(EmbeddedTable(lease, place, name, wanted) for name in names)
+            pictures = pictures if pictures is not None else Path(place, "pictures")
         # By collection, as whether a copy is still referred to is known within one only.
         folder = None if pictures is None else Path(pictures, collection)
         # Links on the way to the store are followed, but none that whoever filled the store put in the folder's place.
         where = url.rstrip("/") if url is not None else os.path.realpath(self._place)
         folders = [one for one in (folder, path and Path(where, "pictures", collection)) if one is not None]
+        records, facets = self._tables
         super().__init__(
-            self._own,
-            self._beside,
+            records,
+            facets,
             None if folder is None else KeptPictures(folder),
             Roots(f"{where}#{collection}", own=folders),
         )
@@ -139,13 +137,28 @@ class ChromaStore(Store):
 
     def _load(self, client: Client) -> None:
         # Both at once: what is loaded later would have to wait for writers of other processes.
-        self._own.load(client)
-        self._beside.load(client)
+        for table in self._tables:
+            table.load(client)
 
     @property
     def fingerprint(self) -> str | None:
         """The mark of the collection; before there is one, the mark it will get, if any."""
-        return self._own.fingerprint() or self._wanted
+        return self._tables[0].fingerprint() or self._wanted
+
+    def repair(self) -> int:
+        """Build the index of an embedded store anew from its journal; return how many records there are.
+
+        Damage that is noticed when a directory is opened is repaired by itself. This is for an index that looks sound
+        and still misses something, which `check` tells.
+
+        Raises:
+            StoreError: This is a server, which looks after its own files.
+        """
+        for table in self._tables:
+            if not isinstance(table, EmbeddedTable):
+                raise StoreError(f"{self._place}: a Chroma server keeps its own files; repair or restore them there")
+            table.rebuild()
+        return self.count()
 
     def close(self) -> None:
         """Release the store, and the right to write to its directory. Idempotent."""

@@ -1,38 +1,43 @@
-"""One Chroma collection: read, write and search it."""
+"""One Chroma collection as a table: read, write and search it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
+from abc_rag.errors import InputError, StoreError
 from abc_rag.store.chroma.client import Backend, translated
-from abc_rag.store.chroma.rows import batches, metadata_of, records_of, size_of, to_where
-from abc_rag.store.filters import Condition
+from abc_rag.store.chroma.collections import RECORD, check, create, mark_of, marked, upsert
+from abc_rag.store.chroma.rows import batches, records_of, size_of, to_where
+from abc_rag.store.filters import Condition, matches
 from abc_rag.store.table import PAGE, Column, Page, Table
 from abc_rag.types import Hit, Record, Vectors
 
 if TYPE_CHECKING:
     from chromadb.api.client import Client
-    from chromadb.api.collection_configuration import CreateHNSWConfiguration
     from chromadb.api.models.Collection import Collection
     from chromadb.api.types import Include
 
 T = TypeVar("T")
 
-_FINGERPRINT = "abc:fingerprint"
+__all__ = ["ChromaTable"]
+
 # A Chroma server refuses requests of 40 MB.
 _REQUEST_BYTES = 30_000_000
 _QUERIES = 256
 # How many equal scores behind the last hit the index is asked for before every vector is compared.
 _MOST_TIES = 1000
-# With Chroma's 16 neighbours, records beside a few dozen equal vectors cannot be found.
-_INDEX: CreateHNSWConfiguration = {"space": "cosine", "max_neighbors": 64, "ef_search": 200}
-_RECORD: Include = ["metadatas", "documents", "uris"]
-_COLUMNS: dict[Column, Include] = {"ids": [], "records": _RECORD, "vectors": ["embeddings"]}
+_COLUMNS: dict[Column, Include] = {"ids": [], "records": RECORD, "vectors": ["embeddings"]}
+# Chroma looks up everything that a filter lets through before it searches. Where enough of the nearest records pass,
+# looking at these costs less; where only few pass at all, comparing with each of them does.
+_LEAST_CANDIDATES = 64
+_MOST_CANDIDATES = 2000
+
+# Distances with ids, nearest first, equal ones in the order of ids.
+Ranking = list[tuple[float, str]]
 
 
 class ChromaTable(Table):
@@ -55,25 +60,21 @@ class ChromaTable(Table):
 
     def fingerprint(self) -> str | None:
         """The mark of the collection, if there is one."""
-        return self._read(_mark, None)
+        return self._use(mark_of, None)
 
     def load(self, client: Client) -> None:
-        """Check the collection, and bring its index into memory."""
-        collection = self._collection(client)
-        if collection is not None:
-            rows = collection.get(limit=1, include=["embeddings"])["embeddings"]
-            if rows is not None and len(rows):
-                collection.query(query_embeddings=rows, n_results=1, include=[])
+        """Check that the collection can be used."""
+        self._collection(client)
 
     # -- reading -------------------------------------------------------------------------------
 
     def count(self) -> int:
         """See `Table.count`."""
-        return self._read(lambda collection: collection.count(), 0)
+        return self._use(lambda collection: collection.count(), 0)
 
     def dim(self) -> int | None:
         """See `Table.dim`."""
-        return self._read(self._stored_dim, None)
+        return self._use(self._stored_dim, None)
 
     def read(
         self,
@@ -84,35 +85,47 @@ class ChromaTable(Table):
         offset: int = 0,
     ) -> Page | None:
         """See `Table.read`."""
-        asked: dict[str, Any] = {"ids": ids} if ids is not None else {"limit": PAGE, "offset": offset}
-        include = _COLUMNS[column]
-        found = self._read(lambda c: c.get(where=to_where(where), include=include, **asked), None)
-        if found is None or not found["ids"]:
+        return self._use(partial(self._page, column, ids, to_where(where), offset), None)
+
+    def _page(
+        self,
+        column: Column,
+        ids: Sequence[str] | None,
+        where: dict[str, Any] | None,
+        offset: int,
+        collection: Collection,
+    ) -> Page | None:
+        asked: dict[str, Any] = {"ids": list(ids)} if ids is not None else {"limit": PAGE, "offset": offset}
+        found: Any = collection.get(where=where, include=_COLUMNS[column], **asked)
+        if not found["ids"]:
             return None
         if column == "records":
-            return Page(found["ids"], records_of(found["ids"], found["metadatas"], found["documents"], found["uris"]))
+            return Page(found["ids"], records_of(found["ids"], *(found[name] for name in RECORD)))
         if column == "vectors":
             return Page(found["ids"], vectors=list(np.asarray(found["embeddings"], dtype=np.float32)))
         return Page(found["ids"])
 
     # -- writing -------------------------------------------------------------------------------
 
-    def put(self, records: Sequence[Record], vectors: Vectors, of: Sequence[str] = ()) -> None:
+    def put(self, records: Sequence[Record], vectors: Vectors) -> None:
         """See `Table.put`. Requests are cut by number and by bytes."""
-        metadatas = [metadata_of(record, of[i] if of else "") for i, record in enumerate(records)]
-        sizes = [size_of(metadatas[i], record.text, vectors.shape[1]) for i, record in enumerate(records)]
+        sizes = [size_of(record, vectors.shape[1]) for record in records]
         with translated(self._place):
             most = self._backend.read(lambda client: client.get_max_batch_size())
             for part in batches(sizes, most, _REQUEST_BYTES):
-                self._write(partial(self._upsert, records[part], vectors[part], metadatas[part]))
+                self._write(partial(self._put, records[part], vectors[part]))
 
     def remove(self, ids: Sequence[str]) -> int:
         """See `Table.remove`."""
         pages = [list(ids[start : start + PAGE]) for start in range(0, len(ids), PAGE)]
         with translated(self._place):
-            return sum(self._write(partial(self._delete, page)) for page in pages)
+            return sum(self._write(partial(self._remove, page)) for page in pages)
 
-    def _delete(self, page: list[str], client: Client) -> int:
+    def _put(self, records: Sequence[Record], vectors: Vectors, client: Client) -> None:
+        collection = self._writable(client, len(records), vectors)
+        upsert(collection, records, vectors)
+
+    def _remove(self, page: list[str], client: Client) -> int:
         collection = self._collection(client)
         if collection is None:
             return 0
@@ -122,60 +135,120 @@ class ChromaTable(Table):
             collection.delete(ids=there)
         return len(there)
 
-    def _upsert(
-        self, records: Sequence[Record], rows: Vectors, metadatas: list[dict[str, Any]], client: Client
-    ) -> None:
-        collection = self._writable(client)
-        dim = self._stored_dim(collection)
-        if dim is not None and rows.shape[1] != dim:
-            raise InputError(
-                f"{self._place}: the vectors have {rows.shape[1]} dimensions, but those in collection "
-                f"{self._name!r} have {dim}; use the model that made them, or another collection"
-            )
-        # Chroma merges a record's old metadata into the new; None takes a key away.
-        new = {record.id: dict(metadata) for record, metadata in zip(records, metadatas, strict=True)}
-        for start in range(0, len(records), PAGE):
-            old = collection.get(ids=[r.id for r in records[start : start + PAGE]], include=["metadatas"])
-            for id_, metadata in zip(old["ids"], old["metadatas"] or [], strict=True):
-                new[id_].update((key, None) for key in metadata or {} if key not in new[id_])
-        collection.upsert(
-            ids=list(new),
-            embeddings=rows,
-            metadatas=list(new.values()),
-            documents=[record.text for record in records],
-            # Empty rather than None, which would leave the old one in place.
-            uris=[record.source for record in records],
-        )
-
     # -- searching -----------------------------------------------------------------------------
 
     def nearest(self, vectors: Vectors, k: int, where: Condition | None) -> list[list[Hit]]:
         """See `Table.nearest`."""
-        condition = to_where(where)
         found: list[list[Hit]] = []
         for start in range(0, len(vectors), _QUERIES):
             part = vectors[start : start + _QUERIES]
-            found += self._read(partial(self._query, part, k, condition), [[] for _ in part], where=condition)
+            found += self._use(partial(self._query, part, k, where), [[] for _ in part], where=where)
         return found
 
-    def _query(self, rows: Vectors, k: int, where: dict[str, Any] | None, collection: Collection) -> list[list[Hit]]:
+    def _query(self, rows: Vectors, k: int, where: Condition | None, collection: Collection) -> list[list[Hit]]:
         dim = self._stored_dim(collection)
         if dim is None:
             return [[] for _ in rows]
-        if dim != rows.shape[1]:
-            raise InputError(
-                f"{self._place}: the vector has {rows.shape[1]} dimensions, but those in collection "
-                f"{self._name!r} have {dim}; search with the model that made them"
-            )
-        found = dict(_indexed(rows, k, where, collection))
+        self._check_dim(rows, dim, "the vector has", "search with the model that made them")
+        records: dict[str, Record] = {}
+        if where is None:
+            ranked = self._ranked(rows, k, None, collection)
+        else:
+            ranked = self._filtered(rows, k, where, records, collection)
+        self._look_up((id_ for ranking in ranked for _, id_ in ranking), records, collection)
+        return [
+            [Hit(records[id_], min(1.0, max(0.0, 1.0 - far / 2.0))) for far, id_ in ranking if id_ in records]
+            for ranking in ranked
+        ]
+
+    def _look_up(self, ids: Iterable[str], records: dict[str, Record], collection: Collection) -> None:
+        """Add the records of ``ids`` to those that are known."""
+        missing = [id_ for id_ in dict.fromkeys(ids) if id_ not in records]
+        for start in range(0, len(missing), PAGE):
+            page = self._page("records", missing[start : start + PAGE], None, 0, collection)
+            if page is not None:
+                records.update((record.id, record) for record in page.records)
+
+    def _ask(self, rows: Vectors, n: int, where: dict[str, Any] | None, collection: Collection) -> list[Ranking]:
+        """The index's ``n`` nearest of each row."""
+        answer: Any = collection.query(query_embeddings=rows, n_results=n, where=where, include=["distances"])
+        return [
+            sorted((float(far), id_) for far, id_ in zip(distances, ids, strict=True))
+            for distances, ids in zip(answer["distances"], answer["ids"], strict=True)
+        ]
+
+    def _ranked(self, rows: Vectors, k: int, where: dict[str, Any] | None, collection: Collection) -> list[Ranking]:
+        """The ``k`` nearest of each row, by the index, or by comparison where it finds fewer than there are."""
+        # One more than asked shows whether the last place is tied.
+        wanted, most = k + 1, k + _MOST_TIES
+        if wanted > PAGE:
+            wanted = most = max(1, min(wanted, collection.count()))
+        found: dict[int, Ranking] = {}
+        complete: dict[int, bool] = {}
+        numbers = list(range(len(rows)))
+        while numbers:
+            tied = []
+            for i, ranking in zip(numbers, self._ask(rows[numbers], wanted, where, collection), strict=True):
+                if len(ranking) < wanted:
+                    if len(ranking) not in complete:
+                        complete[len(ranking)] = not _more_than(len(ranking), where, collection)
+                    if not complete[len(ranking)]:
+                        continue
+                elif wanted < most and ranking[k - 1][0] == ranking[-1][0]:
+                    tied.append(i)
+                    continue
+                found[i] = ranking[:k]
+            numbers, wanted = tied, min(2 * wanted, most)
         missing = [i for i in range(len(rows)) if i not in found]
         if missing:
-            found.update(zip(missing, _exact(rows[missing], k, where, collection), strict=True))
+            # Beside many equal vectors, or behind a narrow filter, the index is blind.
+            pages = self._vector_pages(where, collection)
+            found.update(zip(missing, _compared(rows[missing], k, pages), strict=True))
         return [found[i] for i in range(len(rows))]
+
+    def _filtered(
+        self, rows: Vectors, k: int, where: Condition, records: dict[str, Record], collection: Collection
+    ) -> list[Ranking]:
+        """The ``k`` nearest of each row that match; the records that were looked at are added to ``records``."""
+        found: dict[int, Ranking] = {}
+        numbers, n = list(range(len(rows))), max(_LEAST_CANDIDATES, 8 * k)
+        while numbers and n <= _MOST_CANDIDATES:
+            rankings = self._ask(rows[numbers], n, None, collection)
+            self._look_up((id_ for ranking in rankings for _, id_ in ranking), records, collection)
+            passing = []
+            for i, ranking in zip(numbers, rankings, strict=True):
+                fit = [(far, id_) for far, id_ in ranking if id_ in records and matches(where, records[id_])]
+                # What is farther than all candidates cannot come before the last hit.
+                if len(fit) >= k and (fit[k - 1][0] < ranking[-1][0]):
+                    found[i] = fit[:k]
+                passing.append(len(fit))
+            numbers = [i for i in numbers if i not in found]
+            # As many more as the share that passed so far asks for, and half as many again.
+            n = int(1.5 * n * k / min(passing)) if min(passing) and n < _MOST_CANDIDATES // 4 else _MOST_CANDIDATES + 1
+        if numbers:
+            chroma = to_where(where)
+            few = collection.get(where=chroma, include=[], limit=_MOST_CANDIDATES + 1)["ids"]
+            if len(few) <= _MOST_CANDIDATES:
+                rest = _compared(rows[numbers], k, self._vectors_of(few, collection))
+            else:
+                rest = self._ranked(rows[numbers], k, chroma, collection)
+            found.update(zip(numbers, rest, strict=True))
+        return [found[i] for i in range(len(rows))]
+
+    def _vectors_of(self, ids: Sequence[str], collection: Collection) -> Iterator[Page]:
+        for start in range(0, len(ids), PAGE):
+            if page := self._page("vectors", ids[start : start + PAGE], None, 0, collection):
+                yield page
+
+    def _vector_pages(self, where: dict[str, Any] | None, collection: Collection) -> Iterator[Page]:
+        offset = 0
+        while page := self._page("vectors", None, where, offset, collection):
+            yield page
+            offset += len(page.ids)
 
     # -- the collection ------------------------------------------------------------------------
 
-    def _read(self, use: Callable[[Collection], T], empty: T, *, where: object = None) -> T:
+    def _use(self, use: Callable[[Collection], T], empty: T, *, where: object = None) -> T:
         """``use(collection)``, or ``empty`` while there is no collection."""
 
         def run(client: Client) -> T:
@@ -208,55 +281,42 @@ class ChromaTable(Table):
             collection = client.get_collection(self._name, embedding_function=None)
         except NotFoundError:
             return None
-        self._check(collection)
+        check(collection, self._place, self._wanted)
         self._known = client, collection
         return collection
 
-    def _check(self, collection: Collection) -> None:
-        configuration = collection.configuration_json
-        space = (configuration.get("hnsw") or configuration.get("spann") or {}).get("space")
-        if space != "cosine":
-            raise StoreError(
-                f"{self._place}: collection {self._name!r} was made with the distance {space!r}, and only 'cosine' is "
-                "supported; use another collection name and index again"
-            )
-        mark = _mark(collection)
-        if self._wanted is None or mark == self._wanted:
-            return
-        if mark is not None:
-            raise FingerprintMismatchError(
-                f"{self._place}: collection {self._name!r} holds vectors of {mark}, which cannot be compared with "
-                f"those of {self._wanted}; use another collection or path, or delete this one and index again"
-            )
-        if collection.count():
-            raise FingerprintMismatchError(
-                f"{self._place}: collection {self._name!r} holds vectors but not the name of the model that made them, "
-                f"so they cannot be compared with those of {self._wanted}; use another collection or path and index "
-                "again, or open it without a fingerprint"
-            )
-
-    def _writable(self, client: Client) -> Collection:
-        """The collection, made and marked if need be."""
+    def _writable(self, client: Client, count: int, vectors: Vectors) -> Collection:
+        """The collection, made and marked if need be, for ``count`` more vectors of this length."""
         collection = self._collection(client)
-        if collection is not None and self._wanted is not None and _mark(collection) is None:
+        if collection is not None and self._wanted is not None and mark_of(collection) is None:
             self._known = None  # another client may have marked it since
             collection = self._collection(client)
-        mark = None if self._wanted is None else {_FINGERPRINT: self._wanted}
         if collection is None:
-            client.get_or_create_collection(
-                self._name, embedding_function=None, metadata=mark, configuration={"hnsw": _INDEX}
-            )
-        elif mark is not None and _mark(collection) is None:
-            # The space cannot be changed, and Chroma takes naming it for an attempt.
-            kept = {key: value for key, value in (collection.metadata or {}).items() if not key.startswith("hnsw:")}
-            collection.modify(metadata={**kept, **mark})
+            create(client, self._name, self._wanted, count, vectors.shape[1])
+        elif self._wanted is not None and mark_of(collection) is None:
+            marked(collection, self._wanted)
         else:
+            self._check_writable(vectors, collection)
             return collection
         self._known = None
         collection = self._collection(client)
         if collection is None:
             raise StoreError(f"{self._place}: collection {self._name!r} was deleted while it was written to; try again")
+        self._check_writable(vectors, collection)
         return collection
+
+    def _check_writable(self, vectors: Vectors, collection: Collection) -> None:
+        dim = self._stored_dim(collection)
+        if dim is not None:
+            remedy = "use the model that made them, or another collection"
+            self._check_dim(vectors, dim, "the vectors have", remedy)
+
+    def _check_dim(self, rows: Vectors, dim: int, whose: str, remedy: str) -> None:
+        if rows.shape[1] != dim:
+            raise InputError(
+                f"{self._place}: {whose} {rows.shape[1]} dimensions, but those in collection "
+                f"{self._name!r} have {dim}; {remedy}"
+            )
 
     def _stored_dim(self, collection: Collection) -> int | None:
         known = self._dim
@@ -269,68 +329,18 @@ class ChromaTable(Table):
         return self._dim[1]
 
 
-def _mark(collection: Collection) -> str | None:
-    mark = (collection.metadata or {}).get(_FINGERPRINT)
-    return None if mark is None else str(mark)
-
-
 def _more_than(n: int, where: dict[str, Any] | None, collection: Collection) -> bool:
     if where is None:
         return collection.count() > n
     return len(collection.get(where=where, limit=n + 1, include=[])["ids"]) > n
 
 
-def _indexed(
-    rows: Vectors, k: int, where: dict[str, Any] | None, collection: Collection
-) -> Iterator[tuple[int, list[Hit]]]:
-    """Ask the index; yield row numbers with hits, except where the index finds fewer than there are."""
-    # One more than asked shows whether the last place is tied.
-    wanted, most = k + 1, k + _MOST_TIES
-    if wanted > PAGE:
-        wanted = most = max(1, min(wanted, collection.count()))
-    complete: dict[int, bool] = {}
-    numbers = list(range(len(rows)))
-    while numbers:
-        answer: Any = collection.query(
-            query_embeddings=rows[numbers], n_results=wanted, where=where, include=[*_RECORD, "distances"]
-        )
-        tied = []
-        for position, i in enumerate(numbers):
-            far = answer["distances"][position]
-            if len(far) < wanted:
-                if len(far) not in complete:
-                    complete[len(far)] = not _more_than(len(far), where, collection)
-                if not complete[len(far)]:
-                    continue
-            elif wanted < most and far[k - 1] == far[-1]:
-                tied.append(i)
-                continue
-            ids = answer["ids"][position]
-            columns = [answer[name][position] for name in _RECORD]
-            yield i, _hits(dict(zip(ids, far, strict=True)), records_of(ids, *columns), k)
-        numbers, wanted = tied, min(2 * wanted, most)
-
-
-def _exact(rows: Vectors, k: int, where: dict[str, Any] | None, collection: Collection) -> list[list[Hit]]:
-    """Compare with every vector: beside many equal vectors, or behind a narrow filter, the index is blind."""
-    ids: list[str] = []
-    parts: list[Vectors] = [np.zeros((0, rows.shape[1]), dtype=np.float32)]
-    while (page := collection.get(where=where, limit=PAGE, offset=len(ids), include=["embeddings"]))["ids"]:
-        ids += page["ids"]
-        parts.append(np.asarray(page["embeddings"], dtype=np.float32))
-    order = sorted(range(len(ids)), key=ids.__getitem__)
-    # In float64 and rounded, so that equal vectors have equal distances however the product is blocked.
-    distances = np.round(1.0 - rows.astype(np.float64) @ np.concatenate(parts)[order].T.astype(np.float64), 9)
-    ranked = [{ids[order[j]]: float(row[j]) for j in np.argsort(row, kind="stable")[:k]} for row in distances]
-    wanted = list({id_ for found in ranked for id_ in found})
-    records: dict[str, Record] = {}
-    for start in range(0, len(wanted), PAGE):
-        page = collection.get(ids=wanted[start : start + PAGE], include=_RECORD)
-        some = records_of(page["ids"], page["metadatas"], page["documents"], page["uris"])
-        records.update((record.id, record) for record in some)
-    return [_hits(found, [records[id_] for id_ in found if id_ in records], k) for found in ranked]
-
-
-def _hits(far: dict[str, float], records: Sequence[Record], k: int) -> list[Hit]:
-    ranked = sorted(records, key=lambda record: (far[record.id], record.id))[:k]
-    return [Hit(record, min(1.0, max(0.0, 1.0 - float(far[record.id]) / 2.0))) for record in ranked]
+def _compared(rows: Vectors, k: int, pages: Iterable[Page]) -> list[Ranking]:
+    """The ``k`` nearest of each row among all vectors of some pages."""
+    best: list[Ranking] = [[] for _ in rows]
+    for page in pages:
+        # In float64 and rounded, so that equal vectors have equal distances however the product is blocked.
+        far = np.round(1.0 - rows.astype(np.float64) @ np.stack(page.vectors).T.astype(np.float64), 9)
+        for i, distances in enumerate(far):
+            best[i] = sorted([*best[i], *zip(map(float, distances), page.ids, strict=True)])[:k]
+    return best

@@ -1,6 +1,7 @@
 """One writer, many readers: processes and threads that share a directory."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -50,7 +51,7 @@ def test_another_process_that_writes_is_named(tmp_path: Path, elsewhere: Elsewhe
     holder = elsewhere(HOLD, tmp_path)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with ChromaStore(tmp_path) as store:
+    with ChromaStore(tmp_path, lock_timeout_s=0) as store:
         assert len(store.search(vectors(1)[0], 100)) == 20
         for write in (lambda: store.add(texts(1), vectors(1)), lambda: store.delete(["i0"])):
             with pytest.raises(StoreLockedError) as caught:
@@ -70,7 +71,7 @@ def test_an_unknown_holder_is_said_to_be_unknown(tmp_path: Path, elsewhere: Else
     assert holder.stdout.readline() == "held\n"
     for note in ("not json", "[]", json.dumps({"mark": 3})):
         (tmp_path / "abc-writer.json").write_text(note)
-        with ChromaStore(tmp_path) as store, pytest.raises(StoreLockedError, match="unknown"):
+        with ChromaStore(tmp_path, lock_timeout_s=0) as store, pytest.raises(StoreLockedError, match="unknown"):
             store.add(texts(1), vectors(1))
 
 
@@ -87,9 +88,9 @@ def test_a_write_can_wait_for_the_other_process(tmp_path: Path, elsewhere: Elsew
 
 
 def test_closing_hands_the_directory_over(tmp_path: Path, elsewhere: Elsewhere) -> None:
-    other = "with ChromaStore(sys.argv[1]) as store: put(store, *map(int, sys.argv[2:]))"
+    other = "with ChromaStore(sys.argv[1], lock_timeout_s=0) as store: put(store, *map(int, sys.argv[2:]))"
     reader = ChromaStore(tmp_path)
-    with ChromaStore(tmp_path) as store:
+    with ChromaStore(tmp_path, hold_s=3600) as store:
         store.add(texts(5), vectors(5))
         process = elsewhere(other, tmp_path, 0, 5)
         assert "StoreLockedError" in process.communicate()[1]
@@ -158,7 +159,8 @@ def test_a_forked_child_neither_hangs_nor_unlocks(tmp_path: Path, elsewhere: Els
         "def early():\n"
         "    with ChromaStore(sys.argv[1]) as own: put(own, 0, 10); assert len(own.search(np.ones(8), 100)) == 10\n"
         "fork(early)\n"
-        "store = ChromaStore(sys.argv[1]); put(store, 10, 20); assert len(store.search(np.ones(8), 100)) == 20\n"
+        "store = ChromaStore(sys.argv[1], hold_s=3600); put(store, 10, 20)\n"
+        "assert len(store.search(np.ones(8), 100)) == 20\n"
         "def late():\n"
         "    for use in (store.count, lambda: put(store, 20, 30), lambda: ChromaStore(sys.argv[1])):\n"
         "        try: use()\n"
@@ -173,7 +175,7 @@ def test_a_forked_child_neither_hangs_nor_unlocks(tmp_path: Path, elsewhere: Els
     assert parent.stdout is not None
     assert parent.stdin is not None
     assert parent.stdout.readline() == "forked\n", finish(parent)
-    with ChromaStore(tmp_path) as store:
+    with ChromaStore(tmp_path, lock_timeout_s=0) as store:
         # The child has ended; its parent's lock must have outlived it.
         with pytest.raises(StoreLockedError, match=f"pid {parent.pid} "):
             store.add(texts(1), vectors(1))
@@ -243,3 +245,58 @@ def test_a_search_waits_for_no_lock(tmp_path: Path, elsewhere: Elsewhere, filled
     assert holder.poll() is None
     holder.kill()
     store.close()
+
+
+def test_an_idle_writer_lets_others_write(tmp_path: Path, elsewhere: Elsewhere) -> None:
+    """Two workers that stay open take turns, and each finds what the other has stored."""
+    code = (
+        "store = ChromaStore(sys.argv[1], hold_s=0.05, lock_timeout_s=60)\n"
+        "for line in sys.stdin:\n"
+        "    put(store, *map(int, line.split())); print(store.count(), flush=True)\n"
+        "    assert len(store.search(np.ones(8), 100)) == store.count()\n"
+    )
+    workers = [elsewhere(code, tmp_path), elsewhere(code, tmp_path)]
+    for turn in range(4):
+        worker = workers[turn % 2]
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write(f"{10 * turn} {10 * turn + 10}\n")
+        worker.stdin.flush()
+        assert worker.stdout.readline() == f"{10 * turn + 10}\n"
+    for worker in workers:
+        finish(worker)
+
+
+def test_a_writer_that_keeps_writing_keeps_its_right(tmp_path: Path, elsewhere: Elsewhere) -> None:
+    with ChromaStore(tmp_path, hold_s=3600) as store:
+        store.add(texts(1), vectors(1))
+        other = elsewhere("ChromaStore(sys.argv[1], lock_timeout_s=0).delete(['t00000'])", tmp_path)
+        assert f"pid {os.getpid()} " in other.communicate(timeout=120)[1]
+
+
+@pytest.mark.parametrize("content", ["pipe", "large", "deep", "folder"])
+def test_any_note_of_the_writer_is_survived(tmp_path: Path, content: str) -> None:
+    with ChromaStore(tmp_path) as store:
+        store.add(texts(3), vectors(3))
+    note = tmp_path / "abc-writer.json"
+    note.unlink()
+    if content == "pipe":
+        os.mkfifo(note)
+    elif content == "folder":
+        note.mkdir()
+    else:
+        note.write_bytes(b"[" * 10**5 if content == "deep" else b'{"mark": "' + b"x" * 10**7)
+    with ChromaStore(tmp_path, lock_timeout_s=0) as store:
+        assert len(store.search(vectors(1)[0], 9)) == 3
+        if content in ("pipe", "folder"):
+            with pytest.raises(StoreError, match=r"abc-writer.json: not a regular file"):
+                store.delete(["t00000"])
+        else:
+            assert store.delete(["t00000"]) == 1
+
+
+@pytest.mark.parametrize("name", ["chroma.sqlite3", "abc-records.sqlite3"])
+def test_a_pipe_in_the_place_of_a_database_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(StoreError, match=f"{name}: not a regular file"):
+        ChromaStore(tmp_path)

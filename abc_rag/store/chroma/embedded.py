@@ -1,0 +1,143 @@
+"""One collection of an embedded store: the journal has the rows, Chroma finds them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from abc_rag.store.chroma.collections import tuned, upsert
+from abc_rag.store.chroma.journal import Journal
+from abc_rag.store.chroma.lock import Lease
+from abc_rag.store.chroma.recovery import adopt, rebuild
+from abc_rag.store.chroma.table import ChromaTable
+from abc_rag.store.table import PAGE, Column, Page
+from abc_rag.types import Record, Vectors
+
+if TYPE_CHECKING:
+    from chromadb.api.client import Client
+    from chromadb.api.models.Collection import Collection
+
+__all__ = ["EmbeddedTable"]
+
+
+class EmbeddedTable(ChromaTable):
+    """A collection in a directory. Rows are read from the journal, which is faster than Chroma and always whole.
+
+    Args:
+        lease: The directory.
+        place: Its name, for messages.
+        name: The name of the collection.
+        wanted: The fingerprint of the vectors; None opens whatever there is, and marks nothing.
+    """
+
+    def __init__(self, lease: Lease, place: str, name: str, wanted: str | None) -> None:
+        super().__init__(lease, place, name, wanted)
+        self._lease = lease
+
+    @property
+    def _journal(self) -> Journal:
+        return self._lease.journal
+
+    def load(self, client: Client) -> None:
+        """Check the collection, and bring its index into memory."""
+        collection = self._collection(client)
+        if collection is None:
+            return
+        if self._name not in self._journal.marks():
+            adopt(client, self._journal, self._name)
+            self._journal.done()
+        dim = self._stored_dim(collection)
+        if dim is not None:
+            collection.query(query_embeddings=np.ones((1, dim), np.float32), n_results=1, include=[])
+
+    def rebuild(self) -> None:
+        """Build Chroma's collection anew from the journal."""
+
+        def run(client: Client) -> None:
+            self._known = None
+            rebuild(client, self._journal, self._name)
+            self._journal.done()
+
+        self._write(run)
+
+    def count(self) -> int:
+        """See `Table.count`."""
+        return self._use(lambda _: self._journal.count(self._name), 0)
+
+    def _stored_dim(self, collection: Collection) -> int | None:
+        known = self._dim
+        if known is None or known[0] is not self._journal:
+            ids = self._journal.page(self._name, 0)[:1]
+            if not ids:
+                return None
+            self._dim = known = self._journal, len(self._journal.vectors(self._name, ids)[1][0])
+        return known[1]
+
+    def _page(
+        self,
+        column: Column,
+        ids: Sequence[str] | None,
+        where: dict[str, Any] | None,
+        offset: int,
+        collection: Collection,
+    ) -> Page | None:
+        if ids is None:
+            if where is None:
+                ids = self._journal.page(self._name, offset)
+            else:
+                found = super()._page("ids", None, where, offset, collection)
+                ids = [] if found is None else found.ids
+        if column == "vectors":
+            known, vectors = self._journal.vectors(self._name, ids)
+            return Page(known, vectors=vectors) if known else None
+        if column == "records":
+            records = self._journal.records(self._name, ids)
+            return Page(list(ids), records) if ids else None
+        known = self._journal.ids(self._name, ids)
+        return Page(known) if known else None
+
+    def _put(self, records: Sequence[Record], vectors: Vectors, client: Client) -> None:
+        collection = self._writable(client, len(records), vectors)
+        if self._stored_dim(collection) is None:
+            # Chroma remembers the length of vectors that have been deleted, and would refuse others too late.
+            collection.query(query_embeddings=vectors[:1], n_results=1, include=[])
+        ids = [record.id for record in records]
+        with self._changing(ids) as old:
+            self._journal.begin(self._name, zip(records, vectors, strict=True), [], self._wanted)
+            upsert(collection, records, vectors, known=list(old))
+            self._journal.done()
+        if len(old) < len(ids) and tuned(collection, self._journal.count(self._name), vectors.shape[1]):
+            self._journal.done()
+            self._lease.reopen()
+
+    def _remove(self, page: list[str], client: Client) -> int:
+        collection = self._collection(client)
+        there = self._journal.ids(self._name, page)
+        if collection is None or not there:
+            return 0
+        with self._changing(there):
+            self._journal.begin(self._name, [], there, None)
+            collection.delete(ids=there)
+            self._journal.done()
+        return len(there)
+
+    @contextmanager
+    def _changing(self, ids: Sequence[str]) -> Iterator[dict[str, tuple[Record, Vectors]]]:
+        """Yield what is stored under ``ids``, and put it back where Chroma refuses what shall take its place."""
+        old: dict[str, tuple[Record, Vectors]] = {}
+        for start in range(0, len(ids), PAGE):
+            page = list(ids[start : start + PAGE])
+            records = {record.id: record for record in self._journal.records(self._name, page)}
+            known, vectors = self._journal.vectors(self._name, page)
+            old.update((id_, (records[id_], vector)) for id_, vector in zip(known, vectors, strict=True))
+        try:
+            yield old
+        except Exception:
+            # What Chroma has done by then is unknown: the rows stay pending, and are written to it again.
+            with suppress(sqlite3.Error):
+                self._journal.begin(self._name, old.values(), [id_ for id_ in ids if id_ not in old], None)
+            raise

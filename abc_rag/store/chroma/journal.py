@@ -1,0 +1,254 @@
+"""The truth of an embedded store: every record and its vector, in a SQLite file beside Chroma's.
+
+Chroma writes its index files in place: a process that is killed meanwhile, or a full disk, leaves an index that cannot
+be read, or that silently lacks records. Whatever is acknowledged is therefore in this file first, flushed to the disk.
+A write goes through three steps, and a kill between any two of them costs nothing:
+
+1.  `Journal.begin`: rows are changed here and noted as pending, in one transaction.
+2.  Chroma is changed.
+3.  `Journal.done`: the rows are no longer pending, and the state of Chroma's files is noted.
+
+Rows that are pending when a directory is opened belong to a write that was cut short: they are written to Chroma
+again or, if its index files have changed since the last complete write, the index is built anew from here
+(`abc_rag.store.chroma.recovery`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from abc_rag.errors import StoreError
+from abc_rag.store.table import PAGE
+from abc_rag.types import Record, Vectors
+
+__all__ = ["CHROMA_FILE", "Journal", "check_regular", "index_folders"]
+
+logger = logging.getLogger(__name__)
+
+CHROMA_FILE = "chroma.sqlite3"
+_FILE = "abc-records.sqlite3"
+_SEGMENT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS rows (
+    key INTEGER PRIMARY KEY, name TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL, UNIQUE (name, id)
+);
+CREATE TABLE IF NOT EXISTS vectors (key INTEGER PRIMARY KEY, vector BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS pending (name TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (name, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, fingerprint TEXT);
+CREATE TABLE IF NOT EXISTS state (files TEXT NOT NULL);
+"""
+# Instead of an id: all rows of the collection.
+_ALL = ""
+_VECTOR = np.dtype("<f4")
+
+
+class Journal:
+    """The rows of all collections of one directory. Safe to use from many threads.
+
+    Args:
+        folder: The store's directory.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._lock = threading.RLock()
+        path = os.path.join(folder, _FILE)
+        check_regular(path)
+        try:
+            self._open(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            logger.warning("%s is damaged (%s); it is set aside and made anew from Chroma's files", path, error)
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    os.replace(path + suffix, f"{path}.damaged{suffix}")
+            self._open(path)
+
+    def _open(self, path: str) -> None:
+        self._connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        try:
+            # A write-ahead log takes one flush a write, and readers of other processes never wait for it.
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.executescript(_SCHEMA)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self._lock, suppress(sqlite3.Error):  # the directory may be gone
+            self._connection.close()
+
+    # -- writing -------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def begin(
+        self, name: str, rows: Iterable[tuple[Record, Vectors]], removed: Sequence[str], mark: str | None
+    ) -> None:
+        """Change rows for good, and note that Chroma has yet to follow."""
+        with self._transaction(durable=True) as to:
+            self._change(to, name, rows, removed)
+            to.execute(
+                "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name) DO UPDATE"
+                " SET fingerprint = coalesce(excluded.fingerprint, fingerprint)",
+                (name, mark),
+            )
+
+    def begin_all(self, name: str) -> None:
+        """Note that Chroma's whole collection has to be built anew."""
+        with self._transaction(durable=True) as to:
+            to.execute("INSERT OR IGNORE INTO pending VALUES (?, ?)", (name, _ALL))
+
+    @staticmethod
+    def _change(
+        to: sqlite3.Connection, name: str, rows: Iterable[tuple[Record, Vectors]], removed: Sequence[str]
+    ) -> None:
+        for record, vector in rows:
+            # An update keeps the key, and with it the record's place in the order.
+            (key,) = to.execute(
+                "INSERT INTO rows (name, id, record) VALUES (?, ?, ?)"
+                " ON CONFLICT (name, id) DO UPDATE SET record = excluded.record RETURNING key",
+                (name, record.id, json.dumps(asdict(record), ensure_ascii=False)),
+            ).fetchone()
+            to.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?)", (key, vector.astype(_VECTOR).tobytes()))
+            to.execute("INSERT OR IGNORE INTO pending VALUES (?, ?)", (name, record.id))
+        for id_ in removed:
+            to.execute("DELETE FROM vectors WHERE key = (SELECT key FROM rows WHERE name = ? AND id = ?)", (name, id_))
+            to.execute("DELETE FROM rows WHERE name = ? AND id = ?", (name, id_))
+            to.execute("INSERT OR IGNORE INTO pending VALUES (?, ?)", (name, id_))
+
+    def done(self) -> None:
+        """Chroma has followed: nothing is pending, and its files are what they should be."""
+        # Not flushed: if a power cut takes this back, Chroma is written to once more, which is safe.
+        with self._transaction(durable=False) as to:
+            to.execute("DELETE FROM pending")
+            to.execute("DELETE FROM state")
+            to.execute("INSERT INTO state VALUES (?)", (json.dumps([self._index_files(), self._change_counter()]),))
+
+    def forget(self, name: str) -> None:
+        """Drop a collection that is gone from Chroma."""
+        with self._transaction(durable=True) as to:
+            to.execute("DELETE FROM vectors WHERE key IN (SELECT key FROM rows WHERE name = ?)", (name,))
+            for table in ("rows", "pending", "marks"):
+                to.execute(f"DELETE FROM {table} WHERE name = ?", (name,))
+
+    # -- what was interrupted ------------------------------------------------------------------
+
+    def pending(self) -> dict[str, list[str] | None]:
+        """The ids that Chroma has yet to follow, by collection; None for all of them."""
+        found: dict[str, list[str] | None] = {}
+        for name, id_ in self._all("SELECT name, id FROM pending ORDER BY name, id"):
+            ids = found.setdefault(name, [])
+            if id_ == _ALL:
+                found[name] = None
+            elif ids is not None:
+                ids.append(id_)
+        return found
+
+    def index_is_as_left(self) -> bool:
+        """Whether Chroma's index files are those of the last complete write."""
+        return bool(self._state()[0] == self._index_files())
+
+    def chroma_is_as_left(self) -> bool:
+        """Whether nothing has written to Chroma's database since the last complete write."""
+        return bool(self._state()[1] == self._change_counter())
+
+    def _state(self) -> list[Any]:
+        rows = self._all("SELECT files FROM state")
+        return list(json.loads(rows[0][0])) if rows else [None, None]
+
+    def _index_files(self) -> list[Any]:
+        found = []
+        for folder in index_folders(self.folder):
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                status = entry.stat()
+                found.append([os.path.basename(folder), entry.name, status.st_size, status.st_mtime_ns])
+        return found
+
+    def _change_counter(self) -> int:
+        # SQLite counts the transactions of a database in its header, which survives copies, unlike its time.
+        try:
+            with open(os.path.join(self.folder, CHROMA_FILE), "rb") as file:
+                return int.from_bytes(file.read(28)[24:], "big")
+        except OSError:
+            return -1
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def _all(self, statement: str, arguments: Sequence[object] = ()) -> list[Any]:
+        with self._lock:
+            return self._connection.execute(statement, arguments).fetchall()
+
+    def marks(self) -> dict[str, str | None]:
+        """The fingerprint of each collection that is kept here."""
+        return dict(self._all("SELECT name, fingerprint FROM marks"))
+
+    def count(self, name: str) -> int:
+        """How many rows a collection has."""
+        return int(self._all("SELECT count(*) FROM rows WHERE name = ?", (name,))[0][0])
+
+    def ids(self, name: str, ids: Sequence[str]) -> list[str]:
+        """Which of at most `PAGE` ids there are."""
+        return [row[0] for row in self._all(f"SELECT id FROM rows WHERE {_among(ids)}", (name, *ids))]
+
+    def records(self, name: str, ids: Sequence[str]) -> list[Record]:
+        """The records of at most `PAGE` ids, in any order."""
+        rows = self._all(f"SELECT record FROM rows WHERE {_among(ids)}", (name, *ids))
+        return [Record(**json.loads(row[0])) for row in rows]
+
+    def vectors(self, name: str, ids: Sequence[str]) -> tuple[list[str], list[Vectors]]:
+        """The ids of at most `PAGE` that there are, with their vectors."""
+        rows = self._all(f"SELECT id, vector FROM rows JOIN vectors USING (key) WHERE {_among(ids)}", (name, *ids))
+        return [row[0] for row in rows], [np.frombuffer(row[1], dtype=_VECTOR) for row in rows]
+
+    def page(self, name: str, offset: int) -> list[str]:
+        """At most `PAGE` ids in the order in which they came, from an offset on."""
+        rows = self._all("SELECT id FROM rows WHERE name = ? ORDER BY key LIMIT ? OFFSET ?", (name, PAGE, offset))
+        return [row[0] for row in rows]
+
+
+def _among(ids: Sequence[str]) -> str:
+    return f"name = ? AND id IN ({', '.join('?' * len(ids))})"
+
+
+def index_folders(folder: str) -> list[str]:
+    """The folders in which Chroma keeps index files."""
+    with suppress(FileNotFoundError):
+        return sorted(e.path for e in os.scandir(folder) if _SEGMENT.fullmatch(e.name) and e.is_dir())
+    return []
+
+
+def check_regular(path: str) -> None:
+    """Refuse to open what is neither missing nor a regular file: a pipe would never end.
+
+    Raises:
+        StoreError: It is something else.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise StoreError(f"{path}: not a regular file but a device, a pipe or a folder; remove it")
