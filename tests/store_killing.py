@@ -19,17 +19,17 @@ import numpy as np
 from store_helpers import ROOT
 
 from abc_rag.store import ChromaStore
+from abc_rag.store.chroma import collections
 from abc_rag.types import Record
 
 _DIM = 16
-# Small thresholds, so that Chroma writes its files every few records.
 _WRITER = """
 import sys
 import numpy as np
 from abc_rag.store import ChromaStore
-from abc_rag.store.chroma import collections
 from abc_rag.types import Record
-collections._LEAST_BETWEEN, collections._GROWTH = 10, 10**9
+from store_killing import write_often
+write_often()
 folder, first, size = sys.stdin.readline().split()
 store = ChromaStore(folder, lock_timeout_s=60)
 number = int(first)
@@ -46,6 +46,11 @@ while True:
 _SIZE = 5
 
 
+def write_often() -> None:
+    """Let Chroma write its files every few records."""
+    collections._LEAST_BETWEEN, collections._GROWTH = 10, 10**9
+
+
 def _writer() -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", _WRITER],
@@ -53,7 +58,7 @@ def _writer() -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": ROOT},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([ROOT, str(Path(__file__).parent)])},
     )
 
 
@@ -141,6 +146,7 @@ def _problems(folder: Path, acknowledged: list[int]) -> list[str]:
 
 
 if __name__ == "__main__":
+    write_often()
     with tempfile.TemporaryDirectory() as scratch:
         rounds, hit, bad = kill_while_writing(Path(scratch, "store"), int(sys.argv[1]))
     print(f"{rounds} rounds acknowledged, {hit} kills while index files changed, {len(bad)} problems")
