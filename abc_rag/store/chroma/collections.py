@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,10 @@ def tuned(collection: Collection, count: int, dim: int) -> bool:
     wanted = threshold(count, dim)
     if not isinstance(now, int) or wanted < 2 * now:
         return False
-    collection.modify(configuration={"hnsw": {"sync_threshold": wanted}})
+    with warnings.catch_warnings():
+        # Chroma warns of collections without an embedding function.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        collection.modify(configuration={"hnsw": {"sync_threshold": wanted}})
     return True
 
 

@@ -217,13 +217,15 @@ class Journal:
         return [row[0] for row in self._all(f"SELECT id FROM rows WHERE {_among(ids)}", (name, *ids))]
 
     def records(self, name: str, ids: Sequence[str]) -> list[Record]:
-        """The records of at most `PAGE` ids, in any order."""
-        rows = self._all(f"SELECT record FROM rows WHERE {_among(ids)}", (name, *ids))
+        """The records of at most `PAGE` ids, in the order in which they came."""
+        rows = self._all(f"SELECT record FROM rows WHERE {_among(ids)} ORDER BY key", (name, *ids))
         return [Record(**json.loads(row[0])) for row in rows]
 
     def vectors(self, name: str, ids: Sequence[str]) -> tuple[list[str], list[Vectors]]:
-        """The ids of at most `PAGE` that there are, with their vectors."""
-        rows = self._all(f"SELECT id, vector FROM rows JOIN vectors USING (key) WHERE {_among(ids)}", (name, *ids))
+        """The ids of at most `PAGE` that there are, with their vectors, in the order in which they came."""
+        rows = self._all(
+            f"SELECT id, vector FROM rows JOIN vectors USING (key) WHERE {_among(ids)} ORDER BY key", (name, *ids)
+        )
         return [row[0] for row in rows], [np.frombuffer(row[1], dtype=_VECTOR) for row in rows]
 
     def page(self, name: str, offset: int) -> list[str]:

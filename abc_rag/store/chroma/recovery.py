@@ -50,6 +50,7 @@ def open_directory(folder: str, journal: Journal) -> Client:
     if not os.path.exists(os.path.join(folder, CHROMA_FILE)) or (pending and not journal.index_is_as_left()):
         rebuilt |= marks.keys()
     rebuilt |= {name for name, ids in pending.items() if ids is None}
+    changed = not pending and not rebuilt and not journal.chroma_is_as_left()
 
     import chromadb
     from chromadb.config import Settings
@@ -68,12 +69,9 @@ def open_directory(folder: str, journal: Journal) -> Client:
                 except Exception as error:
                     logger.warning("%s: a write that was cut short cannot be repeated: %s", folder, error)
                     rebuild(client, journal, name)
-        if pending or rebuilt:
-            journal.done()
-        elif marks and not journal.chroma_is_as_left():
-            for name in marks:
-                adopt(client, journal, name)
-            journal.done()
+        for name in marks if changed else ():
+            adopt(client, journal, name)
+        journal.done()  # opening alone has changed Chroma's database
     except BaseException:
         client.close()
         raise

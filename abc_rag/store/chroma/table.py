@@ -151,13 +151,20 @@ class ChromaTable(Table):
             return [[] for _ in rows]
         self._check_dim(rows, dim, "the vector has", "search with the model that made them")
         records: dict[str, Record] = {}
-        if where is None:
-            ranked = self._ranked(rows, k, None, collection)
-        else:
-            ranked = self._filtered(rows, k, where, records, collection)
-        self._look_up((id_ for ranking in ranked for _, id_ in ranking), records, collection)
+        wanted = k
+        while True:
+            if where is None:
+                ranked = self._ranked(rows, wanted, None, collection)
+            else:
+                ranked = self._filtered(rows, wanted, where, records, collection)
+            self._look_up((id_ for ranking in ranked for _, id_ in ranking), records, collection)
+            # Damaged records are left out, and leave no gap.
+            gaps = max(sum(id_ not in records for _, id_ in ranking) for ranking in ranked)
+            if wanted >= k + gaps:
+                break
+            wanted = k + gaps
         return [
-            [Hit(records[id_], min(1.0, max(0.0, 1.0 - far / 2.0))) for far, id_ in ranking if id_ in records]
+            [Hit(records[id_], min(1.0, max(0.0, 1.0 - far / 2.0))) for far, id_ in ranking if id_ in records][:k]
             for ranking in ranked
         ]
 

@@ -21,7 +21,7 @@ from abc_rag.store.chroma.journal import Journal, index_folders
 from abc_rag.store.chroma.store import ChromaStore
 from abc_rag.types import Record
 
-COUNT = 60
+COUNT = 150
 PICTURE = Record("p", "image", "a caption", "p.png", {"page": 7})
 
 
@@ -177,7 +177,7 @@ def test_what_plain_chroma_has_done_meanwhile_is_taken_over(full: Path, caplog: 
         assert store.has(["t00000", "t00001", "t00002", "theirs"]) == {"t00001", "theirs"}
         assert store.get(["t00001"])[0].metadata == {"page": 99}
         assert store.search(vectors(1, seed=7)[0], 1)[0].record == Record("theirs", "text", "words")
-        assert len(store.search(vectors(1)[0], 100)) == COUNT
+        assert len(store.search(vectors(1)[0], COUNT)) == len(store.search(vectors(1)[0], 2 * COUNT)) == COUNT
         assert store.count() == COUNT
     assert "record 't00002': source must be a str, not int" in caplog.text
 
@@ -217,4 +217,4 @@ def test_the_index_is_written_in_step_with_its_growth(tmp_path: Path, monkeypatc
     assert len(written) < 30
     assert collections.threshold(200_000, 192) == 40_000
     assert collections.threshold(200_000, 4096) == 4096
-    assert collections.threshold(500, 4096) == 20
+    assert collections.threshold(50, 4096) == 20
