@@ -47,7 +47,7 @@ __all__ = ["ask", "show_answer"]
 def ask(
     question: Annotated[str | None, typer.Argument(help="A question or a description; or only --image.")] = None,
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the question is about.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Most hits.")] = 4,
+    k: Annotated[int, typer.Option("-k", min=1, help="Maximum number of hits.")] = 4,
     where: WhereOption = None,
     only: OnlyOption = None,
     itself: Annotated[bool, typer.Option("--itself", help="Let the picture of --image be found as well.")] = False,
@@ -55,27 +55,28 @@ def ask(
         bool | None,
         typer.Option(
             "--rerank/--no-rerank",
-            help="Look at found pictures again under the instruction. Default: where the question names an aspect.",
+            help="Rerank pictures under the instruction. Default: if the question names an aspect.",
         ),
     ] = None,
     mmr: Annotated[
-        float | None, typer.Option("--mmr", help="Choose diverse hits: 1 only by score, 0 only by difference.")
+        float | None,
+        typer.Option("--mmr", help="Diversify the hits: 1 ranks by score alone, 0 by difference."),
     ] = None,
     min_score: Annotated[
         float | None, typer.Option("--min-score", help="Leave out hits below this, in [0, 1].")
     ] = None,
     query_instruction: Annotated[
         str | None,
-        typer.Option("--query-instruction", help="What the question is for, for models that are told (VLM2Vec)."),
+        typer.Option("--query-instruction", help="Task instruction of a text, for models trained with one (VLM2Vec)."),
     ] = None,
     as_asked: Annotated[bool, typer.Option("--as-asked", help="Do not rewrite the question.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Show how each score came about.")] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page with the pictures here.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page with the pictures.")] = None,
     root: Annotated[
         list[Path] | None,
         typer.Option(
             "--root",
-            help="Open pictures in this folder although they were not indexed on this machine; repeat for more.",
+            help="Folder whose pictures may be opened although they were not indexed on this machine; repeat for more.",
         ),
     ] = None,
     model: ModelOption = None,
@@ -92,12 +93,12 @@ def ask(
     image_limit: ImageLimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a question of what was indexed, or of one picture against it."""
+    """Ask a question of what was indexed, alone or about a picture."""
     from abc_rag.search.page import Shown, render_html, write_html
     from abc_rag.search.retriever import Retriever
     from abc_rag.search.rewriting.rewriter import AsAsked
 
-    # What can be wrong without the model is looked at before it is loaded, or even fetched.
+    # Everything that can be checked without the model is checked before it is loaded, or even fetched.
     if question is None and image is None:
         raise InputError("nothing to search for: give a question, --image FILE, or both")
     if question is not None and not question.strip():

@@ -41,11 +41,11 @@ def bench(
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
     resolution: ResolutionOption = None,
-    items: Annotated[int, typer.Option("--items", min=1, help="Estimate the time for so many.")] = 100_000,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="About how long to measure.")] = 30.0,
+    items: Annotated[int, typer.Option("--items", min=1, help="Estimate the time for this many items.")] = 100_000,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Approximate time to measure for.")] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model on this machine: rates, their share of the limit, latency, and an estimate for many items."""
+    """Measure a model on this machine: throughput, its share of the hardware limit, and latency."""
     from abc_rag.bench.bench import bench as measure
 
     if dtype not in _DTYPES:
@@ -130,7 +130,7 @@ def operations_of(rate: float) -> str:
 
 
 def duration_of(seconds: float) -> str:
-    """In the unit that a person would use."""
+    """A duration in the unit that a person would use."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.3g} {unit}"

@@ -48,40 +48,43 @@ def evaluate_ctrlbench_build_command(
             help="Environment variable that holds the key. Default: OPENAI_API_KEY for OpenAI, none for other servers.",
         ),
     ] = None,
-    pairs: Annotated[int, typer.Option("--pairs", help="Pairs to ask for, for each picture.")] = 5,
-    side: Annotated[int, typer.Option("--side", help="Most pixels of the longer side of what is sent.")] = 1024,
+    pairs: Annotated[int, typer.Option("--pairs", help="Pairs to ask for per picture.")] = 5,
+    side: Annotated[
+        int, typer.Option("--side", help="Longer side of the pictures that are sent, at most, in pixels.")
+    ] = 1024,
     near: Annotated[
         int,
         typer.Option(
-            "--near", help="Most of 256 bits in which near-identical pictures differ; 0: identical files only."
+            "--near",
+            help="Bits of 256 in which near-identical pictures may differ; 0: identical files only.",
         ),
     ] = 10,
-    concurrency: Annotated[int, typer.Option("--concurrency", help="Requests under way at once.")] = 4,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that one request may take.")] = 120.0,
-    limit: Annotated[int | None, typer.Option("--limit", help="Most pictures, for a trial.")] = None,
-    max_bad: Annotated[int, typer.Option("--max-bad", help="Most unusable pictures before it stops.")] = 100,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Maximum number of concurrent requests.")] = 4,
+    timeout: Annotated[float, typer.Option("--timeout", help="Timeout of one request in seconds.")] = 120.0,
+    limit: Annotated[int | None, typer.Option("--limit", help="Maximum number of pictures, for a trial run.")] = None,
+    max_bad: Annotated[int, typer.Option("--max-bad", help="Maximum number of unusable pictures.")] = 100,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Leave out phrases of a picture that this embedder finds nearly the same."),
+        typer.Option("--model", "-m", help="Leave out phrases of a picture that this embedder cannot tell apart."),
     ] = None,
     device: DeviceOption = "auto",
     review: Annotated[
         bool, typer.Option("--review/--no-review", help="Then review the pairs in a web page on this machine.")
     ] = False,
     review_only: Annotated[
-        bool, typer.Option("--review-only", help="Ask nothing: review what OUT holds, and write the file anew.")
+        bool, typer.Option("--review-only", help="Ask nothing: review the pairs in OUT and write the file again.")
     ] = False,
     page: Annotated[
-        bool, typer.Option("--page", help="Write OUT/review.html, a page for a review without this command.")
+        bool, typer.Option("--page", help="Write OUT/review.html, a page for reviewing without this command.")
     ] = False,
-    port: Annotated[int, typer.Option("--port", help="Port of the review page; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option("--port", help="Port of the review page; 0: a free one.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Send pictures to another machine without asking.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a CtrlBench file from a folder of pictures: a chat model writes pairs, you review them. Resumable.
 
-    What was answered or decided is kept in OUT: run the same command again to go on. Without --chat-model nothing is
-    asked and nothing is sent: the file is written anew from what OUT holds, such as after a review of the page.
+    Answers and decisions are kept in OUT: run the same command again to continue. Without --chat-model nothing is
+    asked and nothing is sent: the file is written again from what is in OUT, for example after a review.
     """
     from abc_rag.evaluation.authoring.build import build_ctrlbench, write_ctrlbench
     from abc_rag.evaluation.authoring.chat import DEFAULT_BASE_URL, OpenAIDescriber
@@ -149,7 +152,7 @@ def _review(out: Path, port: int) -> BuildReport:
         try:
             server.wait()
         except KeyboardInterrupt:
-            # As good an end as the button: each decision has been saved.
+            # As good as the button: every decision has been saved.
             tell()
     return write_ctrlbench(out)
 

@@ -91,8 +91,8 @@ def run_demo(embedder: Embedder, *, k: int = 4, progress: bool = False) -> tuple
 
 
 def demo(
-    html: Annotated[Path | None, typer.Option("--html", help="Where the page goes; default: a temporary file.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Most hits.")] = 4,
+    html: Annotated[Path | None, typer.Option("--html", help="File for the page. Default: a temporary file.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Maximum number of hits.")] = 4,
     model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

@@ -1,4 +1,4 @@
-"""The commands ``abc-rag evaluate ctrlbench | retrieval | classification | vqa | resolution``."""
+"""The commands ``abc-rag evaluate ctrlbench | retrieval | classification | vqa | resolution | mini | twins``."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measur
 OutOption = Annotated[
     Path | None,
     typer.Option(
-        "--out", "-o", help="Folder for results.json, report.html and the vectors, from which a later run goes on."
+        "--out", "-o", help="Folder for results.json, report.html and the vectors; a later run continues from it."
     ),
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Use the first so many rows.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first rows.")]
 MaxBadOption = Annotated[
-    int, typer.Option("--max-bad", min=0, help="Most rows and pictures that may be unusable; they are left out.")
+    int, typer.Option("--max-bad", min=0, help="Maximum number of unusable rows and pictures; they are left out.")
 ]
 ImagesOption = Annotated[
     Path | None, typer.Option("--images", help="Folder of the pictures. Default: the folder of the data.")
 ]
 LabelsOption = Annotated[
     Path | None,
-    typer.Option("--labels", help='Labels, one a line, or JSON {"label": "words"}. Default: those of the data.'),
+    typer.Option("--labels", help='Labels, one per line, or JSON {"label": "words"}. Default: the labels in the data.'),
 ]
 
 
 def finish(results: Results, *, out: Path | None, as_json: bool) -> None:
-    """What every ``evaluate`` command ends with: the table or JSON on standard output, files where ``--out`` is given.
+    """Print and save the results of an ``evaluate`` command.
 
     Args:
-        results: What was found; the command line is added to its settings.
+        results: The results; the command line is added to their settings.
         out: Where ``results.json`` and ``report.html`` go; None writes nothing.
         as_json: Print JSON and nothing else.
 
@@ -92,7 +92,7 @@ def ctrlbench_command(
     max_bad: MaxBadOption = 100,
     as_json: JsonOption = False,
 ) -> None:
-    """Does the instruction steer? Picture and instruction to phrase, with and without the instruction."""
+    """Measure whether instructions steer: picture and instruction to phrase, with and without the instruction."""
     from abc_rag.evaluation.ctrlbench import evaluate_ctrlbench
 
     embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
@@ -106,9 +106,9 @@ def retrieval_command(
         Path, typer.Argument(help="MSCOCO annotations, a Karpathy split file, or JSON lines of {image, captions}.")
     ],
     images: ImagesOption = None,
-    split: Annotated[str | None, typer.Option("--split", help="Of a Karpathy file. Default: test.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split of a Karpathy file. Default: test.")] = None,
     captions: Annotated[
-        int | None, typer.Option("--captions", min=1, help="Use the first so many of each picture; published: 5.")
+        int | None, typer.Option("--captions", min=1, help="Use only the first captions of each picture; published: 5.")
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -120,7 +120,7 @@ def retrieval_command(
     max_bad: MaxBadOption = 100,
     as_json: JsonOption = False,
 ) -> None:
-    """Pictures by captions and captions by pictures (MSCOCO, Flickr30K, your own): R@1, R@5, R@10."""
+    """Measure retrieval of pictures by captions and back (MSCOCO, Flickr30K, your own): R@1, R@5, R@10."""
     from abc_rag.evaluation.retrieval import evaluate_retrieval
 
     embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
@@ -140,7 +140,7 @@ def retrieval_command(
 
 @evaluate.command("classification")
 def classification_command(
-    data: Annotated[Path, typer.Argument(help="JSON lines of {image, label}, or a folder with a subfolder a label.")],
+    data: Annotated[Path, typer.Argument(help="JSON lines of {image, label}, or one subfolder per label.")],
     labels: LabelsOption = None,
     template: Annotated[
         list[str] | None,
@@ -155,11 +155,11 @@ def classification_command(
     max_tokens: MaxTokensOption = None,
     resolution: ResolutionOption = None,
     out: OutOption = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use so many pictures, chosen at random.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use a random sample of pictures.")] = None,
     max_bad: MaxBadOption = 100,
     as_json: JsonOption = False,
 ) -> None:
-    """The label whose text is nearest to the picture: accuracy, of each label too, and what is confused."""
+    """Measure zero-shot classification: accuracy overall and per label, and which labels are confused."""
     from abc_rag.evaluation.classification import TEMPLATE, evaluate_classification
 
     embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
@@ -181,10 +181,10 @@ def classification_command(
 def vqa_command(
     data: Annotated[Path, typer.Argument(help="JSON lines of {image, question, answer, candidates}.")],
     instruction_template: Annotated[
-        str, typer.Option("--instruction-template", help="What becomes of the question.")
+        str, typer.Option("--instruction-template", help="The instruction, with {question} for the question.")
     ] = "{question}",
     as_asked: Annotated[
-        bool, typer.Option("--as-asked/--rewrite", help="The question as it stands, or rewritten by rules.")
+        bool, typer.Option("--as-asked/--rewrite", help="Use the question as it stands, or rewrite it by rules.")
     ] = True,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -196,7 +196,7 @@ def vqa_command(
     max_bad: MaxBadOption = 100,
     as_json: JsonOption = False,
 ) -> None:
-    """The answer whose text is nearest to the picture under its question, among candidates."""
+    """Measure visual question answering: the nearest of several candidate answers to picture and question."""
     from abc_rag.evaluation.vqa import evaluate_vqa
 
     embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
@@ -215,17 +215,17 @@ def vqa_command(
 
 @evaluate.command("resolution")
 def resolution_command(
-    data: Annotated[str, typer.Argument(help="What the task takes; or 'scenes' for ctrlbench.")],
+    data: Annotated[str, typer.Argument(help="Data for the task; or 'scenes' for ctrlbench.")],
     task: Annotated[
-        str, typer.Option("--task", help="ctrlbench, retrieval, classification or vqa: what quality is.")
+        str, typer.Option("--task", help="ctrlbench, retrieval, classification or vqa: how quality is measured.")
     ] = "ctrlbench",
     tokens: Annotated[
-        str, typer.Option("--tokens", help="Numbers of image tokens, with commas between them.")
+        str, typer.Option("--tokens", help="Numbers of image tokens, separated by commas.")
     ] = "32,64,128,256,512,1024",
     images: ImagesOption = None,
     labels: LabelsOption = None,
-    timed: Annotated[int, typer.Option("--timed", min=1, help="Pictures whose time is measured.")] = 16,
-    passes: Annotated[int, typer.Option("--passes", min=1, help="How often; the median counts.")] = 5,
+    timed: Annotated[int, typer.Option("--timed", min=1, help="Number of pictures to time.")] = 16,
+    passes: Annotated[int, typer.Option("--passes", min=1, help="Number of timed passes; the median is reported.")] = 5,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     out: OutOption = None,
@@ -233,13 +233,13 @@ def resolution_command(
     max_bad: MaxBadOption = 100,
     as_json: JsonOption = False,
 ) -> None:
-    """Quality and time at several numbers of image tokens, on your own data, so that you can choose."""
+    """Compare quality and time at several numbers of image tokens, on your own data."""
     from abc_rag.evaluation.resolution import evaluate_resolution, resolutions
 
     try:
         numbers = [int(one) for one in tokens.split(",")]
     except ValueError as error:
-        raise InputError(f"--tokens takes numbers with commas between them, such as 64,256, not {tokens!r}") from error
+        raise InputError(f"--tokens takes numbers separated by commas, such as 64,256, not {tokens!r}") from error
     results = evaluate_resolution(
         resolutions(open_embedder(model, device)),
         data,
@@ -263,12 +263,12 @@ def _folder(out: Path | None) -> Path | None:
 
 @evaluate.command("mini")
 def evaluate_mini_command(
-    scenes: Annotated[int, typer.Option("--scenes", help="How many of the 1,000 held-out scenes.")] = 1000,
+    scenes: Annotated[int, typer.Option("--scenes", help="Number of the 1,000 held-out scenes to use.")] = 1000,
     model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Ask held-out scenes everything, and compare with every phrase that abc-mini knows."""
+    """Measure abc-mini on held-out scenes, against every phrase that it knows."""
     from abc_rag.evaluation.mini import evaluate_mini
 
     report = evaluate_mini(open_embedder(model, device), scenes=scenes, progress=not as_json)
@@ -286,7 +286,7 @@ def evaluate_mini_command(
     rows = [
         ("picture + instruction -> phrase", report.accuracy),
         ("the same, in wordings never trained on", report.accuracy_unseen_wording),
-        ("both sides of a picture answered rightly", report.both_sides),
+        ("both sides of a picture answered correctly", report.both_sides),
         ("without the instruction -> phrase", report.without_instruction),
         ("asked object before the other, with the instruction", report.order_with_instruction),
         ("asked object before the other, without it (chance: 50)", report.order_without_instruction),
@@ -301,13 +301,13 @@ def evaluate_mini_command(
 
 @evaluate.command("twins")
 def evaluate_twins_command(
-    scenes: Annotated[int, typer.Option("--scenes", help="How many of the 1,000 pictures; an even number.")] = 1000,
-    candidates: Annotated[int, typer.Option("--candidates", help="Pictures considered for a second look.")] = 50,
+    scenes: Annotated[int, typer.Option("--scenes", help="Number of the 1,000 pictures; even.")] = 1000,
+    candidates: Annotated[int, typer.Option("--candidates", help="Pictures considered for reranking.")] = 50,
     model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Ask for held-out pictures, each beside a twin that differs in the asked aspect only: what each step is worth."""
+    """Measure each step of a search on held-out pictures, each beside a twin that differs only in what is asked."""
     from abc_rag.evaluation.twins import evaluate_twins
 
     report = evaluate_twins(open_embedder(model, device), scenes=scenes, candidates=candidates, progress=not as_json)

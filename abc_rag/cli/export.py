@@ -22,15 +22,15 @@ export = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a 
 @export.command("sentence-transformers")
 def export_sentence_transformers_command(
     checkpoint: Annotated[str, typer.Argument(help="abc-mini, abc, or a checkpoint folder.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; not there yet, or empty.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUT.")] = False,
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Load what was written and compare its vectors with ours.")
+        bool, typer.Option("--check/--no-check", help="Load the export and compare its vectors with the engine's.")
     ] = True,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model that sentence-transformers 6 loads: texts, pictures, and pictures with an instruction."""
+    """Write a model that sentence-transformers 6 loads, for texts, pictures, and pictures with an instruction."""
     from abc_rag.adapters.sentence_transformers.export import export_sentence_transformers
 
     done = export_sentence_transformers(checkpoint, expanded(out), overwrite=overwrite, check=check, device=device)

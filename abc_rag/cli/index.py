@@ -40,7 +40,7 @@ def index(
     paths: Annotated[list[Path], typer.Argument(help="Pictures, .txt and .md files, and folders of them.")],
     facet: Annotated[
         list[str] | None,
-        typer.Option("--facet", "-f", help="Also store each picture as seen under this instruction; repeat for more."),
+        typer.Option("--facet", "-f", help="Also embed each picture under this instruction; repeat for more."),
     ] = None,
     exclude: Annotated[
         list[str] | None,
@@ -72,7 +72,7 @@ def index(
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed pictures and passages into a store. What is there already is not embedded again."""
+    """Embed pictures and passages into a store. What is stored already is not embedded again."""
     from abc_rag.ingest.paths import index_paths
 
     limits = image_limits(image_limit)

@@ -54,7 +54,7 @@ def info(
     try:
         here = local_revision(name) is not None
     except InputError:
-        here = True  # what is wrong with the name is said by who loads it
+        here = True  # loading it says what is wrong with the name
     if here:
         embedder = open_embedder(name, device)
         facts |= {"fingerprint": str(embedder.fingerprint), "dim": embedder.dim}

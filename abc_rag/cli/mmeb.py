@@ -33,7 +33,7 @@ def evaluate_mmeb_command(
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option("--images", help="Where images.zip was unpacked. Default: images in the folder.")
+        Path | None, typer.Option("--images", help="Folder where images.zip was unpacked. Default: images in ROOT.")
     ] = None,
     prompts: Annotated[
         Literal["auto", "mmeb", "abc", "vlm2vec"],
@@ -44,9 +44,9 @@ def evaluate_mmeb_command(
         ),
     ] = "auto",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first queries of each data set.")
+        int | None, typer.Option("--limit", min=1, help="Use only the first queries of each data set.")
     ] = None,
-    max_bad: Annotated[int, typer.Option("--max-bad", min=0, help="Most unusable rows and pictures.")] = 100,
+    max_bad: Annotated[int, typer.Option("--max-bad", min=0, help="Maximum number of unusable rows.")] = 100,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch what is missing from the hub first; several GB.")
     ] = False,
@@ -58,7 +58,7 @@ def evaluate_mmeb_command(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure hit@1 on the data sets of MMEB, with means beside published ones."""
+    """Measure hit@1 on the data sets of MMEB, with means beside the published ones."""
     from abc_rag.evaluation.mmeb.run import evaluate_mmeb
 
     results = evaluate_mmeb(
@@ -109,7 +109,7 @@ def evaluate_mteb_command(
 
 
 def names_of(given: list[str] | None) -> list[str] | None:
-    """Names in several options or between commas; those in brackets are part of a name: ``MTEB(eng, v2)``."""
+    """Names from repeated options or separated by commas. Commas in brackets belong to a name: ``MTEB(eng, v2)``."""
     if given is None:
         return None
     return [name.strip() for one in given for name in re.split(r",(?![^(]*\))", one) if name.strip()]

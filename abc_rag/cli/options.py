@@ -64,14 +64,14 @@ UrlOption = Annotated[
 ]
 CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="Collection within the store.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
-MinTokensOption = Annotated[int | None, typer.Option("--min-tokens", help="Fewest image tokens of a picture.")]
-MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Most image tokens of a picture.")]
+MinTokensOption = Annotated[int | None, typer.Option("--min-tokens", help="Minimum of image tokens per picture.")]
+MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", help="Maximum of image tokens per picture.")]
 WeightsOption = Annotated[
     str,
     typer.Option("--weights", help="full, int8 or int4. The last two save memory, make other vectors and need the "
                  "extra 'quantized'."),
 ]  # fmt: skip
-WorkersOption = Annotated[int | None, typer.Option("--workers", help="Threads or processes that open pictures.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Number of workers that open pictures.")]
 ResolutionOption = Annotated[
     str | None,
     typer.Option("--resolution", help="VLM2Vec: low, mid or high on Qwen2-VL, a number of crops on Phi-3.5-vision."),

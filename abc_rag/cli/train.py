@@ -27,17 +27,17 @@ DataOption = Annotated[
     str | None,
     typer.Option("--data", help="Folder or file of JSON lines, 'abc-pretraining', 'abc-vg-instruct', or 'scenes'."),
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run; an unfinished one is taken up.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run; an unfinished run is resumed.")]
 ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")]
 StartOption = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Start from this checkpoint's parts: abc-mini, or a folder with base/, ..."),
 ]
 BaseOption = Annotated[str | None, typer.Option("--base", help="Qwen2-VL: a hub id, or a folder (./...).")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="Optimiser steps.")]
-PicturesOption = Annotated[int | None, typer.Option("--pictures", help="Pictures of one step, over all processes.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Number of optimiser steps.")]
+PicturesOption = Annotated[int | None, typer.Option("--pictures", help="Pictures per step, over all processes.")]
 ChunkOption = Annotated[
-    int | None, typer.Option("--chunk", help="Pictures computed at once; less memory, the same gradients.")
+    int | None, typer.Option("--chunk", help="Pictures computed at once: less memory, the same gradients.")
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed")]
 SetOption = Annotated[
@@ -72,7 +72,8 @@ def pretrain_command(
     model: StartOption = None,
     base: BaseOption = None,
     negatives_file: Annotated[
-        Path | None, typer.Option("--negatives-file", help="What 'abc-rag train mine-negatives' wrote for the data.")
+        Path | None,
+        typer.Option("--negatives-file", help="Hard negatives from 'abc-rag train mine-negatives'."),
     ] = None,
     steps: StepsOption = None,
     pictures: PicturesOption = None,
@@ -132,7 +133,7 @@ def vlm2vec_command(
     out: OutOption = None,
     images: ImagesOption = None,
     subsets: Annotated[
-        str | None, typer.Option("--subsets", help="Names with commas between them; all of --data.")
+        str | None, typer.Option("--subsets", help="Subsets, separated by commas. Default: all of --data.")
     ] = None,
     base: Annotated[
         str | None, typer.Option("--base", help="Qwen2-VL or Phi-3.5-vision: a hub id, or a folder (./...).")
@@ -141,15 +142,15 @@ def vlm2vec_command(
         str | None, typer.Option("--resolution", help="low, mid or high (Qwen2-VL), or a number of crops (Phi).")
     ] = None,
     steps: StepsOption = None,
-    rows: Annotated[int | None, typer.Option("--rows", help="Rows of one step, over all processes.")] = None,
+    rows: Annotated[int | None, typer.Option("--rows", help="Rows per step, over all processes.")] = None,
     chunk: Annotated[
-        int | None, typer.Option("--chunk", help="Rows computed at once; less memory, the same gradients.")
+        int | None, typer.Option("--chunk", help="Rows computed at once: less memory, the same gradients.")
     ] = None,
     seed: SeedOption = None,
     settings: SetOption = None,
     push: PushOption = None,
 ) -> None:
-    """Train a VLM2Vec adapter: texts and pictures find what answers them. Its folder can be used as --model."""
+    """Train a VLM2Vec adapter from queries and their answers. Its folder can be used as --model."""
     from abc_rag.training.config import VLM2VecConfig, read_config
     from abc_rag.training.vlm2vec import train_vlm2vec
 
@@ -180,10 +181,10 @@ def push_command(
 def train_mini_command(
     out: Annotated[Path, typer.Argument(help="Folder that receives base/, pretrain/ and instruct/.")],
     seed: Annotated[int, typer.Option("--seed")] = 0,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the base stage, for a trial.")] = None,
-    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16; slower on CPUs that do not know it.")] = True,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the base stage, for a trial run.")] = None,
+    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16; slower on CPUs without support for it.")] = True,
 ) -> None:
-    """Train abc-mini from nothing: its base, then the two adapters as 'pretrain' and 'instruct' do."""
+    """Train abc-mini from scratch: its base, then the two adapters as 'pretrain' and 'instruct' do."""
     from dataclasses import replace
 
     from abc_rag.training.mini import MiniConfig, train_mini
@@ -198,29 +199,29 @@ def train_mini_command(
 @train.command("mine-negatives")
 def mine_negatives_command(
     data: Annotated[str, typer.Argument(help="Folder or file of JSON lines with captions, or 'abc-pretraining'.")],
-    out: Annotated[Path, typer.Argument(help="JSONL to write; an unfinished one is taken up.")],
+    out: Annotated[Path, typer.Argument(help="JSONL file to write; an unfinished one is resumed.")],
     model: ModelOption = None,
     images: Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")] = None,
     epsilon: Annotated[
         float,
-        typer.Option("--epsilon", help="Leave out what scores this part of the positive's own score, or more."),
+        typer.Option("--epsilon", help="Leave out captions that score at least this fraction of the positive's score."),
     ] = 0.95,
-    count: Annotated[int, typer.Option("--count", help="Negatives of each row.")] = 35,
+    count: Annotated[int, typer.Option("--count", help="Negatives per row.")] = 35,
     query: Annotated[
         Literal["text", "image"],
-        typer.Option("--query", help="What searches: the caption (its own score is 1), or the picture."),
+        typer.Option("--query", help="Query with the caption (its own score is 1) or with the picture."),
     ] = "text",
     index: Annotated[
         Literal["auto", "exact", "approximate"],
-        typer.Option("--index", help="Compare with all captions, or search an index; auto: what memory allows."),
+        typer.Option("--index", help="Search exactly, or in an approximate index; auto: as memory allows."),
     ] = "auto",
     memory_gb: Annotated[
-        float | None, typer.Option("--memory-gb", help="GiB for vectors. Default: half of what is free.")
+        float | None, typer.Option("--memory-gb", help="Memory for vectors in GiB. Default: half of the free memory.")
     ] = None,
     keep_vectors: Annotated[
-        bool, typer.Option("--keep-vectors", help="Keep OUT.work, to mine again with other settings.")
+        bool, typer.Option("--keep-vectors", help="Keep OUT.work, for mining again with other settings.")
     ] = False,
-    max_bad: Annotated[int, typer.Option("--max-bad", help="Most unusable rows.")] = 100,
+    max_bad: Annotated[int, typer.Option("--max-bad", help="Maximum number of unusable rows.")] = 100,
     download: Annotated[bool, typer.Option("--download", help="Fetch a hub data set.")] = False,
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
@@ -257,7 +258,7 @@ def mine_negatives_command(
         ("different captions", f"{report.captions:,}"),
         ("negatives a row", f"{report.negatives / report.rows:.1f} of {report.count}"),
         ("rows with fewer", f"{report.short:,}"),
-        ("left out as probably true", f"{report.at_or_above_bar:,}"),
+        ("left out as probably correct", f"{report.at_or_above_bar:,}"),
         ("search", f"{report.query}, {report.index}{recall}"),
         ("unusable rows", f"{report.bad['count']:,}"),
     ):

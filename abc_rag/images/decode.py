@@ -196,7 +196,7 @@ def raise_for(error: Exception, name: str, what: str) -> NoReturn:
     if isinstance(error, (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning)):
         raise ImageLimitError(name, f"{str(error).rstrip('.')}; {_RAISE_PILLOWS_LIMIT}") from error
     reason = f"{what} ({type(error).__name__}: {str(error)[:200]})"
-    raise ImageFormatError(name, f"{reason}; it is corrupt or truncated: fetch or save it anew") from error
+    raise ImageFormatError(name, f"{reason}; it is corrupt or truncated: fetch it or save it again") from error
 
 
 class _Stream(io.BytesIO):

@@ -2,7 +2,7 @@
 
 A service that fetches whatever it is told can be made to read the network it stands in: a cloud's
 metadata service, a database on the same host. So `fetch` looks a name up once, checks every address
-it got, and connects to exactly the address it checked; a second look-up could answer differently
+it got, and connects to exactly the address it checked: a second lookup could answer differently
 (DNS rebinding). Every redirect goes through the same checks. TLS still verifies the name.
 
 Proxies from the environment are not used: a proxy would look names up again, out of sight.
@@ -100,7 +100,7 @@ def _system_addresses(host: str, port: int) -> list[str]:
 
 
 class _Deadline:
-    """A moment on the monotonic clock, after which nothing waits any longer."""
+    """A point on the monotonic clock after which nothing waits any longer."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -113,7 +113,7 @@ class _Deadline:
 
 
 class _TimedReader(io.RawIOBase):
-    """Reads a socket; every read may take only what is left of the whole time."""
+    """Reads a socket within the time that is left."""
 
     def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _TimedReader(io.RawIOBase):
 
 
 class _TimedSocket:
-    """As much of a socket as http.client uses."""
+    """The part of a socket that http.client uses."""
 
     def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
         self._sock = sock
@@ -205,14 +205,14 @@ class _Fetcher(NamedTuple):
         addresses = self.look_up(target)
         closed = [address for address in addresses if not self.address_allowed(address)]
         if closed or not addresses:
-            # One closed address among open ones is a trap or a mistake; neither is worth a connection.
+            # A single closed address among open ones is a trap or a mistake; neither deserves a connection.
             found = f"is at {closed[0]}, which is not a public address" if closed else "has no address"
             raise self.refuse(f"{target.host} {found}, so it is not fetched; {_FETCH_IT_YOURSELF}")
         failure = OSError("no connection")
         for position, address in enumerate(addresses):
             sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
             try:
-                # A share of the time each, so that one dead address does not cost the others theirs.
+                # Each address gets its share of the time, so that a dead one does not use up the others'.
                 sock.settimeout(self.deadline.remaining() / (len(addresses) - position))
                 sock.connect((address, target.port))
             except OSError as error:
@@ -330,9 +330,9 @@ def fetch(
     Args:
         url: Where to fetch from. Without user name or password.
         source: What errors call the picture.
-        max_bytes: Most bytes of the body.
-        timeout_s: Seconds for everything together: names, connections, redirects, headers, body.
-        max_redirects: Most redirects followed.
+        max_bytes: Maximum size of the body in bytes.
+        timeout_s: Timeout in seconds for everything: name lookup, connections, redirects, headers, body.
+        max_redirects: Maximum number of redirects that are followed.
         _address_allowed: Whether to connect to an IP address; tests allow their loopback server.
         _resolve: Gives a host's IP addresses in digits; tests make up names.
         _tls: Makes the TLS context; tests trust their own certificate.

@@ -162,7 +162,7 @@ def rendered(source: ImageSource, *, limits: ImageLimits, rendering: Rendering, 
 
 
 def content_hash(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> str:
-    """The hash that `open_image` gives, without decoding: same bytes, same hash, whatever they are called.
+    """The hash that `open_image` gives, without decoding: equal bytes have equal hashes, whatever their name.
 
     Args:
         source: As for `open_image`.
@@ -185,7 +185,7 @@ def mime_type_of(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, name: str
 
     Args:
         data: Encoded bytes.
-        limits: What the picture may cost; all of them are checked, as far as the header tells.
+        limits: What the picture may cost; all limits are checked, none of which needs decoding.
         name: What it is called in messages, where ``"bytes (123 KB)"`` says less.
 
     Returns:

@@ -1,8 +1,7 @@
 """From decoded pixels of any mode to upright RGB.
 
-What `image.convert("RGB")` loses, it loses without a word: transparency, and the range of pictures with more than eight
-bits. The published ABC pipeline converts like that, and so does this module by default; it logs a warning once a
-process. `Rendering` changes it.
+`image.convert("RGB")` silently drops transparency and the range of pictures with more than eight bits. The published
+ABC pipeline converts so, and so does this module by default; it logs one warning per process. `Rendering` changes it.
 """
 
 from __future__ import annotations

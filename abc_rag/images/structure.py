@@ -63,12 +63,12 @@ class _Parts:
             refuse(self._name, f"over {self.limits.max_parts:,} {self._what}", "max_parts", self.limits)
 
     def check(self, count: int) -> None:
-        """Refuse so many of one kind."""
+        """Refuse more of one kind than there may be parts."""
         if count > self.limits.max_parts:
             refuse(self._name, f"{count:,} {self._what}", "max_parts", self.limits)
 
     def odd(self, reason: str) -> NoReturn:
-        raise ImageFormatError(self._name, f"{reason}, as no encoder writes; save it anew")
+        raise ImageFormatError(self._name, f"{reason}, which no encoder writes; save it again")
 
 
 def check_structure(data: bytes, kind: Format, name: str, limits: ImageLimits) -> Structure:

@@ -1,4 +1,4 @@
-"""Pictures from anywhere into a store: `abc_rag.ingest.index_images`."""
+"""Pictures from any source into a store."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from abc_rag.types import (
 
 __all__ = ["index_images"]
 
-# What is stored together, and the bytes of pictures that it may hold.
+# Pictures that are stored together, and the maximum of their bytes.
 _MOST_ITEMS = 64
 _MOST_BYTES = 64 * 2**20
 
 
 @dataclass
 class _Picture:
-    """One picture of a call, on its way into the store.
+    """One picture of a call, until it is stored.
 
     Attributes:
-        position: Its place in the call.
-        record: What is stored of it.
-        source: What is given to the embedder: its bytes, or an open picture.
-        known: Its vector, where it is stored already.
-        lacks: The facets that it gets.
+        position: Its position in the call.
+        record: What is stored.
+        source: What the embedder gets: its bytes, or an open picture.
+        known: Its vector, if it is stored already.
+        lacks: The facets that have to be embedded.
     """
 
     position: int
@@ -65,7 +65,7 @@ class _Picture:
         return len(self.source) if isinstance(self.source, bytes) else 0
 
     def wanted(self) -> dict[tuple[str, str | None], Input]:
-        """What has to be embedded, by content and instruction: equal pictures are embedded once."""
+        """Inputs by content and instruction, as equal pictures are embedded once."""
         found: dict[tuple[str, str | None], Input] = {}
         if self.known is None:
             found[self.record.sha256, None] = Image(self.source)
@@ -84,7 +84,7 @@ class _Group(Part):
 
 @dataclass
 class _Call:
-    """What was asked for, and what has come of it."""
+    """The arguments of a call, and its results."""
 
     sources: Sequence[ImageSource]
     store: Store
@@ -96,7 +96,7 @@ class _Call:
     metadatas: Sequence[Mapping[str, MetadataValue]] | None
     stored: list[str | None] = field(default_factory=list)
     failed: list[tuple[int, InputError]] = field(default_factory=list)
-    flying: set[str] = field(default_factory=set)
+    in_flight: set[str] = field(default_factory=set)
 
 
 def index_images(
@@ -112,19 +112,19 @@ def index_images(
     limits: ImageLimits = DEFAULT_LIMITS,
     progress: bool = False,
 ) -> list[str]:
-    """Embed and store pictures from any source, a few at a time; the next are embedded while some are stored.
+    """Embed and store pictures from any source, a few at a time; the next ones are embedded while some are stored.
 
     A path or a URL is stored as a reference: the picture stays where it is. Bytes, data URIs and PIL images have no
-    place to refer to, so without ``keep`` they can be found but not shown or looked at again.
+    place to refer to, so without ``keep`` they can be found, but not shown or reranked.
 
     Args:
         images: Paths, `URL`, `DataURI`, bytes or PIL images.
         embedder: Makes the vectors.
         store: Receives them; must be of the same model.
-        ids: One id a picture. If not given: `abc_rag.store.image_id` of its content, so that equal pictures are one
+        ids: One id per picture. If not given: `abc_rag.store.image_id` of its content, so that equal pictures are one
             record, with the caption and metadata of the last.
-        captions: One text a picture, stored beside it. It is not embedded.
-        metadatas: One mapping a picture.
+        captions: One text per picture, stored beside it. It is not embedded.
+        metadatas: One mapping per picture.
         facets: Instructions under which each picture gets a further vector; see `abc_rag.store.Store.add_facets`.
         keep: Copy the pictures into the store's own folder and refer to the copies; see
             `abc_rag.store.Store.keep_picture`. A PIL image is kept as PNG.
@@ -204,14 +204,14 @@ def _read(position: int, source: ImageSource, call: _Call) -> _Picture:
 
 
 def _grouped(pictures: Sequence[_Picture], call: _Call) -> Iterator[_Group | None]:
-    """What these lack, looked up once nothing that is on its way can change it."""
-    if not call.flying.isdisjoint(p.record.id for p in pictures if isinstance(p.record.id, str)):
+    """A group, looked up in the store once nothing that is in flight can change the answer."""
+    if not call.in_flight.isdisjoint(p.record.id for p in pictures if isinstance(p.record.id, str)):
         yield None
     fine = _each_or_all(pictures, lambda some: _look_up(some, call), call)
     wanted: dict[tuple[str, str | None], Input] = {}
     for picture in fine:
         wanted |= picture.wanted()
-    call.flying.update(picture.record.id for picture in fine)
+    call.in_flight.update(picture.record.id for picture in fine)
     yield _Group(list(wanted.values()), sum(p.held for p in fine), fine, list(wanted))
 
 
@@ -230,7 +230,7 @@ def _look_up(pictures: Sequence[_Picture], call: _Call) -> None:
 def _each_or_all(
     pictures: Sequence[_Picture], use: Callable[[Sequence[_Picture]], None], call: _Call
 ) -> Sequence[_Picture]:
-    """Use all together; where the store refuses, one by one, so that a bad record costs only itself. Which it took."""
+    """Use all at once; if the store refuses, one by one, so that a bad record costs only itself. Those it took."""
     try:
         if pictures:
             use(pictures)
@@ -256,7 +256,7 @@ def _place(source: ImageSource) -> tuple[str, SourceType]:
 
 
 def _store(group: _Group, results: Sequence[Vectors | ABCRagError], call: _Call) -> None:
-    """Store what could be embedded whole; a bad picture costs nothing but itself."""
+    """Store the pictures whose vectors are complete."""
     found = dict(zip(group.keys, results, strict=True))
     fine = []
     for picture in group.pictures:
@@ -269,7 +269,7 @@ def _store(group: _Group, results: Sequence[Vectors | ABCRagError], call: _Call)
     stored = _each_or_all(fine, lambda some: _store_together(some, vectors, call), call)
     for picture in stored:
         call.stored[picture.position] = picture.record.id
-    call.flying.difference_update(picture.record.id for picture in group.pictures)
+    call.in_flight.difference_update(picture.record.id for picture in group.pictures)
 
 
 def _store_together(
