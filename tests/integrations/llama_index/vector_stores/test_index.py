@@ -328,11 +328,9 @@ def test_documents_take_the_place_of_what_is_stored_of_them(embed_model: ABCEmbe
     ABCMultiModalIndex.from_documents(documents("third"), embed_model=embed_model, storage_context=context)
     assert store.count() == before
     # Nodes whose ids last replace themselves, and are not taken for older ones.
-    parts = [
-        SentenceSplitter(
-            chunk_size=64, chunk_overlap=0, id_func=lambda number, document: f"{document.node_id}-{number}"
-        )
-    ]
+    splitter = SentenceSplitter(
+        chunk_size=64, chunk_overlap=0, id_func=lambda number, document: f"{document.node_id}-{number}"
+    )
     for _ in range(2):
         ABCMultiModalIndex.from_documents(documents("third"), transformations=[splitter], **settings)
         assert store.count() == before
