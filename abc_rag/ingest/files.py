@@ -191,8 +191,9 @@ class _Walk:
             if any(entry.name == _STORE_FILE for entry in entries):
                 self._count(_STORES)
                 continue
-            if any(entry.name == IGNORE_FILE for entry in entries):
-                rules = _Rules(folder, self._patterns(folder / IGNORE_FILE), rules)
+            ignore = folder / IGNORE_FILE
+            if any(entry.name == IGNORE_FILE for entry in entries) and not self._leads_out(ignore):
+                rules = _Rules(folder, self._patterns(ignore), rules)
             below = []
             for entry in entries:
                 path, is_folder = folder / entry.name, entry.is_dir()
@@ -212,14 +213,20 @@ class _Walk:
 
     def _why_not(self, path: Path, target: Path, rules: _Rules, *, is_folder: bool) -> str | None:
         """Why a file or a folder is left out, whatever it holds."""
+        if path.name == IGNORE_FILE:
+            return _LINKS if self._leads_out(path) else ""
         if path.name.startswith("."):
-            return _HIDDEN if path.name != IGNORE_FILE else ""
+            return _HIDDEN
         if path.name.lower() in _BY_MACHINES:
             return _MACHINES
-        inside = target == path or any(root == target or root in target.parents for root in self._roots)
-        if not inside and not self._follow_links:
+        if target != path and self._leads_out(path):
             return _LINKS
         return _EXCLUDED if rules.leave_out(path, is_folder=is_folder) else None
+
+    def _leads_out(self, path: Path) -> bool:
+        """Whether a path is a link out of the given files and folders, and is not to be followed."""
+        target = Path(os.path.realpath(path))
+        return not self._follow_links and not any(root == target or root in target.parents for root in self._roots)
 
     def _kind(self, path: Path) -> tuple[Modality | None, str | None]:
         """What a file is, or why it is left out."""

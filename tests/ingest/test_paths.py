@@ -302,6 +302,13 @@ def test_patterns_leave_out(folder: Path, store: ChromaStore) -> None:
     assert "deep/e.png" in left(["e.png"])  # the nearest rule decides
 
 
+def test_an_ignore_file_that_leads_elsewhere_is_not_read(tmp_path: Path, folder: Path, index: Index) -> None:
+    picture(folder / "a.png", "red")
+    (folder / ".abcignore").symlink_to(passage(tmp_path / "secret", "*.png"))
+    report, _ = index()
+    assert (counts(report), report.left_out) == ((1, 0, 0, 0), {"links that lead elsewhere": 1})
+
+
 def test_unusable_patterns(folder: Path, index: Index, store: ChromaStore) -> None:
     with pytest.raises(InputError, match="exclude must be a list"):
         index_paths([folder], FakeEmbedder(), store, exclude="*.png")
