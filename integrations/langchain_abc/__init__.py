@@ -8,6 +8,7 @@ try:
     from langchain_abc.embeddings import ABCEmbeddings
     from langchain_abc.retrievers import InstructionRetriever
     from langchain_abc.rewriters import chat_model_rewriter
+    from langchain_abc.tools import retriever_tool
     from langchain_abc.vectorstores import ABCVectorStore
 except ModuleNotFoundError as error:
     raise MissingExtraError.for_module(error, "langchain_abc", extra="langchain") from error
@@ -19,5 +20,6 @@ __all__ = [
     "chat_model_describer",
     "chat_model_rewriter",
     "cited_documents",
+    "retriever_tool",
     "to_content_blocks",
 ]

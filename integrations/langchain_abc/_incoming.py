@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,6 +58,20 @@ def text_records(
             )
         )
     return records
+
+
+@contextmanager
+def placed(batch: Sequence[Record], records: Sequence[Record]) -> Iterator[None]:
+    """Have an error about one text of a batch name its place in the whole call, and its id."""
+    try:
+        yield
+    except InputError as error:
+        found = re.match(r"(?:input (\d+): )+", str(error))
+        if found is None or int(found[1]) >= len(batch):
+            raise
+        record = batch[int(found[1])]
+        name = f"document {records.index(record)} (id {record.id!r})"
+        raise InputError(f"{name}: {str(error)[found.end() :]}") from error
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,19 @@ from langchain_core.embeddings import Embeddings
 
 from abc_rag import ImageSource, Record
 from abc_rag.errors import InputError
-from abc_rag.ingest import index_images
+from abc_rag.ingest import IndexReport, index_images, index_paths
 from abc_rag.search import Pictures
 from abc_rag.types import MetadataValue
 from langchain_abc._documents import document_id, to_documents
-from langchain_abc._incoming import Stored, listed, one_each, picture_metadatas, split_documents, text_records
+from langchain_abc._incoming import (
+    Stored,
+    listed,
+    one_each,
+    picture_metadatas,
+    placed,
+    split_documents,
+    text_records,
+)
 from langchain_abc._searches import Searches, refuse_keywords
 
 # Batches: a call that is interrupted loses no more than one, and others get their turn in between.
@@ -58,7 +67,9 @@ class Writes(Searches):
         refuse_keywords(kwargs)
         records = text_records(texts, metadatas, ids)
         for part in self._new(records, batch_size):
-            self.store.add(part, self._embedding.embed_documents([record.text for record in part]))
+            with placed(part, records):
+                vectors = self._embedding.embed_documents([record.text for record in part])
+            self.store.add(part, vectors)
         return [record.id for record in records]
 
     async def aadd_texts(
@@ -76,11 +87,12 @@ class Writes(Searches):
         parts = await self._worker.run(lambda: list(self._new(records, batch_size)))
         for part in parts:
             passages = [record.text for record in part]
-            if type(self._embedding).aembed_documents is Embeddings.aembed_documents:
-                # LangChain's default, which would occupy the loop's shared pool.
-                vectors = await self._worker.run(self._embedding.embed_documents, passages)
-            else:
-                vectors = await self._embedding.aembed_documents(passages)
+            with placed(part, records):
+                if type(self._embedding).aembed_documents is Embeddings.aembed_documents:
+                    # LangChain's default, which would occupy the loop's shared pool.
+                    vectors = await self._worker.run(self._embedding.embed_documents, passages)
+                else:
+                    vectors = await self._embedding.aembed_documents(passages)
             await self._worker.run(self.store.add, part, vectors)
         return [record.id for record in records]
 
@@ -243,6 +255,58 @@ class Writes(Searches):
             keep=keep,
             limits=self.image_limits,
             progress=bool(getattr(self._embedding, "show_progress", False)),
+        )
+
+    # -- files and folders -----------------------------------------------------------------------
+
+    def index_paths(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        facets: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        follow_links: bool = False,
+        prune: bool = False,
+    ) -> IndexReport:
+        """Embed and store the pictures and passages of files and folders, as ``abc-rag index`` does.
+
+        Args:
+            paths: Files and folders.
+            facets: Instructions under which every picture gets a further vector that it can be found by.
+            exclude: Patterns of what to leave out, in the syntax of ``.gitignore``.
+            follow_links: Also read what links in the folders point to outside of them.
+            prune: Remove what came from files of the folders that are gone.
+
+        Returns:
+            What was done, with every file that failed; see ``abc_rag.ingest.index_paths``.
+
+        Raises:
+            abc_rag.errors.InputError: The embeddings embed no pictures, or a path does not exist.
+        """
+        return index_paths(
+            paths,
+            self._need_embedder(),
+            self.store,
+            facets=facets,
+            exclude=exclude,
+            follow_links=follow_links,
+            prune=prune,
+            limits=self.image_limits,
+            progress=bool(getattr(self._embedding, "show_progress", False)),
+        )
+
+    async def aindex_paths(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        facets: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        follow_links: bool = False,
+        prune: bool = False,
+    ) -> IndexReport:
+        """See `index_paths`; does not block the event loop."""
+        return await self._worker.run(
+            self.index_paths, paths, facets=facets, exclude=exclude, follow_links=follow_links, prune=prune
         )
 
     # -- by id -----------------------------------------------------------------------------------

@@ -13,13 +13,15 @@ from langchain_core.messages.content import ContentBlock, ImageContentBlock, cre
 
 from abc_rag import ImageLimits, Record
 from abc_rag.errors import ImageError, ImageFetchError, InputError
-from abc_rag.images import DEFAULT_LIMITS
+from abc_rag.images import DEFAULT_LIMITS, share_image
 from abc_rag.search import Pictures, cited_numbers
 from langchain_abc._documents import is_picture, own_field
 
 __all__ = ["cited_documents", "to_content_blocks"]
 
 _LOG = logging.getLogger(__name__)
+# How JPEG, PNG, GIF and WebP files begin in base64.
+_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 
 
 def to_content_blocks(
@@ -42,7 +44,8 @@ def to_content_blocks(
     still what was indexed: whoever can write into a store could make a document refer to any file.
 
     Args:
-        documents: From an `ABCVectorStore` or an `InstructionRetriever`; any others count as passages.
+        documents: From an `ABCVectorStore` or an `InstructionRetriever`. Any others count as passages, but for those
+            whose text is a picture in base64.
         numbered: Begin each with its number in brackets, from 1, for the model to cite: see `cited_documents`.
         max_side: Shrink pictures to at most so many pixels on their longer side.
         image_limits: Which pictures are opened, and whether URLs are fetched.
@@ -72,6 +75,14 @@ def to_content_blocks(
         source = source if isinstance(source, str) else ""
         head = " ".join(part for part in (f"[{number}]" if numbered else "", source) if part)
         body = document.page_content
+        if not is_picture(document) and (found := _encoded_picture(body)) is not None:
+            try:
+                data, mime_type = share_image(found, limits=pictures.limits, max_side=max_side)
+            except ImageError:
+                pass  # then it is a text, if an odd one
+            else:
+                blocks += [create_text_block(f"{head} (picture)".lstrip()), _block(data, mime_type)]
+                continue
         if not is_picture(document):
             blocks.append(create_text_block("\n".join(part for part in (head, body) if part)))
             continue
@@ -109,5 +120,18 @@ def _image_block(document: Document, source: str, pictures: Pictures, max_side: 
         source_type="url" if own_field(document, "source_type") == "url" else "path",
         sha256=own_field(document, "sha256") or "",
     )
-    data, mime_type = pictures.share(record, max_side=max_side)
+    return _block(*pictures.share(record, max_side=max_side))
+
+
+def _block(data: bytes, mime_type: str) -> ImageContentBlock:
     return create_image_block(base64=base64.b64encode(data).decode("ascii"), mime_type=mime_type)
+
+
+def _encoded_picture(text: str) -> bytes | None:
+    """The bytes of a picture that stands in a text as base64, as ``langchain_chroma.Chroma.add_images`` stores it."""
+    if not text.startswith(_BASE64):
+        return None
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return None

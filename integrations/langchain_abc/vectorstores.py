@@ -24,6 +24,10 @@ from langchain_abc.retrievers import InstructionRetriever
 __all__ = ["ABCVectorStore"]
 
 
+# What the settings are called in langchain_chroma.
+_NAMES = {"persist_directory": "path", "collection_name": "collection", "embedding_function": "embedding"}
+
+
 class ABCVectorStore(Writes):
     """Texts and pictures in one Chroma collection, found by questions, pictures, and pictures under an instruction.
 
@@ -59,6 +63,7 @@ class ABCVectorStore(Writes):
 
             store.add_documents([Document("A rose has thorns.", metadata={"source": "plants.md", "page": 3})])
             store.add_images(["rose.jpg", "pig.jpg"], captions=["", "a pig"], metadatas=[{"year": 2024}, {}])
+            store.index_paths(["photos"])
 
         A document without an id gets one of its content, so that adding it again changes nothing. Metadata comes back
         as it was: plain values can be filtered by, dates as their ISO text. A picture stays where it is, and is
@@ -115,7 +120,11 @@ class ABCVectorStore(Writes):
         store: Store | None = None,
         image_limits: ImageLimits | None = None,
         roots: Iterable[str | os.PathLike[str]] = (),
+        **kwargs: object,
     ) -> None:
+        for name in kwargs:
+            meant = f"; here it is called {_NAMES[name]!r}" if name in _NAMES else ""
+            raise TypeError(f"unexpected keyword {name!r}{meant}")
         if not isinstance(embedding, Embeddings):
             raise InputError(
                 f"embedding must be LangChain embeddings, such as ABCEmbeddings(), not {type(embedding).__name__}"

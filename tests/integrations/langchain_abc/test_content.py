@@ -326,3 +326,15 @@ async def test_a_chat_model_s_own_error_passes_through(filled: ABCVectorStore) -
         chain.invoke({"question": "a dog"})
     with pytest.raises(ConnectionError, match="the service is down"):
         await chain.ainvoke({"question": "a dog"})
+
+
+def test_a_picture_that_is_kept_as_base64_is_shown(tmp_path: Path) -> None:
+    # As langchain_chroma.Chroma.add_images stores it.
+    drawn().save(tmp_path / "a.png")
+    text = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    said, picture = to_content_blocks([Document(text, metadata={"source": "a.png"})])
+    assert said["text"] == "[1] a.png (picture)"  # type: ignore[typeddict-item]
+    assert decoded(picture).size == (60, 40)
+    for odd in (text[:40], text[:-8], "iVBORw0KGgo is how they begin", "R0lGOD=="):
+        (block,) = to_content_blocks([Document(odd)], numbered=False)
+        assert block == create_text_block(odd) | {"id": block.get("id")}

@@ -983,3 +983,61 @@ def test_what_the_command_line_stored_is_found(tmp_path: Path, caplog: pytest.Lo
     assert found[0].metadata["source"] == str(tmp_path / "notes.md")
     assert found[1].metadata["source"] == str(tmp_path / "red.png")
     assert not caplog.records
+
+
+# --- Folders, other people's names, and places in errors ----------------------------------------------------
+
+
+async def test_folders_are_indexed(store: ABCVectorStore, tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    square(tmp_path / "in", "red")
+    square(tmp_path / "in" / "deep", "blue")
+    (tmp_path / "in" / "words.txt").write_text("some words")
+    report = store.index_paths([tmp_path / "in"], exclude=["deep"])
+    assert (report.added, report.failed) == (2, [])
+    assert (await store.aindex_paths([tmp_path / "in"])).added == 1
+    (tmp_path / "in" / "words.txt").unlink()
+    assert store.index_paths([tmp_path / "in"], prune=True).removed == 1
+    with (
+        ABCVectorStore(DeterministicFakeEmbedding(size=8)) as plain,
+        pytest.raises(InputError, match="embeds no pictures"),
+    ):
+        plain.index_paths([tmp_path / "in"])
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("persist_directory", "'persist_directory'; here it is called 'path'"),
+        ("collection_name", "'collection_name'; here it is called 'collection'"),
+        ("embedding_function", "'embedding_function'; here it is called 'embedding'"),
+        ("folder", "'folder'$"),
+    ],
+)
+def test_names_of_other_stores_are_answered_with_ours(name: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"unexpected keyword {meant}"):
+        ABCVectorStore(FakedEmbeddings(), **{name: "x"})
+    with pytest.raises(TypeError, match=f"unexpected keyword {meant}"):
+        ABCVectorStore.from_texts(["a"], FakedEmbeddings(), **{name: "x"})
+
+
+async def test_an_error_about_one_text_names_its_place_in_the_call() -> None:
+    class Choosy(FakeEmbedder):
+        def _embed(self, inputs: Any, *, batch_size: BatchSize, progress: bool) -> Vectors:
+            for position, one in enumerate(inputs):
+                if one.text == "bad":
+                    raise InputError(f"input {position}: too bad")
+            return super()._embed(inputs, batch_size=batch_size, progress=progress)
+
+    class ChoosyEmbeddings(FakedEmbeddings):
+        def _load(self) -> Embedder:
+            return Choosy(dim=32, model=self.model)
+
+    with ABCVectorStore(ChoosyEmbeddings()) as store:
+        store.add_texts([f"text {n}" for n in range(5)])
+        texts = [*(f"text {n}" for n in range(9)), "bad"]
+        for ids in (None, [f"id-{n}" for n in range(10)]):
+            with pytest.raises(InputError, match=r"^document 9 \(id '(text-|id-9).*'\): too bad"):
+                store.add_texts(texts, ids=ids, batch_size=2)
+            with pytest.raises(InputError, match=r"^document 9 \(id '(text-|id-9).*'\): too bad"):
+                await store.aadd_texts(texts, ids=ids, batch_size=2)

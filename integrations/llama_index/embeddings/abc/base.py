@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,7 @@ from abc_rag import (
     InstructedText,
     Text,
 )
+from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.images.limits import DEFAULT_LIMITS
 from abc_rag.images.read import describe_source
@@ -121,8 +123,11 @@ class ABCEmbeddings(Settings):
         show_progress: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Embedding]:
-        """Embed passages; see the base class."""
-        return super().get_text_embedding_batch(texts, show_progress or self.show_progress, **kwargs)
+        """Embed passages; see the base class. An error about one of them names its place among ``texts``."""
+        try:
+            return super().get_text_embedding_batch(texts, show_progress or self.show_progress, **kwargs)
+        except InputError as error:
+            raise self._placed(error, texts) from error
 
     async def aget_text_embedding_batch(
         self,
@@ -130,8 +135,11 @@ class ABCEmbeddings(Settings):
         show_progress: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Embedding]:
-        """Embed passages without blocking the event loop; see the base class."""
-        return await super().aget_text_embedding_batch(texts, show_progress or self.show_progress, **kwargs)
+        """Embed passages without blocking the event loop; see `get_text_embedding_batch`."""
+        try:
+            return await super().aget_text_embedding_batch(texts, show_progress or self.show_progress, **kwargs)
+        except InputError as error:
+            raise await in_thread(self._placed, error, texts) from error
 
     # -- pictures --------------------------------------------------------------------------------
 
@@ -278,7 +286,8 @@ class ABCEmbeddings(Settings):
     ) -> None:
         with self._named(pictured):
             pictures = self.get_image_embedding_batch(sources(pictured), show_progress)
-        texts = self.get_text_embedding_batch(contents(worded), show_progress, **kwargs)
+        with self._node_named(worded):
+            texts = self.get_text_embedding_batch(contents(worded), show_progress, **kwargs)
         assign(worded, texts, pictured, pictures)
 
     async def _aembed_nodes(
@@ -290,7 +299,8 @@ class ABCEmbeddings(Settings):
     ) -> None:
         with self._named(pictured):
             pictures = await self.aget_image_embedding_batch(sources(pictured), show_progress)
-        texts = await self.aget_text_embedding_batch(contents(worded), show_progress, **kwargs)
+        with self._node_named(worded):
+            texts = await self.aget_text_embedding_batch(contents(worded), show_progress, **kwargs)
         assign(worded, texts, pictured, pictures)
 
     # -- how -------------------------------------------------------------------------------------
@@ -309,6 +319,14 @@ class ABCEmbeddings(Settings):
             raise self._blamed(error, inputs) from error
         return vectors
 
+    def _placed(self, error: InputError, texts: Sequence[str]) -> InputError:
+        """``error`` with its text's place in the call, of which the base class shows us a batch at a time."""
+        try:
+            results = self._embedder.embed_iter(map(Text, texts), return_errors=True)
+            return next((result for result in results if isinstance(result, InputError)), error)
+        except InputError:  # one that is no text at all
+            return error
+
     def _blamed(self, error: ImageError, inputs: Sequence[Input]) -> ImageError:
         unnamed = len(inputs) > 1 and not error.source.startswith("picture ")
         found = [item.source for item in inputs if isinstance(item, (Image, InstructedImage))]
@@ -324,6 +342,16 @@ class ABCEmbeddings(Settings):
         except ImageError as error:
             named = [(f"node {node.node_id!r}", source) for node, source in pictured]
             raise blamed(error, named, self.image_limits or DEFAULT_LIMITS) from error
+
+    @contextmanager
+    def _node_named(self, worded: Sequence[Worded]) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            found = re.match(r"input (\d+): ", str(error))
+            if found is None:
+                raise
+            raise error_of(worded[int(found[1])][0], error) from error
 
     @contextmanager
     def _events(self, inputs: Sequence[Input]) -> Iterator[list[Embedding]]:

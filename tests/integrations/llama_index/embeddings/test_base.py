@@ -376,3 +376,20 @@ def test_what_is_missing_is_embedded_and_the_rest_kept(watched: tuple[ABCEmbeddi
     assert (done.embedding, done.text_embedding, half.embedding) == ([1.0], [2.0], [1.0])
     assert half.text_embedding == model.get_text_embedding("a pig")
     assert [item.text for item in watch.calls[0]] == ["a pig"]  # type: ignore[union-attr]
+
+
+async def test_an_error_about_one_text_names_its_place_or_its_node() -> None:
+    model = ABCEmbeddings(model="abc-mini", embed_batch_size=4)
+    texts = [*(f"text {n}" for n in range(9)), "word " * 5000]
+    with pytest.raises(InputError, match=r"^input 9: an input of .* tokens is longer"):
+        model.get_text_embedding_batch(texts)
+    with pytest.raises(InputError, match=r"^input 9: an input of .* tokens is longer"):
+        await model.aget_text_embedding_batch(texts)
+    nodes = [TextNode(id_=f"node-{n}", text=text) for n, text in enumerate(texts)]
+    with pytest.raises(InputError, match=r"^node 'node-9': an input of .* tokens is longer"):
+        model(nodes)
+    with pytest.raises(InputError, match=r"^node 'node-9': an input of .* tokens is longer"):
+        await model.acall(nodes)
+    failed = model.embed_each([*nodes, TextNode(id_="fine", text="fine")])
+    assert list(failed) == [9]
+    assert str(failed[9]).startswith("node 'node-9': an input of")
