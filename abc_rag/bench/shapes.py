@@ -22,7 +22,7 @@ from abc_rag.models.abc.loader import checkpoint_folder
 from abc_rag.models.abc.network import ABCNetwork, ABCSettings
 from abc_rag.models.abc.prompts import load_prompts
 from abc_rag.models.abc.save import small_files, write_checkpoint
-from abc_rag.models.checkpoint import read_json
+from abc_rag.models.config import read_json
 from abc_rag.models.lora import lora_config
 from abc_rag.models.lora_layers import inject_adapter_in_model
 from abc_rag.models.qwen2_vl.network import build_backbone
@@ -139,7 +139,7 @@ def random_family(
     chosen = "sdpa" if attention == "auto" else attention
     backbone = build_backbone(config, attention=chosen, dtype=precision, device=device)
     network = ABCNetwork(backbone, head_hidden=_head_hidden(shape)).to(device)
-    inject_adapter_in_model(lora_config(_mini() / "instruct"), backbone, "instruct")
+    inject_adapter_in_model(lora_config(_mini() / "instruct", backbone), backbone, "instruct")
     for name, parameter in backbone.named_parameters():
         if ".instruct." in name:
             parameter.data = parameter.data.to(device=device, dtype=precision)

@@ -2,36 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from abc_rag.errors import CheckpointError
-from abc_rag.models.checkpoint import TORCH_ADAPTER, assign_tensors, iter_tensors, read_json, weight_files
-from abc_rag.models.lora_layers import LoraConfig, LoraModel
-from abc_rag.models.torch_file import iter_torch_file
+from abc_rag.models.checkpoint import TORCH_ADAPTER, StoredTensors, fill, match_tensors, stored_tensors
+from abc_rag.models.config import Config, part_file
+from abc_rag.models.lora_layers import BaseTunerLayer, LoraConfig, LoraModel
+from abc_rag.models.patterns import PatternError, full_matches
+from abc_rag.models.torch_file import torch_file
 
-__all__ = ["adapter_tensors", "load_adapter", "lora_config", "merge_adapter"]
+__all__ = ["adapter_tensors", "load_adapter", "lora_config", "merge_adapter", "put_adapter"]
 
 _MAGNITUDE = ".lora_magnitude_vector"
+_MAX_RANK = 2**16
+_MAX_NAMES = 1000
+# What peft would match by ``re``, or what makes peft do other things than LoRA or DoRA, is refused unless it is unset.
+# These settings say nothing of the result: where an adapter came from, and how it was started.
+_SILENT = {
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "modules_to_save", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "megatron_config", "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying", "lora_dropout",
+}  # fmt: skip
+_PLAIN = re.compile(r"[\^$\w.\\]{1,200}")
 
 
-def lora_config(folder: Path) -> LoraConfig:
-    """The configuration of an adapter, ready to be injected by peft.
+def lora_config(folder: Path, module: nn.Module) -> LoraConfig:
+    """The configuration of an adapter, ready to be injected into ``module`` by peft.
+
+    Heads and temperatures are read by name, so ``modules_to_save`` is not passed on.
 
     Raises:
-        CheckpointError: It is missing, or no LoRA.
+        CheckpointError: It is missing, no LoRA, or has a value that cannot be used.
     """
-    raw = read_json(folder / "adapter_config.json")
-    if raw.get("peft_type") != "LORA":
-        raise CheckpointError(f"{folder}: peft_type is {raw.get('peft_type')!r}; expected 'LORA'")
-    known = {k: v for k, v in raw.items() if k in LoraConfig.__dataclass_fields__}
-    # Heads and temperatures are read by name; the published auto_mapping names research code.
-    known.update(modules_to_save=None, auto_mapping=None, task_type=None, inference_mode=True)
-    known.pop("megatron_config", None)
-    return LoraConfig(**known)
+    raw = Config.read(folder / "adapter_config.json")
+    if raw.values.get("peft_type") != "LORA":
+        raw.refuse("peft_type", "'LORA'")
+    known: dict[str, Any] = {
+        "r": raw.whole("r", 8, most=_MAX_RANK),
+        "lora_alpha": raw.number("lora_alpha", 8, least=0, most=1e6),
+        "use_dora": raw.flag("use_dora"),
+        "use_rslora": raw.flag("use_rslora"),
+        "fan_in_fan_out": raw.flag("fan_in_fan_out"),
+        "bias": raw.text("bias", "none", among=("none",)),
+        "rank_pattern": _pattern(raw, "rank_pattern", 1),
+        "alpha_pattern": _pattern(raw, "alpha_pattern", 0),
+        "target_modules": _names(raw, "target_modules", module) or raw.refuse("target_modules", "names of layers"),
+        "exclude_modules": _names(raw, "exclude_modules", module) or None,
+        "layers_to_transform": _layers(raw),
+    }
+    for one in fields(LoraConfig):
+        if one.name not in known and one.name not in _SILENT and raw.values.get(one.name):
+            raw.refuse(one.name, "nothing; it is not supported")
+    return LoraConfig(**known, inference_mode=True)
+
+
+def _names(raw: Config, name: str, module: nn.Module) -> list[str]:
+    """Ends of names, as in the file, or what a pattern matches; never a pattern, which peft would give to ``re``."""
+    found = raw.values.get(name)
+    if isinstance(found, str) and name == "target_modules" and found == "all-linear":
+        return [path for path, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    if isinstance(found, str):
+        try:
+            return full_matches(found, (path for path, _ in module.named_modules()))
+        except PatternError as error:
+            raw.refuse(name, f"a pattern that can be matched ({error}), or a list of names")
+    if found is not None and not (
+        isinstance(found, list)
+        and len(found) <= _MAX_NAMES
+        and all(isinstance(one, str) and 0 < len(one) <= 200 for one in found)
+    ):
+        raw.refuse(name, f"a pattern, or up to {_MAX_NAMES} names")
+    return found or []
+
+
+def _pattern(raw: Config, name: str, least: int) -> dict[str, int]:
+    found = raw.part(name)
+    for key in found.values:
+        if not _PLAIN.fullmatch(key):
+            found.refuse(key, "the end of a layer's name in place of this pattern")
+        found.whole(key, least=least, most=_MAX_RANK)
+    return dict(found.values)
+
+
+def _layers(raw: Config) -> list[int] | None:
+    found = raw.values.get("layers_to_transform")
+    layers = [found] if type(found) is int else found
+    if layers is not None and not (
+        isinstance(layers, list) and len(layers) <= _MAX_NAMES and all(type(one) is int and one >= 0 for one in layers)
+    ):
+        raw.refuse("layers_to_transform", f"up to {_MAX_NAMES} numbers of layers")
+    return layers or None
+
+
+def put_adapter(
+    module: nn.Module,
+    folder: Path,
+    adapter: str,
+    rename: Callable[[str], str | None],
+    others: Mapping[str, torch.Tensor] | None = None,
+) -> LoraModel:
+    """Put an adapter on ``module`` and fill it; no memory is taken before all of its tensors are known to fit.
+
+    Args:
+        module: The base.
+        folder: Where the adapter is.
+        adapter: Its name in peft.
+        rename: The checkpoint's names of the base's tensors -> those of ``module``.
+        others: More tensors that the adapter's file holds, by name.
+
+    Returns:
+        peft's hold on the module, which can merge the adapter.
+
+    Raises:
+        CheckpointError: It does not fit.
+    """
+    config = lora_config(folder, module)
+    try:
+        lora = LoraModel(module, config, adapter, low_cpu_mem_usage=True)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # no such layers, or others than LoRA's
+        raise CheckpointError(f"{folder}: does not fit this base ({error})") from error
+    load_adapter(module, folder, adapter, rename, others)
+    return lora
 
 
 def load_adapter(
@@ -40,52 +138,59 @@ def load_adapter(
     adapter: str,
     rename: Callable[[str], str | None],
     others: Mapping[str, torch.Tensor] | None = None,
-    *,
-    tensors: Iterator[tuple[str, torch.Tensor]] | None = None,
 ) -> None:
     """Fill the injected tensors of ``adapter``, and ``others``, from a folder; all of them, and nothing else.
 
-    Args:
-        module: Holds the injected layers.
-        folder: Where the adapter is.
-        adapter: Its name in peft.
-        rename: The checkpoint's names of the base's tensors -> those of ``module``.
-        others: More tensors that the adapter's file holds, by name.
-        tensors: The adapter's, where they do not come from its safetensors.
+    See `put_adapter`. What lies on the meta device gets its memory here.
 
     Raises:
         CheckpointError: A tensor is missing, left over or of another shape.
     """
-    infix = f".{adapter}"
-    # DoRA's magnitudes are a parameter of a module in newer versions of peft, and were one of the layer before.
-    wanted: dict[str, torch.Tensor] = {
-        name.replace(f"{infix}.", ".").replace(f"{_MAGNITUDE}.weight", _MAGNITUDE).removesuffix(infix): parameter
-        for name, parameter in module.named_parameters()
-        if f"{infix}." in name or name.endswith(infix)
-    }
-    wanted.update(others or {})
 
     def renamed(name: str) -> str | None:
         found = rename(name.removeprefix("base_model.model."))
         return found if found is None else found.replace(f"{_MAGNITUDE}.weight", _MAGNITUDE)
 
-    def put(name: str, tensor: torch.Tensor) -> None:
-        with torch.no_grad():
-            wanted[name].copy_(tensor)
-
-    found = iter_tensors(weight_files(folder, "adapter_model")) if tensors is None else tensors
-    assign_tensors(wanted, found, renamed, where=str(folder), put=put)
+    stored = adapter_tensors(folder)
+    names = match_tensors({**_injected(module, adapter), **(others or {})}, stored, renamed)
+    _allocate(module)
+    fill({**_injected(module, adapter), **(others or {})}, stored, names)
 
 
-def adapter_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The (name, tensor) pairs of an adapter: of its safetensors, or where there are none of what ``torch.save`` wrote.
+def _injected(module: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter, by the names that they have in files."""
+    infix = f".{adapter}"
+    # DoRA's magnitudes are a parameter of a module in newer versions of peft, and were one of the layer before.
+    return {
+        name.replace(f"{infix}.", ".").replace(f"{_MAGNITUDE}.weight", _MAGNITUDE).removesuffix(infix): parameter
+        for name, parameter in module.named_parameters()
+        if f"{infix}." in name or name.endswith(infix)
+    }
+
+
+def _allocate(module: nn.Module) -> None:
+    """Give an adapter's tensors memory, where the layers are that it is on."""
+    for layer in module.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        weight: Any = layer.get_base_layer().weight
+        for part in layer.modules():
+            for name, parameter in list(part.named_parameters(recurse=False)):
+                if parameter.is_meta and parameter is not weight:
+                    empty = torch.empty_like(parameter, device=weight.device)
+                    setattr(part, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+
+
+def adapter_tensors(folder: Path) -> StoredTensors:
+    """The tensors of an adapter: in safetensors, or where there are none in what ``torch.save`` wrote.
 
     Raises:
         CheckpointError: There are neither, or they cannot be read.
     """
-    saved = folder / TORCH_ADAPTER
-    only = saved.is_file() and not any(folder.glob("adapter_model.safetensors*"))
-    return iter_torch_file(saved) if only else iter_tensors(weight_files(folder, "adapter_model"))
+    saved = part_file(folder, TORCH_ADAPTER)
+    if saved.is_file() and not any(folder.glob("adapter_model.safetensors*")):
+        return torch_file(saved)
+    return stored_tensors(folder, "adapter_model")
 
 
 def merge_adapter(module: nn.Module, folder: Path, rename: Callable[[str], str | None]) -> None:
@@ -96,9 +201,4 @@ def merge_adapter(module: nn.Module, folder: Path, rename: Callable[[str], str |
     Raises:
         CheckpointError: It does not fit.
     """
-    try:
-        lora = LoraModel(module, lora_config(folder), "merged")
-    except (AttributeError, TypeError, ValueError) as error:  # it names layers that are not there, or other methods
-        raise CheckpointError(f"{folder}: does not fit this base ({error})") from error
-    load_adapter(module, folder, "merged", rename, tensors=adapter_tensors(folder))
-    lora.merge_and_unload()
+    put_adapter(module, folder, "merged", rename).merge_and_unload()

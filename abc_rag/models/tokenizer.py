@@ -1,14 +1,81 @@
-"""What a user wrote, as token ids, with nothing added and nothing read into it."""
+"""Tokenizers: read from a checkpoint that nobody vetted, and applied to what a user wrote without reading into it."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from abc_rag.errors import InputError
+from abc_rag.errors import CheckpointError, InputError
+from abc_rag.models.config import read_json, shown
 
-__all__ = ["PlainTokenizer"]
+__all__ = ["PlainTokenizer", "check_patterns", "check_vocabulary", "load_tokenizer"]
+
+_MAX_BYTES = 64 * 2**20
+# A repeated group can make a backtracking matcher run for years; no tokenizer of the supported backbones has one.
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")
+_MAX_PATTERN = 2000
+
+
+def load_tokenizer(folder: Path, *, all_special: bool = False) -> Tokenizer:
+    """The tokenizer in ``tokenizer.json``.
+
+    Args:
+        folder: Of the checkpoint.
+        all_special: Take all added tokens for special ones. Only those can be left unread in a text, and not every
+            file calls them so.
+
+    Raises:
+        CheckpointError: It is missing or unusable.
+    """
+    file = folder / "tokenizer.json"
+    raw = check_patterns(folder)
+    try:
+        if all_special:
+            for added in raw.get("added_tokens", []):
+                added["special"] = True
+        return Tokenizer.from_str(json.dumps(raw))
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{file}: no usable tokenizer ({str(error)[:200]})") from error
+
+
+def check_patterns(folder: Path) -> dict[str, Any]:
+    """Refuse a tokenizer whose regular expressions could hang; they are matched against users' texts.
+
+    Returns:
+        ``tokenizer.json``.
+
+    Raises:
+        CheckpointError: It is missing, or holds such a pattern.
+    """
+    file = folder / "tokenizer.json"
+    raw = read_json(file, max_bytes=_MAX_BYTES)
+    waiting: list[Any] = [raw.get("normalizer"), raw.get("pre_tokenizer"), raw.get("decoder")]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += value.values()
+            pattern = value.get("Regex")
+            if isinstance(pattern, str) and (len(pattern) > _MAX_PATTERN or _REPEATED_GROUP.search(pattern)):
+                raise CheckpointError(f"{file}: the pattern {shown(pattern)} repeats a group, which can take forever")
+        elif isinstance(value, list):
+            waiting += value
+    return raw
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int, where: object) -> None:
+    """Refuse a tokenizer that gives ids without an embedding.
+
+    Raises:
+        CheckpointError: Its largest id is ``rows`` or more.
+    """
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= rows:
+        raise CheckpointError(f"{where}: the tokenizer gives ids up to {largest}, but there are {rows} embeddings")
 
 
 class PlainTokenizer:

@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 
 from abc_rag.errors import CheckpointError
+from abc_rag.models.checkpoint import StoredTensors
+from abc_rag.models.config import shown
 
-__all__ = ["iter_torch_file"]
+__all__ = ["torch_file"]
 
 _REBUILD = ("torch._utils", "_rebuild_tensor_v2")
 _ORDERED = ("collections", "OrderedDict")
@@ -31,13 +34,15 @@ _STORAGES = {
 }
 _KNOWN = {_REBUILD, _ORDERED, *_STORAGES}
 # A program for some thousand tensors is a few hundred kilobytes.
-_MOST_PROGRAM_BYTES = 16 * 2**20
-_MOST_NUMBERS = 2**33
+_MAX_PROGRAM_BYTES = 4 * 2**20
+_MAX_ENTRIES = 100_000
+_MAX_SHARING = 4  # tied weights are stored once and named twice
+_MAX_NUMBERS = 2**33
 _MARK = object()
 
 
-def iter_torch_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every (name, tensor) of a state dict, in float32, float16 or bfloat16.
+def torch_file(file: Path) -> StoredTensors:
+    """The tensors of a state dict, in float32, float16 or bfloat16.
 
     Args:
         file: Written by ``torch.save``, in the format that it has had since version 1.6.
@@ -45,32 +50,32 @@ def iter_torch_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Raises:
         CheckpointError: It is no such file, or holds anything but named tensors.
     """
+    with _opened(file) as archive:
+        shapes = {name: tensor.shape for name, tensor in archive.tensors.items()}
+    return StoredTensors(str(file), shapes, lambda: _read(file))
+
+
+def _read(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    with _opened(file) as archive:
+        last, data = None, b""
+        for name, tensor in archive.tensors.items():
+            if tensor.storage != last:  # tensors that share a storage are neighbours
+                last, data = tensor.storage, archive.numbers(tensor.storage)
+            yield name, tensor.of(data)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[_Archive]:
     try:
         with zipfile.ZipFile(file) as archive:
-            programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if len(programs) != 1:
-                raise _Odd("it holds no single data.pkl")
-            folder = programs[0].removesuffix("data.pkl")
-            if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-                raise _Odd("its numbers are not little-endian")
-            if archive.getinfo(programs[0]).file_size > _MOST_PROGRAM_BYTES:
-                raise _Odd("its data.pkl is too long")
-            state = _Reader(archive.read(programs[0])).run()
-            if not isinstance(state, dict) or not all(
-                isinstance(name, str) and isinstance(one, _Tensor) for name, one in state.items()
-            ):
-                raise _Odd("it holds something other than named tensors")
-            for name, one in state.items():
-                data = f"{folder}data/{one.storage.key}"
-                if archive.getinfo(data).file_size != one.storage.nbytes:
-                    raise _Odd(f"{data} is not as long as it should be")
-                yield name, one.of(archive.read(data))
+            yield _Archive(archive, file.stat().st_size)
     except (
         zipfile.BadZipFile,
         zlib.error,
         EOFError,
         IndexError,
         KeyError,
+        NotImplementedError,
         OSError,
         RuntimeError,
         TypeError,
@@ -78,6 +83,49 @@ def iter_torch_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
         struct.error,
     ) as error:
         raise CheckpointError(f"{file}: not readable as a state dict ({error}); convert it to safetensors") from error
+
+
+class _Archive:
+    """The file, and what its program says; no numbers have been read.
+
+    Args:
+        archive: Opened.
+        size: Bytes of the file. What it holds is stored without compression, so it cannot be more.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
+        self._archive = archive
+        entries = archive.infolist()
+        if len(entries) > _MAX_ENTRIES:
+            raise _Odd(f"it has more than {_MAX_ENTRIES:,} entries")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise _Odd("it is compressed, which torch.save never does")
+        if sum(entry.file_size for entry in entries) > size:
+            raise _Odd("its entries overlap")
+        programs = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+        if len(programs) != 1:
+            raise _Odd("it holds no single data.pkl")
+        self._folder = programs[0].filename.removesuffix("data.pkl")
+        order = f"{self._folder}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise _Odd("its numbers are not little-endian")
+        if programs[0].file_size > _MAX_PROGRAM_BYTES:
+            raise _Odd("its data.pkl is too long")
+        state = _Reader(archive.read(programs[0])).run()
+        if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(one, _Tensor) for name, one in state.items()
+        ):
+            raise _Odd("it holds something other than named tensors")
+        self.tensors: dict[str, _Tensor] = state
+        if sum(math.prod(one.shape) * one.storage.dtype.itemsize for one in state.values()) > _MAX_SHARING * size:
+            raise _Odd("its tensors share their numbers too often")
+
+    def numbers(self, storage: _Storage) -> bytes:
+        """A storage's bytes."""
+        data = f"{self._folder}data/{storage.key}"
+        if self._archive.getinfo(data).file_size != storage.nbytes:
+            raise _Odd(f"{data} is not as long as it should be")
+        return self._archive.read(data)
 
 
 class _Odd(ValueError):
@@ -158,10 +206,10 @@ class _Reader:
         return line.decode("ascii")
 
     def _to_mark(self) -> list[Any]:
-        at = max(n for n, one in enumerate(self._stack) if one is _MARK)
-        found = self._stack[at + 1 :]
-        del self._stack[at:]
-        return found
+        found = []
+        while (last := self._stack.pop()) is not _MARK:
+            found.append(last)
+        return found[::-1]
 
     def _last(self, count: int) -> tuple[Any, ...]:
         if len(self._stack) < count:
@@ -183,7 +231,7 @@ class _Reader:
         if not (isinstance(told, tuple) and len(told) == 5 and told[0] == "storage" and told[1] in _STORAGES):
             raise _Odd("it refers to something that is no storage of numbers")
         key, count = told[2], told[4]
-        if not (isinstance(key, str) and key.isalnum() and type(count) is int and 0 <= count <= _MOST_NUMBERS):
+        if not (isinstance(key, str) and key.isalnum() and type(count) is int and 0 <= count <= _MAX_NUMBERS):
             raise _Odd("a storage has no usable name or length")
         self._stack.append(_Storage(_STORAGES[told[1]], key, count))
 
@@ -204,7 +252,7 @@ class _Reader:
                 raise _Odd("a tensor is described oddly")
             self._stack.append(_Tensor(storage, offset, shape, strides))
         else:
-            raise _Odd(f"it calls {name!r} in a way that no state dict needs")
+            raise _Odd(f"it calls {shown(name)} in a way that no state dict needs")
 
     def _build(self) -> None:
         self._last(1)  # the versions of a state dict's modules; what they are put on stays on the stack
@@ -216,12 +264,12 @@ class _Reader:
             raise _Odd("it fills something that is no dictionary")
         for name, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(name, str):
-                raise _Odd(f"a tensor's name is {name!r}")
+                raise _Odd(f"a tensor's name is {shown(name)}")
             self._stack[-1][name] = value
 
 
 def _whole(numbers: Sequence[Any]) -> bool:
-    return all(type(number) is int and 0 <= number <= _MOST_NUMBERS for number in numbers)
+    return all(type(number) is int and 0 <= number <= _MAX_NUMBERS for number in numbers)
 
 
 def _push(value: Any) -> Callable[[_Reader], None]:  # noqa: ANN401

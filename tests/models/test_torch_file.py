@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import os
 import random
 import zipfile
@@ -14,7 +15,12 @@ import pytest
 import torch
 
 from abc_rag.errors import CheckpointError
-from abc_rag.models.torch_file import iter_torch_file
+from abc_rag.models.torch_file import torch_file
+
+
+def contents(file: Path) -> dict[str, torch.Tensor]:
+    return dict(torch_file(file).read())
+
 
 SHARED = torch.arange(24.0)
 
@@ -34,7 +40,7 @@ SHARED = torch.arange(24.0)
 )
 def test_what_torch_saved_is_what_is_read(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     torch.save(state, tmp_path / "x.bin")
-    found = dict(iter_torch_file(tmp_path / "x.bin"))
+    found = contents(tmp_path / "x.bin")
     assert list(found) == list(state)
     for name, tensor in state.items():
         assert found[name].dtype == tensor.dtype
@@ -58,7 +64,7 @@ class Runs:
 def test_nothing_in_a_file_is_called(tmp_path: Path) -> None:
     torch.save({"a": Runs(tmp_path / "made")}, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match=r"x\.bin: .*mkdir, which no state dict needs"):
-        list(iter_torch_file(tmp_path / "x.bin"))
+        contents(tmp_path / "x.bin")
     assert not (tmp_path / "made").exists()
 
 
@@ -77,7 +83,7 @@ def test_nothing_in_a_file_is_called(tmp_path: Path) -> None:
 def test_other_contents_are_refused(saved: Any, message: str, tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match=f"{message}.*; convert it to safetensors"):
-        list(iter_torch_file(tmp_path / "x.bin"))
+        contents(tmp_path / "x.bin")
 
 
 def rewritten(file: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
@@ -106,10 +112,11 @@ def rewritten(file: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
 def test_broken_archives_are_refused(change: Any, message: str, tmp_path: Path) -> None:
     torch.save({"a": torch.randn(3, 4)}, tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match=message):
-        list(iter_torch_file(rewritten(tmp_path / "x.bin", change)))
+        contents(rewritten(tmp_path / "x.bin", change))
 
 
-def test_a_packed_archive_that_is_broken_is_refused(tmp_path: Path) -> None:
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    """Compressed, a small file could stand for any amount of memory; torch.save never compresses."""
     torch.save({"a": torch.zeros(4000)}, tmp_path / "x.bin")
     with (
         zipfile.ZipFile(tmp_path / "x.bin") as old,
@@ -117,25 +124,72 @@ def test_a_packed_archive_that_is_broken_is_refused(tmp_path: Path) -> None:
     ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    assert dict(iter_torch_file(tmp_path / "y.bin"))["a"].shape == (4000,)
-    whole = (tmp_path / "y.bin").read_bytes()
+    with pytest.raises(CheckpointError, match="it is compressed"):
+        contents(tmp_path / "y.bin")
+
+
+def test_an_archive_with_a_changed_byte_is_read_or_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(400)}, tmp_path / "x.bin")
+    whole = (tmp_path / "x.bin").read_bytes()
     refused = 0
     for at in range(30, len(whole) - 200, 3):
         (tmp_path / "z.bin").write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
         try:
-            list(iter_torch_file(tmp_path / "z.bin"))
+            contents(tmp_path / "z.bin")
         except CheckpointError:
             refused += 1
     assert refused > 20
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"\x80\x02" + b"(" * 2_000_000 + b"t" * 1_999_999 + b".", "something other than named tensors"),
+        (b"\x80\x02" + b")" + b"\x85" * 2_000_000 + b".", "something other than named tensors"),
+        (b"\x80\x02X\xff\xff\xff\xff.", "cut short"),
+        (b"\x80\x02h\x05.", "state dict"),
+        (b"\x80\x02s.", "state dict"),
+    ],
+)
+def test_hostile_programs_end_soon(program: bytes, message: str, tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "x.bin")
+    file = rewritten(tmp_path / "x.bin", lambda name, data: program if name.endswith("data.pkl") else data)
+    with pytest.raises(CheckpointError, match=message):
+        contents(file)
+
+
+def test_entries_that_overlap_are_refused(tmp_path: Path) -> None:
+    """Many names for the same bytes, as in a zip bomb without compression."""
+    torch.save({f"layer.{n}": torch.zeros(1000) for n in range(20)}, tmp_path / "x.bin")
+    with zipfile.ZipFile(tmp_path / "x.bin") as old, zipfile.ZipFile(tmp_path / "y.bin", "w") as new:
+        for name in old.namelist():
+            if "/data/" not in name:
+                new.writestr(name, old.read(name))
+        new.writestr("archive/data/0", bytes(4000))
+        (first,) = (entry for entry in new.filelist if entry.filename == "archive/data/0")
+        for n in range(1, 20):
+            again = copy.copy(first)
+            again.filename = f"archive/data/{n}"
+            new.filelist.append(again)
+            new.NameToInfo[again.filename] = again
+    with pytest.raises(CheckpointError, match="entries overlap"):
+        contents(tmp_path / "y.bin")
+
+
+def test_a_view_many_times_over_is_refused(tmp_path: Path) -> None:
+    shared = torch.zeros(4000)
+    torch.save({f"layer.{n}": shared for n in range(20)}, tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match="share their numbers too often"):
+        contents(tmp_path / "x.bin")
 
 
 def test_no_archive_at_all_is_refused(tmp_path: Path) -> None:
     for data in (b"", b"PK\x03\x04", b"\x80\x02}q\x00."):
         (tmp_path / "x.bin").write_bytes(data)
         with pytest.raises(CheckpointError, match="not readable as a state dict"):
-            list(iter_torch_file(tmp_path / "x.bin"))
+            contents(tmp_path / "x.bin")
     with pytest.raises(CheckpointError, match="No such file"):
-        list(iter_torch_file(tmp_path / "nowhere.bin"))
+        contents(tmp_path / "nowhere.bin")
 
 
 def test_whatever_is_changed_in_a_program_it_is_read_or_refused(tmp_path: Path) -> None:
@@ -153,7 +207,7 @@ def test_whatever_is_changed_in_a_program_it_is_read_or_refused(tmp_path: Path) 
             return bytes(changed)
 
         try:
-            found = dict(iter_torch_file(rewritten(tmp_path / "x.bin", change)))
+            found = contents(rewritten(tmp_path / "x.bin", change))
         except CheckpointError:
             refused += 1
         else:

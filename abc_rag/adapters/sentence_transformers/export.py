@@ -149,7 +149,7 @@ def load_sentence_transformer(
 
     from abc_rag.adapters.sentence_transformers.module import ABCModule
     from abc_rag.embedding.load import find_device
-    from abc_rag.models.checkpoint import read_json
+    from abc_rag.models.config import read_json
 
     where = Path(folder).expanduser()
     if not _is_export(where):
@@ -251,7 +251,7 @@ def _write_card(folder: Path, name: str, fingerprint: Fingerprint, difference: f
 
     import abc_rag
     from abc_rag.adapters.sentence_transformers.card import model_card
-    from abc_rag.models.checkpoint import read_json
+    from abc_rag.models.config import read_json
 
     config: Any = Qwen2VLConfig.from_dict(read_json(folder / "base" / "config.json"))
     card = model_card(

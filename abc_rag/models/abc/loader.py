@@ -151,7 +151,7 @@ def abc_parts(model: ABCModelName, device: str) -> ABCParts:
 
 
 def _read_parts(folder: Path) -> dict[str, str | None]:
-    from abc_rag.models.checkpoint import read_json
+    from abc_rag.models.config import read_json
 
     raw = read_json(folder / "parts.json")
     known = set(ABCCheckpoint.__dataclass_fields__)

@@ -24,10 +24,10 @@ from torch import nn
 
 from abc_rag.errors import CheckpointError
 from abc_rag.files import write_json
-from abc_rag.models.checkpoint import read_json
+from abc_rag.models.config import MAX_SIZE, Config
 from abc_rag.models.kernels.attention import Segments
-from abc_rag.models.lora import load_adapter, lora_config
-from abc_rag.models.lora_layers import BaseTunerLayer, LoraModel, inject_adapter_in_model
+from abc_rag.models.lora import adapter_tensors, put_adapter
+from abc_rag.models.lora_layers import BaseTunerLayer
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 
@@ -60,16 +60,17 @@ class ABCSettings:
         file = folder / "abc.json"
         if not file.is_file():
             return cls(name=folder.name)
-        raw = read_json(file)
-        unknown = sorted(set(raw) - set(cls.__dataclass_fields__))
+        raw = Config.read(file)
+        unknown = sorted(set(raw.values) - set(cls.__dataclass_fields__))
         if unknown:
-            raise CheckpointError(f"{file}: {', '.join(unknown)} is not a setting of this version of abc-rag")
-        settings = cls(**{"name": folder.name, **raw})
-        for name in ("min_tokens", "max_tokens", "head_hidden"):
-            value = getattr(settings, name)
-            if type(value) is not int or value < 1:
-                raise CheckpointError(f"{file}: {name} must be a positive number, not {value!r}")
-        return settings
+            raise CheckpointError(f"{file}: {', '.join(unknown)[:200]} is not a setting of this version of abc-rag")
+        least, most = (
+            raw.whole(name, getattr(cls, name), most=FIRST_RESIZE[1]) for name in ("min_tokens", "max_tokens")
+        )
+        if least > most:
+            raw.refuse("min_tokens", f"at most max_tokens ({most})")
+        head_hidden = raw.whole("head_hidden", _HEAD_HIDDEN, most=MAX_SIZE)
+        return cls(raw.text("name", folder.name), least, most, head_hidden)
 
     def write(self, folder: Path) -> None:
         """Write ``folder/abc.json``."""
@@ -199,9 +200,9 @@ def load_merged(
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
     """
     backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
+    adapter_tensors(pretrain).check_size("head_hidden", head_hidden)
     network = ABCNetwork(backbone, head_hidden=head_hidden).to(device)
-    lora = LoraModel(backbone, lora_config(pretrain), "pretrain")
-    load_adapter(
+    lora = put_adapter(
         backbone,
         pretrain,
         "pretrain",
@@ -241,8 +242,7 @@ def load_network(
         check_device(weights, device)
         first = "cpu"
     network = load_merged(base, pretrain, attention=attention, dtype=dtype, device=first, head_hidden=head_hidden)
-    inject_adapter_in_model(lora_config(instruct), network.backbone, "instruct")
-    load_adapter(network.backbone, instruct, "instruct", backbone_name)
+    put_adapter(network.backbone, instruct, "instruct", backbone_name)
     for name, parameter in network.backbone.named_parameters():
         # Not the whole module: that would round the rotary frequencies too.
         if ".instruct." in name:

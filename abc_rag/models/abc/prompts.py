@@ -11,10 +11,12 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from abc_rag.errors import CheckpointError
-from abc_rag.models.checkpoint import read_json
-from abc_rag.models.tokenizer import PlainTokenizer
+from abc_rag.models.config import MAX_SIZE, Config, read_json
+from abc_rag.models.tokenizer import PlainTokenizer, check_patterns, check_vocabulary
 
-__all__ = ["ABCPrompts"]
+__all__ = ["ABCPrompts", "load_prompts"]
+
+_MAX_TEMPLATE = 20_000
 
 
 class ABCPrompts:
@@ -33,6 +35,8 @@ class ABCPrompts:
         self._special_names = [t.content for t in self._special.get_added_tokens_decoder().values()]
         self._text = self._split(tokenizer, [{"type": "text", "text": self._MARK}])
         self._image = self._split(tokenizer, [{"type": "image"}, {"type": "text", "text": self._MARK}])
+        if [*self._image[0], *self._image[3]].count(image_token_id) != 1:
+            raise CheckpointError(f"the chat template has no single image token ({image_token_id}) for a picture")
 
     def _split(self, tokenizer: Any, content: list[dict[str, str]]) -> tuple[list[int], str, str, list[int]]:  # noqa: ANN401
         rendered = tokenizer.apply_chat_template(
@@ -62,12 +66,27 @@ class ABCPrompts:
 
 
 def load_prompts(base: Path) -> ABCPrompts:
-    """The tokenizer and the chat template of a Qwen2-VL folder."""
+    """The tokenizer and the chat template of a Qwen2-VL folder.
+
+    Raises:
+        CheckpointError: They are missing or unusable.
+    """
+    check_patterns(base)
+    file = base / "tokenizer_config.json"
+    if file.is_file():
+        read_json(file)
+    config = Config.read(base / "config.json")
+    words = config.part("text_config") if "text_config" in config else config
+    rows = words.whole("vocab_size", most=MAX_SIZE)
+    image_token_id = config.whole("image_token_id", 151655, least=0, most=rows - 1)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{base}: no usable tokenizer ({error})") from error
+    except Exception as error:  # the library raises whatever it likes
+        raise CheckpointError(f"{base}: no usable tokenizer ({str(error)[:200]})") from error
+    check_vocabulary(tokenizer.backend_tokenizer, rows, base)
     if tokenizer.chat_template is None:
-        file = base / "chat_template.json"
-        tokenizer.chat_template = read_json(file).get("chat_template")
-    return ABCPrompts(tokenizer, image_token_id=int(read_json(base / "config.json")["image_token_id"]))
+        tokenizer.chat_template = Config.read(base / "chat_template.json").text("chat_template", most=_MAX_TEMPLATE)
+    try:
+        return ABCPrompts(tokenizer, image_token_id=image_token_id)
+    except Exception as error:  # a template raises whatever it likes
+        raise CheckpointError(f"{base}: no usable chat template ({str(error)[:200]})") from error

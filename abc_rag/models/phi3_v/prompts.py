@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from abc_rag.errors import CheckpointError
-from abc_rag.models.checkpoint import read_json
-from abc_rag.models.tokenizer import PlainTokenizer
+from abc_rag.models.config import Config, read_json, shown
+from abc_rag.models.tokenizer import PlainTokenizer, load_tokenizer
 
 __all__ = ["IMAGE_TOKEN_ID", "Phi3VPrompts", "load_phi3_v_prompts"]
 
@@ -33,6 +32,7 @@ class Phi3VPrompts:
     """
 
     def __init__(self, tokenizer: Tokenizer, *, bos_token_id: int | None) -> None:
+        self.tokenizer = tokenizer
         self._tokenizer = PlainTokenizer(tokenizer)
         self._begin = [] if bos_token_id is None else [bos_token_id]
 
@@ -65,22 +65,14 @@ def load_phi3_v_prompts(folder: Path) -> Phi3VPrompts:
     Raises:
         CheckpointError: A file is missing or unusable.
     """
-    file = folder / "tokenizer.json"
-    raw = read_json(file)
-    try:
-        # Only added tokens that are called special can be left unread in a text, and `</s>` need not be called so.
-        for added in raw.get("added_tokens", []):
-            added["special"] = True
-        tokenizer = Tokenizer.from_str(json.dumps(raw))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{file}: no usable tokenizer ({error})") from error
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    if settings.get("add_eos_token"):
-        raise CheckpointError(f"{folder}: add_eos_token is not supported; set it to false in tokenizer_config.json")
-    begins = settings.get("add_bos_token", True)
-    return Phi3VPrompts(
-        tokenizer, bos_token_id=_begin_id(folder, tokenizer, settings.get("bos_token")) if begins else None
-    )
+    tokenizer = load_tokenizer(folder, all_special=True)
+    file = folder / "tokenizer_config.json"
+    settings = Config.read(file) if file.is_file() else Config({}, file)
+    if settings.flag("add_eos_token"):
+        settings.refuse("add_eos_token", "false; it is not supported")
+    begins = settings.flag("add_bos_token", default=True)
+    token = settings.values.get("bos_token")
+    return Phi3VPrompts(tokenizer, bos_token_id=_begin_id(folder, tokenizer, token) if begins else None)
 
 
 def _begin_id(folder: Path, tokenizer: Tokenizer, token: Any) -> int:  # noqa: ANN401
@@ -90,6 +82,6 @@ def _begin_id(folder: Path, tokenizer: Tokenizer, token: Any) -> int:  # noqa: A
         found = read_json(folder / "config.json").get("bos_token_id")
     else:
         found = tokenizer.token_to_id(str(token))
-    if type(found) is not int or found < 0:
-        raise CheckpointError(f"{folder}: the token that begins a text ({token!r}) is not in the tokenizer")
+    if type(found) is not int or found < 0 or tokenizer.id_to_token(found) is None:
+        raise CheckpointError(f"{folder}: the token that begins a text ({shown(token)}) is not in the tokenizer")
     return found

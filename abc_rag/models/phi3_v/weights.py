@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from abc_rag.models.checkpoint import assign_tensors, iter_tensors, weight_files
+from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
 from abc_rag.models.kernels.attention import choose_attention
 from abc_rag.models.lora import adapter_tensors, merge_adapter
 from abc_rag.models.phi3_v.config import Phi3VConfig
@@ -69,8 +70,15 @@ def build_phi3_v(config: Phi3VConfig, *, attention: str, dtype: torch.dtype, dev
         MissingExtraError: flash-attention was asked for and is not installed.
     """
     choose_attention(attention, device=torch.device(device), dtype=dtype)
+    return _allocated(_outline(config, attention), dtype=dtype, device=device)
+
+
+def _outline(config: Phi3VConfig, attention: str) -> Phi3VBackbone:
     with torch.device("meta"):
-        backbone = Phi3VBackbone(config, attention=attention)
+        return Phi3VBackbone(config, attention=attention)
+
+
+def _allocated(backbone: Phi3VBackbone, *, dtype: torch.dtype, device: str) -> Phi3VBackbone:
     backbone.to(dtype)
     backbone.to_empty(device=device)
     positions: torch.Tensor = backbone.vision_embed_tokens.tower.embeddings.position_ids
@@ -100,21 +108,23 @@ def load_phi3_v(
         InputError: There is no such attention.
         MissingExtraError: flash-attention was asked for and is not installed.
     """
-    backbone = build_phi3_v(Phi3VConfig.read(folder), attention=attention, dtype=dtype, device=device)
+    choose_attention(attention, device=torch.device(device), dtype=dtype)
+    config = Phi3VConfig.read(folder)
+    stored = stored_tensors(folder, "model")
+    for part in (config.text, config.vision):
+        layers: Any = part.num_hidden_layers
+        stored.check_layers(folder, "num_hidden_layers", layers)
+    outline = _outline(config, attention)
+    with _complete(outline):
+        names = match_tensors(dict(_Published(outline).named_parameters()), stored, _rename())
+    backbone = _allocated(outline, dtype=dtype, device=device)
     published = _Published(backbone)
     with _complete(backbone):
-        wanted = dict(published.named_parameters())
-
-        def put(name: str, tensor: torch.Tensor) -> None:
-            with torch.no_grad():
-                wanted[name].copy_(tensor)
-
-        files = weight_files(folder, "model")
-        assign_tensors(wanted, iter_tensors(files), _rename(), where=str(folder), put=put)
+        fill(dict(published.named_parameters()), stored, names)
     if adapter is not None:
         # One that was made on all of the published modules has tensors for the unused ones, all or none of them.
         end = f".vision_model.encoder.layers.{len(backbone.vision_embed_tokens.tower.layers)}."
-        whole = any(end in name for name, _ in adapter_tensors(adapter))
+        whole = any(end in name for name in adapter_tensors(adapter).shapes)
         with _complete(backbone) if whole else nullcontext():
             merge_adapter(published, adapter, _rename())
     return backbone.eval().requires_grad_(False)
@@ -130,7 +140,7 @@ def base_state_dict(backbone: Phi3VBackbone, source: Path | None = None) -> dict
     """
     state = {name: parameter.detach().cpu().contiguous() for name, parameter in _Published(backbone).named_parameters()}
     if source is not None:
-        for name, tensor in iter_tensors(weight_files(source, "model")):
+        for name, tensor in stored_tensors(source, "model").read():
             if name not in _EMBEDDINGS:
                 state.setdefault(name, tensor)
     return state

@@ -18,10 +18,11 @@ from torch import nn
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from abc_rag.errors import CheckpointError
-from abc_rag.models.checkpoint import assign_tensors, iter_tensors, read_json, weight_files
+from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
 from abc_rag.models.kernels.attention import choose_attention
 from abc_rag.models.kernels.packed import with_features
 from abc_rag.models.kernels.pixels import clip_normalised
+from abc_rag.models.qwen2_vl.config import read_config
 from abc_rag.models.qwen2_vl.pictures import Patches
 
 __all__ = [
@@ -228,8 +229,15 @@ def build_backbone(config: Qwen2VLConfig, *, attention: str, dtype: torch.dtype,
         MissingExtraError: ``attention`` needs a package that is not installed.
     """
     choose_attention(attention, device=torch.device(device), dtype=dtype)
+    return _allocated(_outline(config, attention), dtype=dtype, device=device)
+
+
+def _outline(config: Qwen2VLConfig, attention: str) -> Qwen2VLBackbone:
     with torch.device("meta"):
-        backbone = Qwen2VLBackbone(config, attention=attention)
+        return Qwen2VLBackbone(config, attention=attention)
+
+
+def _allocated(backbone: Qwen2VLBackbone, *, dtype: torch.dtype, device: str) -> Qwen2VLBackbone:
     backbone.to(dtype)
     backbone.to_empty(device=device)
     # Rotary frequencies are computed, not stored: on the meta device they came out empty.
@@ -246,30 +254,25 @@ def load_backbone(
 
     Raises:
         CheckpointError: It is no Qwen2-VL, or a tensor is missing, left over or of another shape.
+        MissingExtraError: ``attention`` needs a package that is not installed.
     """
-    raw = read_json(folder / "config.json")
-    if raw.get("model_type") != "qwen2_vl":
-        raise CheckpointError(f"{folder}: model_type is {raw.get('model_type')!r}; expected 'qwen2_vl'")
-    config: Any = Qwen2VLConfig.from_dict(raw)
-    backbone = build_backbone(config, attention=attention, dtype=dtype, device=device)
-    wanted = dict(backbone.named_parameters())
-    vision = config.vision_config
+    choose_attention(attention, device=torch.device(device), dtype=dtype)
+    config = read_config(folder)
+    parts: Any = config
+    vision = parts.vision_config
+    stored = stored_tensors(folder, "model")
+    for name, count in (("num_hidden_layers", parts.text_config.num_hidden_layers), ("depth", vision.depth)):
+        stored.check_layers(folder / "config.json", name, count)
+    outline = _outline(config, attention)
     frames, patch, channels = vision.temporal_patch_size, vision.patch_size, vision.in_channels
     conv = torch.empty(vision.embed_dim, channels, frames, patch, patch, device="meta")
+    names = match_tensors({**dict(outline.named_parameters()), _PATCH_EMBED: conv}, stored, backbone_name)
+    backbone = _allocated(outline, dtype=dtype, device=device)
 
-    def put(name: str, tensor: torch.Tensor) -> None:
-        if name == _PATCH_EMBED:
-            tensor = tensor.float().sum(dim=2).flatten(1)
-        with torch.no_grad():
-            wanted[name].copy_(tensor)
+    def as_plane(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.float().sum(dim=2).flatten(1) if name == _PATCH_EMBED else tensor
 
-    assign_tensors(
-        {**wanted, _PATCH_EMBED: conv},
-        iter_tensors(weight_files(folder, "model")),
-        backbone_name,
-        where=str(folder),
-        put=put,
-    )
+    fill(dict(backbone.named_parameters()), stored, names, change=as_plane)
     return backbone.eval()
 
 

@@ -99,7 +99,7 @@ def _check_files(folder: Path) -> None:
     Raises:
         CheckpointError: It is such a model.
     """
-    from abc_rag.models.checkpoint import read_json
+    from abc_rag.models.config import read_json
 
     kind = read_json(folder / _SETTINGS).get("model_type") if (folder / _SETTINGS).is_file() else None
     if kind not in (None, "SentenceTransformer"):

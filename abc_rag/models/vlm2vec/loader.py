@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from abc_rag.errors import CheckpointError, InputError
+from abc_rag.models.config import read_json, shown
 from abc_rag.models.hub import fetch, is_folder
 from abc_rag.models.loader import Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
 
@@ -93,11 +94,7 @@ class VLM2VecLoader(ModelLoader):
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
     """What an adapter says of the model that it was made for: ``class``, ``base``, ``task``."""
-    try:
-        found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # what is wrong with it is said when it is loaded
-        found = None
-    told = found if isinstance(found, dict) else {}
+    told = _read(folder / "adapter_config.json")
     mapping = told.get("auto_mapping")
     return {
         "class": mapping.get("base_model_class") if isinstance(mapping, dict) else None,
@@ -233,7 +230,7 @@ def _loader_of(model_type: str, base: Path) -> Any:  # noqa: ANN401
 
 
 def _unknown_backbone(model_type: str) -> str:
-    return f"model_type is {model_type!r}; VLM2Vec models are read on {' and '.join(map(repr, _BACKBONES))}"
+    return f"model_type is {shown(model_type)}; VLM2Vec models are read on {' and '.join(map(repr, _BACKBONES))}"
 
 
 def _backbone_refusal(base: Path) -> str | None:
@@ -242,11 +239,15 @@ def _backbone_refusal(base: Path) -> str | None:
 
 
 def _model_type(folder: Path) -> str:
+    return str(_read(folder / "config.json").get("model_type", ""))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one: what is wrong with a file is said when it is loaded."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # what is wrong with it is said when it is loaded
-        return ""
-    return str(found.get("model_type", "")) if isinstance(found, dict) else ""
+        return read_json(file)
+    except CheckpointError:
+        return {}
 
 
 def _base_of(folder: Path) -> Path | str | None:
@@ -261,8 +262,6 @@ def _base_of(folder: Path) -> Path | str | None:
         return folder / "base"
     if not (folder / "adapter_config.json").is_file():
         return None
-    from abc_rag.models.checkpoint import read_json
-
     named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise CheckpointError(f"{folder}: the adapter names no base; put the base beside it, as base/ and adapter/")
@@ -271,7 +270,7 @@ def _base_of(folder: Path) -> Path | str | None:
             return place
     if is_folder(named) or named.count("/") != 1:
         raise CheckpointError(
-            f"{folder}: the adapter's base is {named!r}, which is not here; put it there as base/, beside adapter/"
+            f"{folder}: the adapter's base is {shown(named)}, which is not here; put it there as base/, beside adapter/"
         )
     return named
 
@@ -299,9 +298,9 @@ def _tensor_names(file: Path) -> list[str]:
     try:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(min(length, 2**26)))
+            header = json.loads(handle.read(min(length, 2**25)))
             return list(header) if isinstance(header, dict) else []
-    except (OSError, ValueError, struct.error):  # said when it is loaded
+    except (OSError, RecursionError, ValueError, struct.error):  # said when it is loaded
         return []
 
 

@@ -14,6 +14,7 @@ from abc_rag.models.phi3_v.packed import PackedPhi3V
 from abc_rag.models.phi3_v.pictures import CroppedPicture, PhiPictures, possible_crops
 from abc_rag.models.phi3_v.prompts import Phi3VPrompts, load_phi3_v_prompts
 from abc_rag.models.phi3_v.weights import load_phi3_v
+from abc_rag.models.tokenizer import check_vocabulary
 from abc_rag.models.vlm2vec.backbone import VLM2VecBackbone
 
 __all__ = ["VLM2VecPhi3V", "load_vlm2vec_phi3_v"]
@@ -118,4 +119,5 @@ def load_vlm2vec_phi3_v(
     """
     prompts = load_phi3_v_prompts(base)
     backbone = load_phi3_v(base, adapter, attention=attention, dtype=dtype, device=device)
+    check_vocabulary(prompts.tokenizer, backbone.embed_tokens.num_embeddings, base)
     return VLM2VecPhi3V(backbone).eval(), prompts

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
-from abc_rag.errors import CheckpointError, InputError
-from abc_rag.models.checkpoint import read_json
+from abc_rag.errors import InputError
+from abc_rag.models.config import Config
 from abc_rag.models.flops import count_flops
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.loader import token_limits
@@ -24,7 +24,7 @@ from abc_rag.models.lora import merge_adapter
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
-from abc_rag.models.tokenizer import PlainTokenizer
+from abc_rag.models.tokenizer import PlainTokenizer, check_vocabulary, load_tokenizer
 from abc_rag.models.vlm2vec.backbone import VLM2VecBackbone
 
 __all__ = ["VLM2VecQwen2VL", "VLM2VecQwen2VLPrompts", "load_vlm2vec_qwen2_vl"]
@@ -138,19 +138,16 @@ def load_vlm2vec_qwen2_vl(
     backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
     if adapter is not None:
         merge_adapter(backbone, adapter, backbone_name)
-    file = base / "preprocessor_config.json"
-    pixels = read_json(file) if file.is_file() else {}
-    limits = [pixels.get(name, default) for name, default in (("min_pixels", _MIN_PIXELS), ("max_pixels", _MAX_PIXELS))]
-    if not all(type(limit) is int and limit > 0 for limit in limits):
-        raise CheckpointError(f"{file}: min_pixels and max_pixels must be positive numbers, not {limits}")
-    network = VLM2VecQwen2VL(backbone, min_pixels=limits[0], max_pixels=limits[1])
-    prompts = VLM2VecQwen2VLPrompts(_tokenizer(base), image_token_id=backbone.image_token_id)
+    least, most = _pixel_limits(base)
+    tokenizer = load_tokenizer(base)
+    check_vocabulary(tokenizer, backbone.language_model.embed_tokens.num_embeddings, base)
+    network = VLM2VecQwen2VL(backbone, min_pixels=least, max_pixels=most)
+    prompts = VLM2VecQwen2VLPrompts(tokenizer, image_token_id=backbone.image_token_id)
     return network.eval().requires_grad_(False), prompts
 
 
-def _tokenizer(base: Path) -> Tokenizer:
-    file = base / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{file}: no usable tokenizer ({error})") from error
+def _pixel_limits(base: Path) -> tuple[int, int]:
+    file = base / "preprocessor_config.json"
+    raw = Config.read(file) if file.is_file() else Config({}, file)
+    least = raw.whole("min_pixels", _MIN_PIXELS, most=_MAX_PIXELS)
+    return least, raw.whole("max_pixels", _MAX_PIXELS, least=least, most=_MAX_PIXELS)
