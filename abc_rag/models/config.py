@@ -10,11 +10,24 @@ from typing import Any, NoReturn
 
 from abc_rag.errors import CheckpointError
 
-__all__ = ["ACTIVATIONS", "MAX_LAYERS", "MAX_LENGTH", "MAX_SIZE", "Config", "part_file", "read_json", "shown"]
+__all__ = [
+    "ACTIVATIONS",
+    "MAX_JSON_BYTES",
+    "MAX_LAYERS",
+    "MAX_LENGTH",
+    "MAX_SIZE",
+    "Config",
+    "check_json",
+    "part_file",
+    "read_json",
+    "shown",
+]
 
 # Beyond these a size is a mistake or an attack. The shapes of the tensors decide what exactly is right.
 MAX_LAYERS, MAX_SIZE, MAX_LENGTH = 1000, 2**24, 2**24
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "relu")
+MAX_JSON_BYTES = 64 * 2**20
+"""Of a vocabulary; other files are far shorter."""
 _MAX_BYTES = 4 * 2**20
 _MAX_DEPTH = 32
 _SHOWN = 60
@@ -56,6 +69,14 @@ def read_json(file: Path, *, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     Raises:
         CheckpointError: It is missing, malformed, too long, nested too deeply, or lies elsewhere.
     """
+    value = check_json(file, max_bytes=max_bytes)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def check_json(file: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401
+    """Read any JSON; see `read_json`."""
     file = part_file(file.parent, file.name)
     try:
         if not file.exists():
@@ -69,14 +90,12 @@ def read_json(file: Path, *, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
         raise CheckpointError(f"{file}: not readable as JSON ({error})") from error
     except RecursionError as error:
         raise CheckpointError(f"{file}: nested more than {_MAX_DEPTH} levels deep") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}")
-    level: list[Any] = [value]
+    level = [value]
     for _ in range(_MAX_DEPTH):
         level = [
             inner
             for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
             if isinstance(inner, (dict, list))
         ]
     if level:

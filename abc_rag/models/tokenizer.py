@@ -11,11 +11,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from abc_rag.errors import CheckpointError, InputError
-from abc_rag.models.config import read_json, shown
+from abc_rag.models.config import MAX_JSON_BYTES, read_json, shown
 
 __all__ = ["PlainTokenizer", "check_patterns", "check_vocabulary", "load_tokenizer"]
 
-_MAX_BYTES = 64 * 2**20
 # A repeated group can make a backtracking matcher run for years; no tokenizer of the supported backbones has one.
 _REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")
 _MAX_PATTERN = 2000
@@ -53,7 +52,7 @@ def check_patterns(folder: Path) -> dict[str, Any]:
         CheckpointError: It is missing, or holds such a pattern.
     """
     file = folder / "tokenizer.json"
-    raw = read_json(file, max_bytes=_MAX_BYTES)
+    raw = read_json(file, max_bytes=MAX_JSON_BYTES)
     waiting: list[Any] = [raw.get("normalizer"), raw.get("pre_tokenizer"), raw.get("decoder")]
     while waiting:
         value = waiting.pop()

@@ -20,7 +20,7 @@ import torch
 
 from abc_rag.adapters.sentence_transformers.inputs import as_input, with_prompt
 from abc_rag.embedding.load import load_embedder
-from abc_rag.errors import ABCRagError, InputError, MissingExtraError
+from abc_rag.errors import ABCRagError, InputError
 from abc_rag.images.limits import ImageLimits
 from abc_rag.models.abc.family import ABCFamily
 from abc_rag.models.abc.network import ABCNetwork, ABCSettings
@@ -28,18 +28,12 @@ from abc_rag.models.abc.prompts import ABCPrompts, load_prompts
 from abc_rag.models.abc.save import small_files, write_checkpoint
 from abc_rag.models.family import Picture, Prepared
 from abc_rag.models.qwen2_vl.pictures import Patches
+from abc_rag.models.sentence_transformers.library import InputModule
 from abc_rag.types import Fingerprint, Input
 
 if TYPE_CHECKING:
     from abc_rag.embedding.engine.local import LocalEmbedder
     from abc_rag.models.loader import DType
-
-try:
-    from sentence_transformers.base.modules import InputModule
-except ImportError as error:
-    raise MissingExtraError(
-        "sentence-transformers 6 is not installed; install it with: pip install 'abc-rag[sentence-transformers]'"
-    ) from error
 
 __all__ = ["ABCModule"]
 

@@ -19,13 +19,11 @@ takes texts and pictures but not both in one input, many take texts only.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,36 +31,22 @@ import PIL.Image
 import torch
 from torch import nn
 
-from abc_rag.errors import ABCRagError, CheckpointError, InputError, MissingExtraError
+from abc_rag.errors import ABCRagError, CheckpointError, InputError
 from abc_rag.images.limits import ImageLimits
 from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared, check_length
-from abc_rag.models.loader import LoadOptions
+from abc_rag.models.sentence_transformers.batches import groups_of, is_padded_safely, stacked
+from abc_rag.models.sentence_transformers.library import SentenceTransformer, StaticEmbedding, Transformer, first_line
 from abc_rag.models.sentence_transformers.pictures import Pixels, PlainPictures
 from abc_rag.types import Fingerprint, Image, Input, InstructedImage, InstructedText, Interleaved, Text
 
-try:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Router, Transformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-except ImportError as error:
-    raise MissingExtraError(
-        "sentence-transformers 6 is not installed; install it with: pip install 'abc-rag[sentence-transformers]'"
-    ) from error
+__all__ = ["STFamily", "STPrepared"]
 
-__all__ = ["STFamily", "STPrepared", "load_family"]
-
-# One row an input, padded with what belongs there.
-_ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-# What a processor gives for two inputs, one behind the other, if it gives these for each. Of any other name that is not
-# known, and such inputs are computed one by one.
-_STACKED = frozenset({*_ROWS, "pixel_values", "pixel_attention_mask", "image_grid_thw", "num_images_per_sample"})
 _MEDIA = frozenset({"image", "video", "audio"})
 _PLACEHOLDERS = ("image_token", "video_token", "audio_token")
 _BUCKETS = ("text", "common", "chat_template")  # where the library looks for a truncation
 _PROBES = ("a", "a text of some more words than one, which a batch would fill up")
 _TOLERANCE = 1e-4
 _HALF_TOLERANCE = 1e-2  # rounding alone makes more of a difference
-_LEAST_FULL = 0.75  # of a padded batch's longest text, so that little of it is padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +102,7 @@ class STFamily(Family):
         self._placeholders = [token for token in found if isinstance(token, str)]
         self._hears = self._chats and self._hears_the_system()
         self.facts = replace(self.facts, accepts=self._accepted())
+        self._left = getattr(getattr(first, "tokenizer", None), "padding_side", "right") == "left"
         self._pads: Mapping[str, int] | None = None
         self.facts = replace(self.facts, dim=self._probed())
 
@@ -135,7 +120,7 @@ class STFamily(Family):
                 features = dict(self.model.preprocess([value], prompt=prompt, **self._whole))
         except Exception as error:
             raise InputError(
-                f"{self._name} cannot read this {type(item).__name__} ({_first_line(error)}); change or leave it out"
+                f"{self._name} cannot read this {type(item).__name__} ({first_line(error)}); change or leave it out"
             ) from error
         ids = features.get("input_ids")
         if isinstance(ids, torch.Tensor):
@@ -157,7 +142,7 @@ class STFamily(Family):
         """Embed a batch; see `Family.forward`."""
         rows = torch.empty((len(batch), self.facts.dim), dtype=torch.float32, device=self.facts.device)
         all_features = [prepared.features for prepared in batch if isinstance(prepared, STPrepared)]
-        for group in self._groups(all_features):
+        for group in groups_of(all_features, any_length=self._pads is not None):
             rows[group] = self._compute([all_features[i] for i in group])
         return rows
 
@@ -197,10 +182,10 @@ class STFamily(Family):
         except ABCRagError as error:
             raise CheckpointError(f"{self._name} cannot embed a text: {error}") from error
         except Exception as error:
-            raise CheckpointError(f"{self._name} cannot embed a text ({_first_line(error)})") from error
+            raise CheckpointError(f"{self._name} cannot embed a text ({first_line(error)})") from error
         tokenizer = getattr(self.model[0], "tokenizer", None)
         pad = getattr(tokenizer, "pad_token_id", None)
-        if isinstance(self.model[0], Transformer) and pad is not None and _is_padded_safely(short, long):
+        if isinstance(self.model[0], Transformer) and pad is not None and is_padded_safely(short, long):
             self._pads = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
             off = (self._compute([short, long]) - torch.cat(alone)).abs().max().item()
             if not off <= (_TOLERANCE if self.facts.dtype == torch.float32 else _HALF_TOLERANCE):
@@ -264,26 +249,9 @@ class STFamily(Family):
 
     # --- Batches --------------------------------------------------------------------------------------
 
-    def _groups(self, all_features: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-        """Positions of what can be computed together."""
-        alike: dict[object, list[int]] = {}
-        for position, features in enumerate(all_features):
-            alike.setdefault(_alike(features, any_length=self._pads is not None), []).append(position)
-        groups: list[list[int]] = []
-        for positions in alike.values():
-            positions.sort(key=lambda i: -_length(all_features[i]))
-            longest = 0.0
-            for position in positions:
-                length = _length(all_features[position])
-                if length < _LEAST_FULL * longest or not longest:
-                    groups.append([])
-                    longest = length
-                groups[-1].append(position)
-        return groups
-
     def _compute(self, group: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """Unit rows of one group."""
-        features = dict(group[0]) if len(group) == 1 else self._stacked(group)
+        features = dict(group[0]) if len(group) == 1 else stacked(group, pads=self._pads or {}, left=self._left)
         for name, value in features.items():
             if isinstance(value, torch.Tensor):
                 features[name] = value.to(self.facts.device)
@@ -295,84 +263,6 @@ class STFamily(Family):
                     "Pooling module to it"
                 )
             return nn.functional.normalize(rows[..., : self.model.truncate_dim].float(), dim=-1)
-
-    def _stacked(self, group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        stacked = dict(group[0])
-        longest = max(_length(features) for features in group)
-        tokenizer = getattr(self.model[0], "tokenizer", None)
-        left = getattr(tokenizer, "padding_side", "right") == "left"
-        for name, value in group[0].items():
-            if not isinstance(value, torch.Tensor):
-                continue
-            values = [features[name] for features in group]
-            if name in _ROWS:
-                fill = (self._pads or {}).get(name, 0)
-                short = [longest - one.shape[1] for one in values]
-                sides = [(by, 0) if left else (0, by) for by in short]
-                values = [nn.functional.pad(v, side, value=fill) for v, side in zip(values, sides, strict=True)]
-            stacked[name] = torch.cat(values)
-        return stacked
-
-
-def load_family(folder: Path, options: LoadOptions, fingerprint: Fingerprint) -> STFamily:
-    """Load a model from its folder, from nowhere else, and without any code of its own.
-
-    Raises:
-        CheckpointError: It cannot be loaded.
-        MissingExtraError: It needs a package that is not installed.
-    """
-    if options.attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        # transformers would fetch a kernel from the hub instead.
-        raise MissingExtraError(
-            "attention='flash_attention_2' needs flash-attention: pip install flash-attn, or leave attention='auto'"
-        )
-    try:
-        model = _loaded(folder, options)
-    except ABCRagError:
-        raise
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{fingerprint.model} needs a package that is not installed ({_first_line(error)}); for models of pictures "
-            "that is most often: pip install 'sentence-transformers[image]'"
-        ) from error
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder}: sentence-transformers cannot load it ({_first_line(error)}); check that it is a whole model in "
-            "safetensors that needs no code of its own"
-        ) from error
-    if not (folder / "modules.json").is_file() and len(model) > 1:
-        raise CheckpointError(
-            f"{folder} has no modules.json, so how its tokens become one vector would have to be guessed; save it from "
-            "a SentenceTransformer with the pooling that it was trained with"
-        )
-    if not isinstance(model[0], (Transformer, Router, StaticEmbedding)):
-        raise CheckpointError(f"{folder} begins with a {type(model[0]).__name__} module, which abc-rag does not know")
-    if isinstance(model[0], Transformer):
-        model[0].unpad_inputs = False  # with flash attention the library would put a batch into one row
-    model.eval()
-    model.requires_grad_(False)
-    return STFamily(model, fingerprint=fingerprint, image_limits=options.image_limits, dtype=options.dtype)
-
-
-def _loaded(folder: Path, options: LoadOptions) -> SentenceTransformer:
-    def load(attention: str) -> SentenceTransformer:
-        return SentenceTransformer(
-            str(folder),
-            device=str(options.device),
-            local_files_only=True,
-            trust_remote_code=False,
-            # Always named: left to the model's files, it could be a kernel that is fetched from somewhere.
-            model_kwargs={"dtype": options.dtype, "attn_implementation": attention, "use_safetensors": True},
-        )
-
-    try:
-        model = load(options.attention)
-    except ValueError as error:
-        if options.attention != "sdpa" or "scaled_dot_product_attention" not in str(error):
-            raise
-        model = load("eager")  # a network that has no other
-    # Of others the library follows dtype, and keeps in float32 what has to stay so.
-    return model.to(options.dtype) if isinstance(model[0], StaticEmbedding) else model
 
 
 def _without_truncation(first: nn.Module) -> dict[str, Any]:
@@ -412,32 +302,3 @@ def _size(features: Mapping[str, Any]) -> int:
     """Of an input without words: about how many patches it has."""
     numbers = sum(value.numel() for value in features.values() if isinstance(value, torch.Tensor))
     return max(1, numbers // (3 * 14 * 14))
-
-
-def _length(features: Mapping[str, Any]) -> int:
-    ids = features.get("input_ids")
-    return int(ids.shape[-1]) if isinstance(ids, torch.Tensor) else 1
-
-
-def _alike(features: Mapping[str, Any], *, any_length: bool) -> object:
-    """Equal for inputs that may be stacked; with ``any_length``, those of words alone whatever their length."""
-    words = any_length and all(name in _ROWS for name, value in features.items() if isinstance(value, torch.Tensor))
-    known: list[object] = []
-    for name, value in sorted(features.items()):
-        if not isinstance(value, torch.Tensor):
-            known.append((name, repr(value)))
-        elif name not in _STACKED or not value.ndim or (name in _ROWS and (value.ndim != 2 or len(value) != 1)):
-            return object()
-        else:
-            known.append((name, value.dtype, None if words else tuple(value.shape[1:])))
-    return tuple(known)
-
-
-def _is_padded_safely(short: Mapping[str, Any], long: Mapping[str, Any]) -> bool:
-    """Whether two texts differ in length, and say which of a batch's tokens would be padding."""
-    kinds = {_alike(features, any_length=True) for features in (short, long)}
-    return len(kinds) == 1 and "attention_mask" in short and _length(short) != _length(long)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0][:300]}"

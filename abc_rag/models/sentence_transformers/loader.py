@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abc_rag.errors import CheckpointError, InputError, MissingExtraError
+from abc_rag.models.config import Config, check_json, part_file, read_json, shown
 from abc_rag.models.hub import fetch, is_folder
 from abc_rag.models.loader import Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
 
@@ -19,6 +21,8 @@ _MODULES = "modules.json"
 _SETTINGS = "config_sentence_transformers.json"
 _OWN = "sentence_transformers."
 _EXPORT = "abc_rag."
+_LAYERS = re.compile(r"(?:^|_)(?:num|n)_(?:\w+_)?layers?$|^(?:depth|n_layer|num_layers|num_blocks)$")
+_SIZES = re.compile(r"^(?:vocab_size|d_model|(?:hidden|intermediate|embedding|embed|projection)_(?:size|dim))$")
 _PICKLES = ("pytorch_model*.bin", "adapter_model*.bin")
 
 
@@ -74,7 +78,7 @@ class _Found(Checkpoint):
         folder = self._folder
         assert folder is not None
         _check_files(folder)
-        from abc_rag.models.sentence_transformers.family import load_family
+        from abc_rag.models.sentence_transformers.load import load_family
         from abc_rag.types import Fingerprint
 
         # A snapshot's folder is named by its commit.
@@ -99,11 +103,12 @@ def _check_files(folder: Path) -> None:
     Raises:
         CheckpointError: It is such a model.
     """
-    from abc_rag.models.config import read_json
-
-    kind = read_json(folder / _SETTINGS).get("model_type") if (folder / _SETTINGS).is_file() else None
+    settings = Config.read(folder / _SETTINGS) if (folder / _SETTINGS).is_file() else Config({}, folder)
+    kind = settings.values.get("model_type")
     if kind not in (None, "SentenceTransformer"):
-        raise CheckpointError(f"{folder} is a {kind}, which gives no vectors of one length; take a SentenceTransformer")
+        raise CheckpointError(
+            f"{folder} is a {shown(kind)}, which gives no vectors of one length; take a SentenceTransformer"
+        )
     for place in [folder, *_subfolders(folder)]:
         if (place / "adapter_config.json").is_file():
             raise CheckpointError(
@@ -114,27 +119,61 @@ def _check_files(folder: Path) -> None:
         # By the names that the library looks for: anything else beside a pickle would not keep it from being read.
         if pickles and not any(place.glob("model*.safetensors")):
             raise CheckpointError(f"{place / pickles[0]} is a pickle and is never read; convert it to safetensors")
+        _check_sizes(place)
     for type_name in _module_types(folder):
         if type_name.startswith(_EXPORT):
             raise CheckpointError(f"{folder} is an ABC checkpoint; load it without the 'st:' before its name")
         if not type_name.startswith(_OWN):
             raise CheckpointError(
-                f"{folder} needs code that is not part of sentence-transformers ({type_name}), and abc-rag never runs "
-                "a model's own code; take another model"
+                f"{folder} needs code that is not part of sentence-transformers ({type_name[:80]}), and abc-rag never "
+                "runs a model's own code; take another model"
             )
 
 
-def _module_types(folder: Path) -> list[str]:
-    import json
+def _check_sizes(place: Path) -> None:
+    """Refuse JSON beyond all limits, files elsewhere, and sizes that no tensor has, before the library builds anything.
 
-    if not (folder / _MODULES).is_file():
+    Raises:
+        CheckpointError: One of them is there; the message names it.
+    """
+    from abc_rag.models.checkpoint import stored_tensors
+
+    for file in place.iterdir():
+        if part_file(place, file.name).is_file() and file.suffix == ".json":
+            check_json(file)
+    config = place / "config.json"
+    if not config.is_file() or not any(place.glob("model*.safetensors*")):
+        return
+    stored = stored_tensors(place, "model")
+    widest = max((size for shape in stored.shapes.values() for size in shape), default=0)
+    waiting: list[tuple[str, Any]] = [("", read_json(config))]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, int) and _LAYERS.search(name):
+            stored.check_layers(config, name, value)
+        elif isinstance(value, int) and _SIZES.search(name) and value > widest:
+            raise CheckpointError(f"{config}: {name} is {shown(value)}, but no tensor is wider than {widest:,}")
+
+
+def _module_types(folder: Path) -> list[str]:
+    file = folder / _MODULES
+    if not file.is_file():
         return []  # a model of transformers as it is
     try:
-        return [str(module["type"]) for module in json.loads((folder / _MODULES).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder / _MODULES} lists no modules ({type(error).__name__}); fetch it again"
-        ) from error
+        modules = check_json(file)
+        for module in modules:
+            where = str(module.get("path", ""))
+            if (
+                Path(where).is_absolute()
+                or ".." in Path(where).parts
+                or not (folder / where).resolve().is_relative_to(folder.resolve())
+            ):
+                raise CheckpointError(f"{file}: names a module in {shown(where)}, outside the model")
+        return [str(module["type"]) for module in modules]
+    except (AttributeError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file} lists no modules ({type(error).__name__}); fetch it again") from error
 
 
 def _subfolders(folder: Path) -> list[Path]:

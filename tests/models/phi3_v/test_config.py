@@ -74,7 +74,10 @@ def test_config_json_may_have_the_sizes_of_the_vision_tower(folder: Path, prompt
         ({"img_processor": {"layer_idx": -1}}, "layer_idx"),
         ({"img_processor": {"type_feature": "cls_patch"}}, "type_feature"),
         ({"rope_scaling": {"type": "yarn"}}, "yarn"),
-        ({"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}}, r"short_factor is \[1\.0\]; expected 16 positive numbers"),
+        (
+            {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}},
+            r"short_factor is \[1\.0\]; expected 16 positive numbers",
+        ),
         ({"rope_scaling": {"type": "su"}}, "short_factor"),
     ],
 )

@@ -58,6 +58,8 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.load import local_revision
 from abc_rag.errors import CheckpointError, FingerprintMismatchError, ImageError, InputError, MissingExtraError
 from abc_rag.ingest.pictures import index_images
+from abc_rag.models.sentence_transformers.batches import groups_of
+from abc_rag.models.sentence_transformers.library import unusable
 from abc_rag.search.rewriting.rewriter import AsAsked
 from abc_rag.types import Vectors
 
@@ -265,7 +267,7 @@ def test_neither_order_nor_batch_matters(name: str, embedders: Any) -> None:
 def test_texts_of_any_length_share_a_batch_where_padding_is_harmless(name: str, embedders: Any) -> None:
     family = embedders[name].family
     prepared = [family.prepare(Text("word " * count)) for count in (5, 5, 5, 4, 1)]
-    groups = family._groups([one.features for one in prepared])
+    groups = groups_of([one.features for one in prepared], any_length=family._pads is not None)
     assert sorted(map(len, groups)) == [1, 4]
     together = family.forward(prepared)
     alone = torch.cat([family.forward([one]) for one in prepared])
@@ -281,7 +283,13 @@ def test_texts_of_one_length_only_share_a_batch_where_padding_changes_vectors(fo
     embedder = load(folder)
     inputs = [Text("word " * count) for count in (5, 5, 4, 4, 1)]
     prepared = [embedder.family.prepare(item) for item in inputs]
-    assert sorted(map(len, embedder.family._groups([one.features for one in prepared]))) == [1, 2, 2]
+    assert sorted(
+        map(len, groups_of([one.features for one in prepared], any_length=embedder.family._pads is not None))
+    ) == [
+        1,
+        2,
+        2,
+    ]
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     alone = unit(np.stack([model.encode([item.text])[0] for item in inputs]))
     assert largest(embedder.embed(inputs), alone) < TOLERANCE
@@ -576,6 +584,74 @@ def test_folders_that_are_refused(folders: Any, tmp_path: Path) -> None:
     half = changed(folders["text"], tmp_path / "half")
     (half / "model.safetensors").write_bytes((half / "model.safetensors").read_bytes()[:1000])
     refused(half, "cannot load it")
+
+
+def test_tensors_that_would_be_random_are_named_unless_nothing_depends_on_them(folders: Any, tmp_path: Path) -> None:
+    lacking = changed(folders["text"], tmp_path / "lacking")
+    tensors = load_file(lacking / "model.safetensors")
+    name = "encoder.layer.0.attention.output.LayerNorm.bias"
+    save_file({n: t for n, t in tensors.items() if n != name}, lacking / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"1 tensor\(s\) missing, which would be random: {name}"):
+        _ = load(lacking).dim
+    # The pooling takes the mean of tokens, so no vector depends on BERT's own pooler.
+    kept = {n: t for n, t in tensors.items() if not n.startswith("pooler.")}
+    assert len(kept) == len(tensors) - 2
+    save_file(kept, lacking / "model.safetensors", metadata={"format": "pt"})
+    expected = load(folders["text"]).embed([Text("a b c")])
+    assert largest(load(lacking).embed([Text("a b c")]), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "said"),
+    [
+        ("config.json", {"num_hidden_layers": 10**7}, "num_hidden_layers is 10000000, but there are only"),
+        ("config.json", {"vocab_size": 2 * 10**9}, "vocab_size is 2000000000, but no tensor is wider"),
+        ("config.json", {"num_attention_heads": 0}, "cannot load it"),
+        ("config.json", {"hidden_size": -16}, "cannot load it"),
+        ("tokenizer_config.json", "[" * 100_000, "not readable as JSON|nested"),
+        ("modules.json", "[" * 100_000 + "]" * 100_000, "nested more than 32"),
+        ("1_Pooling/config.json", "[" * 40 + "]" * 40, "nested more than 32"),
+    ],
+)
+def test_settings_of_strangers(file: str, value: Any, said: str, folders: Any, tmp_path: Path) -> None:
+    folder = changed(folders["text"], tmp_path / "stranger")
+    text = value if isinstance(value, str) else json.dumps({**json.loads((folder / file).read_text()), **value})
+    (folder / file).write_text(text)
+    with pytest.raises(CheckpointError, match=said):
+        _ = load(folder).dim
+
+
+def test_nothing_outside_the_folder_is_read(folders: Any, tmp_path: Path) -> None:
+    folder = changed(folders["text"], tmp_path / "stranger")
+    shutil.copy(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": dict.fromkeys(load_file(tmp_path / "outside.safetensors"), "../outside.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="names files elsewhere"):
+        _ = load(folder).dim
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    with pytest.raises(CheckpointError, match="outside the checkpoint"):
+        _ = load(folder).dim
+    modules = changed(folders["text"], tmp_path / "modules")
+    listed = json.loads((modules / "modules.json").read_text())
+    listed[1]["path"] = "../stranger/1_Pooling"
+    (modules / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(CheckpointError, match="outside the model"):
+        _ = load(modules).dim
+
+
+def test_what_is_wrong_with_the_installation_is_said() -> None:
+    broken = RuntimeError("operator torchvision::nms does not exist")
+    assert "pip install --force-reinstall --no-deps torchvision" in str(unusable(broken))
+    assert torch.__version__ in str(unusable(broken))
+    wrapped = ImportError("cannot import name 'X'")
+    wrapped.__cause__ = broken
+    assert "torchvision" in str(unusable(wrapped))
+    assert "not installed" not in str(unusable(broken)) + str(unusable(wrapped)) + str(unusable(ImportError("old")))
+    missing = ModuleNotFoundError("No module named 'sentence_transformers'", name="sentence_transformers")
+    assert "sentence-transformers 6 is not installed" in str(unusable(missing))
+    assert "sentence-transformers[image]" in str(unusable(ModuleNotFoundError("No module named 'av'", name="av")))
 
 
 def test_a_model_of_transformers_whose_vectors_need_no_pooling(tmp_path: Path, library: Any) -> None:
