@@ -28,7 +28,7 @@ from abc_rag.models.vlm2vec.loader import load_parts
 FIXTURES = Path(__file__).parent / "fixtures"
 SECONDS = 300
 MEMORY = 6 * 2**30
-VALUES: list[Any] = [None, 0, -1, 2 * 10**9, 10**300, 1.5, "x", "(a+)+$", [], {"a": [[]]}, True, [3] * 50]
+VALUES: list[Any] = [None, 0, -1, 2 * 10**9, 1.5, "(a+)+$", [[]]]
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
@@ -56,11 +56,9 @@ def phi(folder: Path) -> None:
 
 CASES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "abc/base/config.json": ("abc", base),
-    "abc/instruct/adapter_config.json": ("abc", abc),
-    "abc/pretrain/adapter_config.json": ("abc", abc),
+    "abc/instruct/adapter_config.json": ("abc", adapter),
     "mini/base/config.json": ("mini", base),
     "mini/abc.json": ("mini", abc),
-    "mini/instruct/adapter_config.json": ("mini", adapter),
     "qwen/base/config.json": ("vlm2vec_qwen2vl", qwen),
     "qwen/base/preprocessor_config.json": ("vlm2vec_qwen2vl", qwen),
     "qwen/adapter/adapter_config.json": ("vlm2vec_qwen2vl", qwen),

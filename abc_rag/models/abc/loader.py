@@ -24,6 +24,7 @@ ABCModelName = Union[str, "os.PathLike[str]", "ABCCheckpoint"]
 
 # What a Qwen2-VL-7B without its output layer weighs in bfloat16, for the warning before a download.
 _PUBLISHED_GB = 15.6
+_SMALLER = "TIGER-Lab/VLM2Vec-Qwen2VL-2B"
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,8 @@ def _published(device: str) -> ABCParts:
     if device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         warnings.warn(
             f"model 'abc' without a GPU: about {_PUBLISHED_GB} GB to download, twice that in memory in float32 "
-            f"({_PUBLISHED_GB} GB with dtype='bfloat16'), and many seconds for each picture. "
-            "Use model='abc-mini' to develop without a GPU, or name another device.",
+            f"({_PUBLISHED_GB} GB with dtype='bfloat16'), and many seconds for each picture. For photographs without a "
+            f"GPU use a smaller model, such as {_SMALLER!r}; 'abc-mini' knows drawings of its small world only.",
             stacklevel=2,
         )
     return _resolve(PUBLISHED, "abc")

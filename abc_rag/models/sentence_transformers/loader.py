@@ -22,7 +22,7 @@ _SETTINGS = "config_sentence_transformers.json"
 _OWN = "sentence_transformers."
 _EXPORT = "abc_rag."
 _LAYERS = re.compile(r"(?:^|_)(?:num|n)_(?:\w+_)?layers?$|^(?:depth|n_layer|num_layers|num_blocks)$")
-_SIZES = re.compile(r"^(?:vocab_size|d_model|(?:hidden|intermediate|embedding|embed|projection)_(?:size|dim))$")
+_SIZES = re.compile(r"^(?:vocab_size|hidden_size|intermediate_size|d_model)$")
 _PICKLES = ("pytorch_model*.bin", "adapter_model*.bin")
 
 
@@ -107,7 +107,7 @@ def _check_files(folder: Path) -> None:
     kind = settings.values.get("model_type")
     if kind not in (None, "SentenceTransformer"):
         raise CheckpointError(
-            f"{folder} is a {shown(kind)}, which gives no vectors of one length; take a SentenceTransformer"
+            f"{folder} is a {str(kind)[:60]}, which gives no vectors of one length; take a SentenceTransformer"
         )
     for place in [folder, *_subfolders(folder)]:
         if (place / "adapter_config.json").is_file():
