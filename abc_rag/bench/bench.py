@@ -56,8 +56,8 @@ class Throughput:
 
     Attributes:
         name: What was embedded.
-        items: How many at once.
-        seconds: How long they took, the median of some times.
+        items: Number of items in one call.
+        seconds: Time of the call, a median.
         tokens: Of one item, in the language model.
         flops: Operations that one item needs; NaN where they are not known for the family.
         limit: What the machine reaches in a matrix product, operations a second.
@@ -83,13 +83,13 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one input by itself takes.
+    """The time that a single input takes.
 
     Attributes:
         name: What was embedded.
-        count: How often it was measured, each time with another input.
-        p50_ms: Half took at most so many milliseconds.
-        p99_ms: 99 of 100 took at most so many; of few measurements nearly the slowest.
+        count: Number of measurements, each with another input.
+        p50_ms: The median, in milliseconds.
+        p99_ms: The 99th percentile; with few measurements, nearly the maximum.
     """
 
     name: str
@@ -108,9 +108,9 @@ class BenchResult:
         limit: What the machine reaches in a matrix product, operations a second.
         throughputs: Passages of each length that the context allows, pictures, pictures with a question.
         latencies: One text, one picture with a question.
-        items: For how many items the estimates are.
-        picture_seconds: How long so many pictures would take.
-        passage_seconds: How long so many passages of 100 tokens would take.
+        items: Number of items that the estimates are for.
+        picture_seconds: Estimated time for `items` pictures.
+        passage_seconds: Estimated time for `items` passages of 100 tokens.
     """
 
     model: str
@@ -192,14 +192,14 @@ def bench(embedder: LocalEmbedder, *, items: int = 100_000, seconds: float = 30.
 
 
 def estimate_seconds(items: int, rate: Throughput) -> float:
-    """How long so many items take at a measured rate, in seconds."""
+    """Seconds that a number of items takes at a measured rate."""
     return items / rate.per_second
 
 
 def matmul_rate(device: torch.device | str, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
-    """What a device reaches in one large matrix product, sustained, in operations a second.
+    """Sustained operations per second of a device in one large matrix product.
 
-    On a CPU the better of the two libraries that torch has for it counts.
+    On a CPU, the faster of torch's two libraries counts.
 
     Args:
         device: Any torch device.

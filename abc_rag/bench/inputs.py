@@ -28,7 +28,7 @@ QUESTIONS = tuple(
 
 
 def random_passage(rng: random.Random, words: int) -> str:
-    """So many words, one token each."""
+    """A text of ``words`` words, one token each."""
     return " ".join(rng.choices(_WORDS, k=words))
 
 

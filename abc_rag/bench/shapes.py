@@ -1,7 +1,7 @@
-"""Networks of the sizes that matter, with random weights: for measuring speed without a download.
+"""Networks of published sizes with random weights, to measure speed without a download.
 
-How fast a network is does not depend on what it knows. The tokenizer and the chat template are those of abc-mini,
-which are in this package; a passage of so many tokens costs the same under any tokenizer.
+Speed does not depend on the values of the weights. The tokenizer and the chat template are those of abc-mini, which
+are in this package.
 """
 
 from __future__ import annotations

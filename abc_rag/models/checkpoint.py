@@ -213,8 +213,8 @@ def fill(
 def folder_revision(*folders: Path) -> str:
     """A short hash of local checkpoint folders, for the fingerprint.
 
-    Small files count whole. Of a weight file over 64 MiB the size, the header and both ends count:
-    hashing 15 GB at every start would cost more than it tells.
+    Small files are hashed whole. Of a weight file over 64 MiB, only its size and its first and last MiB are: hashing
+    15 GB at every start would take too long.
     """
     digest = hashlib.sha256()
     whole = 64 * 2**20
@@ -225,7 +225,7 @@ def folder_revision(*folders: Path) -> str:
             if not file.is_file() or not counts:
                 continue
             if file.name in {"run.json", "parts.json", "results.json"}:
-                continue  # what a run or an evaluation says beside a model is no part of it
+                continue  # records of a run or an evaluation are no part of a model
             size = file.stat().st_size
             digest.update(f"{file.name}:{size}\n".encode())
             with file.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""Configurations that nobody vetted: JSON read within limits, and values checked one by one as they are used."""
+"""Untrusted configuration files: JSON is read within limits, and each value is checked when it is used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 MAX_LAYERS, MAX_SIZE, MAX_LENGTH = 1000, 2**24, 2**24
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "relu")
 MAX_JSON_BYTES = 64 * 2**20
-"""Of a vocabulary; other files are far shorter."""
+"""Limit for a tokenizer's vocabulary; other files are far smaller."""
 _MAX_BYTES = 4 * 2**20
 _MAX_DEPTH = 32
 _SHOWN = 60

@@ -34,7 +34,7 @@ class Opened(Protocol):
 
     @property
     def patches(self) -> int:
-        """How much work it is for the vision tower, in patches."""
+        """Its size for the vision tower, in patches."""
 
 
 class PictureRecipe(Protocol):
@@ -57,7 +57,7 @@ class PictureRecipe(Protocol):
 
 @dataclass(eq=False)
 class Picture:
-    """What is known of a picture: how it was opened until the vision tower has seen it, its features from then on.
+    """A picture: as it was opened until the vision tower has seen it, its features from then on.
 
     Attributes:
         key: Hash of its content.
@@ -151,7 +151,7 @@ class Family(ABC):
 
     @abstractmethod
     def picture_tokens(self, opened: Any) -> int:  # noqa: ANN401
-        """How many image tokens an opened picture has in the language model."""
+        """Number of image tokens of an opened picture in the language model."""
 
     @abstractmethod
     def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:

@@ -17,11 +17,11 @@ def is_folder(part: str | os.PathLike[str]) -> bool:
 
 
 def part_folder(part: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Where a part of an `ABCCheckpoint` is on the disk; fetches it if it is a hub id that is not there yet.
+    """The local folder of a part of an `ABCCheckpoint`; a hub id is fetched if need be.
 
     Raises:
         InputError: It is no hub id, or a folder with a revision.
-        CheckpointError: There is no such folder, or the hub does not give it.
+        CheckpointError: There is no such folder, or it cannot be fetched.
     """
     if not is_folder(part):
         return fetch(str(part), revision)
@@ -34,7 +34,7 @@ def part_folder(part: str | os.PathLike[str], revision: str | None = None) -> Pa
 
 
 def fetch(repository: str, revision: str | None = None, *, more: Sequence[str] = ()) -> Path:
-    """Where a hub repository is on the disk; fetches it if it is not there yet. Neither code nor pickles.
+    """The local folder of a hub repository. Fetches what is missing, but neither code nor pickles.
 
     Args:
         repository: ``"ORGANISATION/NAME"``.
@@ -43,7 +43,7 @@ def fetch(repository: str, revision: str | None = None, *, more: Sequence[str] =
 
     Raises:
         InputError: It is no hub id.
-        CheckpointError: The hub does not give it.
+        CheckpointError: It cannot be fetched.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -86,25 +86,25 @@ class LoadOptions:
         defaults = {"weights": "full", "compiled": False, "attention": "sdpa"}
         for name, reason in reasons.items():
             if getattr(self, name) != defaults.get(name):
-                raise InputError(f"{name}={getattr(self, name)!r} cannot be had of family {family!r}: {reason}")
+                raise InputError(f"{name}={getattr(self, name)!r} is not available for family {family!r}: {reason}")
 
 
 class Checkpoint(ABC):
-    """A model that has been found, or whose name says where it is to be fetched."""
+    """A model on the disk, or one that can be fetched by its name."""
 
     @abstractmethod
     def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
-        """The revision that the fingerprint will have, if all files are local; None where the hub decides.
+        """The revision of the fingerprint if all files are local; None if the hub decides it.
 
         Loads and fetches nothing.
         """
 
     @abstractmethod
     def fetch(self, device: str) -> None:
-        """Get files that are not here yet; called before `build`, once. ``device`` is what the caller asked for.
+        """Fetch missing files. Called once, before `build`. ``device`` is what the caller asked for.
 
         Raises:
-            CheckpointError: They cannot be had.
+            CheckpointError: They cannot be fetched.
         """
 
     @abstractmethod
@@ -118,7 +118,7 @@ class Checkpoint(ABC):
 
 
 class ModelLoader(ABC):
-    """One family's part of `load_embedder`.
+    """Finds and loads the checkpoints of one family, for `load_embedder`.
 
     A module in `abc_rag.models` has one as ``LOADER``; others come through `register_loader`. Importing the module
     must be quick: torch and the like are imported where they are used.
@@ -131,15 +131,15 @@ class ModelLoader(ABC):
     """Names that need no prefix."""
 
     model_types: ClassVar[tuple[type, ...]] = ()
-    """Types other than names and folders that say which model is meant."""
+    """Types other than ``str`` and ``Path`` that name a model of this family."""
 
     @abstractmethod
     def refusal(self, folder: Path) -> str | None:
-        """Why a folder's files are no checkpoint of this family; None if they are one. Looks at names and JSON only."""
+        """Why a folder is no checkpoint of this family, or None if it is one. Looks at file names and JSON only."""
 
     @abstractmethod
     def checkpoint(self, model: Any) -> Checkpoint:  # noqa: ANN401
-        """The checkpoint that is meant.
+        """Find a checkpoint.
 
         Args:
             model: One of `models` or of `model_types`; a folder, as a ``Path``; or a ``str`` that stood behind the
@@ -154,22 +154,22 @@ _registered: dict[str, ModelLoader] = {}
 
 
 def register_loader(loader: ModelLoader) -> None:
-    """Have `load_embedder` know a family from elsewhere.
+    """Make a family from another package known to `load_embedder`.
 
     Raises:
-        InputError: Its name is taken, or no such name.
+        InputError: Its name is taken or malformed.
     """
     if not loader.name or not all(c.isascii() and (c.islower() or c.isdigit() or c == "-") for c in loader.name):
         raise InputError(f"a family's name has lower case letters, digits and hyphens, unlike {loader.name!r}")
     if len(loader.name) == 1:
         raise InputError(f"a family's name of one letter would look like a drive: {loader.name!r}; choose a longer one")
     if loader.name in loaders():
-        raise InputError(f"there is a family {loader.name!r} already; choose another name")
+        raise InputError(f"family {loader.name!r} is registered already; choose another name")
     _registered[loader.name] = loader
 
 
 def unregister_loader(name: str) -> None:
-    """Take back `register_loader`; nothing happens where there is no such family."""
+    """Undo `register_loader`; unknown names are ignored."""
     _registered.pop(name, None)
 
 
@@ -190,10 +190,10 @@ def known_names() -> tuple[str, ...]:
 
 
 def find_checkpoint(model: object) -> Checkpoint:
-    """The checkpoint that ``model`` means; see `abc_rag.load_embedder`.
+    """Find the checkpoint that ``model`` names; see `abc_rag.load_embedder`.
 
     Raises:
-        InputError: There is none, or more than one family would take it; the message says how to name one.
+        InputError: There is none, or several families could load it; the message says how to choose.
     """
     known = loaders()
     for loader in known.values():
@@ -226,7 +226,7 @@ def find_checkpoint(model: object) -> Checkpoint:
 
 
 def as_folder(model: str | os.PathLike[str]) -> Path | None:
-    """The folder that is meant; None if there is none."""
+    """The folder of that name, or None if there is none."""
     if not os.fspath(model):
         return None  # Path("") is the working folder
     try:

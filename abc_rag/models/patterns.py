@@ -1,11 +1,11 @@
-"""Regular expressions out of files that nobody vetted, matched in bounded time.
+"""Untrusted regular expressions, matched in bounded time.
 
-An adapter may say with a pattern which layers it changes. ``re`` backtracks: a short pattern can keep it busy for
-years, and nothing can stop it. Here all positions that a match can have reached are followed at once, so no path is
-tried twice. That is enough for a yes or no, and needs neither a clock nor another process.
+An adapter may name its layers by a pattern. ``re`` backtracks: a short pattern can keep it busy for years, and nothing
+can stop it. This matcher follows all positions that a match can have reached at once, so it tries no path twice. It
+answers yes or no, and needs neither a clock nor a child process.
 
-Known are literals, ``.``, classes, groups, lookaheads, ``|``, ``^``, ``$``, and all repetitions; not known are
-backreferences, lookbehinds, flags and names of groups.
+Supported are literals, ``.``, classes, groups, lookaheads, ``|``, ``^``, ``$`` and repetitions. Backreferences,
+lookbehinds, flags and named groups are refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Weights in 8 or 4 bits: linear layers that hold codes and multiply in full precision.
 
-Weights only: a layer's weight is put together again for each call and the product is an ordinary one, in the
-precision of its input. So every row still has the vector that it has alone. bitsandbytes' own 8-bit layer rounds
-inputs too and chooses the columns that it spares from the whole batch, and its 4-bit layer rounds to bfloat16 on
-some CPUs; only its functions that make codes and read them are used here, which are the same on every device.
+Only weights are quantised: each call dequantises a layer's weight and multiplies in the precision of its input, so a
+vector does not depend on its batch. bitsandbytes' own 8-bit layer rounds inputs too and picks outlier columns from the
+whole batch, and its 4-bit layer rounds to bfloat16 on some CPUs. Only its quantising and dequantising functions are
+used here, which are the same on every device.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ except ImportError as error:
 __all__ = ["BLOCK", "DEVICES", "QuantizedLinear", "check_device", "quantize_linears"]
 
 BLOCK = 64
-"""Neighbouring weights of a row that share a scale."""
+"""Number of neighbouring weights in a row that share a scale."""
 DEVICES = ("cpu", "cuda")
-"""Device types that bitsandbytes has kernels of its own for, on which this is meant to run."""
+"""Device types for which bitsandbytes has its own kernels."""
 
 
 @lru_cache(maxsize=8)
@@ -79,7 +79,7 @@ class QuantizedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, weights={self.weights}"
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight ``(out_features, in_features)`` that the codes stand for."""
+        """The weight ``(out_features, in_features)``, dequantised."""
         shape = torch.Size((self.out_features, self.in_features))
         state = QuantState(absmax=self.scales, shape=shape, blocksize=BLOCK, dtype=dtype)
         if self.weights == "int8":

@@ -1,4 +1,4 @@
-"""Tokenizers: read from a checkpoint that nobody vetted, and applied to what a user wrote without reading into it."""
+"""Reading untrusted tokenizers, and tokenising user text without interpreting special tokens in it."""
 
 from __future__ import annotations
 

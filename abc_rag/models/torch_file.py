@@ -1,8 +1,8 @@
-"""Tensors out of a file that ``torch.save`` wrote, read as data: nothing is unpickled, and nothing in it is called.
+"""Reading tensors from files of ``torch.save`` as data: nothing is unpickled, and nothing in them is called.
 
-Some published adapters exist in this form only. Such a file is a zip archive of raw numbers and of one small program in
-the language of pickle, which says what they are called and how they are shaped. A state dict needs a handful of that
-language's instructions and three names; everything else is refused before anything is done about it.
+Some published adapters exist in this form only. Such a file is a zip archive of raw numbers and one small pickle
+program, which holds names and shapes. A state dict needs a handful of pickle's instructions and three names; anything
+else is refused before it has an effect.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class _Archive:
 
 
 class _Odd(ValueError):
-    """What a state dict does not need."""
+    """Something that no state dict needs."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class _Tensor:
     strides: tuple[int, ...]
 
     def of(self, data: bytes) -> torch.Tensor:
-        """Its numbers, out of its storage's."""
+        """The tensor, from the bytes of its storage."""
         storage = self.storage
         reach = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         if 0 in self.shape:
@@ -176,7 +176,7 @@ class _Reader:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:  # noqa: ANN401  (whatever the program says; checked by the caller)
-        """What the program ends with."""
+        """Run the program and return its result."""
         while True:
             code = self._take(1)
             if code == b".":

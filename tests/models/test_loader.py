@@ -394,12 +394,12 @@ def test_a_name_that_cannot_be_a_prefix_is_refused(name: str, message: str) -> N
 
 def test_options_that_a_family_cannot_follow_are_refused() -> None:
     for settings, message in (
-        ({"weights": "int8"}, "weights='int8' cannot be had of family 'bag': it has none"),
-        ({"min_tokens": 4}, "min_tokens=4 cannot be had of family 'bag'"),
+        ({"weights": "int8"}, "weights='int8' is not available for family 'bag': it has none"),
+        ({"min_tokens": 4}, "min_tokens=4 is not available for family 'bag'"),
     ):
         with pytest.raises(InputError, match=message):
             load_embedder(FIXTURES / "bag", device="cpu", **settings).embed([Text("x")])
-    with pytest.raises(InputError, match="resolution='high' cannot be had of family 'abc': it is set by min_tokens"):
+    with pytest.raises(InputError, match="resolution='high' is not available for family 'abc': it is set by"):
         load_embedder("abc-mini", device="cpu", resolution="high").embed([Text("x")])
     assert issubclass(BagLoader, ModelLoader)
     assert LoadOptions.__dataclass_params__.frozen

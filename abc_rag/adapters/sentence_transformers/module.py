@@ -28,12 +28,17 @@ from abc_rag.models.abc.prompts import ABCPrompts, load_prompts
 from abc_rag.models.abc.save import small_files, write_checkpoint
 from abc_rag.models.family import Picture, Prepared
 from abc_rag.models.qwen2_vl.pictures import Patches
-from abc_rag.models.sentence_transformers.library import InputModule
+from abc_rag.models.sentence_transformers.library import unusable
 from abc_rag.types import Fingerprint, Input
 
 if TYPE_CHECKING:
     from abc_rag.embedding.engine.local import LocalEmbedder
     from abc_rag.models.loader import DType
+
+try:
+    from sentence_transformers.base.modules import InputModule
+except (AttributeError, ImportError, OSError, RuntimeError) as error:
+    raise unusable(error) from error
 
 __all__ = ["ABCModule"]
 

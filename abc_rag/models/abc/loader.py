@@ -121,7 +121,7 @@ class _Found(Checkpoint):
 
 
 def _source(model: ABCModelName) -> Callable[[str], ABCParts]:
-    """How to get at the files of ``model``; checked now, fetched when called."""
+    """A function that locates the files of ``model``, fetching them if need be; the name is checked now."""
     if isinstance(model, ABCCheckpoint):
         return lambda device: _resolve(model, "+".join(str(p) for p in (model.base, model.pretrain, model.instruct)))
     if model == "abc":
@@ -146,7 +146,7 @@ def abc_parts(model: ABCModelName, device: str) -> ABCParts:
 
     Raises:
         InputError: There is no such model.
-        CheckpointError: A part cannot be had.
+        CheckpointError: A part cannot be fetched.
     """
     return _source(model)(device)
 

@@ -3,7 +3,7 @@
 One space holds texts, pictures, and pictures seen under an instruction. The pretrain adapter is merged for
 good; the instruct adapter runs only for an input that has a picture *and* an instruction.
 
-What the published code does without saying so, and the published weights therefore expect:
+Undocumented behaviour of the published code, which the published weights expect:
 
 * plain positions 0, 1, 2, ... for all tokens, image tokens included (3-D positions occur only in a fresh
   model's very first call);
@@ -40,7 +40,7 @@ FIRST_RESIZE = (4, 16384)
 
 @dataclass(frozen=True)
 class ABCSettings:
-    """What a checkpoint may say about itself in ``abc.json`` beside its three folders; all of it optional.
+    """Settings of a checkpoint in ``abc.json``, beside its three folders; all optional.
 
     Attributes:
         name: The model's name, for the fingerprint.
@@ -194,7 +194,7 @@ def load_merged(
     device: str = "cpu",
     head_hidden: int = _HEAD_HIDDEN,
 ) -> ABCNetwork:
-    """Base and pretrain adapter as one network: what the instruct adapter is put on.
+    """Base and pretrain adapter as one network, on which the instruct adapter is put.
 
     Raises:
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.

@@ -3,11 +3,11 @@
 Made of transformers' own CLIP and Phi-3 layers; what joins them is here, and all modules have the names that the
 published files give them.
 
-What the published code does without saying so, and the published weights therefore expect:
+Undocumented behaviour of the published code, which the published weights expect:
 
-* the last layer of the vision tower is never used, nor its norm, nor what it says of the whole crop;
-* the whole picture, as small as one crop, is made from the normalised and padded pixels, without smoothing them first;
-* queries and keys are turned by one set of frequencies in short sequences and by another in long ones.
+* the last layer of the vision tower, its norm and its class token are not used;
+* the thumbnail is made from the normalised and padded pixels, without antialiasing;
+* rotary positions have one set of frequencies in short sequences and another in long ones.
 
 One deviation, on purpose: which set that is depends on the sequence, not on the longest one of its batch, so a state
 does not depend on its batch.

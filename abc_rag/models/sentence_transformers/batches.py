@@ -10,10 +10,10 @@ from torch import nn
 
 __all__ = ["alike", "groups_of", "is_padded_safely", "length_of", "stacked"]
 
-# One row an input, padded with what belongs there.
+# One row for each input; shorter rows are padded.
 _ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-# What a processor gives for two inputs, one behind the other, if it gives these for each. Of any other name that is not
-# known, and such inputs are computed one by one.
+# For these, a processor's output for two inputs is the concatenation of its outputs for each. Inputs with other tensors
+# are computed one by one.
 _STACKED = frozenset({*_ROWS, "pixel_values", "pixel_attention_mask", "image_grid_thw", "num_images_per_sample"})
 _LEAST_FULL = 0.75  # of a padded batch's longest text, so that little of it is padding
 

@@ -107,7 +107,7 @@ class STFamily(Family):
         self.facts = replace(self.facts, dim=self._probed())
 
     def picture_tokens(self, opened: Pixels) -> int:
-        """A measure of its size; how many tokens it has, only the model's processor knows."""
+        """A measure of its size: only the model's processor knows the number of tokens."""
         return opened.patches
 
     def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> STPrepared:
@@ -135,7 +135,7 @@ class STFamily(Family):
         return prepared
 
     def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
-        """The pixels themselves: what the model makes of a picture may depend on the rest of its input."""
+        """The pixels themselves: its features may depend on the rest of the input."""
         return [torch.from_numpy(one.pixels) for one in opened]
 
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
@@ -219,7 +219,7 @@ class STFamily(Family):
                     )
 
     def _given(self, item: Input, pictures: Sequence[PIL.Image.Image]) -> tuple[Any, str | None]:
-        """What the library takes for an input, and its prompt."""
+        """An input in the form that the library takes, and its prompt."""
         if isinstance(item, Text):
             return self._prompted(item.text, self._default)
         if isinstance(item, InstructedText):

@@ -6,7 +6,7 @@ import torch
 
 from abc_rag.errors import MissingExtraError
 
-__all__ = ["InputModule", "Router", "SentenceTransformer", "StaticEmbedding", "Transformer", "first_line", "unusable"]
+__all__ = ["Router", "SentenceTransformer", "StaticEmbedding", "Transformer", "first_line", "unusable"]
 
 
 def first_line(error: BaseException) -> str:
@@ -45,7 +45,7 @@ def unusable(error: BaseException) -> MissingExtraError:
 
 try:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import InputModule, Router, Transformer
+    from sentence_transformers.base.modules import Router, Transformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 except (AttributeError, ImportError, OSError, RuntimeError) as error:
     raise unusable(error) from error

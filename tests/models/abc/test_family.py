@@ -1,9 +1,8 @@
-"""The network against figures that the original research code computed (tests/fixtures/abc/README.md)."""
+"""ABC against figures that the original research code computed (tests/fixtures/abc/README.md)."""
 
 from __future__ import annotations
 
 import random
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,36 +12,17 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from abc_helpers import ATTENTIONS, SQUARE, copied, family_of, worst
 from helpers import FIXTURE, TOLERANCE, as_input
 from safetensors.torch import load_file, save_file
 
-from abc_rag import ABCCheckpoint, Image, InstructedImage, Text, load_embedder
+from abc_rag import Image, InstructedImage, Text, load_embedder
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.settings import EngineSettings
-from abc_rag.errors import CheckpointError, InputError
-from abc_rag.models.abc.family import ABCFamily
+from abc_rag.errors import InputError
 from abc_rag.models.abc.network import ABCNetwork
 from abc_rag.models.kernels.attention import Segments
-from abc_rag.models.qwen2_vl.network import normalise
-from abc_rag.models.qwen2_vl.pictures import QwenPictures, fit_size, patchify, resize_as_pillow_12
-
-ATTENTIONS = ("sdpa", "eager")
-
-
-def family_of(embedder: Embedder) -> ABCFamily:
-    family = embedder.family  # type: ignore[attr-defined]
-    assert isinstance(family, ABCFamily)
-    return family
-
-
-def worst(embedder: Embedder, cases: list[dict[str, Any]], goldens: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Largest coordinate difference of each case, embedded by itself."""
-    return {
-        case["id"]: float(
-            np.abs(embedder.embed([as_input(case)])[0] - goldens[f"{case['id']}.embedding"].numpy()).max()
-        )
-        for case in cases
-    }
+from abc_rag.models.qwen2_vl.pictures import QwenPictures
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -133,7 +113,7 @@ def test_eight_threads_give_the_numbers_of_one(tiny: Embedder, cases: Any, golde
         assert max(pool.map(one, range(8))) < TOLERANCE
 
 
-# --- Each known mistake, switched on, must fail the bar above ----------------------------------------
+# --- Each known mistake, switched on, must fail the bar above ------------------------------
 
 
 class _Mistaken(ABCNetwork):
@@ -186,9 +166,6 @@ def _three_d_positions(network: ABCNetwork, input_ids: torch.Tensor) -> torch.Te
     return torch.cat([torch.arange(first).expand(3, -1), grid + first, after.expand(3, -1)], dim=1).unsqueeze(1)
 
 
-SQUARE = ("img_shapes_56x56", "i_224", "i_20_left")
-
-
 @pytest.mark.parametrize(
     ("mistake", "affected"),
     [
@@ -237,13 +214,9 @@ def test_a_skipped_resize_would_be_noticed(
     embedder.close()  # type: ignore[attr-defined]
 
 
-def _copy(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(FIXTURE, tmp_path / "checkpoint", ignore=shutil.ignore_patterns("images", "goldens*")))
-
-
 @pytest.mark.parametrize("part", ["vision", "language", "head"])
 def test_half_a_pretrain_adapter_would_be_noticed(part: str, tmp_path: Path, cases: Any, goldens: Any) -> None:
-    folder = _copy(tmp_path)
+    folder = copied(tmp_path)
     file = folder / "pretrain" / "adapter_model.safetensors"
     tensors = load_file(file)
     where = {"vision": "visual.", "language": ".layers.", "head": "linear_layer2"}[part]
@@ -275,64 +248,7 @@ def test_the_first_token_sees_the_last(attention: str) -> None:
         assert (packed_causal[0] - packed_causal[5]).abs().max() < 1e-6
 
 
-# --- Pixels ---------------------------------------------------------------------------------------------
-
-
-def test_pixels_are_bit_identical_to_the_published_processor(tiny: Embedder) -> None:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    processor = Qwen2VLImageProcessorPil(do_resize=False)
-    rng = np.random.default_rng(0)
-    image = PIL.Image.fromarray(rng.integers(0, 256, (56, 84, 3), dtype=np.uint8))
-    theirs = processor(images=[image], return_tensors="np")["pixel_values"].reshape(24, 3, 2, 14, 14)
-    ours = normalise(torch.from_numpy(patchify(image, patch=14, merge=2).pixels)).numpy().reshape(24, 3, 14, 14)
-    for frame in range(2):
-        assert (theirs[:, :, frame] == ours).all()
-
-
-def test_pixel_statistics_are_the_recorded_ones(tiny: Embedder, cases: Any) -> None:
-    for case in cases:
-        if not case["image"]:
-            continue
-        recorded = case.get("pixel_values_pillow12", case["pixel_values"])
-        patches = family_of(tiny).prepare_image(str(FIXTURE / case["image"]))
-        values = normalise(torch.from_numpy(patches.pixels)).double()
-        assert [[1, patches.rows, patches.columns]] == case["image_grid_thw"], case["id"]
-        assert float(values.mean()) == pytest.approx(recorded["mean"], abs=1e-6), case["id"]
-
-
-def test_resizing_does_not_depend_on_the_order_of_pillows_passes() -> None:
-    noise = np.random.default_rng(1).integers(0, 256, (257, 333, 3), dtype=np.uint8)
-    image = PIL.Image.fromarray(noise)
-    one_axis_at_a_time = image.resize((448, 257), PIL.Image.Resampling.BICUBIC).resize(
-        (448, 308), PIL.Image.Resampling.BICUBIC
-    )
-    assert np.array_equal(np.asarray(resize_as_pillow_12(image, 308, 448)), np.asarray(one_axis_at_a_time))
-
-
-@pytest.mark.parametrize(
-    ("size", "fitted"),
-    [((224, 224), (448, 448)), ((480, 640), (476, 644)), ((1200, 1600), (756, 1008)), ((20, 20), (448, 448))],
-)
-def test_fit_size(size: tuple[int, int], fitted: tuple[int, int]) -> None:
-    assert fit_size(*size, factor=28, min_pixels=256 * 784, max_pixels=1024 * 784) == fitted
-
-
-def test_fit_size_refuses_a_line() -> None:
-    with pytest.raises(InputError, match="201x1"):
-        fit_size(1, 201, factor=28, min_pixels=1, max_pixels=10**6)
-
-
-def test_limits_are_the_callers(tiny: Embedder) -> None:
-    picture = str(FIXTURE / "images" / "shapes_224x224.png")
-    small = load_embedder(FIXTURE, device="cpu", min_tokens=16, max_tokens=64)
-    assert family_of(small).prepare_image(picture).pixels.shape[0] == 64 * 4
-    assert (small.fingerprint.min_tokens, small.fingerprint.max_tokens) == (16, 64)
-    assert small.fingerprint != tiny.fingerprint
-    assert np.abs(small.embed_images([picture]) - tiny.embed_images([picture])).max() > 1e-3
-
-
-# --- Inputs ---------------------------------------------------------------------------------------------
+# --- Inputs ----------------------------------------------------------------------------------------------
 
 
 def test_special_tokens_in_a_text_are_only_text(tiny: Embedder) -> None:
@@ -391,135 +307,3 @@ def test_half_a_character_is_refused(tiny: Embedder) -> None:
 def test_a_missing_picture_is_named(tiny: Embedder) -> None:
     with pytest.raises(InputError, match=r"nowhere\.png"):
         tiny.embed([Image("nowhere.png")])
-
-
-# --- Checkpoints ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("file", "tensor"),
-    [
-        ("base/model.safetensors", "model.layers.1.self_attn.v_proj.bias"),
-        ("base/model.safetensors", "visual.patch_embed.proj.weight"),
-        ("pretrain/adapter_model.safetensors", "base_model.model.mlp_head.linear_layer2.weight"),
-        ("pretrain/adapter_model.safetensors", "base_model.model.temperature.temp"),
-        ("pretrain/adapter_model.safetensors", "base_model.model.visual.blocks.0.mlp.fc2.lora_B.weight"),
-        ("instruct/adapter_model.safetensors", "base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"),
-    ],
-)
-@pytest.mark.parametrize("fault", ["missing", "left over", "of another shape"])
-def test_every_tensor_is_accounted_for(file: str, tensor: str, fault: str, tmp_path: Path) -> None:
-    folder = _copy(tmp_path)
-    tensors = load_file(folder / file)
-    value = tensors[tensor]
-    named = tensor
-    if fault == "missing":
-        del tensors[tensor]
-        named = tensor.split(".")[-2]
-    elif fault == "left over":
-        named = tensor.replace("weight", "extra").replace("bias", "extra").replace("temp", "extra")
-        tensors[named] = value.clone()
-    else:
-        tensors[tensor] = torch.zeros(*(value.shape or (1,)), 2)
-    save_file(tensors, folder / file)
-    with pytest.raises(CheckpointError, match=fault) as caught:
-        load_embedder(folder, device="cpu").embed([Text("a")])
-    assert named in str(caught.value)
-
-
-def test_a_pickle_is_never_read(tmp_path: Path) -> None:
-    folder = _copy(tmp_path)
-    (folder / "base" / "model.safetensors").unlink()
-    (folder / "base" / "pytorch_model.bin").write_bytes(b"\x80\x02.")
-    with pytest.raises(CheckpointError, match="pickle"):
-        load_embedder(folder, device="cpu").embed([Text("a")])
-
-
-def test_a_torn_file_is_named(tmp_path: Path) -> None:
-    folder = _copy(tmp_path)
-    file = folder / "base" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        load_embedder(folder, device="cpu").embed([Text("a")])
-
-
-def test_the_newer_tensor_names_load_too(tmp_path: Path, cases: Any, goldens: Any) -> None:
-    folder = _copy(tmp_path)
-    file = folder / "base" / "model.safetensors"
-    renamed = {
-        n.replace("visual.", "model.visual.", 1)
-        if n.startswith("visual.")
-        else n.replace("model.", "model.language_model.", 1): t
-        for n, t in load_file(file).items()
-    }
-    save_file(renamed, file)
-    chosen = [c for c in cases if c["id"] in SQUARE]
-    assert max(worst(load_embedder(folder, device="cpu"), chosen, goldens).values()) < TOLERANCE
-
-
-def test_shards_are_read(tmp_path: Path, cases: Any, goldens: Any) -> None:
-    import json
-
-    folder = _copy(tmp_path)
-    file = folder / "base" / "model.safetensors"
-    tensors = load_file(file)
-    names = sorted(tensors)
-    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
-    for shard, members in shards.items():
-        save_file({n: tensors[n] for n in members}, folder / "base" / shard)
-    file.unlink()
-    index = {"weight_map": {n: shard for shard, members in shards.items() for n in members}}
-    (folder / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
-    chosen = [c for c in cases if c["id"] in SQUARE]
-    assert max(worst(load_embedder(folder, device="cpu"), chosen, goldens).values()) < TOLERANCE
-    (folder / "base" / "model-2.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-2\.safetensors"):
-        load_embedder(folder, device="cpu").embed([Text("a")])
-
-
-def test_three_folders_make_a_checkpoint(cases: Any, goldens: Any) -> None:
-    parts = ABCCheckpoint(base=FIXTURE / "base", pretrain=FIXTURE / "pretrain", instruct=FIXTURE / "instruct")
-    chosen = [c for c in cases if c["id"] in SQUARE]
-    assert max(worst(load_embedder(parts, device="cpu"), chosen, goldens).values()) < TOLERANCE
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_stays_near(dtype: str, cases: Any, goldens: Any) -> None:
-    embedder = load_embedder(FIXTURE, device="cpu", dtype=dtype)
-    chosen = [c for c in cases if c["id"] in ("t_question", "t_bang2", *SQUARE)]
-    vectors = embedder.embed([as_input(c) for c in chosen])
-    for vector, case in zip(vectors, chosen, strict=True):
-        golden = goldens[f"{case['id']}.embedding"].numpy()
-        assert float(vector @ golden) > 0.9995
-        assert np.abs(vector - golden).max() < 1e-2
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ('{"min_tokens": "9"}', "min_tokens is '9'; expected a whole number"),
-        ('{"head_hidden": 0}', "head_hidden is 0; expected a whole number"),
-        ('{"name": 3}', "name is 3; expected a text"),
-        ('{"min_tokens": 10000000000}', "min_tokens is 10000000000"),
-        ('{"min_tokens": 9, "max_tokens": 8}', "expected at most max_tokens"),
-        ('{"head_hidden": 16000000}', "head_hidden is 16000000"),
-        ('{"tokens": 9}', "tokens is not a setting"),
-        ("[]", "expected a JSON object"),
-        ("{", "not readable as JSON"),
-    ],
-)
-def test_malformed_settings_are_named(settings: str, message: str, tmp_path: Path) -> None:
-    folder = _copy(tmp_path)
-    (folder / "abc.json").write_text(settings)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        load_embedder(folder, device="cpu").embed([Text("a")])
-    assert "abc.json" in str(caught.value) or "pretrain: head_hidden" in str(caught.value)
-
-
-def test_a_checkpoints_own_limits_are_its_defaults(tmp_path: Path) -> None:
-    folder = _copy(tmp_path)
-    (folder / "abc.json").write_text('{"name": "small", "min_tokens": 4, "max_tokens": 16}')
-    assert str(load_embedder(folder, device="cpu").fingerprint).startswith("small@")
-    for given, expected in (((None, None), (4, 16)), ((32, None), (32, 32)), ((None, 2), (2, 2)), ((8, 9), (8, 9))):
-        embedder = load_embedder(folder, device="cpu", min_tokens=given[0], max_tokens=given[1])
-        assert (embedder.fingerprint.min_tokens, embedder.fingerprint.max_tokens) == expected
