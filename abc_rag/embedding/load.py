@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, Union
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from abc_rag.embedding.options import EmbedderOptions, ModelName, model_as_json, model_from_json
 from abc_rag.errors import InputError
 from abc_rag.images.pixels import Depth, Rendering
 from abc_rag.models.abc.loader import ABCCheckpoint
-from abc_rag.models.loader import Attention, DType, LoadOptions, Weights, find_checkpoint
+from abc_rag.models.loader import Attention, DType, Weights, find_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +31,6 @@ __all__ = [
     "load_embedder",
     "local_revision",
 ]
-
-ModelName = Union[str, "os.PathLike[str]", ABCCheckpoint]
 
 
 def default_model() -> str:
@@ -96,55 +95,45 @@ def load_embedder(
         MissingExtraError: ``weights`` needs a package that is not installed.
         CheckpointError: On first use: files are missing or do not fit.
     """
-    if model is None:
-        model = default_model()
-    for name, value, allowed in (
-        ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
-        ("attention", attention, ("auto", "sdpa", "eager", "flash_attention_2")),
-        ("weights", weights, ("full", "int8", "int4")),
-    ):
-        if value not in allowed:
-            raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-    for name, tokens in (("min_tokens", min_tokens), ("max_tokens", max_tokens)):
-        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
-            raise InputError(f"{name} must be a positive number of image tokens, not {tokens!r}")
-    if min_tokens is not None and max_tokens is not None and min_tokens > max_tokens:
-        raise InputError(f"min_tokens ({min_tokens}) is larger than max_tokens ({max_tokens})")
-    if isinstance(resolution, bool) or not isinstance(resolution, (int, str, type(None))):
-        raise InputError(f"resolution must be a name or a number, not {resolution!r}")
-    rendering = Rendering(background, depth)
-    checkpoint = find_checkpoint(model)
+    options = EmbedderOptions(
+        device=device,
+        dtype=dtype,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        resolution=resolution,
+        attention=attention,
+        weights=weights,
+        background=background,
+        depth=depth,
+        image_limits=image_limits,
+        engine=engine,
+    )
+    model = default_model() if model is None else model
+    find_checkpoint(model)
     if weights != "full":
         import abc_rag.models.quantize  # noqa: F401  (says now if the extra is missing, not after a download)
 
     from abc_rag.embedding.engine.local import LocalEmbedder
-    from abc_rag.embedding.settings import EngineSettings
-    from abc_rag.images.limits import ImageLimits
 
-    settings = engine or EngineSettings()
+    return LocalEmbedder(_Load(model, options), options.settings)
 
-    def build() -> list[Family]:
-        import torch
 
-        checkpoint.fetch(device)
-        families = []
-        for one in _devices(device):
-            chosen = dtype if dtype != "auto" else "bfloat16" if one.type == "cuda" else "float32"
-            options = LoadOptions(
-                device=one,
-                dtype=getattr(torch, chosen),
-                min_tokens=min_tokens,
-                max_tokens=max_tokens,
-                resolution=resolution,
-                attention="sdpa" if attention == "auto" else attention,
-                weights=weights,
-                image_limits=image_limits or ImageLimits(),
-                compiled=settings.compile,
-            )
-            families.append(_rendering(checkpoint.build(options), rendering))
-        return families
+@dataclass(frozen=True)
+class _Load:
+    """Loads what `load_embedder` was asked for; a value, so that an embedder is pickled as its settings."""
 
-    return LocalEmbedder(build, settings)
+    model: ModelName
+    options: EmbedderOptions
+
+    def __reduce__(self) -> tuple[type[_Load], tuple[ModelName, EmbedderOptions]]:
+        # Another process may have another working folder.
+        return _Load, (model_from_json(model_as_json(self.model)), self.options)
+
+    def __call__(self) -> list[Family]:
+        checkpoint = find_checkpoint(self.model)
+        checkpoint.fetch(self.options.device)
+        built = (checkpoint.build(self.options.on(one)) for one in _devices(self.options.device))
+        return [_rendering(family, self.options.rendering) for family in built]
 
 
 def local_revision(

@@ -126,6 +126,18 @@ class LocalEmbedder(Embedder):
         self._ending: weakref.finalize[[], LocalEmbedder] | None = None
         self._reports = Reports()
 
+    def __copy__(self) -> LocalEmbedder:
+        """The embedder itself: a copy would load the weights a second time, and nothing about it can be changed."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> LocalEmbedder:
+        """See `__copy__`."""
+        return self
+
+    def __reduce__(self) -> tuple[type[LocalEmbedder], tuple[Callable[[], Family | list[Family]], EngineSettings]]:
+        """Travels as its settings, without weights; loads on first use where it arrives."""
+        return type(self), (self._load, self.settings)
+
     @property
     def family(self) -> Family:
         """The loaded model family, the first of several; loads it."""

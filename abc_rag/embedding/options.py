@@ -1,0 +1,166 @@
+"""The options of `abc_rag.load_embedder` as one value: their fields, defaults and checks stand here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Union, get_args
+
+from abc_rag.embedding.settings import EngineSettings
+from abc_rag.errors import InputError
+from abc_rag.images.limits import ImageLimits
+from abc_rag.images.pixels import Depth, Rendering
+from abc_rag.models.abc.loader import ABCCheckpoint
+from abc_rag.models.hub import is_folder
+from abc_rag.models.loader import Attention, DType, LoadOptions, Weights, portable_name
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["EmbedderKeywords", "EmbedderOptions", "ModelName", "model_as_json", "model_from_json"]
+
+ModelName = Union[str, "os.PathLike[str]", ABCCheckpoint]
+"""What `abc_rag.load_embedder` takes as a model."""
+
+_PARTS = ("base", "pretrain", "instruct")
+
+
+class EmbedderKeywords(TypedDict, total=False):
+    """`EmbedderOptions` as keywords, for functions that hand them on: ``**options: Unpack[EmbedderKeywords]``."""
+
+    device: str
+    dtype: DType
+    min_tokens: int | None
+    max_tokens: int | None
+    resolution: int | str | None
+    attention: Attention
+    weights: Weights
+    background: str | None
+    depth: Depth
+    image_limits: ImageLimits | None
+    engine: EngineSettings | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderOptions:
+    """The options of `abc_rag.load_embedder`, which says what each of them does.
+
+    Raises:
+        InputError: An option is unusable.
+    """
+
+    device: str = "auto"
+    dtype: DType = "auto"
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    resolution: int | str | None = None
+    attention: Attention = "auto"
+    weights: Weights = "full"
+    background: str | None = None
+    depth: Depth = "published"
+    image_limits: ImageLimits | None = None
+    engine: EngineSettings | None = None
+
+    def __post_init__(self) -> None:
+        """Checks every option; looks at no file and no device."""
+        if not isinstance(self.device, str):
+            raise InputError(f"device must be a str such as 'cuda:0', not {self.device!r}")
+        for name, choices in (("dtype", DType), ("attention", Attention), ("weights", Weights)):
+            allowed = get_args(choices)
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in ("min_tokens", "max_tokens"):
+            tokens = getattr(self, name)
+            if tokens is not None and (type(tokens) is not int or tokens < 1):
+                raise InputError(f"{name} must be a positive number of image tokens, not {tokens!r}")
+        if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InputError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
+        if isinstance(self.resolution, bool) or not isinstance(self.resolution, (int, str, type(None))):
+            raise InputError(f"resolution must be a name or a number, not {self.resolution!r}")
+        for name, kind in (("image_limits", ImageLimits), ("engine", EngineSettings)):
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                raise InputError(f"{name} must be an {kind.__name__} or None, not {getattr(self, name)!r}")
+        Rendering(self.background, self.depth)
+
+    @property
+    def rendering(self) -> Rendering:
+        """How pictures become RGB."""
+        return Rendering(self.background, self.depth)
+
+    @property
+    def settings(self) -> EngineSettings:
+        """What the engine may use."""
+        return self.engine or EngineSettings()
+
+    def on(self, device: torch.device) -> LoadOptions:
+        """What a family is asked for on one device: nothing is ``"auto"`` any more."""
+        import torch
+
+        dtype = self.dtype if self.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+        return LoadOptions(
+            device=device,
+            dtype=getattr(torch, dtype),
+            min_tokens=self.min_tokens,
+            max_tokens=self.max_tokens,
+            resolution=self.resolution,
+            attention="sdpa" if self.attention == "auto" else self.attention,
+            weights=self.weights,
+            image_limits=self.image_limits or ImageLimits(),
+            compiled=self.settings.compile,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The options as values that JSON knows; `from_dict` reads them."""
+        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.image_limits is not None:
+            limits = dataclasses.asdict(self.image_limits)
+            told["image_limits"] = limits | {"formats": sorted(self.image_limits.formats)}
+        if self.engine is not None:
+            folder = self.engine.cache_folder
+            told["engine"] = dataclasses.asdict(self.engine) | {"cache_folder": folder and os.fspath(folder)}
+        return told
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> EmbedderOptions:
+        """The options that `as_dict` told; what is missing has its default.
+
+        Raises:
+            InputError: An option is unknown or unusable.
+        """
+        values = dict(told)
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise InputError(f"load_embedder has no option {', '.join(map(repr, unknown))}; leave it out")
+        limits, engine = values.get("image_limits"), values.get("engine")
+        if isinstance(limits, Mapping):
+            values["image_limits"] = ImageLimits(**{**limits, "formats": frozenset(limits["formats"])})
+        if isinstance(engine, Mapping):
+            values["engine"] = EngineSettings(**engine)
+        return cls(**values)
+
+
+def model_as_json(model: ModelName) -> str | dict[str, Any]:
+    """A model's name that means the same in any process and any working folder, as JSON: folders become absolute."""
+    if not isinstance(model, ABCCheckpoint):
+        return portable_name(model)
+    parts: dict[str, Any] = {}
+    for part in _PARTS:
+        source = getattr(model, part)
+        # expanduser of os.path, as that of Path raises for an unknown user, which load_embedder says better.
+        folder = os.path.abspath(os.path.expanduser(source)) if is_folder(source) else None
+        parts[part] = source if folder is None else {"folder": folder}
+        parts[f"{part}_revision"] = getattr(model, f"{part}_revision")
+    return parts
+
+
+def model_from_json(told: str | Mapping[str, Any]) -> str | ABCCheckpoint:
+    """The model that `model_as_json` told."""
+    if isinstance(told, str):
+        return told
+    parts: dict[str, Any] = {f"{part}_revision": told.get(f"{part}_revision") for part in _PARTS}
+    for part in _PARTS:
+        parts[part] = Path(told[part]["folder"]) if isinstance(told[part], Mapping) else told[part]
+    return ABCCheckpoint(**parts)
