@@ -16,8 +16,8 @@
 
 Chroma stores the function's name and settings with the collection. Another program imports this module, which
 registers the function, and says ``client.get_collection("photos")``, without a function: then Chroma makes it from what
-is stored, and vectors of two models cannot meet. Where the module was not imported, Chroma says upon the first text or
-picture that the embedding function ``abc_rag.adapters.chroma`` was not found.
+is stored, and vectors of two models cannot meet. Where the module was not imported, the first text or picture makes
+Chroma say that the embedding function ``abc_rag.adapters.chroma`` was not found.
 
 What Chroma (1.5.9) does not do, so that callers have to:
 
@@ -38,8 +38,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -48,37 +47,32 @@ from chromadb.api.types import Embeddable, EmbeddingFunction, Embeddings, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
 from abc_rag.adapters.chroma_pictures import REMEDY, ABCImageLoader, picture_of
+from abc_rag.adapters.chroma_settings import (
+    check_settings,
+    differences_of,
+    embedder_of,
+    settings_as_call,
+    settings_of,
+    with_defaults,
+)
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.load import default_model, load_embedder, local_revision
+from abc_rag.embedding.options import EmbedderOptions
 from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
 from abc_rag.images.open import open_image
 from abc_rag.models.abc.loader import ABCCheckpoint
-from abc_rag.models.hub import is_folder
-from abc_rag.models.loader import Attention, DType, Weights, portable_name
 from abc_rag.types import Image, Input, InstructedImage, Text
 
 if TYPE_CHECKING:
     from chromadb.api.models.CollectionCommon import CollectionCommon
+    from typing_extensions import Unpack
+
+    from abc_rag.embedding.options import EmbedderKeywords
 
 __all__ = ["ABCEmbeddingFunction", "ABCImageLoader"]
 
 # Chroma's error where this module was not imported quotes nothing but this name.
 _NAME = "abc_rag.adapters.chroma"
-_PARTS = ("base", "pretrain", "instruct")
-_DEFAULTS: dict[str, Any] = {
-    "model": None,
-    "device": "auto",
-    "dtype": "auto",
-    "min_tokens": None,
-    "max_tokens": None,
-    "attention": "auto",
-    "weights": "full",
-    "instruction": None,
-    "revision": None,
-}
-# Written down only where it is given: versions before it read all other settings.
-_LATER: dict[str, Any] = {"resolution": None}
-_DECIDE_VECTORS = ("model", "weights", "min_tokens", "max_tokens", "resolution", "instruction")
 
 
 class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
@@ -86,8 +80,7 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
 
     A document (``str``) is always a text, whatever it looks like. An image is a numpy array of uint8, height x width x
     3, in RGB. Other arrays are refused: four channels may be RGBA or CMYK, one may be grey or a palette's indices, and
-    an array does not say which. Queries are embedded like
-    documents and images, and all of them into one space.
+    an array does not say which. Queries are embedded like documents and images, all into one space.
 
     The model is loaded by the first text or picture. Chroma makes a function anew for every call on a collection that
     was opened without one, so functions of equal settings share one loaded model, and the last two models used stay
@@ -105,14 +98,8 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         model: As for `abc_rag.load_embedder`: ``"abc-mini"``, ``"abc"``, a folder, an `abc_rag.ABCCheckpoint`, or a
             model of another family. If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``. Folders
             are stored as absolute paths.
-        device: As for `abc_rag.load_embedder`.
-        dtype: As for `abc_rag.load_embedder`.
-        min_tokens: As for `abc_rag.load_embedder`.
-        max_tokens: As for `abc_rag.load_embedder`.
-        resolution: As for `abc_rag.load_embedder`.
-        attention: As for `abc_rag.load_embedder`.
-        weights: As for `abc_rag.load_embedder`.
         instruction: What to look at in every image. An empty one is still an instruction.
+        **options: As for `abc_rag.load_embedder`.
 
     Raises:
         InputError: A setting is unusable, or there is no such folder.
@@ -124,48 +111,29 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         self,
         model: str | os.PathLike[str] | ABCCheckpoint | None = None,
         *,
-        device: str = "auto",
-        dtype: DType = "auto",
-        min_tokens: int | None = None,
-        max_tokens: int | None = None,
-        resolution: int | str | None = None,
-        attention: Attention = "auto",
-        weights: Weights = "full",
         instruction: str | None = None,
+        **options: Unpack[EmbedderKeywords],
     ) -> None:
         model = default_model() if model is None else model
         if not isinstance(model, (str, os.PathLike, ABCCheckpoint)):
             raise InputError(f"model must be a name, a folder or an abc_rag.ABCCheckpoint, not {type(model).__name__}")
-        config = {
-            "model": _model_to_json(model),
-            "device": device,
-            "dtype": dtype,
-            "min_tokens": min_tokens,
-            "max_tokens": max_tokens,
-            "attention": attention,
-            "weights": weights,
-            "instruction": instruction,
-            "revision": None,
-        }
-        if resolution is not None:
-            config["resolution"] = resolution
-        _check_config(config)
+        chosen = EmbedderOptions(**options)
+        config = settings_of(model, chosen, instruction)
+        check_settings(config)
         # Chroma answers an error in `get_config` by storing no configuration at all: everything is checked here.
-        load_embedder(
-            model,
-            device=device,
-            dtype=dtype,
-            min_tokens=min_tokens,
-            max_tokens=max_tokens,
-            resolution=resolution,
-            attention=attention,
-            weights=weights,
+        load_embedder(model, **options)
+        revision = local_revision(
+            model, chosen.weights, chosen.resolution, background=chosen.background, depth=chosen.depth
         )
-        self._config: dict[str, Any] = config | {"revision": local_revision(model, weights, resolution)}
+        self._config: dict[str, Any] = config | {"revision": revision}
         self._embedder: Embedder | None = None
 
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], ABCEmbeddingFunction], tuple[dict[str, Any]]]:
+        """Copies and pickles travel as settings; they load the model where they are used."""
+        return ABCEmbeddingFunction.build_from_config, (self.get_config(),)
+
     def __repr__(self) -> str:
-        return _as_call(self._config)
+        return settings_as_call(self._config)
 
     @property
     def embedder(self) -> Embedder:
@@ -236,7 +204,7 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
                 f"collection {collection.name!r} was not created with an ABCEmbeddingFunction, so nothing says which "
                 "model made its vectors; create another collection with this one"
             )
-        differences = _differences(stored.get("config") or {}, self._config)
+        differences = differences_of(stored.get("config") or {}, self._config)
         if differences:
             raise FingerprintMismatchError(
                 f"collection {collection.name!r} holds vectors of other settings: {differences}; get it without an "
@@ -274,9 +242,9 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         Raises:
             InputError: These are not the settings of an ABCEmbeddingFunction.
         """
-        _check_config(config)
+        check_settings(config)
         function = ABCEmbeddingFunction.__new__(ABCEmbeddingFunction)
-        function._config = _DEFAULTS | config
+        function._config = with_defaults(config)
         function._embedder = None
         return function
 
@@ -287,7 +255,7 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         Raises:
             InputError: These are not the settings of an ABCEmbeddingFunction.
         """
-        _check_config(config)
+        check_settings(config)
 
     def validate_config_update(self, old_config: dict[str, Any], new_config: dict[str, Any]) -> None:
         """Refuse settings whose vectors cannot stand beside the old ones'. Device, dtype and attention may change.
@@ -297,12 +265,12 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         Raises:
             InputError: Model, weights, image tokens, instruction, or the revision of the files differ.
         """
-        differences = _differences(old_config, new_config)
+        differences = differences_of(old_config, new_config)
         if differences:
             raise InputError(
                 f"a collection keeps the settings that made its vectors ({differences}); use another collection. "
                 "Chroma has stored the new settings before asking: take them back with "
-                f"collection.modify(configuration={{'embedding_function': {_as_call(old_config)}}})"
+                f"collection.modify(configuration={{'embedding_function': {settings_as_call(old_config)}}})"
             )
 
 
@@ -334,7 +302,7 @@ def _raise_with_position(inputs: Sequence[Input]) -> None:
                 raise type(error)(f"input {position}", error.reason) from None
 
 
-# --- Settings ---------------------------------------------------------------------------------------------
+# --- Loaded models ---------------------------------------------------------------------------------------------
 
 
 # Embedders by their settings, the files' revision among them: files that changed meanwhile are loaded anew.
@@ -347,76 +315,9 @@ def _shared_embedder(settings: str) -> Embedder:
     with _MAKING:
         embedder = _ALIVE.get(settings)
         if embedder is None:
-            config = json.loads(settings)
-            names = ("device", "dtype", "min_tokens", "max_tokens", "resolution", "attention", "weights")
-            embedder = load_embedder(_model_from_json(config["model"]), **{name: config.get(name) for name in names})
+            embedder = embedder_of(json.loads(settings))
             _ALIVE[settings] = embedder
         if embedder in _RECENT:
             _RECENT.remove(embedder)
         _RECENT.append(embedder)
         return embedder
-
-
-def _model_to_json(model: str | os.PathLike[str] | ABCCheckpoint) -> str | dict[str, Any]:
-    if isinstance(model, ABCCheckpoint):
-        parts: dict[str, Any] = {}
-        for part in _PARTS:
-            source = getattr(model, part)
-            parts[part] = {"folder": _absolute(source)} if is_folder(source) else source
-            parts[f"{part}_revision"] = getattr(model, f"{part}_revision")
-        return parts
-    return portable_name(model)
-
-
-def _absolute(folder: str | os.PathLike[str]) -> str:
-    # expanduser alone raises for an unknown user, which load_embedder says better.
-    return os.path.abspath(os.path.expanduser(folder))
-
-
-def _model_from_json(model: str | Mapping[str, Any]) -> str | ABCCheckpoint:
-    if isinstance(model, str):
-        return model
-    parts: dict[str, Any] = {f"{part}_revision": model.get(f"{part}_revision") for part in _PARTS}
-    for part in _PARTS:
-        parts[part] = Path(model[part]["folder"]) if isinstance(model[part], dict) else model[part]
-    return ABCCheckpoint(**parts)
-
-
-def _check_config(config: Mapping[str, Any]) -> None:
-    """Refuse what no function can be made of, without a look at the disk; `load_embedder` judges the values."""
-    if not isinstance(config, Mapping):
-        raise InputError(f"the settings of an ABCEmbeddingFunction are a dict, not {type(config).__name__}")
-    unknown = sorted(set(config) - set(_DEFAULTS | _LATER))
-    if unknown:
-        raise InputError(
-            f"an ABCEmbeddingFunction has no setting {', '.join(map(repr, unknown))}; if a newer abc-rag stored it, "
-            "upgrade: pip install --upgrade abc-rag"
-        )
-    model = config.get("model")
-    if not isinstance(model, str) and not (isinstance(model, dict) and set(_PARTS) <= set(model)):
-        raise InputError(f"model must be a str, or a dict with {', '.join(_PARTS)}, not {model!r}")
-    for name in ("instruction", "revision"):
-        if not isinstance(config.get(name), (str, type(None))):
-            raise InputError(f"{name} must be a str or None, not {type(config[name]).__name__}")
-    if not isinstance(config.get("device", "auto"), str):
-        raise InputError(f"device must be a str such as 'cuda:0', not {type(config['device']).__name__}")
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What makes vectors of ``new`` not comparable with those of ``old``; empty where nothing does."""
-    revisions = old.get("revision"), new.get("revision")
-    same_files = revisions[0] is not None and revisions[0] == revisions[1]
-    # What older versions stored lacks the settings that came later.
-    old, new = _DEFAULTS | _LATER | dict(old), _DEFAULTS | _LATER | dict(new)
-    names = [name for name in _DECIDE_VECTORS if old[name] != new[name] and not (name == "model" and same_files)]
-    if not same_files and None not in revisions and not {"model", "weights"} & set(names):
-        names.append("revision")
-    return ", ".join(f"{name}: {old[name]!r} before, {new[name]!r} now" for name in names)
-
-
-def _as_call(config: Mapping[str, Any]) -> str:
-    defaults = _DEFAULTS | _LATER
-    config = defaults | dict(config)
-    given = {name: config[name] for name in defaults if name != "revision" and config[name] != defaults[name]}
-    shown = {name: _model_from_json(value) if name == "model" else value for name, value in given.items()}
-    return f"ABCEmbeddingFunction({', '.join(f'{name}={value!r}' for name, value in shown.items())})"

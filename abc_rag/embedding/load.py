@@ -60,7 +60,7 @@ def load_embedder(
             the hub on first use); a folder with ``base/``, ``pretrain/`` and ``instruct/``, or one that
             ``abc-rag train instruct`` wrote; or an `ABCCheckpoint`. For VLM2Vec: ``"TIGER-Lab/VLM2Vec-Qwen2VL-2B"``,
             ``"TIGER-Lab/VLM2Vec-Qwen2VL-7B"``, ``"TIGER-Lab/VLM2Vec-Full"``, ``"TIGER-Lab/VLM2Vec-LoRA"``,
-            ``"vlm2vec:ORGANISATION/NAME"`` for another one on the hub, or a folder (see `abc_rag.models.vlm2vec.family`).
+            ``"vlm2vec:ORGANISATION/NAME"`` for another one on the hub, or a folder (`abc_rag.models.vlm2vec.family`).
             ``"st:NAME"`` for a model of sentence-transformers, by hub id or folder. A folder's files say which family
             it belongs to; where they leave it open, write the family before it: ``"vlm2vec:FOLDER"``.
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.

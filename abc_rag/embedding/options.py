@@ -1,4 +1,4 @@
-"""The options of `abc_rag.load_embedder` as one value: their fields, defaults and checks stand here and nowhere else."""
+"""The options of `abc_rag.load_embedder` as one value: the only place for their fields, defaults and checks."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class EmbedderOptions:
     def __post_init__(self) -> None:
         """Checks every option; looks at no file and no device."""
         if not isinstance(self.device, str):
-            raise InputError(f"device must be a str such as 'cuda:0', not {self.device!r}")
+            raise InputError(f"device must be a str such as 'cuda:0', not {type(self.device).__name__}")
         for name, choices in (("dtype", DType), ("attention", Attention), ("weights", Weights)):
             allowed = get_args(choices)
             if getattr(self, name) not in allowed:

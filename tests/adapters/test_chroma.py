@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -319,6 +321,24 @@ def test_chroma_passes_our_message_on_and_stores_nothing(client: Client, functio
 
 
 # --- Settings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_and_pickles_travel_as_settings(how: Any) -> None:
+    function = ABCEmbeddingFunction("abc-mini", device="cpu", instruction="what is on the left?", background="white")
+    expected = function(["a pig"])
+    again = how(function)
+    assert again.get_config() == function.get_config()
+    assert np.array_equal(again(["a pig"]), expected)
+
+
+def test_a_background_is_part_of_the_settings(mini: Embedder) -> None:
+    plain, white = (ABCEmbeddingFunction("abc-mini", **given) for given in ({}, {"background": "white"}))
+    assert "background" not in plain.get_config()
+    assert white.get_config()["background"] == "white"
+    assert white.embedder.fingerprint != plain.embedder.fingerprint
+    with pytest.raises(InputError, match="background: None before, 'white' now"):
+        white.validate_config_update(plain.get_config(), white.get_config())
 
 
 def test_the_configuration_is_plain_json(mini: Embedder) -> None:

@@ -61,7 +61,7 @@ def test_options_survive_json() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("device", 3, "device must be a str such as 'cuda:0', not 3"),
+        ("device", 3, "device must be a str such as 'cuda:0', not int"),
         ("dtype", "float8", "dtype must be one of auto, float32, bfloat16, float16, not 'float8'"),
         ("min_tokens", True, "min_tokens must be a positive number of image tokens, not True"),
         ("max_tokens", 0, "max_tokens must be a positive number"),
