@@ -1,4 +1,4 @@
-"""Pictures with captions, in the formats that image-text retrieval is published in, and our own."""
+"""Pictures with captions, in the published formats of image-text retrieval and in JSON lines."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class CaptionedRow:
     """A picture and its captions.
 
     Attributes:
-        name: What the picture is called.
+        name: Name of the picture.
         image: The picture.
-        captions: At least one; equal ones once.
+        captions: At least one, without repetitions.
     """
 
     name: str
@@ -47,21 +47,21 @@ def read_captioned(
     captions: int | None = None,
     limit: int | None = None,
 ) -> tuple[str, list[CaptionedRow]]:
-    """Read a file in one of the formats; which one, it says itself.
+    """Read a file in any of the formats; its content tells which.
 
     Args:
         path: The file.
-        bad: Where unusable rows are counted.
-        images: Folder of the pictures; if not given, that of the file.
-        split: Of a Karpathy file: which split; ``"test"`` if not given. Other files have none.
-        captions: Use the first so many of each picture; None uses all.
-        limit: Use the first so many pictures.
+        bad: Counts unusable rows.
+        images: Folder of the pictures; the folder of the file if None.
+        split: Split of a Karpathy file, ``"test"`` if None; other files have no splits.
+        captions: Use the first ``captions`` captions of each picture; all if None.
+        limit: Use the first ``limit`` pictures.
 
     Returns:
         The format, ``"mscoco"``, ``"karpathy"`` or ``"jsonl"``, and the rows.
 
     Raises:
-        DatasetError: The file is of another format, has no usable row, or too many that are not.
+        DatasetError: The file is of another format, has no usable row, or too many unusable ones.
     """
     if captions is not None and captions < 1:
         raise DatasetError(f"captions must be at least 1, not {captions}")
@@ -78,7 +78,7 @@ def read_captioned(
 
 
 def _recognise(path: Path) -> tuple[str, dict[str, Any]]:
-    """The format by what is in the file, whatever its name says; and the content, where it is one JSON object."""
+    """The format by the content of the file, whatever its name; and the content, if it is one JSON object."""
     try:
         with path.open("rb") as handle:
             first = next((line for line in handle if line.strip()), b"")
@@ -124,9 +124,9 @@ def _jsonl(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: Bad
 def _captioned(
     folder: Path, columns: set[str], dropped: list[Unusable], raw: dict[str, Any]
 ) -> tuple[str, Path, tuple[str, ...]]:
-    """A row; rows that name one picture are joined. The first usable row says which column all others have.
+    """A row. The first usable row decides which column all rows must have.
 
-    An unusable caption costs the others nothing: it goes to ``dropped``, which is this row's alone.
+    An unusable caption does not affect the others: it goes to ``dropped``, which is cleared for each row.
     """
     dropped.clear()
     column = "captions" if "captions" in raw else "caption"
@@ -222,7 +222,7 @@ def _objects(path: Path, whole: Mapping[str, Any], name: str, bad: BadRows) -> I
 
 
 def _require_new(raw: Mapping[str, Any], name: str, seen: set[int | str]) -> None:
-    """Refuse an id that another row has; a row need not have one."""
+    """Refuse an id that another row has; rows without an id are fine."""
     if raw.get(name) is None:
         return
     key = _identity(raw, name)

@@ -23,7 +23,7 @@ from abc_rag.types import Image, InstructedImage, Vectors
 __all__ = ["TEMPLATE", "evaluate_classification"]
 
 TEMPLATE = "a photo of a {}"
-"""How a label becomes a text, unless the caller says otherwise."""
+"""The default template that makes a text of a label."""
 
 _SHOWN = 20
 
@@ -43,24 +43,24 @@ def evaluate_classification(
     """Give each picture the label whose text is nearest.
 
     Args:
-        embedder: What is measured.
+        embedder: The model.
         data: JSON lines ``{"image": ..., "label": ...}``, or a folder with a subfolder of pictures for each label.
-        labels: File with all labels: one a line, a JSON list, or a JSON object of label -> words. If not given, the
-            labels of ``data``, in their own words.
-        templates: Texts with ``{}`` in the place of the label. With several, a label's vector is the mean of their
-            unit vectors, scaled to unit length.
-        instruction: What to look at in every picture; None asks nothing.
-        out: Keep vectors in this folder, and go on from what an earlier run left there.
-        limit: Use so many pictures, chosen at random, always the same ones. Labels are those of all.
-        max_bad: Most unusable rows and pictures.
+        labels: File with all labels: one per line, a JSON list, or a JSON object of label -> words. If None, the labels
+            of ``data`` as they are.
+        templates: Texts with ``{}`` in the place of the label. With several, a label's vector is the normalised mean of
+            their unit vectors.
+        instruction: Instruction for every picture; None embeds pictures alone.
+        out: Folder for vectors, from which a later run resumes.
+        limit: Use ``limit`` pictures, drawn at random but always the same. The labels are those of all pictures.
+        max_bad: Maximum number of unusable rows and pictures.
         progress: Show progress bars.
 
     Returns:
-        Accuracy (top 1), top 5 where there are more than five labels, the mean over labels, and the figures of each.
+        Accuracy (top 1), top 5 if there are more than five labels, the mean over labels, and the figures of each label.
 
     Raises:
-        DatasetError: The data or the labels cannot be read, or there are fewer than two labels, or no usable row, or
-            too many that are not.
+        DatasetError: The data or the labels cannot be read, or there are fewer than two labels, no usable row, or too
+            many unusable ones.
         InputError: A template has no ``{}``.
     """
     check_limit(limit)
@@ -142,7 +142,7 @@ def _label_vectors(cache: VectorCache, words: Sequence[str], templates: Sequence
 
 
 def _per_label(rows: Sequence[LabelledRow], ranking: Ranking, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Figures of each label that has pictures, the worst first."""
+    """Figures of each label with pictures, the worst first."""
     of: dict[str, list[int]] = {}
     for at, row in enumerate(rows):
         of.setdefault(row.label, []).append(at)

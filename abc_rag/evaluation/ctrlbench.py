@@ -1,8 +1,8 @@
-"""Does the instruction steer the embedding? CtrlBench (arXiv 2503.00329) on anybody's pictures.
+"""Does the instruction steer the embedding? CtrlBench (arXiv 2503.00329) on any pictures.
 
-Each picture comes with several instructions and, for each, the phrase that answers it. A picture under an instruction
-is compared with the phrases of all pictures. Whoever ignores the instruction gives one answer to all that is asked of
-a picture, and so is right for one of its phrases at most: that ceiling is part of the result.
+Each picture has several instructions, and for each the phrase that answers it. A picture under an instruction is
+compared with the phrases of all pictures. A model that ignores the instruction gives one answer per picture, and so is
+right for one of its phrases at most; the results include that ceiling.
 
 The paper's own pictures have not been released; its figures are shown for orientation only.
 """
@@ -34,7 +34,7 @@ from abc_rag.types import Image, Input, InstructedImage, Vectors
 __all__ = ["SCENES", "evaluate_ctrlbench", "scene_rows", "write_scenes_ctrlbench"]
 
 SCENES = "scenes"
-"""In place of a file: 200 held-out scenes of abc-mini's world, drawn on the spot."""
+"""In place of a file: 200 held-out scenes of abc-mini's world, drawn on demand."""
 
 _SCENES = 200
 _SCENES_SEED = 20_264
@@ -70,11 +70,11 @@ def evaluate_ctrlbench(
     """Find the phrase that answers an instruction about a picture, among the phrases of all pictures.
 
     Args:
-        embedder: What is measured.
+        embedder: The model.
         data: JSON lines ``{"image": ..., "pairs": [{"instruction": ..., "phrase": ...}, ...]}``, or `SCENES`.
-        out: Keep vectors in this folder, and go on from what an earlier run left there.
-        limit: Use the first so many pictures.
-        max_bad: Most unusable rows and pictures.
+        out: Folder for vectors, from which a later run resumes.
+        limit: Use the first ``limit`` pictures.
+        max_bad: Maximum number of unusable rows and pictures.
         progress: Show progress bars.
 
     Returns:
@@ -82,7 +82,7 @@ def evaluate_ctrlbench(
         own phrases.
 
     Raises:
-        DatasetError: The file cannot be read, or has no usable row, or too many that are not.
+        DatasetError: The file cannot be read, has no usable row, or too many unusable ones.
     """
     check_limit(limit)
     bad = BadRows(str(data), limit=max_bad)
@@ -130,14 +130,14 @@ def evaluate_ctrlbench(
 
 
 def _embed(rows: Sequence[InstructedRow], cache: VectorCache) -> tuple[list[_Query], Vectors, KnownTexts]:
-    # A picture and all its instructions stand side by side, so that the vision tower sees it once.
+    # A picture and its instructions are adjacent, so that the vision tower processes it once.
     inputs: list[Input] = []
     places: list[tuple[InstructedRow, int]] = []
     for row in rows:
         places.append((row, len(inputs)))
         inputs += [Image(row.image), *(InstructedImage(row.image, instruction) for instruction, _ in row.pairs)]
     vectors, ok = cache.embed("pictures", inputs)
-    # The phrases of a picture that cannot be used are no candidates either.
+    # Phrases of an unusable picture are not candidates either.
     usable = [(row, place) for row, place in places if ok[place]]
     phrases = KnownTexts(cache, "phrases", (phrase for row, _ in usable for _, phrase in row.pairs))
     queries = []
@@ -151,9 +151,9 @@ def _embed(rows: Sequence[InstructedRow], cache: VectorCache) -> tuple[list[_Que
 
 
 def _ceiling(queries: Sequence[_Query]) -> float:
-    """The R@1 of a model that ignores instructions and, for each picture, gives the phrase that is right most often.
+    """The R@1 of a model that ignores instructions and answers with each picture's most frequent phrase.
 
-    With n different phrases a picture it is 1 / n, as in the paper (five: 20 %).
+    With n distinct phrases per picture it is 1 / n, as in the paper (five: 20 %).
     """
     answers: dict[int, Counter[int]] = {}
     for query in queries:
@@ -162,7 +162,7 @@ def _ceiling(queries: Sequence[_Query]) -> float:
 
 
 def _own(queries: Sequence[_Query], vectors: Vectors, phrases: Vectors, which: str) -> float:
-    """How often the phrase is the nearest of the picture's own; a tie is a miss."""
+    """Share of queries whose phrase is the nearest of the picture's own phrases; ties are misses."""
     right = []
     for query in queries:
         vector = vectors[getattr(query, which)]
@@ -184,7 +184,7 @@ def _tables(metrics: dict[str, float], counts: dict[str, int]) -> list[ResultTab
             "picture alone",
             *percent(*(f"without_instruction_r{k}" for k in (1, 5, 10)), "own_phrases_without_instruction_r1"),
         ],
-        ["most that is possible alone", *percent("without_instruction_ceiling", None, None, "own_phrases_ceiling")],
+        ["ceiling of picture alone", *percent("without_instruction_ceiling", None, None, "own_phrases_ceiling")],
         ["chance", *percent(None, None, None, "own_phrases_chance")],
     ]
     published = [[name, *figures] for name, *figures in _PUBLISHED]
@@ -203,7 +203,7 @@ def _plots(metrics: dict[str, float]) -> list[Plot]:
     series = {
         "picture + instruction": [100 * metrics[f"r{k}"] for k in (1, 5, 10)],
         "picture alone": [100 * metrics[f"without_instruction_r{k}"] for k in (1, 5, 10)],
-        "most that is possible alone": ceiling,
+        "ceiling of picture alone": ceiling,
     }
     return [Plot("The right phrase among the first k", "bars", ["R@1", "R@5", "R@10"], series)]
 
@@ -211,12 +211,12 @@ def _plots(metrics: dict[str, float]) -> list[Plot]:
 def _notes(counts: dict[str, int], choices: int) -> list[str]:
     notes = [
         "R@k: share of instructions whose phrase is among the k nearest of all phrases; ties count as misses.",
-        "Most that is possible alone: the R@1 that no model exceeds which ignores the instruction, as it gives one "
-        "phrase for all that is asked of a picture; 1 / n with n different phrases a picture.",
+        "Ceiling of picture alone: the highest R@1 of a model that ignores the instruction, as it gives one phrase per "
+        "picture; 1 / n with n distinct phrases per picture.",
         f"Equal phrases are one candidate; there are {counts['candidates']}.",
     ]
     if not choices:
-        notes.append("No picture has two different phrases, so this says nothing about instructions.")
+        notes.append("No picture has two distinct phrases, so this says nothing about instructions.")
     return notes
 
 
@@ -248,7 +248,7 @@ def _details(queries: Sequence[_Query], texts: Sequence[str], with_: Ranking, wi
 
 
 def scene_rows(count: int = _SCENES) -> list[InstructedRow]:
-    """The first of the same scenes, each asked everything once, in wordings that training never used."""
+    """The first of a fixed set of scenes, with one question per aspect, in wordings that training never used."""
     rng = random.Random(_SCENES_SEED)
     rows = []
     for number, scene in enumerate(held_out_scenes(_SCENES, seed=_SCENES_SEED)[:count]):
@@ -258,11 +258,11 @@ def scene_rows(count: int = _SCENES) -> list[InstructedRow]:
 
 
 def write_scenes_ctrlbench(folder: str | os.PathLike[str], *, scenes: int = 100) -> Path:
-    """Write held-out scenes of abc-mini's world as a CtrlBench file with its pictures, to try things with.
+    """Write held-out scenes of abc-mini's world as a CtrlBench file with its pictures, for experiments.
 
     Args:
-        folder: Where ``ctrlbench.jsonl`` and the pictures go; made if it is not there.
-        scenes: How many; at most 200.
+        folder: Receives ``ctrlbench.jsonl`` and the pictures; created if missing.
+        scenes: Number of scenes, at most 200.
 
     Returns:
         The JSON lines file.

@@ -1,7 +1,7 @@
-"""The data sets of the evaluations: JSON lines and folders that nobody vetted, read row by row.
+"""Data sets for evaluations: unvetted JSON lines and folders, read row by row.
 
-A picture's name in a row is a path, absolute or relative to the file's folder, and is never taken for anything else.
-A row may have an ``"id"``, which must then be unique, and any other columns, which are not looked at.
+The name of a picture is always a path, absolute or relative to the folder of the file. A row may have an ``"id"``,
+which must be unique; other columns are ignored.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class InstructedRow:
-    """A picture and what is asked of it.
+    """A picture with its instructions.
 
     Attributes:
-        name: What the picture is called.
+        name: Name of the picture.
         image: The picture.
-        pairs: (instruction, the phrase that answers it); no instruction twice.
+        pairs: (instruction, phrase that answers it); instructions are distinct.
     """
 
     name: str
@@ -59,7 +59,7 @@ class InstructedRow:
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """A picture, what it is called, and its label."""
+    """A picture, its name and its label."""
 
     name: str
     image: ImageSource
@@ -71,11 +71,11 @@ class QuestionRow:
     """A picture, a question about it, and answers.
 
     Attributes:
-        name: What the picture is called.
+        name: Name of the picture.
         image: The picture.
-        question: What is asked.
+        question: The question.
         answer: The right answer.
-        candidates: All answers to choose from, the right one included; None where every answer of the file is one.
+        candidates: All answers to choose from, the right one included; None if every answer of the file is one.
     """
 
     name: str
@@ -92,7 +92,7 @@ def existing(data: str | os.PathLike[str], what: str, *, is_file: bool = False) 
     """The path of a file or folder.
 
     Raises:
-        DatasetError: It does not exist, or is a folder where ``is_file``; the message says what should be given.
+        DatasetError: It does not exist, or is a folder although ``is_file`` is set.
     """
     path = Path(os.path.expanduser(data))
     if not path.exists():
@@ -103,10 +103,10 @@ def existing(data: str | os.PathLike[str], what: str, *, is_file: bool = False) 
 
 
 def usable(path: Path, bad: BadRows, parse: Callable[[dict[str, Any]], Row]) -> Iterator[tuple[str, Row]]:
-    """Yield (where, row) of each line that ``parse`` takes and whose id is new; the others are counted.
+    """Yield (where, row) of each line that ``parse`` accepts and whose id is new; other lines are counted.
 
     Raises:
-        DatasetError: The file cannot be read, or too many rows cannot be used.
+        DatasetError: The file cannot be read, or too many rows are unusable.
     """
     seen: set[str] = set()
     for where, raw in read_jsonl(path, bad):
@@ -135,17 +135,17 @@ def first_rows(rows: Sequence[Row], limit: int | None, path: Path, bad: BadRows,
 
 
 def check_limit(limit: int | None) -> None:
-    """Refuse a limit that leaves nothing.
+    """Refuse a limit below 1.
 
     Raises:
-        DatasetError: It does.
+        DatasetError: It is.
     """
     if limit is not None and limit < 1:
         raise DatasetError(f"limit must be at least 1, not {limit}")
 
 
 def texts_of(raw: Mapping[str, Any], name: str, dropped: list[Unusable] | None = None) -> tuple[str, ...]:
-    """A column's list of texts, equal ones once. An unusable one goes to ``dropped``; without it, it costs the row."""
+    """A column's list of texts, without repetitions. Unusable ones go to ``dropped``; without it, they cost the row."""
     values = raw.get(name)
     if not isinstance(values, list):
         raise Unusable(f"{name} is not a list", type(values).__name__)
@@ -161,7 +161,7 @@ def texts_of(raw: Mapping[str, Any], name: str, dropped: list[Unusable] | None =
 
 
 def find_image(raw: Mapping[str, Any], folder: Path) -> Path:
-    """The picture file that a row names."""
+    """The picture file of a row."""
     name = text_of(raw, "image")
     path = folder / name
     try:
@@ -176,12 +176,12 @@ def find_image(raw: Mapping[str, Any], folder: Path) -> Path:
 
 
 def read_instructed(path: Path, bad: BadRows, *, limit: int | None = None) -> list[InstructedRow]:
-    """Rows ``{"image": ..., "pairs": [{"instruction": ..., "phrase": ...}, ...]}``; ``"caption"`` does for a phrase.
+    """Rows ``{"image": ..., "pairs": [{"instruction": ..., "phrase": ...}, ...]}``; ``"caption"`` does too.
 
-    Rows with the same picture are joined. A bad pair is left out, and the others of its row are used.
+    Rows with the same picture are joined. An unusable pair is left out; the others of its row are used.
 
     Raises:
-        DatasetError: The file cannot be read, has no usable row, or too many that are not.
+        DatasetError: The file cannot be read, has no usable row, or too many unusable ones.
     """
     joined: dict[Path, tuple[str, dict[str, str]]] = {}
     for where, (name, image, pairs) in usable(path, bad, partial(_instructed, path.parent)):
@@ -228,10 +228,10 @@ def read_labelled(path: Path, bad: BadRows) -> list[LabelledRow]:
     """Rows ``{"image": ..., "label": ...}``, or a folder with a subfolder of pictures for each label.
 
     Raises:
-        DatasetError: There is nothing to read, or no usable row, or too many that are not.
+        DatasetError: The data cannot be read, have no usable row, or too many unusable ones.
     """
     if path.is_dir():
-        return first_rows(_by_folder(path), None, path, bad, "a picture in a subfolder that is named like its label")
+        return first_rows(_by_folder(path), None, path, bad, "LABEL/PICTURE.jpg")
     seen: dict[Path, str] = {}
 
     def parse(raw: dict[str, Any]) -> LabelledRow:
@@ -246,7 +246,7 @@ def read_labelled(path: Path, bad: BadRows) -> list[LabelledRow]:
 
 
 def sample(rows: Sequence[Row], limit: int | None) -> list[Row]:
-    """So many rows at random, always the same ones, in order: the first ones of a folder would all be of one label."""
+    """``limit`` random rows, always the same, in order: the first rows of a folder would all have one label."""
     if limit is None or limit >= len(rows):
         return list(rows)
     return [rows[position] for position in sorted(random.Random(_SEED).sample(range(len(rows)), limit))]
@@ -266,10 +266,10 @@ def _by_folder(path: Path) -> list[LabelledRow]:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Label -> the words for it: a JSON object, a JSON list, or a text file with a label a line.
+    """Label -> words, from a JSON object, a JSON list, or a text file with one label per line.
 
     Raises:
-        DatasetError: It cannot be read, is none of these, or has an empty or a repeated label.
+        DatasetError: The file cannot be read, is none of these, or has an empty or a repeated label.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -279,7 +279,7 @@ def read_labels(path: Path) -> dict[str, str]:
         value = json.loads(text) if text.lstrip()[:1] in ("{", "[") else text.splitlines()
     except ValueError as error:
         raise DatasetError(
-            f"{path}: begins like JSON and is not ({error}); mend it, or write a label a line"
+            f"{path}: begins like JSON but is not ({error}); correct it, or write one label per line"
         ) from error
     try:
         if isinstance(value, dict):
@@ -293,7 +293,7 @@ def read_labels(path: Path) -> dict[str, str]:
     except Unusable as error:
         raise DatasetError(f"{path}: {error.problem} ({error.detail}); give each label once, as text") from error
     if not words:
-        raise DatasetError(f"{path}: has no labels; write one a line")
+        raise DatasetError(f"{path}: has no labels; write one per line")
     return words
 
 
@@ -304,7 +304,7 @@ def read_questions(path: Path, bad: BadRows, *, limit: int | None = None) -> lis
     """Rows ``{"image": ..., "question": ..., "answer": ...}``, all with or all without ``"candidates": [...]``.
 
     Raises:
-        DatasetError: The file cannot be read, has no usable row, or too many that are not.
+        DatasetError: The file cannot be read, has no usable row, or too many unusable ones.
     """
     shared: bool | None = None
 

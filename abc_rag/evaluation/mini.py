@@ -1,4 +1,4 @@
-"""How well abc-mini knows its small world: 1,000 held-out scenes of two objects in pairs that it never saw."""
+"""Evaluates abc-mini in its small world: 1,000 held-out scenes of two objects, in pairs that it never saw."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 @dataclass(frozen=True)
 class MiniReport:
-    """What `evaluate_mini` found. All values but the counts are shares in [0, 1].
+    """The result of `evaluate_mini`. All values but the counts are shares in [0, 1].
 
     Attributes:
-        scenes: Held-out scenes.
-        questions: (picture, instruction) pairs asked.
-        candidates: Phrases that each is compared with.
+        scenes: Number of held-out scenes.
+        questions: Number of (picture, instruction) pairs.
+        candidates: Number of phrases that each pair is compared with.
         accuracy: Picture + instruction -> phrase, over all questions.
-        accuracy_unseen_wording: The same, asked in wordings that training never used.
-        both_sides: Pictures of which both sides (left and right, or top and bottom) are answered rightly.
-        by_aspect: Accuracy for each aspect.
-        without_instruction: Accuracy on the same questions when only the picture is embedded.
-        order_with_instruction: How often, of the picture's two objects, the one on the asked side scores higher.
-        order_without_instruction: The same when only the picture is embedded; chance is 0.5.
-        caption_to_picture: R@1 of the right picture among all, by its caption.
-        picture_to_caption: R@1 of the right caption among all, by its picture.
+        accuracy_unseen_wording: The same, in wordings that training never used.
+        both_sides: Pictures with both sides (left and right, or top and bottom) answered correctly.
+        by_aspect: Accuracy by aspect.
+        without_instruction: Accuracy on the same questions with the picture alone.
+        order_with_instruction: Questions about a side for which the object on that side scores above the other one.
+        order_without_instruction: The same with the picture alone; chance is 0.5.
+        caption_to_picture: R@1 of the picture among all pictures, by its caption.
+        picture_to_caption: R@1 of the caption among all captions, by its picture.
         model: The embedder's fingerprint.
     """
 
@@ -59,16 +59,16 @@ class MiniReport:
     model: str = field(default="")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as plain values, for JSON."""
         return asdict(self)
 
 
 def evaluate_mini(embedder: Embedder, *, scenes: int = 1000, progress: bool = False) -> MiniReport:
-    """Ask every aspect of held-out scenes and compare with every phrase of the world.
+    """Ask about every aspect of held-out scenes, and compare with every phrase of the world.
 
     Args:
         embedder: Usually ``load_embedder("abc-mini")``.
-        scenes: How many; the first of the same 1,000 if fewer.
+        scenes: Number of scenes: the first of a fixed set of 1,000.
         progress: Show progress bars.
 
     Raises:
@@ -140,7 +140,7 @@ def _order(
     scores: Vectors,
     position: dict[str, int],
 ) -> float:
-    """Of the picture's two objects, how often the one on the asked side scores higher than the other."""
+    """Share of questions about a side for which the object on that side scores above the other one."""
     found = []
     for (scene, question), row in zip(asked, scores, strict=True):
         if question.aspect in _OPPOSITE:

@@ -1,13 +1,13 @@
-"""Our models in mteb 2, so that its image and document benchmarks (MIEB, ViDoRe) run on any of them.
+"""Embedders as models of mteb 2, for its image and document benchmarks (MIEB, ViDoRe).
 
-What mteb hands over becomes one of the three inputs, row by row: a text is a `Text`, a picture an `Image`, and a
-picture with a text an `InstructedImage`, on the side of the queries (the text is then what is asked of the picture) and
-on that of the documents (a captioned picture) alike: a model of ABC's kind has no other input for both. An empty text
-beside a picture is none. Titles, conversations and per-query instructions are in the text already, as mteb puts them
-there. A task's own prompt is not used: ABC is trained without task prompts.
+Each row of mteb becomes one input: a text a `Text`, a picture an `Image`, and a picture with a text an
+`InstructedImage`. The latter holds for queries (an instruction for the picture) and documents (a captioned picture)
+alike, as ABC has no other input with both. An empty text beside a picture is ignored. mteb has already put titles,
+conversations and per-query instructions into the text. A task's own prompt is not used: ABC is trained without task
+prompts.
 
-Importing this module does not import mteb, which makes an empty folder ``~/.cache/mteb`` (or ``$MTEB_CACHE``) when it
-is, and sends nothing anywhere.
+Importing this module does not import mteb, which on import creates an empty folder ``~/.cache/mteb`` (or
+``$MTEB_CACHE``) and sends nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["MTEBModel", "evaluate_mteb", "load_mteb_model", "model_meta"]
 
 _ORGANISATION = "abc-rag"
 _PUBLISHED_NAME = "TIGER-Lab/ABC-Qwen2VL-Instruct"
-_CHUNK = 256  # rows embedded in one call: mteb's batches of 32 would leave the device waiting between them
+_CHUNK = 256  # rows per call: with mteb's batches of 32 the device would wait between them
 
 
 class MTEBModel:
@@ -48,8 +48,8 @@ class MTEBModel:
         ``mteb.evaluate(MTEBModel(load_embedder("abc")), mteb.get_tasks(tasks=["VidoreDocVQARetrieval"]))``
 
     Args:
-        embedder: Makes the vectors.
-        name: ``"organisation/model"``, under which mteb files results. If not given, made of the model's name.
+        embedder: The model.
+        name: ``"organisation/model"``, under which mteb stores results; derived from the model's name if None.
     """
 
     def __init__(self, embedder: Embedder, *, name: str | None = None) -> None:
@@ -59,14 +59,14 @@ class MTEBModel:
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """What mteb records about the model; loads it. Weights, resolution and number format tell results apart."""
+        """What mteb records about the model; loads it. Weights, resolution and number format distinguish results."""
         if self._meta is None:
             self._meta = model_meta(self.embedder, name=self._name)
         return self._meta
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: ModelMeta) -> None:
-        # ModelMeta.load_model gives a model the metadata that it was loaded by.
+        # ModelMeta.load_model sets the metadata that a model was loaded with.
         self._meta = meta
 
     def encode(
@@ -79,26 +79,26 @@ class MTEBModel:
         prompt_type: PromptType | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Vectors:
-        """Embed what mteb's loader yields.
+        """Embed the batches of mteb's loader.
 
         Args:
             inputs: Batches with ``text`` (strings) or ``image`` (PIL images), or both.
-            task_metadata: The task; named in errors.
-            hf_split: Not used.
-            hf_subset: Not used.
-            prompt_type: Not used: queries and documents are embedded alike.
-            kwargs: ``show_progress_bar``; ``batch_size`` is the loader's, and results do not depend on it;
-                ``precision`` may only be ``"float32"``.
+            task_metadata: The task, for messages.
+            hf_split: Ignored.
+            hf_subset: Ignored.
+            prompt_type: Ignored: queries and documents are embedded alike.
+            kwargs: ``show_progress_bar``; ``batch_size``, which does not change results; ``precision``, which must be
+                ``"float32"``.
 
         Returns:
             float32 unit rows ``(n, dim)``.
 
         Raises:
-            InputError: A row has neither text nor picture, or another precision is asked for.
+            InputError: A row has neither text nor picture, or the precision is another one.
             ImageError: A picture cannot be used.
         """
         if kwargs.get("precision") not in (None, "float32"):
-            raise InputError(f"precision {kwargs['precision']!r} is not offered; vectors are float32")
+            raise InputError(f"precision {kwargs['precision']!r} is not supported; use 'float32'")
         parts = [np.zeros((0, self.embedder.dim), dtype=np.float32)]
         total = len(inputs.dataset)  # type: ignore[arg-type]
         label = f"embedding {task_metadata.name}"
@@ -120,14 +120,14 @@ class MTEBModel:
 
 
 def model_meta(embedder: Embedder, *, name: str | None = None) -> ModelMeta:
-    """What mteb calls a ``ModelMeta``, for an embedder; loads the model.
+    """The mteb ``ModelMeta`` of an embedder; loads the model.
 
-    For a model that `load_embedder` knows by its name, ``ModelMeta.load_model()`` loads it again. For that, mteb
-    wants torchvision installed, as for every model that reads pictures; pass mteb a `MTEBModel` to do without.
+    ``ModelMeta.load_model()`` can load models again that `load_embedder` knows by name. For that, mteb requires
+    torchvision, as for every model that reads pictures; a `MTEBModel` passed to mteb works without it.
 
     Args:
         embedder: The model.
-        name: ``"organisation/model"``. If not given: the hub's name for ``"abc"``, else ``"abc-rag/NAME"``.
+        name: ``"organisation/model"``; if None, the hub's name for ``"abc"``, else ``"abc-rag/NAME"``.
 
     Raises:
         InputError: ``name`` has no organisation.
@@ -169,7 +169,7 @@ def model_meta(embedder: Embedder, *, name: str | None = None) -> ModelMeta:
         use_instructions=False,
         training_datasets=None,
         modalities=["image", "text"],
-        # mteb keeps results apart by these, and gives them to the loader again.
+        # mteb distinguishes results by these, and passes them to the loader.
         experiment_kwargs=apart,
     )
 
@@ -184,15 +184,15 @@ def load_mteb_model(
     max_tokens: int | None = None,
     dtype: str = "auto",
 ) -> MTEBModel:
-    """What ``ModelMeta.loader`` calls.
+    """Load a model for mteb; the ``loader`` of its ``ModelMeta``.
 
     Args:
-        name: The name that mteb files results under.
-        revision: The weights that are meant; None takes what is there.
-        device: As for `abc_rag.load_embedder`.
-        model: What `abc_rag.load_embedder` loads. If not given, what stands behind the slash in ``name``.
-        min_tokens: Fewest image tokens.
-        max_tokens: Most image tokens.
+        name: The name under which mteb stores results.
+        revision: The required revision of the weights; any if None.
+        device: See `abc_rag.load_embedder`.
+        model: The model for `abc_rag.load_embedder`; the part of ``name`` behind the slash if None.
+        min_tokens: Minimum image tokens of a picture.
+        max_tokens: Maximum image tokens of a picture.
         dtype: Number format.
 
     Raises:
@@ -212,8 +212,8 @@ def load_mteb_model(
     )
     if revision is not None and embedder.fingerprint.revision != revision:
         raise InputError(
-            f"{model}: its weights are of revision {embedder.fingerprint.revision}, not {revision}; pass revision=None "
-            "to take them as they are"
+            f"{model}: its weights have revision {embedder.fingerprint.revision}, not {revision}; pass revision=None "
+            "to use them anyway"
         )
     return MTEBModel(embedder, name=name)
 
@@ -229,7 +229,7 @@ def evaluate_mteb(
     """Run tasks of mteb. mteb fetches their data sets from the hub, unless they are in its cache.
 
     Args:
-        embedder: What is measured.
+        embedder: The model.
         tasks: Names of tasks (``"VidoreDocVQARetrieval"``) or of benchmarks (``"ViDoRe(v2)"``, ``"MIEB(lite)"``), or
             task objects.
         out: Folder for mteb's own result files (``out/results/MODEL/REVISION/TASK.json``). Tasks whose results
@@ -238,8 +238,8 @@ def evaluate_mteb(
         progress: Show progress bars.
 
     Returns:
-        Metrics ``TASK`` -> its main score, the mean over its splits and subsets. A task that fails costs no other, and
-        is in ``bad``.
+        Metrics ``TASK`` -> its main score, the mean over its splits and subsets. A task that fails does not affect
+        others, and is listed in ``bad``.
 
     Raises:
         InputError: mteb has no such task.
@@ -249,7 +249,7 @@ def evaluate_mteb(
     mteb = _mteb()
     chosen = [task for one in tasks for task in _tasks(one)]
     if not chosen:
-        raise InputError("name at least one task; a list is at https://embeddings-benchmark.github.io/mteb")
+        raise InputError("no tasks given; choose from https://embeddings-benchmark.github.io/mteb")
     bad = BadRows("mteb", limit=len(chosen))
     model = MTEBModel(embedder, name=name)
     found = mteb.evaluate(
@@ -349,7 +349,7 @@ def _input(image: Any, text: str | None, task: str) -> Input:  # noqa: ANN401
 
 
 def _weight(embedder: Embedder) -> tuple[int | None, float | None]:
-    """Parameters, and their size in MB; None where the embedder does not say."""
+    """Number of parameters and their size in MB; None if unknown."""
     network = getattr(getattr(embedder, "family", None), "network", None)
     if network is None:
         return None, None
@@ -359,7 +359,7 @@ def _weight(embedder: Embedder) -> tuple[int | None, float | None]:
 
 
 def _text_tokens(embedder: Embedder) -> int | None:
-    """The longest input in tokens; None where the embedder does not say."""
+    """Maximum input length in tokens; None if unknown."""
     network = getattr(getattr(embedder, "family", None), "network", None)
     config = getattr(getattr(network, "backbone", None), "text_config", None)
     found = getattr(config, "max_position_embeddings", None)

@@ -30,10 +30,10 @@ from abc_rag.types import Image, ImageSource
 __all__ = ["TOKENS", "Task", "evaluate_resolution", "resolutions"]
 
 TOKENS = (32, 64, 128, 256, 512, 1024)
-"""Numbers of image tokens, unless the caller says otherwise; each is 28 x 28 pixels."""
+"""The default numbers of image tokens; each token is 28 x 28 pixels."""
 
 Task = Literal["ctrlbench", "retrieval", "classification", "vqa"]
-_BASE = 256  # the paper's; times are compared with it
+_BASE = 256  # as in the paper; times are relative to it
 _FIGURES: dict[Task, dict[str, str]] = {
     "ctrlbench": {"r1": "R@1", "own_phrases_r1": "R@1 among own"},
     "retrieval": {"image_to_text_r1": "R@1 to caption", "text_to_image_r1": "R@1 to picture"},
@@ -45,7 +45,7 @@ _COUNTED = {"ctrlbench": "queries", "retrieval": "pictures", "classification": "
 
 @dataclass(frozen=True)
 class _Measured:
-    """One resolution; ``results`` is None where the model cannot embed pictures of so many tokens."""
+    """One resolution; ``results`` is None if the model cannot embed pictures of so many tokens."""
 
     asked: int
     embedder: Embedder
@@ -55,12 +55,12 @@ class _Measured:
 
     @property
     def median(self) -> float:
-        """Seconds a picture; NaN where none was measured."""
+        """Median seconds per picture; NaN if not measured."""
         return float(np.median(self.seconds)) if self.seconds else math.nan
 
     @property
     def fastest(self) -> float:
-        """Seconds a picture in the fastest pass."""
+        """Seconds per picture in the fastest pass."""
         return min(self.seconds, default=math.nan)
 
 
@@ -71,14 +71,14 @@ def resolutions(embedder: Embedder) -> Callable[[int], Embedder]:
         embedder: From `abc_rag.load_embedder`.
 
     Returns:
-        Number of image tokens -> embedder. They share a network, so use one at a time. Raises `InputError` where the
+        Number of image tokens -> embedder. They share a network, so use one at a time. Raises `InputError` if the
         embedder's resolution cannot be set.
     """
 
     def at(tokens: int) -> Embedder:
         if not isinstance(embedder, LocalEmbedder):
             raise InputError(
-                f"the resolution of a {type(embedder).__name__} cannot be set; pass a function that makes an embedder"
+                f"the resolution of a {type(embedder).__name__} cannot be set; pass a function from tokens to embedder"
             )
         again = embedder.family.at(min_tokens=tokens, max_tokens=tokens)
         again.facts = replace(again.facts, rendering=embedder.family.facts.rendering)
@@ -104,32 +104,31 @@ def evaluate_resolution(
 ) -> Results:
     """Measure quality and time at each number of image tokens.
 
-    Time is that of a picture alone, from the file to the vector, in the batches of the model's choice. The same
-    pictures are embedded once unmeasured and then in several passes, each over all resolutions, every second one
-    in reverse, so that what else the machine does meets all of them; the median counts. What the model remembers of
-    pictures is switched off meanwhile.
+    The time is that of a single picture, from file to vector, in batches that the model chooses. The same pictures are
+    embedded once for warmup and then in several passes over all resolutions, every second one in reverse order, so that
+    other load on the machine affects all resolutions alike; the median counts. Caches of picture features are off.
 
     Args:
         load: Number of image tokens -> embedder; see `resolutions`.
-        data: What the task takes.
-        task: Which evaluation is the quality: that of the function of this name.
+        data: The task's data.
+        task: The evaluation that measures quality, by name.
         tokens: Numbers of image tokens.
-        images: Of the task ``"retrieval"``: the folder of the pictures.
-        labels: Of the task ``"classification"``: the file of labels.
-        timed: Pictures whose time is measured, at most.
-        passes: How often.
-        out: Keep vectors in this folder, and go on from what an earlier run left there.
-        limit: As for the task.
-        max_bad: As for the task.
+        images: For the task ``"retrieval"``: the folder of the pictures.
+        labels: For the task ``"classification"``: the file of labels.
+        timed: Maximum number of pictures whose time is measured.
+        passes: Number of timed passes.
+        out: Folder for vectors, from which a later run resumes.
+        limit: See the task.
+        max_bad: See the task.
         progress: Show progress bars.
 
     Returns:
-        For each number of tokens the task's main figures, the mean number that pictures really have, the seconds a
-        picture takes, and how that compares with 256 tokens.
+        For each number of tokens: the task's main figures, the mean number of tokens that pictures really have, the
+        seconds per picture, and their ratio to those at 256 tokens.
 
     Raises:
-        DatasetError: As the task.
-        InputError: An argument makes no sense, or no resolution can be used.
+        DatasetError: See the task.
+        InputError: An argument is unusable, or no resolution can be used.
     """
     _check(task, tokens, timed, passes, images, labels)
     evaluate = _evaluation(task, data, images, labels, out, limit, max_bad, progress)
@@ -213,7 +212,7 @@ def _evaluation(
 def _pictures(
     task: Task, data: str | os.PathLike[str], images: str | os.PathLike[str] | None, max_bad: int
 ) -> list[ImageSource]:
-    """The task's pictures, each once, spread so that the first ones are of the whole file."""
+    """The task's pictures, each once, shuffled so that the first ones represent the whole file."""
     if data == SCENES:
         found: list[ImageSource] = [row.image for row in scene_rows()]
     else:
@@ -256,7 +255,7 @@ def _openable(embedder: Embedder, pictures: Sequence[ImageSource], most: int) ->
 
 
 def _image_tokens(embedder: Embedder, pictures: Sequence[ImageSource]) -> float:
-    """Image tokens that the pictures really have, on average; sides are whole tokens, so rarely what was asked."""
+    """Mean number of image tokens of the pictures; as sides are whole tokens, rarely the requested number."""
     if not isinstance(embedder, LocalEmbedder):
         return math.nan
     prepared = [embedder.family.prepare(Image(picture)).pictures[0] for picture in pictures]
@@ -264,14 +263,14 @@ def _image_tokens(embedder: Embedder, pictures: Sequence[ImageSource]) -> float:
 
 
 def _forget(embedder: Embedder) -> None:
-    """Free what is remembered of pictures: each resolution remembers half a gigabyte."""
+    """Clear the cache of picture features: half a gigabyte per resolution."""
     if isinstance(embedder, LocalEmbedder):
         embedder.forget()
 
 
 @contextmanager
 def _remembering_nothing(embedder: Embedder) -> Iterator[None]:
-    """Have the vision tower look at every picture anew, as repeated passes would otherwise measure the memory."""
+    """Switch off the cache of picture features, which repeated passes would measure instead of the model."""
     if not isinstance(embedder, LocalEmbedder):
         yield
         return
@@ -367,23 +366,22 @@ def _notes(
 ) -> list[str]:
     top = metrics[f"{main}@{best.asked}"]
     enough = next(one.asked for one in usable if metrics[f"{main}@{one.asked}"] >= top - 0.01)
-    # Of a share of all or nothing the usual formula says zero; one miss in the count is about as sure as it gets.
+    # At 0 or 1 the usual formula gives zero; assume at least one miss.
     sure = 100 * 1.96 * math.sqrt(max(top * (1 - top), 1 / count) / count)
     notes = [
-        f"Fewest tokens within one point of the best {words}: {enough}. With {count} queries a figure is sure to about "
+        f"Fewest tokens within one point of the best {words}: {enough}. With {count} queries, a figure is accurate to "
+        f"about "
         f"+-{sure:.1f} points (95 %).",
         f"Times: the same {timed} pictures, file to vector, in {len(best.seconds)} passes that alternate between the "
-        "resolutions, after one unmeasured; files come from the system's memory.",
+        "resolutions, after a warmup pass; files come from the system's cache.",
     ]
     disturbed = max(one.median / one.fastest for one in usable)
     if disturbed > 1.3:
         notes.append(
             f"The machine was busy: medians are up to {disturbed:.1f} times the fastest pass. Compare times with care, "
-            "or repeat this when it is idle."
+            "or repeat this on an idle machine."
         )
     notes.append(f"The mistakes are those at {best.asked} tokens.")
     if not isinstance(best.embedder, LocalEmbedder):
-        notes.append(
-            "Whether this embedder remembers pictures from pass to pass is not known; if so, times are too low."
-        )
+        notes.append("It is unknown whether this embedder caches pictures from pass to pass; if so, times are too low.")
     return notes

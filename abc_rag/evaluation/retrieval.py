@@ -1,4 +1,4 @@
-"""Image-text retrieval: a picture by its caption, and a caption by its picture (MSCOCO, Flickr30K, own files)."""
+"""Image-text retrieval: pictures by caption and captions by picture (MSCOCO, Flickr30K, your own files)."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def evaluate_retrieval(
     """Find each picture's captions among all captions, and each caption's picture among all pictures.
 
     Args:
-        embedder: What is measured.
+        embedder: The model.
         data: JSON lines ``{"image": ..., "captions": [...]}`` or ``{"image": ..., "caption": ...}``; MSCOCO
-            annotations; or a Karpathy split file, as MSCOCO and Flickr30K are compared on. The file says which it is.
-        images: Folder of the pictures; if not given, that of the file.
-        split: Of a Karpathy file: ``"test"`` if not given.
-        captions: Use the first so many of each picture (published figures: 5); None uses all.
-        out: Keep vectors in this folder, and go on from what an earlier run left there.
-        limit: Use the first so many pictures.
-        max_bad: Most unusable rows, captions and pictures.
+            annotations; or a Karpathy split file, the usual one for MSCOCO and Flickr30K. The content tells the format.
+        images: Folder of the pictures; the folder of the file if None.
+        split: Split of a Karpathy file; ``"test"`` if None.
+        captions: Use the first ``captions`` captions of each picture (published figures: 5); all if None.
+        out: Folder for vectors, from which a later run resumes.
+        limit: Use the first ``limit`` pictures.
+        max_bad: Maximum number of unusable rows, captions and pictures.
         progress: Show progress bars.
 
     Returns:
-        R@1, R@5 and R@10 both ways. A picture is right with any of its captions.
+        R@1, R@5 and R@10 in both directions. Any caption of a picture counts as right.
 
     Raises:
-        DatasetError: The file is of an unknown format, or has no usable row, or too many that are not.
+        DatasetError: The file is of an unknown format, has no usable row, or too many unusable ones.
     """
     check_limit(limit)
     source = existing(data, "annotations or a JSON lines file", is_file=True)
@@ -71,7 +71,7 @@ def evaluate_retrieval(
     for number, positions in enumerate(owned):
         for position in positions:
             showing[position].append(number)
-    # Each caption of each picture is asked once; where pictures share it, any of them is right.
+    # Each caption of each picture is one query; if several pictures have it, any of them is right.
     asked = [position for positions in owned for position in positions]
     to_text = rank_candidates(pictures, texts.vectors, owned)
     by_text = rank_candidates(texts.vectors[asked], pictures, [showing[position] for position in asked])
@@ -125,12 +125,14 @@ def _plot(metrics: dict[str, float]) -> Plot:
 
 
 def _notes(counts: dict[str, int]) -> list[str]:
-    notes = ["R@k: share with a right one among the k nearest; any caption of a picture counts; ties count as misses."]
+    notes = [
+        "R@k: share with a right answer among the k nearest; any caption of a picture counts; ties count as misses."
+    ]
     shared = counts["captions"] - counts["distinct_captions"]
     if shared:
         notes.append(
-            f"Captions that repeat another picture's word for word: {shared}. Each is one candidate, and every picture "
-            "that has it counts as right."
+            f"Captions that repeat that of another picture word for word: {shared}. Each is one candidate, and every "
+            "picture with it counts as right."
         )
     return notes
 

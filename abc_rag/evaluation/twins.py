@@ -1,10 +1,10 @@
-"""What rewriting, a second look and facets are worth: `abc-rag evaluate twins`.
+"""Measures what rewriting, a second look and facets are worth: `abc-rag evaluate twins`.
 
-The collection is 1,000 held-out scenes of abc-mini's world: 500, and for each a twin that differs from it in one
-aspect only (which object is on which side, which one is bigger, what the background is, which animal or other thing
-of a category it shows). Every picture is asked for by a question that names that aspect and nothing else, such as
-"could you show me the picture with a pig on the left?". Any picture of which the question's statement is true is a
-right answer; its twin never is.
+A second look is instruction-conditioned reranking: candidates are embedded again under the instruction. The collection
+is 1,000 pictures: 500 held-out scenes of abc-mini's world, each with a twin that differs in one aspect only (which
+object is on which side, which is bigger, the background, which animal or other thing of a category it shows). Every
+picture is searched by a question that names that aspect alone, such as "could you show me the picture with a pig on the
+left?". Every picture for which the question's statement is true is a right answer; the twin never is.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _SEED = 20_262
 _SIZE = 168
 _K = 10
 
-# How people say it. Written without a look at the rules; the rules then learnt four ways of putting it that they did
-# not know ("at the top there is", "the food shown is", "which is the picture where", "for my slides").
+# Wordings that people use, written without looking at the rules. The rules then got four wordings that they lacked ("at
+# the top there is", "the food shown is", "which is the picture where", "for my slides").
 _STATE_SIDE = ("{a} {on}", "{on} there is {a}", "{a} that is {on}")
 _ON = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
 _STATE_SIZE = ("the {size} object is {a}", "the {size} thing is {a}", "the {size} one is {a}")
@@ -71,12 +71,12 @@ _ASK_CLAUSE = (
 
 @dataclass(frozen=True)
 class AskedScene:
-    """A scene, the question that asks for it, and what makes another scene a right answer too.
+    """A scene, the question that searches for it, and the condition for a right answer.
 
     Attributes:
-        scene: What is drawn.
+        scene: The scene.
         aspect: ``"side"``, ``"size"``, ``"category"`` or ``"background"``.
-        question: What a user asks.
+        question: The user's question.
         fits: Whether the question's statement is true of a scene.
     """
 
@@ -88,19 +88,19 @@ class AskedScene:
 
 @dataclass(frozen=True)
 class PathReport:
-    """One way to search.
+    """The figures of one way to search.
 
     Attributes:
-        name: What it does.
+        name: The way to search.
         recall_at_1: Share of questions whose first hit is right.
         recall_at_10: Share of questions with a right hit among the first ten.
-        before_twin: Of the questions that find the picture or its twin among the first ten: the share of those that
-            find the picture first. Chance is 0.5.
-        by_aspect: ``recall_at_1`` for each aspect.
-        ms: Milliseconds a question, all included: median.
-        ms_p90: The same: 90th percentile.
-        second_looks: Pictures embedded again, a question.
-        vectors: Vectors stored, a picture.
+        before_twin: Among questions that find the picture or its twin in the first ten hits, the share that ranks the
+            picture first. Chance is 0.5.
+        by_aspect: ``recall_at_1`` by aspect.
+        ms: Median milliseconds per question, everything included.
+        ms_p90: 90th percentile of the same.
+        second_looks: Pictures embedded again per question.
+        vectors: Stored vectors per picture.
     """
 
     name: str
@@ -116,7 +116,7 @@ class PathReport:
 
 @dataclass(frozen=True)
 class TwinsReport:
-    """What `evaluate_twins` found."""
+    """The result of `evaluate_twins`."""
 
     model: str
     pictures: int
@@ -126,12 +126,12 @@ class TwinsReport:
     paths: list[PathReport]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as plain values, for JSON."""
         return asdict(self)
 
 
 def twin_scenes(count: int = 1000, *, seed: int = _SEED) -> list[AskedScene]:
-    """``count`` held-out scenes; each two neighbours differ in one aspect only, and are asked for by it."""
+    """``count`` held-out scenes; each pair of neighbours differs in one aspect only, which their questions name."""
     rng = random.Random(seed)
     bases = held_out_scenes(2 * count, seed=seed)
     asked: list[AskedScene] = []
@@ -154,7 +154,7 @@ def _has_at(kind: str, side: Side, scene: Scene) -> bool:
 
 
 def _has_as(kind: str, size: SizeName, scene: Scene) -> bool:
-    """Whether one object is bigger (or smaller) than the other, and is of this kind."""
+    """Whether the bigger (or smaller) of two objects is of this kind."""
     sizes = {o.size for o in scene.objects}
     return len(sizes) == 2 and any((o.kind, o.size) == (kind, size) for o in scene.objects)
 
@@ -232,7 +232,7 @@ def _background(scene: Scene, rng: random.Random) -> list[AskedScene]:
 
 
 class _Counting(Embedder):
-    """Another embedder, counted."""
+    """Counts the inputs of another embedder."""
 
     def __init__(self, inner: Embedder) -> None:
         self.inner = inner
@@ -254,12 +254,12 @@ class _Counting(Embedder):
 def evaluate_twins(
     embedder: Embedder, *, scenes: int = 1000, candidates: int = 50, progress: bool = False
 ) -> TwinsReport:
-    """Ask every question in five ways, from the plain one to rewriting, a second look and facets together.
+    """Ask every question in five ways, from the plain search to rewriting, second look and facets together.
 
     Args:
         embedder: Usually ``load_embedder("abc-mini")``.
-        scenes: How many pictures, and questions; an even number.
-        candidates: Pictures considered for a second look.
+        scenes: Number of pictures and of questions; even.
+        candidates: Number of pictures that get a second look.
         progress: Show progress bars.
 
     Raises:
@@ -276,7 +276,7 @@ def evaluate_twins(
         for number, one in enumerate(asked):
             files.append(Path(scratch, f"{number:04}.png"))
             render(one.scene, _SIZE).save(files[-1])
-        # Two stores, so that searches without facets never see any.
+        # Two stores, so that searches without facets find none.
         for name, stored in (("plain", []), ("facets", facets)):
             with ChromaStore(path=Path(scratch, name), fingerprint=embedder.fingerprint) as store:
                 ids = index_images(
@@ -335,7 +335,7 @@ def _ask_all(
         },
         ms=float(np.median(times)),
         ms_p90=float(np.percentile(times, 90)),
-        # The question itself is one of the inputs.
+        # One of the inputs is the question itself.
         second_looks=counted.inputs / len(asked) - 1.0,
         vectors=float(vectors),
     )

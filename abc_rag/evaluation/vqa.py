@@ -1,4 +1,4 @@
-"""Visual questions as retrieval: the answer whose text is nearest to the picture under its question."""
+"""Visual question answering as retrieval: the answer nearest to the picture under its question."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def evaluate_vqa(
     """Choose the answer to a question about a picture among candidates.
 
     Args:
-        embedder: What is measured.
-        data: JSON lines ``{"image": ..., "question": ..., "answer": ..., "candidates": [...]}``. Without
-            ``"candidates"``, in all rows or in none, every answer of the file is one.
-        instruction_template: Text with ``{question}``, which is the instruction then.
-        rewrite: Make an instruction of the question by `abc_rag.search.rewriting.llm.RuleRewriter` first.
-        out: Keep vectors in this folder, and go on from what an earlier run left there.
-        limit: Use the first so many rows.
-        max_bad: Most unusable rows, pictures and answers.
+        embedder: The model.
+        data: JSON lines ``{"image": ..., "question": ..., "answer": ..., "candidates": [...]}``. All
+            rows have ``"candidates"``, or none; then every answer of the file is a candidate.
+        instruction_template: The instruction, with ``{question}`` in the place of the question.
+        rewrite: Rewrite the question to an instruction with `abc_rag.search.rewriting.rules.RuleRewriter` first.
+        out: Folder for vectors, from which a later run resumes.
+        limit: Use the first ``limit`` rows.
+        max_bad: Maximum number of unusable rows, pictures and answers.
         progress: Show progress bars.
 
     Returns:
         Hit@1 and hit@5 with the question; the same for the picture alone; chance.
 
     Raises:
-        DatasetError: The file cannot be read, or has no usable row, or too many that are not.
+        DatasetError: The file cannot be read, has no usable row, or too many unusable ones.
         InputError: The template has no ``{question}``.
     """
     check_limit(limit)
@@ -69,7 +69,7 @@ def evaluate_vqa(
     for row in rows:
         asked = rewriter.rewrite(row.question, has_image=True).instruction
         instruction = instruction_template.replace(_PLACE, asked)
-        # Side by side, so that the vision tower sees the picture once.
+        # Adjacent, so that the vision tower processes each picture once.
         inputs += [Image(row.image), InstructedImage(row.image, instruction)]
     vectors, ok = cache.embed("pictures", inputs)
     answers = KnownTexts(cache, "answers", (text for row in rows for text in (row.answer, *(row.candidates or ()))))
@@ -121,7 +121,7 @@ def _candidates(row: QuestionRow, answers: KnownTexts) -> Sequence[int]:
 
 
 def _rank(vectors: Vectors, rows: Sequence[QuestionRow], answers: KnownTexts) -> Ranking:
-    """Rank each row's own candidates, or all; positions are those of ``answers``."""
+    """Rank each row's own candidates, or all answers; positions refer to ``answers``."""
     right = [answers.position[row.answer] for row in rows]
     if rows[0].candidates is None:
         return rank_candidates(vectors, answers.vectors, [[one] for one in right])

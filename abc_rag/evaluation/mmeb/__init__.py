@@ -1,4 +1,4 @@
-"""MMEB: its data sets in their own files, and how a model does on them."""
+"""MMEB: reading its data sets, and evaluating models on them."""
 
 from __future__ import annotations
 

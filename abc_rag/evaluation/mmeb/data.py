@@ -1,4 +1,4 @@
-"""Reading MMEB's files: rows of texts and picture paths in, checked queries with numbered candidates out."""
+"""Reads the files of ``TIGER-Lab/MMEB-eval`` into checked queries with numbered candidates."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 _LAYOUTS = ("{0}/test-*.parquet", "{0}/test/*.parquet", "{0}/*.parquet", "{0}.parquet", "{0}/test/data-*.arrow",
             "{0}/data-*.arrow", "{0}/test*.jsonl", "{0}/*.jsonl", "{0}.jsonl")  # fmt: skip
 _IMAGE_FOLDERS = ("images", "eval_images")
-_NONE_FOUND = 20  # missing pictures, with none found before, after which the folder is taken to be the wrong one
+_NONE_FOUND = 20  # if none of so many first pictures is there, the folder is the wrong one
 
 
 @dataclass(frozen=True)
 class Row:
-    """A query and what it has to choose from, as positions in their `Split`.
+    """A query and its candidates, as positions in their `Split`.
 
     Attributes:
-        where: Where the row stands.
-        query: Its query.
-        right: Its right candidate.
-        others: Its other candidates, each once, without those that equal the right one.
+        where: Names the row in messages.
+        query: The query.
+        right: The right candidate.
+        others: The other candidates, each once, without those that equal the right one.
     """
 
     where: str
@@ -47,15 +47,15 @@ class Row:
 
 @dataclass
 class Split:
-    """The usable rows of a data set. Equal queries, and equal candidates, are kept once.
+    """The usable rows of a data set. Equal queries are kept once, and so are equal candidates.
 
     Attributes:
-        dataset: Its name.
+        dataset: Name of the data set.
         queries: Distinct queries.
         candidates: Distinct candidates of all rows.
-        rows: Its rows.
-        dropped: Places in the rows' lists where an unusable candidate stood.
-        same: Rows whose list has the right candidate again among the others, where it cannot be wrong.
+        rows: The rows.
+        dropped: Number of unusable candidates that were removed from the rows' lists.
+        same: Rows that list the right candidate among the wrong ones too, where it is ignored.
     """
 
     dataset: str
@@ -67,7 +67,7 @@ class Split:
 
 
 def dataset_files(root: Path, dataset: str) -> list[Path]:
-    """The files of a data set below ``root``, in order, in the first layout that fits; empty where there are none.
+    """The files of a data set below ``root``, in order, in the first layout that matches; empty if none does.
 
     Layouts are those of the hub (``NAME/test-00000-of-00001.parquet``), of its parquet branch
     (``NAME/test/0000.parquet``), of ``datasets.save_to_disk`` (``NAME/test/data-*.arrow`` or ``NAME/data-*.arrow``),
@@ -81,10 +81,10 @@ def dataset_files(root: Path, dataset: str) -> list[Path]:
 
 
 def image_folder(root: Path, images: Path | None) -> Path:
-    """The folder that picture paths start from: the given one, else ``images`` or ``eval_images`` in root, else root.
+    """The folder that picture paths are relative to: ``images``, else ``images`` or ``eval_images`` in root, else root.
 
     Raises:
-        InputError: The given one is no folder.
+        InputError: The given folder does not exist.
     """
     if images is not None:
         if not images.is_dir():
@@ -96,21 +96,19 @@ def image_folder(root: Path, images: Path | None) -> Path:
 def read_split(dataset: str, files: Sequence[Path], images: Path, bad: BadRows, *, limit: int | None = None) -> Split:
     """Read a data set's rows.
 
-    A row whose query or right candidate cannot be used is a bad row. Another candidate that cannot be used is left out
-    of the lists that it stands in, and counted once: MMEB's lists share candidates, so that one lost picture would
-    otherwise cost hundreds of rows.
+    A row whose query or right candidate is unusable is left out. Any other unusable candidate is removed from all lists
+    and counted once: MMEB's lists share candidates, so that one lost picture would otherwise cost hundreds of rows.
 
     Args:
-        dataset: Its name.
+        dataset: Name of the data set.
         files: See `dataset_files`.
-        images: The folder that picture paths start from.
-        bad: Where bad rows are counted.
-        limit: Read no more than the first ``limit`` rows.
+        images: The folder that picture paths are relative to.
+        bad: Counts unusable rows.
+        limit: Read the first ``limit`` rows only.
 
     Raises:
-        DatasetError: A file cannot be read or lacks a column, no picture is where it should be, or too many rows are
-            unusable.
-        MissingExtraError: pyarrow is needed and not installed.
+        DatasetError: A file cannot be read or lacks a column, no picture can be found, or too many rows are unusable.
+        MissingExtraError: pyarrow is needed but not installed.
     """
     builder = _Builder(dataset, images, bad)
     for number, (where, row) in enumerate(_rows(dataset, files, bad)):
@@ -137,14 +135,14 @@ class _Builder:
         self._missing = 0
 
     def nothing_usable(self, why: str) -> DatasetError:
-        """The error for a data set that cannot be evaluated at all; most often its pictures have not been unpacked."""
+        """The error for a data set without usable rows; usually its pictures have not been unpacked."""
         return DatasetError(
-            f"{self.split.dataset}: {why}; pictures are looked for in {self._images}: unpack images.zip of {HUB_ID} "
+            f"{self.split.dataset}: {why}; pictures are expected in {self._images}: unpack images.zip of {HUB_ID} "
             "and pass its folder with --images"
         )
 
     def add(self, where: str, row: dict[str, Any]) -> None:
-        """Take a row in, or count it as bad."""
+        """Add a row, or count it as unusable."""
         try:
             _check_shape(row)
         except Unusable as error:
@@ -162,7 +160,7 @@ class _Builder:
             self.split.same.append(where)
         usable = [item for item in others if self._is_usable(where, item)]
         if not usable:
-            self._bad.add(where, "nothing to choose from", "all candidates are the right one or unusable")
+            self._bad.add(where, "no wrong candidate", "all candidates equal the right one or are unusable")
             return
         self.split.dropped += len(others) - len(usable)
         numbers = np.array([self._candidate(item) for item in dict.fromkeys(usable)], dtype=np.int32)
@@ -183,7 +181,7 @@ class _Builder:
         problem = self._problem(item)
         if problem and item not in self._seen_bad:
             self._seen_bad.add(item)
-            self._bad.add(where, problem[0], f"a candidate, left out wherever it stands: {problem[1]}")
+            self._bad.add(where, problem[0], f"a candidate, removed from all lists: {problem[1]}")
         return problem is None
 
     def _problem(self, item: Side) -> tuple[str, str] | None:
@@ -198,7 +196,7 @@ class _Builder:
         return self._problems[item.image]
 
     def _image_problem(self, image: str) -> tuple[str, str] | None:
-        # These paths come with the data: none may lead to other files, which the page of mistakes would then show.
+        # The paths come from the data set: none may lead to other files, which the report would show.
         path = PurePosixPath(image.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0]:
             return "picture outside the image folder", image
@@ -207,7 +205,7 @@ class _Builder:
             return None
         self._missing += 1
         if self._missing == _NONE_FOUND and not self._found_any:
-            raise self.nothing_usable(f"not one of the first {_NONE_FOUND} pictures is there, such as {image}")
+            raise self.nothing_usable(f"none of the first {_NONE_FOUND} pictures exists, such as {image}")
         return "missing image", image
 
 
@@ -227,7 +225,7 @@ def _check_shape(row: dict[str, Any]) -> None:
 
 
 def _rows(dataset: str, files: Sequence[Path], bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of every row of every file."""
+    """Yield (where, row) for every row of all files."""
     number = 0
     for file in files:
         if file.suffix == ".jsonl":
@@ -267,14 +265,14 @@ def _require_columns(file: Path, names: Sequence[str]) -> None:
 
 
 def download_mmeb(root: Path, datasets: Sequence[str], *, endpoint: str | None = None) -> None:
-    """Fetch data sets, and all of MMEB's pictures (one archive of several GB), from the hub into ``root``.
+    """Download data sets, and all of MMEB's pictures (one archive of several GB), from the hub into ``root``.
 
-    What is there already is not fetched again. The pictures go to ``root/images``.
+    Existing files are not downloaded again. The pictures go to ``root/images``.
 
     Args:
-        root: Where to; made if needed.
+        root: The folder; created if missing.
         datasets: Names of data sets.
-        endpoint: Another hub's address.
+        endpoint: URL of another hub.
 
     Raises:
         DatasetError: The hub cannot be reached, or the archive is broken.

@@ -1,12 +1,11 @@
-"""MMEB: 36 data sets, each a list of queries with the right candidate and up to 999 others; how often is it first?
+"""Evaluates on MMEB: 36 data sets of queries, each with one right candidate and up to 999 others.
 
-hit@1 of a data set is the share of its queries whose right candidate has a higher cosine than every other in their
-list. A candidate that equals the right one, in text and picture, is the right one. A tie (scores within
-`abc_rag.evaluation.metrics.TIE`) counts as a miss: the benchmark's own script takes the first of the highest, and the
-right candidate always comes first, so that a model which cannot tell candidates apart would get full marks. How many
-hits that would have added is reported as ``ties``.
+hit@1 of a data set is the share of its queries whose right candidate has a higher cosine than all others. Candidates
+that equal the right one, in text and picture, are ignored. A tie (scores within `abc_rag.evaluation.metrics.TIE`)
+counts as a miss. The benchmark's own script takes the first of equal scores, and the right candidate always comes first, so
+that a model which cannot tell candidates apart gets full marks; ``ties`` reports how many hits that would add.
 
-Means are taken over data sets, each with the same weight, as in the benchmark's paper (arXiv 2410.05160).
+Means are over data sets with equal weights, as in the benchmark's paper (arXiv 2410.05160).
 """
 
 from __future__ import annotations
@@ -49,25 +48,25 @@ _BLOCK = 64  # queries compared with all candidates at once: 64 x 10,000 scores 
 _MISTAKES = 36
 _TITLES = {"classification": "Classification", "vqa": "VQA", "retrieval": "Retrieval", "grounding": "Grounding",
            "ind": "IND", "ood": "OOD", "overall": "Overall"}  # fmt: skip
-# For columns: a terminal of 80 characters shows all seven.
+# Column titles: all seven fit into a terminal of 80 characters.
 _SHORT = {**_TITLES, "classification": "Class.", "retrieval": "Retr.", "grounding": "Ground.", "overall": "All"}
 _SOURCES = list(dict.fromkeys(one.source for one in PUBLISHED))
 
 
 @dataclass(frozen=True)
 class DatasetScore:
-    """What one data set gave.
+    """The scores of one data set.
 
     Attributes:
-        dataset: Its name.
-        hit_at_1: Share of queries answered rightly, in [0, 1].
-        queries: How many were asked.
-        candidates: How many distinct candidates they have together.
+        dataset: Name of the data set.
+        hit_at_1: Share of queries answered correctly, in [0, 1].
+        queries: Number of queries.
+        candidates: Number of distinct candidates.
         ties: Queries whose right candidate ties for the first place, which counts as a miss.
-        dropped: Places in the queries' lists that an unusable candidate left empty, which makes them easier.
-        same: Rows whose right candidate stands among the others too, where it does not count.
-        where: For each query, where its row stands.
-        ranks: For each query, the rank of its right candidate, 1 being the first.
+        dropped: Number of unusable candidates removed from the queries' lists, which makes them easier.
+        same: Rows that list the right candidate among the wrong ones too, where it is ignored.
+        where: The row of each query.
+        ranks: The rank of each query's right candidate; 1 is first.
     """
 
     dataset: str
@@ -107,28 +106,28 @@ def evaluate_mmeb(
     """Measure hit@1 on MMEB, from files in the format of ``TIGER-Lab/MMEB-eval``.
 
     Args:
-        embedder: What is measured.
+        embedder: The model.
         root: A folder with a folder per data set: a copy of the hub's data set, what ``datasets.save_to_disk`` wrote,
             or JSON lines with its columns ``qry_text``, ``qry_img_path``, ``tgt_text`` and ``tgt_img_path``.
         datasets: Names of data sets, or of groups: ``classification``, ``vqa``, ``retrieval``, ``grounding``, ``ind``,
-            ``ood``, ``overall``. If not given, those that are in ``root``.
-        images: The folder that ``images.zip`` was unpacked to. If not given, ``images`` or ``eval_images`` in
-            ``root``, else ``root``.
-        prompts: How texts and pictures become inputs: ``"mmeb"``, the benchmark's words, in the model's own prompt;
-            ``"abc"``, what ABC's authors measured with; ``"vlm2vec"``, the benchmark's texts to the letter, which
-            needs a model that takes `Interleaved`; or your own (see `Prompts`). ``"auto"`` is ``"vlm2vec"`` for models
-            that take it, else ``"mmeb"``.
-        out: Folder where vectors are kept, so that a run that was stopped goes on where it was.
-        limit: Ask no more than the first ``limit`` queries of each data set.
-        max_bad: Most unusable rows, candidates and pictures, over all data sets.
-        download: Fetch what is not in ``root`` from the hub first. Without it, nothing is fetched.
+            ``ood``, ``overall``. If None, all data sets in ``root``.
+        images: The folder of the unpacked ``images.zip``; if None, ``images`` or ``eval_images`` in ``root``, else
+            ``root``.
+        prompts: Makes inputs of texts and pictures: ``"mmeb"``, the benchmark's words in the model's own prompt;
+            ``"abc"``, the prompts of ABC's authors; ``"vlm2vec"``, the benchmark's texts verbatim, for models that
+            accept `Interleaved`; or your own (see `Prompts`). ``"auto"`` is ``"vlm2vec"`` for models that accept it,
+            else ``"mmeb"``.
+        out: Folder for vectors, from which a later run resumes.
+        limit: Use the first ``limit`` queries of each data set.
+        max_bad: Maximum number of unusable rows, candidates and pictures, over all data sets.
+        download: Download what is missing in ``root`` from the hub first.
         progress: Show progress bars.
 
     Returns:
         Metrics ``"hit@1"`` (the mean over all data sets that were run), ``"hit@1/GROUP"`` and ``"hit@1/NAME"``.
 
     Raises:
-        InputError: A name is unknown, a data set asked for by its name is not there, or an argument is unusable.
+        InputError: A name is unknown, a data set named in ``datasets`` is missing, or an argument is unusable.
         DatasetError: A file cannot be read, or too many rows are unusable.
         MissingExtraError: pyarrow is not installed.
     """
@@ -141,7 +140,7 @@ def evaluate_mmeb(
     files = _files(root, wanted, required=datasets or ())
     folder = image_folder(root, images)
     bad = BadRows("MMEB", limit=max_bad)
-    # All files are read before anything is embedded: a broken one shows now, not hours later.
+    # All files are read before anything is embedded: a broken file shows at once, not hours later.
     splits = _read(files, folder, bad, limit=limit, progress=progress)
     cache = VectorCache(embedder, out, progress=progress, limits_bad=bad)
     scores: list[DatasetScore] = []
@@ -154,7 +153,7 @@ def evaluate_mmeb(
     means = _means(scores)
     model = str(embedder.fingerprint)
     missing = [name for name in wanted if name not in files]
-    # The worst of every data set come before the second worst of any.
+    # The worst mistake of each data set first, then the second worst of each, and so on.
     mistakes.sort(key=lambda one: one[:2])
     return Results(
         benchmark="mmeb",
@@ -186,20 +185,20 @@ def _named_prompts(name: str, embedder: Embedder) -> Prompts:
         raise InputError(f"prompts must be one of auto, {', '.join(PROMPTS)}, not {name!r}")
     if name == "vlm2vec" and Interleaved not in embedder.accepts:
         model = embedder.fingerprint.model
-        raise InputError(f"{model} takes no Interleaved, which prompts='vlm2vec' makes; use 'mmeb'")
+        raise InputError(f"{model} does not accept Interleaved, which prompts='vlm2vec' needs; use 'mmeb'")
     return PROMPTS[name]
 
 
 def _files(root: Path, wanted: Sequence[str], *, required: Sequence[str]) -> dict[str, list[Path]]:
-    """The files of each data set that is there; one that was asked for by its own name has to be."""
+    """The files of each data set found; data sets in ``required`` must be found."""
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; fetch MMEB ({HUB_ID}) into it with --download")
+        raise InputError(f"{root}: no such folder; download MMEB ({HUB_ID}) into it with --download")
     files = {name: found for name in wanted if (found := dataset_files(root, name))}
     absent = [name for name in required if name in DATASETS and name not in files]
     if absent or not files:
         raise InputError(
             f"{root}: holds no files of {', '.join(absent) or 'any data set of MMEB'} (such as "
-            f"{(absent or wanted)[0]}/test-00000-of-00001.parquet); fetch them with --download"
+            f"{(absent or wanted)[0]}/test-00000-of-00001.parquet); download them with --download"
         )
     return files
 
@@ -218,7 +217,7 @@ def _read(
 def _evaluate_split(
     cache: VectorCache, split: Split, images: Path, prompts: Prompts
 ) -> tuple[DatasetScore, list[tuple[float, Mistake]]]:
-    """The score of one data set, and its mistakes with how much the wrong candidate won by."""
+    """The score of one data set, and its mistakes with the margin of the wrong candidate."""
     name = split.dataset
 
     def place(item: Side) -> Path | None:
@@ -230,7 +229,7 @@ def _evaluate_split(
     )
     judged = list(_judge(split, queries, asked, candidates, offered))
     if not judged:
-        raise DatasetError(f"{name}: not one of its {len(split.rows)} queries could be embedded; {cache.bad.summary()}")
+        raise DatasetError(f"{name}: none of its {len(split.rows)} queries could be embedded; {cache.bad.summary()}")
     wrong = [(one.score - one.expected_score, _mistake(split, one, images)) for one in judged if one.rank > 1]
     return DatasetScore(
         dataset=name,
@@ -259,7 +258,7 @@ def _judge(
         for number, row in enumerate(rows):
             rivals = row.others[offered[row.others]]
             if not (asked[row.query] and offered[row.right] and len(rivals)):
-                continue  # counted where it could not be embedded
+                continue  # counted by the cache
             scores = block[number, rivals]
             expected = float(block[number, row.right])
             best = int(scores.argmax())
@@ -290,7 +289,7 @@ def _described(item: Side) -> str:
 
 
 def _means(scores: Sequence[DatasetScore]) -> dict[str, tuple[float, int]]:
-    """Group -> mean of its data sets that were run (NaN for none), and how many those are."""
+    """Group -> mean over its data sets that were run (NaN if none), and their number."""
     by_name = {score.dataset: score.hit_at_1 for score in scores}
     found = {group: [by_name[name] for name in names if name in by_name] for group, names in GROUPS.items()}
     return {group: (float(np.mean(values)) if values else math.nan, len(values)) for group, values in found.items()}
@@ -321,10 +320,10 @@ def _table_of_datasets(scores: Sequence[DatasetScore]) -> ResultTable:
 
 
 def _table_of_means(model: str, means: Mapping[str, tuple[float, int]]) -> ResultTable:
-    """This model's means above those that others published."""
+    """This model's means above published ones."""
     mine: list[Cell] = [model, *(100 * mean for mean, _ in means.values())]
-    over: list[Cell] = ["  over so many data sets", *(count for _, count in means.values())]
-    all_of_them: list[Cell] = ["  out of", *(len(names) for names in GROUPS.values())]
+    over: list[Cell] = ["  data sets run", *(count for _, count in means.values())]
+    all_of_them: list[Cell] = ["  data sets in all", *(len(names) for names in GROUPS.values())]
     published: list[list[Cell]] = [
         [f"{one.model} [{_SOURCES.index(one.source) + 1}]", *one.scores] for one in PUBLISHED
     ]
@@ -336,18 +335,18 @@ def _notes(scores: Sequence[DatasetScore], missing: Sequence[str], prompts: Prom
     notes = [f"prompts: {prompts.name}"]
     notes += [f"{name.removeprefix('hit@1/')}: {100 * mean:.1f}" for name, mean in _abc_metric(scores).items()]
     if len(scores) < len(DATASETS):
-        notes.append("Means are over the data sets that were run, and compare with published ones only where all were.")
+        notes.append("Means are over the data sets that were run; they compare with published ones only if all were.")
     if missing:
-        notes.append(f"not there, and not run: {', '.join(missing)}")
+        notes.append(f"missing, and not run: {', '.join(missing)}")
     if limit is not None:
-        notes.append(f"only the first {limit} queries of each data set were asked")
+        notes.append(f"only the first {limit} queries of each data set were used")
     dropped = {score.dataset: score.dropped for score in scores if score.dropped}
     if dropped:
         places = ", ".join(f"{name} {count}" for name, count in dropped.items())
-        notes.append(f"unusable candidates left places in lists empty, which makes them easier: {places}")
+        notes.append(f"unusable candidates were removed from lists, which makes them easier: {places}")
     same = {score.dataset: score.same for score in scores if score.same}
     if same:
         rows = ", ".join(f"{name} {len(where)} (first: {where[0]})" for name, where in same.items())
-        notes.append(f"rows that list the right candidate among the wrong ones too, where it does not count: {rows}")
+        notes.append(f"rows that list the right candidate among the wrong ones too, where it is ignored: {rows}")
     notes += [f"[{number}] {source}" for number, source in enumerate(_SOURCES, 1)]
     return notes + [f"{one.model}: {one.note}" for one in PUBLISHED if one.note]

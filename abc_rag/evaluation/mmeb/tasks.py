@@ -1,4 +1,4 @@
-"""What MMEB consists of, how its texts become inputs, and what others have scored on it.
+"""The data sets of MMEB, the prompts that make inputs of its texts, and published scores.
 
 Names and figures are those of "VLM2Vec: Training Vision-Language Models for Massive Multimodal Embedding Tasks"
 (arXiv 2410.05160) and of the data set ``TIGER-Lab/MMEB-eval`` on the Hugging Face hub.
@@ -44,10 +44,10 @@ META_TASKS: Mapping[str, Sequence[str]] = {
     ),
     "grounding": ("MSCOCO", "RefCOCO", "RefCOCO-Matching", "Visual7W-Pointing"),
 }  # fmt: skip
-"""Meta-task -> its data sets, as the folders on the hub are named (arXiv 2410.05160, Table 1)."""
+"""Meta-task -> its data sets, named as the folders on the hub (arXiv 2410.05160, Table 1)."""
 
 DATASETS: Sequence[str] = tuple(name for names in META_TASKS.values() for name in names)
-"""All 36."""
+"""All 36 data sets."""
 
 _OUT_OF_DISTRIBUTION = (
     "Place365", "ImageNet-A", "ImageNet-R", "ObjectNet", "Country211", "ScienceQA", "VizWiz", "GQA", "TextVQA",
@@ -60,19 +60,19 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "ood": _OUT_OF_DISTRIBUTION,
     "overall": DATASETS,
 }
-"""What means are taken over. IND are the 20 data sets that MMEB-train also has, OOD the 16 others (Table 1): models
-trained on MMEB-train have seen the former. ABC has been trained on neither."""
+"""Groups of data sets that means are taken over. IND are the 20 data sets of MMEB-train, OOD the 16 others (Table 1):
+models trained on MMEB-train have seen the former. ABC was trained on neither."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What somebody else's model scored, in percent; None where its source does not say.
+    """Published scores of a model, in percent; None where the source has none.
 
     Attributes:
-        model: Its name, as the source has it.
-        source: Where the figures stand.
+        model: Name in the source.
+        source: The source.
         scores: Classification, VQA, retrieval, grounding, IND, OOD, overall: the order of `GROUPS`.
-        note: What to know when comparing.
+        note: Remark for comparisons.
     """
 
     model: str
@@ -111,7 +111,7 @@ PUBLISHED: Sequence[Published] = (
         "classification over 9 data sets (without N24News), with the prompts 'abc'",
     ),
 )
-"""Figures of others. Those of Table 2 agree with the authors' leaderboard (results.csv of the hub space
+"""Published figures. Those of Table 2 agree with the authors' leaderboard (results.csv of the hub space
 ``TIGER-Lab/MMEB``)."""
 
 
@@ -121,10 +121,10 @@ def meta_task(dataset: str) -> str:
 
 
 def chosen_datasets(names: Sequence[str]) -> list[str]:
-    """Names of data sets and of groups of them -> data sets, in MMEB's order.
+    """Resolve names of data sets and of groups to data sets, in MMEB's order.
 
     Raises:
-        InputError: A name is neither.
+        InputError: A name is unknown.
     """
     chosen: set[str] = set()
     for name in names:
@@ -143,9 +143,9 @@ PromptName = Literal["mmeb", "abc", "vlm2vec"]
 
 
 class Prompts(Protocol):
-    """How a text of MMEB and its picture become an input; a model family may bring its own.
+    """Makes an input of a text of MMEB and its picture; a model family may bring its own prompts.
 
-    Texts come as the files have them, placeholder included. ``image`` is None where there is no picture.
+    Texts are as in the files, placeholder included. ``image`` is None if there is no picture.
     """
 
     name: str
@@ -160,15 +160,15 @@ class Prompts(Protocol):
 
 
 def plain(text: str) -> str:
-    """A text without the placeholder and the blank space around it."""
+    """A text without placeholder and surrounding white space."""
     return text.replace(PLACEHOLDER, "").strip()
 
 
 class MMEBPrompts:
-    """MMEB's own words, task instruction included, for queries and for candidates.
+    """MMEB's own words, task instruction included, for queries and candidates.
 
-    A picture alone is an `Image`, a text alone a `Text`, a picture with a text an `InstructedImage`: so is a
-    candidate picture that comes with no more than ``"Represent the given image."``.
+    A picture alone is an `Image`, a text alone a `Text`, a picture with a text an `InstructedImage`, even if that text
+    is only ``"Represent the given image."``.
     """
 
     name = "mmeb"
@@ -183,13 +183,13 @@ class MMEBPrompts:
 
 
 class ABCPrompts:
-    """What ABC's authors measured it with (the MMEB scripts of github.com/TIGER-AI-Lab/ABC), and its like elsewhere.
+    """The prompts of ABC's authors (MMEB scripts of github.com/TIGER-AI-Lab/ABC), and similar ones for other tasks.
 
-    - Classification: the picture alone, against ``"A photo of LABEL."``. N24News, whose queries have a caption that
-      its labels cannot do without, is not among the authors' nine; its queries stay as in `MMEBPrompts`.
+    - Classification: the picture alone, against ``"A photo of LABEL."``. N24News is not among the authors' nine data
+      sets; its labels depend on the caption in the query, so its queries stay as in `MMEBPrompts`.
     - VQA: the picture with the text behind its placeholder, against ``"The answer is ANSWER."``.
-    - Retrieval and grounding, which the authors did not measure: queries as in `MMEBPrompts`; a candidate picture
-      whose text says only to represent it is a picture alone, as that is what ABC's candidates are trained as.
+    - Retrieval and grounding, which the authors did not measure: queries as in `MMEBPrompts`. A candidate picture whose
+      text only asks to represent it is a picture alone, as ABC's candidates are in training.
     """
 
     name = "abc"
@@ -200,7 +200,7 @@ class ABCPrompts:
         if image is not None and task == "classification" and dataset != "N24News":
             return Image(image)
         if image is not None and task == "vqa":
-            # The authors' scripts leave the rest of the text as it is, a line break at its end included.
+            # The authors' scripts keep the rest of the text, including a final line break.
             return InstructedImage(image, text.removeprefix(PLACEHOLDER + "\n"))
         return _as_given(text, image)
 
@@ -217,9 +217,9 @@ class ABCPrompts:
 
 
 class VLM2VecPrompts:
-    """MMEB's texts to the letter, line breaks included, with the picture where its placeholder stands.
+    """MMEB's texts verbatim, line breaks included, with the picture in the place of its placeholder.
 
-    That is what VLM2Vec was trained and measured with. For models that take an `Interleaved`.
+    VLM2Vec was trained and measured so. For models that accept `Interleaved`.
     """
 
     name = "vlm2vec"
@@ -240,7 +240,7 @@ _ONLY_REPRESENT = (
 )
 
 PROMPTS: Mapping[str, Prompts] = {"mmeb": MMEBPrompts(), "abc": ABCPrompts(), "vlm2vec": VLM2VecPrompts()}
-"""By name, for the command line."""
+"""Prompts by name, for the command line."""
 
 
 def _as_given(text: str, image: Path | None) -> Input:
