@@ -2,7 +2,8 @@
 
 Each picture has several instructions, and for each the phrase that answers it. A picture under an instruction is
 compared with the phrases of all pictures. A model that ignores the instruction gives one answer per picture, and so is
-right for one of its phrases at most; the results include that ceiling.
+right for one of its phrases at most; the results include that ceiling. Pairs whose phrase is found by the instruction
+alone, without the picture, are a flaw of the file; the results count and name them.
 
 The paper's own pictures have not been released; its figures are shown for orientation only.
 """
@@ -38,6 +39,7 @@ SCENES = "scenes"
 
 _SCENES = 200
 _SCENES_SEED = 20_264
+_NAMED = 10  # pairs named in the notes
 _PUBLISHED = (
     ("ABC (Qwen2-VL-7B)", 50.9, 78.4, 87.5),
     ("GME-Qwen2-VL-7B", 24.8, 54.5, 65.3),
@@ -47,13 +49,22 @@ _PUBLISHED = (
 
 @dataclass(frozen=True)
 class _Query:
-    """One (picture, instruction, phrase); positions of the picture's vector, of its own vector and of its phrase."""
+    """One (picture, instruction, phrase).
+
+    Attributes:
+        alone: Position of the vector of the picture alone.
+        instructed: Position of the vector of the picture under the instruction.
+        words: Position of the vector of the instruction alone.
+        target: Position of the phrase.
+        own: Positions of the picture's phrases.
+    """
 
     row: InstructedRow
     instruction: str
     phrase: str
     alone: int
     instructed: int
+    words: int
     target: int
     own: tuple[int, ...]
 
@@ -78,8 +89,9 @@ def evaluate_ctrlbench(
         progress: Show progress bars.
 
     Returns:
-        R@1, R@5 and R@10 with and without the instruction, the ceiling of R@1 without it, and R@1 among a picture's
-        own phrases.
+        R@1, R@5 and R@10 of picture + instruction, of the picture alone and of the instruction alone; the ceiling of
+        R@1 for the picture alone; R@1 among a picture's own phrases. ``details["answered_by_instruction"]`` names the
+        pairs whose phrase the instruction alone finds.
 
     Raises:
         DatasetError: The file cannot be read, has no usable row, or too many unusable ones.
@@ -93,20 +105,26 @@ def evaluate_ctrlbench(
         source = existing(data, f"a JSON lines file, or {SCENES!r}", is_file=True)
         rows = read_instructed(source, bad, limit=limit)
     cache = VectorCache(embedder, out, progress=progress, limits_bad=bad)
-    queries, vectors, phrases = _embed(rows, cache)
+    queries, vectors, phrases, words = _embed(rows, cache)
     require_left(len(queries), "picture with an instruction", cache)
     targets = [[query.target] for query in queries]
     instructed = vectors[[query.instructed for query in queries]]
     alone = vectors[[query.alone for query in queries]]
     with_ = rank_candidates(instructed, phrases.vectors, targets)
     without = rank_candidates(alone, phrases.vectors, targets)
-    choices = [query for query in queries if len(query.own) > 1]
+    blind_vectors = words.vectors[[query.words for query in queries]]
+    blind = rank_candidates(blind_vectors, phrases.vectors, targets)
+    leaked = [query for query, rank in zip(queries, blind.ranks, strict=True) if rank == 1]
+    places = [place for place, query in enumerate(queries) if len(query.own) > 1]
+    choices = [queries[place] for place in places]
     metrics = {
         **{f"r{k}": recall_at(with_.ranks, k) for k in (1, 5, 10)},
         **{f"without_instruction_r{k}": recall_at(without.ranks, k) for k in (1, 5, 10)},
         "without_instruction_ceiling": _ceiling(queries),
-        "own_phrases_r1": _own(choices, vectors, phrases.vectors, "instructed"),
-        "own_phrases_without_instruction_r1": _own(choices, vectors, phrases.vectors, "alone"),
+        **{f"instruction_alone_r{k}": recall_at(blind.ranks, k) for k in (1, 5, 10)},
+        "own_phrases_r1": _own(choices, instructed[places], phrases.vectors),
+        "own_phrases_without_instruction_r1": _own(choices, alone[places], phrases.vectors),
+        "own_phrases_instruction_alone_r1": _own(choices, blind_vectors[places], phrases.vectors),
         "own_phrases_ceiling": _ceiling(choices),
         "own_phrases_chance": share([1 / len(query.own) for query in choices]),
     }
@@ -124,12 +142,16 @@ def evaluate_ctrlbench(
         plots=_plots(metrics),
         mistakes=[_mistake(queries[p], phrases.texts, with_, p) for p in worst(with_.margins, with_.ranks)],
         bad=bad.as_dict(),
-        notes=_notes(counts, len(choices)),
-        details={"queries": _details(queries, phrases.texts, with_, without)},
+        notes=_notes(counts, len(choices), leaked),
+        details={
+            "queries": _details(queries, phrases.texts, with_, without, blind),
+            "answered_by_instruction": [_named(query) for query in leaked],
+        },
     )
 
 
-def _embed(rows: Sequence[InstructedRow], cache: VectorCache) -> tuple[list[_Query], Vectors, KnownTexts]:
+def _embed(rows: Sequence[InstructedRow], cache: VectorCache) -> tuple[list[_Query], Vectors, KnownTexts, KnownTexts]:
+    """The queries, the vectors of pictures, the phrases, and the instructions."""
     # A picture and its instructions are adjacent, so that the vision tower processes it once.
     inputs: list[Input] = []
     places: list[tuple[InstructedRow, int]] = []
@@ -140,14 +162,15 @@ def _embed(rows: Sequence[InstructedRow], cache: VectorCache) -> tuple[list[_Que
     # Phrases of an unusable picture are not candidates either.
     usable = [(row, place) for row, place in places if ok[place]]
     phrases = KnownTexts(cache, "phrases", (phrase for row, _ in usable for _, phrase in row.pairs))
+    words = KnownTexts(cache, "instructions", (instruction for row, _ in usable for instruction, _ in row.pairs))
     queries = []
     for row, place in usable:
         own = tuple(dict.fromkeys(phrases.position[p] for _, p in row.pairs if p in phrases.position))
         for offset, (instruction, phrase) in enumerate(row.pairs, 1):
-            if ok[place + offset] and phrase in phrases.position:
-                target = phrases.position[phrase]
-                queries.append(_Query(row, instruction, phrase, place, place + offset, target, own))
-    return queries, vectors, phrases
+            if ok[place + offset] and phrase in phrases.position and instruction in words.position:
+                target, said = phrases.position[phrase], words.position[instruction]
+                queries.append(_Query(row, instruction, phrase, place, place + offset, said, target, own))
+    return queries, vectors, phrases, words
 
 
 def _ceiling(queries: Sequence[_Query]) -> float:
@@ -161,11 +184,10 @@ def _ceiling(queries: Sequence[_Query]) -> float:
     return sum(max(counter.values()) for counter in answers.values()) / len(queries) if queries else float("nan")
 
 
-def _own(queries: Sequence[_Query], vectors: Vectors, phrases: Vectors, which: str) -> float:
+def _own(queries: Sequence[_Query], vectors: Vectors, phrases: Vectors) -> float:
     """Share of queries whose phrase is the nearest of the picture's own phrases; ties are misses."""
     right = []
-    for query in queries:
-        vector = vectors[getattr(query, which)]
+    for query, vector in zip(queries, vectors, strict=True):
         others = [target for target in query.own if target != query.target]
         right.append(float((phrases[others] @ vector).max()) < float(phrases[query.target] @ vector) - TIE)
     return share(right)
@@ -185,6 +207,10 @@ def _tables(metrics: dict[str, float], counts: dict[str, int]) -> list[ResultTab
             *percent(*(f"without_instruction_r{k}" for k in (1, 5, 10)), "own_phrases_without_instruction_r1"),
         ],
         ["ceiling of picture alone", *percent("without_instruction_ceiling", None, None, "own_phrases_ceiling")],
+        [
+            "instruction alone, no picture",
+            *percent(*(f"instruction_alone_r{k}" for k in (1, 5, 10)), "own_phrases_instruction_alone_r1"),
+        ],
         ["chance", *percent(None, None, None, "own_phrases_chance")],
     ]
     published = [[name, *figures] for name, *figures in _PUBLISHED]
@@ -204,17 +230,25 @@ def _plots(metrics: dict[str, float]) -> list[Plot]:
         "picture + instruction": [100 * metrics[f"r{k}"] for k in (1, 5, 10)],
         "picture alone": [100 * metrics[f"without_instruction_r{k}"] for k in (1, 5, 10)],
         "ceiling of picture alone": ceiling,
+        "instruction alone, no picture": [100 * metrics[f"instruction_alone_r{k}"] for k in (1, 5, 10)],
     }
     return [Plot("The right phrase among the first k", "bars", ["R@1", "R@5", "R@10"], series)]
 
 
-def _notes(counts: dict[str, int], choices: int) -> list[str]:
+def _notes(counts: dict[str, int], choices: int, leaked: Sequence[_Query]) -> list[str]:
     notes = [
         "R@k: share of instructions whose phrase is among the k nearest of all phrases; ties count as misses.",
         "Ceiling of picture alone: the highest R@1 of a model that ignores the instruction, as it gives one phrase per "
         "picture; 1 / n with n distinct phrases per picture.",
         f"Equal phrases are one candidate; there are {counts['candidates']}.",
     ]
+    if leaked:
+        shown = "; ".join(f"{query.row.name}: {query.instruction!r} -> {query.phrase!r}" for query in leaked[:_NAMED])
+        more = f"; and {len(leaked) - _NAMED} more (see results.json)" if len(leaked) > _NAMED else ""
+        notes.append(
+            f"{len(leaked)} of {counts['queries']} pairs are answered by the instruction alone, without the "
+            f"picture; reword or drop them: {shown}{more}."
+        )
     if not choices:
         notes.append("No picture has two distinct phrases, so this says nothing about instructions.")
     return notes
@@ -230,14 +264,19 @@ def _mistake(query: _Query, texts: Sequence[str], ranking: Ranking, at: int) -> 
     )
 
 
-def _details(queries: Sequence[_Query], texts: Sequence[str], with_: Ranking, without: Ranking) -> list[dict[str, Any]]:
+def _named(query: _Query) -> dict[str, str]:
+    return {"image": query.row.name, "instruction": query.instruction, "phrase": query.phrase}
+
+
+def _details(
+    queries: Sequence[_Query], texts: Sequence[str], with_: Ranking, without: Ranking, blind: Ranking
+) -> list[dict[str, Any]]:
     return [
         {
-            "image": query.row.name,
-            "instruction": query.instruction,
-            "phrase": query.phrase,
+            **_named(query),
             "rank": int(with_.ranks[at]),
             "rank_without_instruction": int(without.ranks[at]),
+            "rank_of_instruction_alone": int(blind.ranks[at]),
             "nearest_other": None if with_.found[at] < 0 else texts[with_.found[at]],
         }
         for at, query in enumerate(queries)

@@ -112,7 +112,7 @@ def test_labels_in_other_words(tmp_path: Path, data: Path) -> None:
     [
         ("", "has no labels"),
         ("cat\ncat\ndog", r"a label occurs twice \(cat\)"),
-        ("[", "begins like JSON and is not"),
+        ("[", "begins like JSON but is not"),
         ('{"cat": 3}', "words for a label is int, not text"),
         ('["cat", ""]', "1 label; give two or more"),
         ("cat", "1 label; give two or more"),
@@ -154,7 +154,7 @@ def test_bad_arguments(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no picture with a known label could be embedded"):
         evaluate_classification(Given(VECTORS, broken=list(LABELS)), data)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="a picture in a subfolder"):
+    with pytest.raises(DatasetError, match="LABEL/PICTURE.jpg"):
         evaluate_classification(Given(VECTORS), tmp_path / "empty")
 
 

@@ -39,6 +39,8 @@ VECTORS = {
     "a dog": X, "a cat": Y, "a fox": Z,
     ("a", None): (1.0, 0.5, 0.1), ("a", "left"): X, ("a", "right"): Y,
     ("b", None): (0.1, 1.0, 0.5), ("b", "left"): (0.3, 0.9, 0.8), ("b", "right"): X,
+    # Without a picture, "left" means a dog and "right" a cat: right for a, wrong for b.
+    "left": X, "right": Y, "animal": Z, "?": Y,
 }  # fmt: skip
 
 
@@ -51,8 +53,15 @@ def test_known_answers(tmp_path: Path) -> None:
         "without_instruction_r1": 0.25, "without_instruction_r5": 1.0, "without_instruction_r10": 1.0,
         "without_instruction_ceiling": 0.5,
         "own_phrases_r1": 1.0, "own_phrases_without_instruction_r1": 0.5, "own_phrases_ceiling": 0.5,
-        "own_phrases_chance": 0.5,
+        "instruction_alone_r1": 0.5, "instruction_alone_r5": 1.0, "instruction_alone_r10": 1.0,
+        "own_phrases_instruction_alone_r1": 0.5, "own_phrases_chance": 0.5,
     }  # fmt: skip
+    assert found.details["answered_by_instruction"] == [
+        {"image": "a.png", "instruction": "left", "phrase": "a dog"},
+        {"image": "a.png", "instruction": "right", "phrase": "a cat"},
+    ]
+    assert any("2 of 4 pairs are answered by the instruction alone" in note for note in found.notes)
+    assert "instruction alone, no picture" in [row[0] for row in found.tables[0].rows]
     (mistake,) = found.mistakes
     assert (mistake.query, mistake.expected, mistake.found, mistake.rank) == ("left", "a fox", "a cat", 2)
     assert mistake.image == str(tmp_path / "b.png")
@@ -60,6 +69,7 @@ def test_known_answers(tmp_path: Path) -> None:
     assert [one["rank_without_instruction"] for one in found.details["queries"]] == [1, 2, 2, 3]
     assert found.details["queries"][2] == {
         "image": "b.png", "instruction": "left", "phrase": "a fox", "rank": 2, "rank_without_instruction": 2,
+        "rank_of_instruction_alone": 3,
         "nearest_other": "a cat",
     }  # fmt: skip
 
@@ -177,7 +187,7 @@ def test_a_second_run_with_the_folder_embeds_nothing(tmp_path: Path) -> None:
     first, second = Given(VECTORS), Given(VECTORS)
     figures = evaluate_ctrlbench(first, data, out=out).as_dict()
     assert evaluate_ctrlbench(second, data, out=out).as_dict() == figures
-    assert (len(first.embedded), second.embedded) == (9, [])
+    assert (len(first.embedded), second.embedded) == (11, [])
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes() + b"\0")
     third = Given(VECTORS)
     evaluate_ctrlbench(third, data, out=out)

@@ -248,7 +248,7 @@ def test_what_cannot_be_embedded_is_said() -> None:
         encode(FakeEmbedder(), {"audio": [b""], "id": ["1"]})
     with pytest.raises(InputError, match="a row has neither text nor picture"):
         encode(FakeEmbedder(), {"image": [None], "id": ["1"]})
-    with pytest.raises(InputError, match="precision 'int8' is not offered"):
+    with pytest.raises(InputError, match="precision 'int8' is not supported"):
         encode(FakeEmbedder(), {"text": ["a"]}, precision="int8")
 
 

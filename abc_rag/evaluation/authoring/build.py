@@ -7,6 +7,7 @@ instruction is right for one pair per picture at most. The steps::
     pictures of a folder     one of each group of duplicates
     -> chat model            writes pairs about different aspects; bad answers are asked for again
     -> duplicates            a phrase is used once, over all pictures
+    -> blind check           with an embedder: pairs that the instruction answers without the picture are left out
     -> review                accept, reject or edit each pair in a web page
     -> OUT/ctrlbench.jsonl   {"image": ..., "pairs": [{"instruction": ..., "phrase": ...}, ...]}
 
@@ -46,10 +47,10 @@ from abc_rag.evaluation.authoring.dedupe import BITS
 from abc_rag.evaluation.authoring.folder import BuildFolder, Reviewed
 from abc_rag.evaluation.authoring.pairs import PAIRS_SCHEMA, Pair, prompt_for
 from abc_rag.evaluation.authoring.scan import Picture, Scan, scan
+from abc_rag.evaluation.metrics import TIE
 from abc_rag.files import write
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.training.data.rows import BadRows
-from abc_rag.types import Text
 
 __all__ = ["BuildReport", "build_ctrlbench", "write_ctrlbench"]
 
@@ -127,7 +128,8 @@ def build_ctrlbench(
             and detail agree; 0 leaves out identical files only.
         concurrency: Number of concurrent requests.
         limit: Maximum number of pictures, for a trial.
-        embedder: Leave out phrases that this model can hardly tell from an earlier one of the same picture.
+        embedder: Leave out phrases that this model can hardly tell from an earlier one of the same picture, and pairs
+            whose phrase it finds, among all phrases, by the instruction alone.
         phrase_cosine: The cosine, in (0, 1], from which phrases count as such.
         max_bad: Maximum number of unusable pictures before the run stops. Answers are kept.
         image_limits: Limits for opening pictures.
@@ -179,7 +181,7 @@ def build_ctrlbench(
         build["run"] |= _ask(files, settings, seen, asking, bad, confirm, progress)
         build["bad"] = bad.as_dict()
         if embedder is not None:
-            build["near_phrases"] = _near_phrases(files, build, embedder, phrase_cosine, progress)
+            build |= _judged(files, build, embedder, phrase_cosine, progress)
         files.write_build(build)
         return write_ctrlbench(target)
     finally:
@@ -321,29 +323,32 @@ def _ask(
     return run
 
 
-def _near_phrases(
+def _judged(
     files: BuildFolder, build: Mapping[str, Any], embedder: Embedder, least: float, progress: bool
-) -> list[str]:
-    """Ids of pairs whose phrase is nearly equal to that of an earlier pair of the same picture."""
-    from abc_rag.evaluation.vectors import VectorCache
+) -> dict[str, list[str]]:
+    """Ids of pairs with a phrase nearly equal to an earlier one of the picture, and of those answered without it."""
+    from abc_rag.evaluation.vectors import KnownTexts, VectorCache
 
     answers = files.read_answers(build["settings"]["model"], build["settings"]["prompt_version"])
     pictures = [Picture(**row) for row in build["pictures"] if row["sha256"] in answers]
-    phrases = [pair.phrase for picture in pictures for pair in answers[picture.sha256].pairs]
-    if not phrases:
-        return []
     cache = VectorCache(embedder, files.out, progress=progress)
-    vectors, _ = cache.embed("phrases", [Text(phrase) for phrase in phrases])
-    found: list[str] = []
-    start = 0
-    for picture in pictures:
-        pairs = answers[picture.sha256].pairs
-        rows = vectors[start : start + len(pairs)]
-        start += len(pairs)
-        kept: list[int] = []
-        for index, pair in enumerate(pairs):
-            if kept and np.max(rows[kept] @ rows[index]) >= least:
-                found.append(pair.id_for(picture.sha256))
-            else:
-                kept.append(index)
-    return found
+    pairs = [(picture, pair) for picture in pictures for pair in answers[picture.sha256].pairs]
+    phrases = KnownTexts(cache, "phrases", (pair.phrase for _, pair in pairs))
+    words = KnownTexts(cache, "instructions", (pair.instruction for _, pair in pairs))
+    near: list[str] = []
+    blind: list[str] = []
+    kept: dict[str, list[int]] = {}
+    for picture, pair in pairs:
+        at, said = phrases.position.get(pair.phrase), words.position.get(pair.instruction)
+        if at is None:
+            continue
+        earlier = kept.setdefault(picture.sha256, [])
+        if earlier and np.max(phrases.vectors[earlier] @ phrases.vectors[at]) >= least:
+            near.append(pair.id_for(picture.sha256))
+        else:
+            earlier.append(at)
+        if said is not None and len(phrases.texts) > 1:
+            scores = phrases.vectors @ words.vectors[said]
+            if np.delete(scores, at).max() < scores[at] - TIE:
+                blind.append(pair.id_for(picture.sha256))
+    return {"near_phrases": near, "answered_by_instruction": blind}

@@ -207,7 +207,7 @@ class BuildFolder:
         """
         answers = self.read_answers(build["settings"]["model"], build["settings"]["prompt_version"])
         decisions = self.read_decisions()
-        alike = frozenset(build.get("near_phrases", ()))
+        alike, blind = (frozenset(build.get(name, ())) for name in ("near_phrases", "answered_by_instruction"))
         pictures = [Picture(row["image"], row["sha256"]) for row in build["pictures"]]
         found = {p: [_candidate(p, pair, decisions) for pair in answers[p.sha256].pairs] for p in pictures
                  if p.sha256 in answers}  # fmt: skip
@@ -228,6 +228,8 @@ class BuildFolder:
                     )
                     if wanted is None and one.id in alike:
                         clashes[one.id] = "phrase nearly like another of its picture"
+                    elif wanted is None and one.id in blind:
+                        clashes[one.id] = "answered by the instruction without the picture"
                     elif phrase in phrases:
                         clashes[one.id] = "phrase that another pair has"
                     elif instruction in instructions:

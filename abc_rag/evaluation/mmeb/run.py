@@ -2,8 +2,8 @@
 
 hit@1 of a data set is the share of its queries whose right candidate has a higher cosine than all others. Candidates
 that equal the right one, in text and picture, are ignored. A tie (scores within `abc_rag.evaluation.metrics.TIE`)
-counts as a miss. The benchmark's own script takes the first of equal scores, and the right candidate always comes first, so
-that a model which cannot tell candidates apart gets full marks; ``ties`` reports how many hits that would add.
+counts as a miss. The benchmark's own script takes the first of equal scores, and the right candidate always comes
+first, so that a model which cannot tell candidates apart gets full marks; ``ties`` counts the hits that would add.
 
 Means are over data sets with equal weights, as in the benchmark's paper (arXiv 2410.05160).
 """

@@ -248,6 +248,16 @@ def test_phrases_that_an_embedder_finds_alike_stay_out(photos: Path) -> None:
     assert build(photos, Scripted(reply)).pairs == 12
 
 
+def test_pairs_that_the_instruction_answers_without_the_picture_stay_out(photos: Path) -> None:
+    def reply(image: PIL.Image.Image, _: str) -> str:
+        tag = tag_of(image)
+        return answer((f"{tag} red dog?", f"red dog {tag}"), ("sky?", f"grey wall {tag}"), ("wall?", f"blue sky {tag}"))
+
+    report = build(photos, Scripted(reply), embedder=FakeEmbedder())
+    assert [[p["instruction"] for p in row["pairs"]] for row in rows(report)] == [["sky?", "wall?"]] * 4
+    assert report.left_out == {"answered by the instruction without the picture": 4}
+
+
 def test_what_is_sent_is_a_small_jpeg_without_metadata(tmp_path: Path) -> None:
     exif = PIL.Image.Exif()
     exif[0x010E] = "taken at home"
