@@ -154,7 +154,7 @@ def test_bad_arguments(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no picture with a known label could be embedded"):
         evaluate_classification(Given(VECTORS, broken=list(LABELS)), data)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="LABEL/PICTURE.jpg"):
+    with pytest.raises(DatasetError, match=r"LABEL/PICTURE\.jpg"):
         evaluate_classification(Given(VECTORS), tmp_path / "empty")
 
 
