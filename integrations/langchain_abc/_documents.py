@@ -30,7 +30,7 @@ _READERS: dict[str, Any] = {
     "abc:time": time.fromisoformat,
     "abc:tuple": lambda items: tuple(_decoded(item) for item in items),
 }
-# Our fields, where the user has keys of the same names.
+# The names of our fields where the user's metadata has keys of the same names.
 _FIELDS = "source source_type modality mime_type sha256 score instruction first second facet note"
 _SHOWN = frozenset({"source", "source_type", "modality", "mime_type", "sha256"})
 _OURS = frozenset(f"abc:{field}" for field in _FIELDS.split())
@@ -39,7 +39,7 @@ _MOST_DEEP = 50
 
 
 def stored_metadata(metadata: Mapping[str, Any] | None, document: str) -> dict[str, MetadataValue]:
-    """Metadata as Chroma takes it: plain values as they are, dates as ISO text, the whole as JSON where that is less.
+    """Metadata as a store takes it: plain values as they are, dates as ISO text, and all of it as JSON where needed.
 
     Args:
         metadata: Of a LangChain document.
@@ -65,22 +65,22 @@ def stored_metadata(metadata: Mapping[str, Any] | None, document: str) -> dict[s
 
 
 def user_metadata(stored: Mapping[str, MetadataValue]) -> dict[str, Any]:
-    """The metadata that `stored_metadata` was given."""
+    """The inverse of `stored_metadata`."""
     whole = stored.get(_WHOLE)
     return dict(stored) if whole is None else {key: _decoded(value) for key, value in json.loads(str(whole)).items()}
 
 
 def document_id(text: str, metadata: Mapping[str, MetadataValue]) -> str:
-    """Equal texts with equal metadata have equal ids, and only they."""
+    """A hash of text and metadata: only equal texts with equal metadata have the same id."""
     content = json.dumps([text, metadata], sort_keys=True)
     return "text-" + hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 class FoundDocument(Document):
-    """A document out of a store. What a search says about it is in its metadata, but is no part of its value.
+    """A document from a store. Its metadata also has what a search says about it, which is not part of its value.
 
-    So a document that two searches find with different scores is one document to whoever removes duplicates; and
-    when it is stored again, what was added on the way out is dropped on the way in.
+    So a document that two searches find with different scores counts as a duplicate, and storing it again drops
+    what the search added.
     """
 
     _added: frozenset[str] = PrivateAttr(frozenset())
@@ -88,12 +88,12 @@ class FoundDocument(Document):
 
     @classmethod
     def lc_id(cls) -> list[str]:
-        """It is written down as what it is to everybody else: a ``Document``."""
+        """Serialized as a plain ``Document``."""
         return Document.lc_id()
 
     @property
     def own_metadata(self) -> dict[str, Any]:
-        """The user's metadata alone."""
+        """The user's own metadata."""
         return {key: value for key, value in self.metadata.items() if key not in self._added}
 
     def __eq__(self, other: object) -> bool:
@@ -105,7 +105,7 @@ class FoundDocument(Document):
     __hash__ = None  # type: ignore[assignment]
 
     def add(self, own: Mapping[str, Any], *, of_search: bool = False) -> None:
-        """Add fields of ours to the metadata. Where the user has a key of that name, ours is ``abc:KEY``."""
+        """Add our fields to the metadata, as ``abc:KEY`` where the user has a key of that name."""
         for key, value in own.items():
             name = key
             if key in self.metadata and key not in self._added:
@@ -125,11 +125,11 @@ def _lasting(document: Document) -> dict[str, Any]:
 
 
 def to_document(record: Record) -> FoundDocument | None:
-    """A stored record as LangChain has it; None, with a logged warning, for a damaged one.
+    """A stored record as a LangChain document; None, with a logged warning, for a damaged record.
 
-    A picture's text is its caption or, without one, its source. Our own fields stand in its metadata beside the
-    user's: ``source``, ``source_type``, ``modality``, ``mime_type`` and ``sha256``. Where the user has a key of the
-    same name, that stays, and ours is ``abc:source`` and so on.
+    A picture's text is its caption or, without one, its source. Its metadata has our fields as well as the user's:
+    ``source``, ``source_type``, ``modality``, ``mime_type`` and ``sha256``. If the user has a key of the same name,
+    ours is ``abc:source`` and so on.
     """
     try:
         metadata = user_metadata(record.metadata)
@@ -152,18 +152,18 @@ def to_document(record: Record) -> FoundDocument | None:
 
 
 def to_documents(records: Iterable[Record]) -> list[Document]:
-    """Records as documents, without the damaged ones."""
+    """Records as documents; damaged ones are left out."""
     return [document for record in records if (document := to_document(record)) is not None]
 
 
 def hit_document(hit: Hit) -> FoundDocument | None:
-    """A retrieved record, with its score and, where it was traced, how that came about; None for a damaged one."""
+    """A hit as a document with its score and, if there is one, its trace; None for a damaged record."""
     document = to_document(hit.record)
     if document is None:
         return None
     own: dict[str, Any] = {"modality": hit.record.modality, "score": hit.score}
     if hit.trace is not None:
-        # Also where there was nothing to tell, so that the keys are always there.
+        # All keys, even if their values are None.
         own |= {"instruction": hit.trace.instruction, "first": hit.trace.first, "second": hit.trace.second}
         own |= {"facet": hit.trace.facet, "note": hit.trace.note}
     document.add(own, of_search=True)
@@ -171,15 +171,15 @@ def hit_document(hit: Hit) -> FoundDocument | None:
 
 
 def stored_again(document: Document) -> dict[str, Any]:
-    """The metadata that is stored of a document: without what was added to it on its way out of another store."""
+    """The metadata to store for a document, without what another store added to it."""
     metadata = document.own_metadata if isinstance(document, FoundDocument) else document.metadata
     return {key: value for key, value in metadata.items() if key not in _OURS}
 
 
 def to_where(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A filter in the words of documents as the store's: what is shown as ``modality`` is stored as ``abc:modality``.
+    """Translate a filter over what documents show: ``modality`` is stored as ``abc:modality``, and so on.
 
-    A key of ours that users may have as well, such as ``source``, finds either.
+    A key that users may have as well, such as ``source``, matches either.
     """
     if not isinstance(shown, Mapping):
         return shown
@@ -188,7 +188,7 @@ def to_where(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
         if key in ("$and", "$or") and isinstance(wanted, (list, tuple)):
             parts.append({key: [to_where(one) for one in wanted]})
         elif key == "source_type" and wanted == "path":
-            # Stored only where it is another.
+            # Only other types are stored.
             parts.append({"$or": [{key: wanted}, {"abc:modality": "image", "abc:source_type": {"$ne": "url"}}]})
         elif key in _SHOWN:
             operators = wanted if isinstance(wanted, Mapping) else {"$eq": wanted}
@@ -201,17 +201,17 @@ def to_where(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def own_field(document: Document, key: str) -> Any:  # noqa: ANN401
-    """One of our fields of a document that `to_document` made; None where it has none."""
+    """The value of one of our fields in a document; None if it has none."""
     return document.metadata.get(f"abc:{key}", document.metadata.get(key))
 
 
 def is_picture(document: Document) -> bool:
-    """Whether a document stands for a stored picture."""
+    """Whether a document stands for a picture."""
     return bool(own_field(document, "modality") == "image")
 
 
 def refuse_picture(metadata: Mapping[str, Any] | None, where: str) -> None:
-    """Refuse a picture's document among texts: its caption would take the picture's place."""
+    """Refuse a picture from a store among texts: its caption would replace the picture."""
     if isinstance(metadata, Mapping) and metadata.get("modality", metadata.get("abc:modality")) == "image":
         sha256 = metadata.get("abc:sha256", metadata.get("sha256"))
         if isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256):
@@ -240,7 +240,7 @@ def _key(key: object, where: str) -> str:
 
 
 def check_unicode(text: str, where: str) -> None:
-    """Refuse what no encoder takes."""
+    """Refuse a text that cannot be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -259,7 +259,7 @@ def _encoded(value: object, where: str, depth: int) -> Any:  # noqa: ANN401
         raise InputError(f"{where}: {value} cannot be stored; leave the key out, or store None")
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    # A datetime is a date too: the more exact one first.
+    # A datetime is also a date, so it is checked first.
     for kind, name in ((datetime, "abc:datetime"), (date, "abc:date"), (time, "abc:time")):
         if isinstance(value, kind):
             if value != value:  # pandas' NaT

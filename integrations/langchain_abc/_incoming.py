@@ -1,4 +1,4 @@
-"""What a caller wants stored, checked before anything is embedded."""
+"""Checks of what a caller wants to store, before anything is embedded."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from langchain_abc._documents import (
 def text_records(
     texts: Iterable[str], metadatas: Sequence[Mapping[str, Any]] | None, ids: Sequence[str | None] | None
 ) -> list[Record]:
-    """Checked records of texts; an id that is not given is made of text and metadata."""
+    """Checked records of texts. The default id is a hash of text and metadata."""
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise InputError(f"texts must be a list of str; got a single {type(texts).__name__}: pass [text]")
     passages = list(texts)
-    # As LangChain's base class has it, an empty list is none.
+    # LangChain's base class passes an empty list for none.
     each = one_each(len(passages), metadatas=metadatas or None, ids=ids or None)
     records = []
     for position, text in enumerate(passages):
@@ -45,7 +45,7 @@ def text_records(
         name = f"document {position}" if id_ is None else f"document {position} (id {id_!r})"
         refuse_picture(metadata, name)
         stored = stored_metadata(metadata, name)
-        # So that whatever else reads the store knows where the text is from.
+        # The record has it too, for whatever else reads the store.
         source = stored.get("source")
         check_unicode(text, f"{name}: its text")
         records.append(
@@ -62,7 +62,7 @@ def text_records(
 
 @contextmanager
 def placed(batch: Sequence[Record], records: Sequence[Record]) -> Iterator[None]:
-    """Have an error about one text of a batch name its place in the whole call, and its id."""
+    """Make an error about one text of a batch name its position in the whole call, and its id."""
     try:
         yield
     except InputError as error:
@@ -76,7 +76,7 @@ def placed(batch: Sequence[Record], records: Sequence[Record]) -> Iterator[None]
 
 @dataclass
 class Pictured:
-    """Documents that stand for pictures, as `ABCVectorStore.add_images` takes them; with their places in the call."""
+    """Documents that stand for pictures, as arguments of `ABCVectorStore.add_images`, with their positions."""
 
     places: list[int] = field(default_factory=list)
     images: list[ImageSource] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Pictured:
 
 @dataclass
 class Worded:
-    """Documents that are texts; with their places in the call."""
+    """Documents that are texts, with their positions."""
 
     places: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -96,20 +96,20 @@ class Worded:
 
 
 class Stored:
-    """The ids of a call's documents, gathered from the parts that were stored separately."""
+    """Gathers the ids of a call whose parts are stored one after the other."""
 
     def __init__(self, count: int) -> None:
         self._ids: list[str | None] = [None] * count
         self._failed: list[tuple[int, InputError]] = []
 
     def take(self, places: Sequence[int], ids: Sequence[str | None]) -> None:
-        """Note the ids of a part."""
+        """Record the ids of a part."""
         for place, id_ in zip(places, ids, strict=True):
             self._ids[place] = id_
 
     @contextmanager
     def failing(self, places: Sequence[int]) -> Iterator[None]:
-        """Note what failed of a part, under its places in the whole call."""
+        """Record what fails of a part, under its positions in the whole call."""
         try:
             yield
         except PartialIndexError as error:
@@ -130,13 +130,13 @@ class Stored:
 def split_documents(
     documents: Iterable[Document], ids: Sequence[str | None] | None, pictures: Pictures
 ) -> tuple[Worded, list[Pictured]]:
-    """Tell texts from pictures: those with an id, and those that get one of their content.
+    """Split documents into texts and pictures; pictures with an id apart from those without.
 
-    A document whose metadata says ``modality: image`` stands for a picture. One out of a store is opened here, so
-    that only what was indexed is stored again; for any other, its ``source`` is a path that the caller gives.
+    A document whose metadata has ``modality: image`` stands for a picture. If it comes from a store, its picture is
+    opened here, so that only what was indexed is stored again. Otherwise its ``source`` is a path of the caller's.
 
     Raises:
-        InputError: A document is none, or the picture of one out of a store cannot be opened; the message names it.
+        InputError: An item is not a document, or a stored picture cannot be opened; the message names it.
     """
     if isinstance(documents, (str, Document)) or not isinstance(documents, Iterable):
         raise InputError("documents must be a list of LangChain documents")
@@ -187,12 +187,12 @@ def _picture_of(document: Document, place: int, pictures: Pictures) -> ImageSour
 
 
 def listed(images: Iterable[ImageSource]) -> list[ImageSource]:
-    """Pictures of any iterable, such as a generator, a column of a table or an array of paths.
+    """The pictures of any iterable, such as a generator, a pandas column or an array of paths.
 
     Raises:
         InputError: It is a single picture.
     """
-    # Bytes and paths are iterables too, of numbers and letters; and an open picture has rows for whoever asks.
+    # Bytes, str and PIL images are iterable or indexable as well, but are single pictures.
     single = isinstance(images, (str, bytes, os.PathLike, URL, DataURI)) or hasattr(images, "getbands")
     if single or not isinstance(images, Iterable):
         raise InputError(f"images must be a list; got a single {type(images).__name__}: pass [picture]")
@@ -208,7 +208,7 @@ def picture_metadatas(
 
 
 def one_each(count: int, **columns: Sequence[Any] | None) -> dict[str, Any]:
-    """Lists that have one value for each item, or None."""
+    """Check that each list has one value per item, or is None."""
     for name, values in columns.items():
         if values is not None and (isinstance(values, (str, bytes)) or len(values) != count):
             raise InputError(f"{name} must be a list with one for each of the {count}, not {len(values)} of them")

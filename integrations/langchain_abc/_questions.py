@@ -1,4 +1,4 @@
-"""What a retriever is asked: a string, a dict of a chain, or the messages of a chat."""
+"""The input of a retriever: a string, the dict of a chain, or the messages of a chat."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from abc_rag.search.rewriting import follows_up
 
 Asked = tuple[str | None, ImageSource | None]
 
-# Settings that a call may give too.
+# Settings that can also be passed with a call.
 SETTINGS = ("k", "filter", "modality", "rerank", "mmr", "min_score", "trace")
 _HISTORY = ("chat_history", "history", "messages")
 
 
 def asked_of(given: object) -> Asked:
-    """Question and picture of a retriever's input; either may be missing, but not both.
+    """The question and the picture of a retriever's input; one of them may be None.
 
     Raises:
         InputError: There is neither, or it cannot be used.
@@ -33,12 +33,12 @@ def asked_of(given: object) -> Asked:
         raise InputError(f"the question must be a str, not {type(question).__name__}")
     if isinstance(question, str) and not question.strip():
         raise InputError("the question is empty; ask something, or pass only {'image': ...}")
-    # Refuses what is no picture's source.
+    # Image() checks the type.
     return question, None if image is None else Image(image).source
 
 
 def told_of(asked: Asked) -> str:
-    """What callbacks are told: text, as they expect, without the picture's bytes."""
+    """The query that callbacks get: a str, as they expect, without the picture's bytes."""
     question, image = asked
     parts = [question or "", "" if image is None else f"[picture: {describe_source(image)}]"]
     return " ".join(part for part in parts if part)
@@ -70,14 +70,14 @@ def _parts(given: object) -> tuple[Any, Any]:
                 f"unknown keys {list(given)!r}; a question is {{'question': ..., 'image': ...}}: rename the key by "
                 "itemgetter('...') | retriever"
             )
-    # Whatever else a chain carries along is none of a retriever's business.
+    # Other keys of a chain's input are ignored.
     if image is None and history and isinstance(question, str) and follows_up(question):
         image = _last_picture(history)
     return question, image
 
 
 def _messages(given: object) -> list[BaseMessage] | None:
-    """Messages of a chat, if that is what it is."""
+    """The input as messages; None if it is something else."""
     if isinstance(given, PromptValue):
         return given.to_messages()
     if isinstance(given, BaseMessage):
@@ -89,7 +89,7 @@ def _messages(given: object) -> list[BaseMessage] | None:
 
 
 def _of_chat(messages: Sequence[BaseMessage]) -> tuple[str | None, ImageSource | None]:
-    """The last thing that a person said, with the picture that it is about."""
+    """The last human message, with the picture that it is about."""
     said = next((message for message in reversed(messages) if isinstance(message, HumanMessage)), None)
     if said is None:
         raise InputError("none of the messages is a HumanMessage, so nothing is asked; end with one")
@@ -106,7 +106,7 @@ def _last_picture(messages: Sequence[BaseMessage]) -> ImageSource | None:
 
 
 def _picture_of(message: BaseMessage) -> ImageSource | None:
-    """The last picture in a message, in any of the forms that LangChain reads."""
+    """The last picture in a message, in any form that LangChain understands."""
     for block in reversed(message.content_blocks):
         if block["type"] == "image":
             if data := block.get("base64"):

@@ -27,7 +27,7 @@ Scored = list[tuple[Document, float]]
 
 
 class Searches(VectorStore):
-    """Everything that asks a store; a subclass brings the store and fills it."""
+    """The searches. A subclass provides the store."""
 
     _embedding: Embeddings
     image_limits: ImageLimits
@@ -41,7 +41,7 @@ class Searches(VectorStore):
 
     @property
     def embedder(self) -> Embedder | None:
-        """The `abc_rag.Embedder` behind the embeddings; None where they have none, and so embed no pictures."""
+        """The `abc_rag.Embedder` of the embeddings; None if they have none, and so cannot embed pictures."""
         embedder = getattr(self._embedding, "embedder", None)
         return embedder if isinstance(embedder, Embedder) else None
 
@@ -60,10 +60,10 @@ class Searches(VectorStore):
 
         Args:
             query: The question.
-            k: Most documents; at least 1.
-            filter: Chroma's metadata filter, such as ``{"page": {"$gte": 3}}``.
+            k: Maximum number of documents; at least 1.
+            filter: A metadata filter, such as ``{"page": {"$gte": 3}}``.
             modality: Only pictures (``"image"``), or only passages (``"text"``).
-            **kwargs: Refused: what is not known is not ignored.
+            **kwargs: Refused, because unknown options must not be ignored.
 
         Returns:
             Documents, best first.
@@ -167,12 +167,12 @@ class Searches(VectorStore):
         *,
         modality: Modality | None = None,
     ) -> list[Document]:
-        """Find what is nearest to a picture, or to what an instruction says to look at in it.
+        """Find what is nearest to a picture, optionally as seen under an instruction.
 
         Args:
             image: A path (a ``str`` is always a path), ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or a PIL image.
-            k: Most documents; at least 1.
-            filter: Chroma's metadata filter.
+            k: Maximum number of documents; at least 1.
+            filter: A metadata filter.
             instruction: What to look at.
             modality: Only pictures (``"image"``), or only passages (``"text"``).
 
@@ -236,16 +236,16 @@ class Searches(VectorStore):
         modality: Modality | None = None,
         **kwargs: object,
     ) -> list[Document]:
-        """Find what is near to a question and unlike what was found before it.
+        """Find documents near to a question that differ from each other (maximal marginal relevance).
 
         Args:
             query: The question.
-            k: Most documents; at least 1.
-            fetch_k: How many of the nearest to choose from; at least ``k`` are fetched.
-            lambda_mult: From 1, nearness to the question alone, to 0, unlikeness alone.
-            filter: Chroma's metadata filter.
+            k: Maximum number of documents; at least 1.
+            fetch_k: Number of candidates; at least ``k``.
+            lambda_mult: Weight of nearness to the question against difference from earlier documents, in [0, 1].
+            filter: A metadata filter.
             modality: Only pictures (``"image"``), or only passages (``"text"``).
-            **kwargs: Refused: what is not known is not ignored.
+            **kwargs: Refused, because unknown options must not be ignored.
 
         Returns:
             Documents in the order in which they were chosen.
@@ -329,7 +329,7 @@ class Searches(VectorStore):
         search = self.max_marginal_relevance_search_by_image
         return await self._worker.run(search, image, k, fetch_k, lambda_mult, filter, instruction, modality=modality)
 
-    # -- what they share -------------------------------------------------------------------------
+    # -- helpers -------------------------------------------------------------------------
 
     def _question(self, query: str, k: int) -> list[float]:
         _check(query, k)
@@ -338,7 +338,7 @@ class Searches(VectorStore):
     async def _asked(self, query: str, k: int, search: Callable[[list[float]], T]) -> T:
         _check(query, k)
         if type(self._embedding).aembed_query is Embeddings.aembed_query:
-            # LangChain's default, which would occupy the loop's shared pool.
+            # LangChain's default would run in the event loop's shared pool.
             return await self._worker.run(lambda: search(self._embedding.embed_query(query)))
         vector = await self._embedding.aembed_query(query)
         return await self._worker.run(search, vector)
@@ -367,14 +367,14 @@ class Searches(VectorStore):
             raise InputError(f"lambda_mult must be in [0, 1], not {lambda_mult!r}")
         hits = self.store.search(vector, max(k, fetch_k), to_where(where), modality=modality)
         vectors = self._vectors(hits)
-        # One that was deleted meanwhile has none.
+        # A record that was deleted in the meantime has none.
         hits = [hit for hit in hits if hit.id in vectors]
         asked = np.asarray(vector, dtype=np.float32)
         chosen = maximal_marginal_relevance(asked, [vectors[hit.id] for hit in hits], lambda_mult, k)
         return to_documents(hits[i].record for i in chosen)
 
     def _vectors(self, hits: list[Hit]) -> dict[str, Any]:
-        """The vector that each hit was found by: a picture's own, or that of a facet."""
+        """The vector by which each hit was found: a picture's own, or a facet's."""
         vectors: dict[str, Any] = dict(self.store.vectors([hit.id for hit in hits]))
         for facet in {hit.facet for hit in hits if hit.facet is not None}:
             vectors.update(self.store.facet_vectors([hit.id for hit in hits if hit.facet == facet], facet))
@@ -391,7 +391,7 @@ def refuse_keywords(kwargs: Mapping[str, object]) -> None:
 
 
 def _check_k(k: object) -> None:
-    # Before anything is embedded for nothing.
+    # Checked before embedding, which is expensive.
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(f"k must be a positive int, not {k!r}")
 

@@ -1,4 +1,4 @@
-"""A `ChromaStore` that is opened when it is first needed."""
+"""A store that is opened on first use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from abc_rag.store import Store
 
 
 class LazyStore:
-    """Opens a store late, because to know whose vectors it may hold the model has to be loaded.
+    """Opens a store on first use, because checking its fingerprint needs the loaded model.
 
     Args:
         path: Directory of an embedded store.
@@ -48,7 +48,7 @@ class LazyStore:
         self._closed = False
 
     def get(self, embedder: Embedder | None) -> Store:
-        """The store, opened and found to hold vectors of ``embedder``.
+        """The open store, after checking that it holds vectors of ``embedder``.
 
         Args:
             embedder: Whose vectors go in and out; None for embeddings that do not say.
@@ -71,7 +71,7 @@ class LazyStore:
             return self._open
 
     def close(self) -> None:
-        """Close what was opened here, and delete a temporary directory. Idempotent."""
+        """Close the store if it was opened here, and delete a temporary directory. Idempotent."""
         with self._lock:
             self._closed = True
             self._forget()
@@ -80,9 +80,9 @@ class LazyStore:
                 self._path = None
 
     def close_later(self) -> None:
-        """Close from a finaliser, which may run anywhere: even within a call of another store, which holds its locks.
+        """Close from a finalizer, which may run anywhere, even within a call of another store that holds its locks.
 
-        While the process ends, no thread can be started, and none holds a lock any more.
+        At the end of the process, no thread can be started, but none holds a lock either.
         """
         if threading.main_thread().is_alive():
             threading.Thread(target=self.close, name="langchain-abc-close").start()

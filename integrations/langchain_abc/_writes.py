@@ -26,13 +26,13 @@ from langchain_abc._incoming import (
 )
 from langchain_abc._searches import Searches, refuse_keywords
 
-# Batches: a call that is interrupted loses no more than one, and others get their turn in between.
+# Batch sizes. An interrupted call loses at most one batch, and other calls run in between.
 _TEXTS = 256
 _PICTURES = 64
 
 
 class Writes(Searches):
-    """Everything that changes a store; a subclass brings the store."""
+    """The writes. A subclass provides the store."""
 
     # -- texts -----------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ class Writes(Searches):
         batch_size: int = _TEXTS,
         **kwargs: object,
     ) -> list[str]:
-        """Embed and store texts. An id that is stored already gets the new text.
+        """Embed and store texts. A text with a stored id replaces what is stored.
 
         Args:
             texts: The texts.
@@ -54,7 +54,7 @@ class Writes(Searches):
             ids: One for each; None for one that is made of text and metadata. Such a text, when it is stored already,
                 is not embedded again (with `ABCEmbeddings`).
             batch_size: How many texts are embedded and stored together.
-            **kwargs: Refused: what is not known is not ignored.
+            **kwargs: Refused, because unknown options must not be ignored.
 
         Returns:
             The ids, in order.
@@ -89,7 +89,7 @@ class Writes(Searches):
             passages = [record.text for record in part]
             with placed(part, records):
                 if type(self._embedding).aembed_documents is Embeddings.aembed_documents:
-                    # LangChain's default, which would occupy the loop's shared pool.
+                    # LangChain's default would run in the event loop's shared pool.
                     vectors = await self._worker.run(self._embedding.embed_documents, passages)
                 else:
                     vectors = await self._embedding.aembed_documents(passages)
@@ -97,14 +97,14 @@ class Writes(Searches):
         return [record.id for record in records]
 
     def _new(self, records: Sequence[Record], size: int) -> Iterator[list[Record]]:
-        """What has to be embedded, in parts; refuses to put a text in a picture's place."""
+        """Batches of what has to be embedded; refuses to replace a picture by a text."""
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(f"batch_size must be a positive int, not {size!r}")
         made = {record.id for record in records if record.id == document_id(record.text, record.metadata)}
         for stored in self.store.get(dict.fromkeys(record.id for record in records if record.id not in made)):
             if stored.modality == "image":
                 raise InputError(f"id {stored.id!r} is that of a stored picture; delete it first, or use another id")
-        # Only vectors of a known model are known to be the same again.
+        # Without a known model, an old vector may be another model's.
         known = self.store.has(made) if self.embedder is not None else set()
         new = [record for record in records if record.id not in known]
         for start in range(0, len(new), size):
@@ -219,7 +219,7 @@ class Writes(Searches):
         facets: Sequence[str] = (),
         keep: bool = False,
     ) -> list[str]:
-        """See `add_images`; does not block the event loop, and can be cancelled between each 64 pictures."""
+        """See `add_images`; does not block the event loop, and can be cancelled between batches of 64."""
         images = listed(images)
         prepared = picture_metadatas(images, metadatas)
         each = one_each(len(images), ids=ids, captions=captions)
@@ -323,8 +323,8 @@ class Writes(Searches):
         """Delete documents.
 
         Args:
-            ids: Which; those that are not stored are passed over. **None deletes everything.**
-            **kwargs: Refused: what is not known is not ignored.
+            ids: Ids to delete; unknown ones are ignored. **None deletes everything.**
+            **kwargs: Refused, because unknown options must not be ignored.
 
         Returns:
             True.

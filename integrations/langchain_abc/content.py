@@ -1,4 +1,4 @@
-"""Retrieved documents as what a chat model reads and sees."""
+"""Retrieved documents as content blocks for a chat model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def to_content_blocks(
     roots: Iterable[str | os.PathLike[str]] = (),
     missing: Literal["note", "raise"] = "note",
 ) -> list[ContentBlock]:
-    """Make content blocks of documents, for ``HumanMessage(content_blocks=[...])``.
+    """Turn documents into content blocks, for ``HumanMessage(content_blocks=[...])``.
 
     A passage becomes a text block, ``[1] SOURCE`` and the text below. A picture becomes a text block of its number,
     source and caption, and an image block. What is sent of a picture is a JPEG, PNG or WebP file, upright, with its
@@ -46,14 +46,14 @@ def to_content_blocks(
     Args:
         documents: From an `ABCVectorStore` or an `InstructionRetriever`. Any others count as passages, but for those
             whose text is a picture in base64.
-        numbered: Begin each with its number in brackets, from 1, for the model to cite: see `cited_documents`.
-        max_side: Shrink pictures to at most so many pixels on their longer side.
+        numbered: Start each document with its number in brackets, from 1, so that the model can cite it; see
+            `cited_documents`.
+        max_side: Maximum pixels of a picture's longer side; larger ones are shrunk.
         image_limits: Which pictures are opened, and whether URLs are fetched.
         roots: Further files and folders from which pictures may be opened, such as those of a store that was indexed
             on another machine.
-        missing: What becomes of a picture that cannot be shown, since it is gone, has changed since it was stored, was
-            stored without a source, or may not be opened: ``"note"`` is a text block that says so and a logged
-            warning; ``"raise"`` is an error.
+        missing: What to do about a picture that is gone, has changed, was stored without a source, or may not be
+            opened: ``"note"`` puts a text block in its place and logs a warning; ``"raise"`` raises.
 
     Returns:
         The blocks, in the order of the documents.
@@ -128,7 +128,7 @@ def _block(data: bytes, mime_type: str) -> ImageContentBlock:
 
 
 def _encoded_picture(text: str) -> bytes | None:
-    """The bytes of a picture that stands in a text as base64, as ``langchain_chroma.Chroma.add_images`` stores it."""
+    """Decode a text that is a picture in base64, which is what ``langchain_chroma.Chroma.add_images`` stores."""
     if not text.startswith(_BASE64):
         return None
     try:

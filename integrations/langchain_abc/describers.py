@@ -1,4 +1,4 @@
-"""Any LangChain vision chat model as what writes a benchmark's pairs."""
+"""A LangChain vision chat model that writes the pairs of a benchmark."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _ChatModelDescriber(Describer):
         return self._name
 
     def settings(self) -> dict[str, Any]:
-        # The class alone: a chat model's other fields may hold keys.
+        # Only the class: other fields of a chat model may contain keys.
         return {**super().settings(), "type": type(self._model).__name__}
 
     def describe(self, image: bytes, mime_type: str, prompt: str, schema: Mapping[str, Any]) -> str:
@@ -66,7 +66,7 @@ class _ChatModelDescriber(Describer):
         try:
             asked: Runnable[Any, Any] = self._model.with_structured_output(dict(schema))
         except NotImplementedError:
-            # What LangChain's base class says where a model calls no tools.
+            # LangChain's base class raises this for a model that calls no tools.
             return str(self._model.invoke([message]).text)
-        # None, where the model called no tool after all, is read as an answer that cannot be used.
+        # None, if the model called no tool after all, counts as an unusable answer.
         return json.dumps(asked.invoke([message]))

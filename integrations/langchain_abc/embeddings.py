@@ -114,7 +114,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
     @model_validator(mode="after")
     def _check(self) -> ABCEmbeddings:
-        # Checks the settings; nothing is loaded.
+        # This checks the settings. Nothing is loaded yet.
         if self.batch_size != "auto" and self.batch_size < 1:
             raise InputError(f"batch_size must be 'auto' or a positive int, not {self.batch_size!r}")
         self._runtime.embedder(self._loading(), self._load)
@@ -122,7 +122,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
     @field_serializer("model", when_used="json")
     def _write_model(self, model: str | os.PathLike[str] | ABCCheckpoint | None) -> str | dict[str, Any] | None:
-        # A path must not become a name, nor a hub id, on its way through JSON.
+        # A path must not turn into a model's name or a hub id on its way through JSON.
         if isinstance(model, ABCCheckpoint):
             return {key: _written(value) for key, value in dataclasses.asdict(model).items()}
         return _written(model)
@@ -135,13 +135,13 @@ class ABCEmbeddings(BaseModel, Embeddings):
         return {**dataclasses.asdict(engine), "cache_folder": folder}
 
     def __copy__(self) -> ABCEmbeddings:
-        """A shallow copy, which loads anew only where its settings are changed."""
+        """A shallow copy. It shares the weights until a setting changes."""
         copied = super().__copy__()
         copied._runtime = self._runtime.copied()
         return copied
 
     def _loading(self) -> tuple[object, ...]:
-        """The settings that decide what is loaded."""
+        """The settings that determine what is loaded."""
         return (
             self.model,
             self.device,
@@ -171,7 +171,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
     @property
     def embedder(self) -> Embedder:
-        """The `abc_rag.Embedder` that computes; mixed and instructed inputs can be given to it directly."""
+        """The underlying `abc_rag.Embedder`. It also takes mixed and instructed inputs."""
         return self._runtime.embedder(self._loading(), self._load)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -218,7 +218,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
         return self._embed(_pictures(images, instruction))
 
     def embed_image(self, uris: Iterable[ImageSource], *, instruction: str | None = None) -> list[list[float]]:
-        """Embed pictures; the call that other LangChain packages look for. See `embed_images`."""
+        """`embed_images` under the name and signature that other LangChain packages call."""
         return self.embed_images(uris, instruction=instruction)
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -251,7 +251,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
 
 class _Runtime:
-    """What an `ABCEmbeddings` computes with; no part of its value."""
+    """The embedder of an `ABCEmbeddings`, which is not part of its value."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -265,7 +265,7 @@ class _Runtime:
             return self._made[1]
 
     def copied(self) -> _Runtime:
-        """Another that computes with the same weights."""
+        """Another one that shares the weights."""
         copied = _Runtime()
         copied._made = self._made
         return copied
@@ -274,11 +274,11 @@ class _Runtime:
         return self.copied()
 
     def __reduce__(self) -> tuple[type[_Runtime], tuple[()]]:
-        # Neither weights nor locks travel; whoever unpickles loads anew, when first asked for a vector.
+        # A pickle contains neither weights nor locks; the model is loaded again on first use.
         return _Runtime, ()
 
     def __eq__(self, other: object) -> bool:
-        # pydantic compares private attributes too, and two embeddings are equal if their settings are.
+        # pydantic compares private attributes as well, but embeddings are equal if their settings are.
         return isinstance(other, _Runtime)
 
     __hash__ = None  # type: ignore[assignment]

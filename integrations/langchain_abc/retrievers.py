@@ -27,28 +27,29 @@ from langchain_abc.rewriters import chat_model_rewriter
 __all__ = ["InstructionRetriever"]
 
 Input = str | Mapping[str, Any] | Sequence[BaseMessage] | BaseMessage | PromptValue
-# Threads that wait for chat models: more than one, since they only wait.
+# Threads that call chat models. Several, because they mostly wait.
 _WAITING = 8
 
 
 class InstructionRetriever(BaseRetriever):
-    """Finds texts and pictures by a question, a picture, or both; a picture is looked at as the question says.
+    """Finds texts and pictures by a question, a picture, or both. A picture is embedded under the question.
 
     Setup:
         ``pip install 'abc-rag[langchain]'``.
 
     Key init args:
         vectorstore: An `ABCVectorStore` with `ABCEmbeddings`.
-        k: Most documents.
-        rewriter: Makes an instruction of a question; by default rules do. See ``abc_rag.search.rewriting.llm``.
+        k: Maximum number of documents.
+        rewriter: Turns a question into an instruction; by default, rules. See ``abc_rag.search.rewriting``.
         llm: A chat model that does so instead; see `chat_model_rewriter`.
-        rerank: Whether the pictures found are looked at again, under the instruction; see ``abc_rag.search.retriever``.
-        mmr: From 1, nearness alone, to 0, variety alone; None is off.
-        min_score: Least score, in [0, 1], of what is returned.
-        filter: Chroma's metadata filter.
+        rerank: Whether to take a second look at pictures that were found, which is our name for reranking under the
+            instruction; see ``abc_rag.search.retriever``.
+        mmr: Weight of the score against difference from earlier documents, in [0, 1]; None turns MMR off.
+        min_score: Minimum score of a document, in [0, 1].
+        filter: A metadata filter, such as ``{"page": {"$gte": 3}}``; what documents show can be filtered by.
         modality: Only pictures (``"image"``), or only passages (``"text"``).
-        trace: Tell in the metadata how each score came about.
-        candidates: How many are found at first, to be looked at again.
+        trace: Explain each score in the metadata.
+        candidates: Number of candidates for the second look and for MMR.
 
     Instantiate:
         .. code-block:: python
@@ -100,7 +101,7 @@ class InstructionRetriever(BaseRetriever):
         return self
 
     def __getstate__(self) -> dict[Any, Any]:
-        # A chat model's rewriter has threads; it is made again.
+        # The rewriter of a chat model holds locks; the copy makes its own.
         state = super().__getstate__()
         return state | {"__pydantic_private__": {**(state["__pydantic_private__"] or {}), "_chosen": None}}
 
@@ -169,7 +170,7 @@ class InstructionRetriever(BaseRetriever):
         question, image = asked_of(query) if asked is None else asked
         settings = self._settings(kwargs)
         retriever = await self.vectorstore._worker.run(self._retriever)
-        # In another thread: while a chat model thinks about one question, the store can answer others.
+        # In another thread, so that the store answers other questions while a chat model rewrites this one.
         prepared = await self._waiting.run(retriever.prepare, question, image=image)
         return _documents(await self.vectorstore._worker.run(retriever.search, prepared, **settings))
 

@@ -49,6 +49,6 @@ class _Completes:
     def __call__(self, prompt: str) -> str | Mapping[str, object]:
         if self._structured is None:
             return str(self._model.invoke(prompt).text)
-        # None, where the model called no tool after all, is no answer: the rewriter says so.
+        # None, if the model called no tool after all, counts as no answer.
         answer: Mapping[str, object] = self._structured.invoke(prompt)
         return answer

@@ -1,4 +1,4 @@
-"""A tool that lets a chat model search, and see what was found."""
+"""A tool with which a chat model searches and sees the results."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def retriever_tool(
     image_limits: ImageLimits | None = None,
     roots: Iterable[str | os.PathLike[str]] = (),
 ) -> BaseTool:
-    """A tool whose answers are content blocks: LangChain's ``create_retriever_tool`` gives the model text alone.
+    """Make a tool that returns content blocks. LangChain's ``create_retriever_tool`` returns text only.
 
     Args:
         retriever: Such as ``ABCVectorStore.as_instruction_retriever()``.
-        name: What the chat model calls it.
-        description: Tells the chat model when to use it.
-        max_side: Shrink pictures to at most so many pixels on their longer side.
+        name: The tool's name.
+        description: Tells the chat model when to use the tool.
+        max_side: Maximum pixels of a picture's longer side; larger ones are shrunk.
         image_limits: As for `to_content_blocks`.
         roots: As for `to_content_blocks`.
 

@@ -139,17 +139,17 @@ class ABCVectorStore(Writes):
         self.image_limits = image_limits or (own if isinstance(own, ImageLimits) else DEFAULT_LIMITS)
         self.roots = tuple(roots)
         self._original: ABCVectorStore | None = None
-        # An open store holds the right to write to its directory, and nobody closes vector stores.
+        # Users do not close vector stores, but an open store holds the lock on its directory.
         self._closing = weakref.finalize(self, self._lazy.close_later)
 
     @property
     def embeddings(self) -> Embeddings:
-        """The embeddings that this was made with."""
+        """The embeddings."""
         return self._embedding
 
     @property
     def store(self) -> Store:
-        """The `abc_rag.ChromaStore` underneath; opens it.
+        """The underlying `abc_rag.store.Store`; opens it.
 
         Raises:
             abc_rag.errors.FingerprintMismatchError: It holds another model's vectors.
@@ -158,12 +158,12 @@ class ABCVectorStore(Writes):
         return self._lazy.get(self.embedder)
 
     def close(self) -> None:
-        """Close the store, unless it was given; a temporary directory is removed. Idempotent."""
+        """Close the store, unless the caller opened it, and remove a temporary directory. Idempotent."""
         self._closing.detach()
         self._lazy.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As its settings: the store is opened again where a pickle is read.
+        # A pickle contains the settings; reading it opens the store again.
         if self._given is None and self._place["path"] is None and self._place["url"] is None:
             raise StoreError(
                 "this vector store is in a temporary directory, which goes with it, so it cannot be pickled; give it "
@@ -190,11 +190,11 @@ class ABCVectorStore(Writes):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- making one ------------------------------------------------------------------------------
+    # -- construction ------------------------------------------------------------------------------
 
     @classmethod
     def from_documents(cls, documents: Iterable[Document], embedding: Embeddings, **kwargs: Any) -> Self:  # noqa: ANN401
-        """A vector store that holds ``documents``; see `add_documents` and `from_texts`."""
+        """Make a vector store with ``documents``; see `add_documents` and `from_texts`."""
         ids = kwargs.pop("ids", None)
         made = cls(embedding, **kwargs)
         made.add_documents(documents, ids=ids)
@@ -218,7 +218,7 @@ class ABCVectorStore(Writes):
         ids: list[str] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Self:
-        """A vector store that holds ``texts``.
+        """Make a vector store with ``texts``.
 
         Args:
             texts: As for `add_texts`.

@@ -123,7 +123,7 @@ class ABCEmbeddings(Settings):
         show_progress: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Embedding]:
-        """Embed passages; see the base class. An error about one of them names its place among ``texts``."""
+        """Embed passages; see the base class. An error about one of them names its position in ``texts``."""
         try:
             return super().get_text_embedding_batch(texts, show_progress or self.show_progress, **kwargs)
         except InputError as error:
@@ -225,7 +225,7 @@ class ABCEmbeddings(Settings):
     # -- nodes -----------------------------------------------------------------------------------
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:  # noqa: ANN401
-        """Give each node its vector: a picture's node that of its picture, any other that of its text.
+        """Set each node's vector: that of its picture, or else that of its text.
 
         A captioned picture's node gets the vector of its caption too, as ``text_embedding``.
 
@@ -236,12 +236,12 @@ class ABCEmbeddings(Settings):
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:  # noqa: ANN401
-        """Give each node its vector without blocking the event loop; see `__call__`."""
+        """`__call__` without blocking the event loop."""
         await self._aembed_nodes(*split(nodes), **kwargs)
         return nodes
 
     def embed_missing(self, nodes: Sequence[BaseNode], *, show_progress: bool = False) -> None:
-        """Give each node what it lacks of the vectors that `__call__` would give it."""
+        """Set those vectors that `__call__` would set and that a node does not have yet."""
         self._embed_nodes(*split(nodes, missing_only=True), show_progress=show_progress)
 
     async def aembed_missing(self, nodes: Sequence[BaseNode], *, show_progress: bool = False) -> None:
@@ -249,10 +249,10 @@ class ABCEmbeddings(Settings):
         await self._aembed_nodes(*split(nodes, missing_only=True), show_progress=show_progress)
 
     def embed_each(self, nodes: Sequence[BaseNode]) -> dict[int, InputError]:
-        """`embed_missing` for nodes some of which cannot be embedded.
+        """`embed_missing` that goes on where a node cannot be embedded.
 
         Returns:
-            The error of each node that cannot be, by its place; all others have their vectors.
+            The errors by position; all other nodes have their vectors.
         """
         failed: dict[int, InputError] = {}
         parts: list[tuple[int, Input, Worded | None, Pictured | None]] = []
@@ -303,7 +303,7 @@ class ABCEmbeddings(Settings):
             texts = await self.aget_text_embedding_batch(contents(worded), show_progress, **kwargs)
         assign(worded, texts, pictured, pictures)
 
-    # -- how -------------------------------------------------------------------------------------
+    # -- helpers ---------------------------------------------------------------------------------
 
     def _embed(self, inputs: Sequence[Input]) -> list[Embedding]:
         try:
@@ -320,7 +320,7 @@ class ABCEmbeddings(Settings):
         return vectors
 
     def _placed(self, error: InputError, texts: Sequence[str]) -> InputError:
-        """``error`` with its text's place in the call, of which the base class shows us a batch at a time."""
+        """``error`` with the text's position in the whole call; the base class passes one batch at a time."""
         try:
             results = self._embedder.embed_iter(map(Text, texts), return_errors=True)
             return next((result for result in results if isinstance(result, InputError)), error)
@@ -355,7 +355,7 @@ class ABCEmbeddings(Settings):
 
     @contextmanager
     def _events(self, inputs: Sequence[Input]) -> Iterator[list[Embedding]]:
-        """The events that the base class sends for texts; it sends none for pictures."""
+        """Send the events that the base class sends for texts only."""
         dispatcher.event(EmbeddingStartEvent(model_dict=self.to_payload()))
         embeddings: list[Embedding] = []
         yield embeddings
@@ -363,7 +363,7 @@ class ABCEmbeddings(Settings):
 
     @contextmanager
     def _callback(self, inputs: Sequence[Input]) -> Iterator[list[Embedding]]:
-        """The same, and the older callbacks that the base class sends for pictures too."""
+        """Send these events, and the older callbacks that the base class also sends for pictures."""
         payload: dict[str, Any] = {EventPayload.SERIALIZED: self.to_payload()}
         with self.callback_manager.event(CBEventType.EMBEDDING, payload=payload) as event:
             with self._events(inputs) as embeddings:

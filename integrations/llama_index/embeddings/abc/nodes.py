@@ -1,4 +1,4 @@
-"""The pictures of LlamaIndex nodes: where they are, and which vectors a node gets."""
+"""Pictures and captions of LlamaIndex nodes, and their vectors."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ Pictured = tuple[BaseNode, ImageSource]
 
 def as_source(picture: object) -> ImageSource:
     """A picture as LlamaIndex hands it over (a path or a ``BytesIO``), or as abc-rag does; the latter checks it."""
-    # All of it, wherever an earlier reader has left off.
+    # getvalue, because an earlier reader may have moved the position.
     return picture.getvalue() if isinstance(picture, BytesIO) else cast(ImageSource, picture)
 
 
 def picture_of(node: BaseNode) -> bytes | Path | URL | None:
-    """The picture of an ``ImageNode``, an ``ImageDocument`` or a ``Node`` with an image; None where there is none.
+    """The picture of an ``ImageNode``, an ``ImageDocument`` or a ``Node`` with an image; None if it has none.
 
     Unlike LlamaIndex's own ``resolve_image`` this fetches nothing: a URL stays one, for abc-rag's limits to judge.
 
@@ -71,7 +71,7 @@ def picture_of(node: BaseNode) -> bytes | Path | URL | None:
 
 
 def has_picture(node: BaseNode) -> bool:
-    """Whether `picture_of` finds one, without decoding it."""
+    """Whether `picture_of` returns a picture, without decoding it."""
     if isinstance(node, ImageNode):
         return bool(node.image or node.image_path or node.image_url)
     resource = node.image_resource if isinstance(node, Node) else None
@@ -87,12 +87,12 @@ def _decoded(data: str | bytes, node_id: str) -> bytes:
 
 
 def has_text(node: BaseNode) -> bool:
-    """Whether a node has a text of its own, such as a picture's caption; metadata is none."""
+    """Whether a node has a text besides its metadata, such as a picture's caption."""
     return bool(node.get_content(metadata_mode=MetadataMode.NONE).strip())
 
 
 def split(nodes: Iterable[BaseNode], *, missing_only: bool = False) -> tuple[list[Worded], list[Pictured]]:
-    """Which nodes are embedded as texts, and which as pictures; a captioned picture is both.
+    """Split nodes into those to embed as texts and those to embed as pictures. A captioned picture is both.
 
     Args:
         nodes: The nodes.
@@ -115,7 +115,7 @@ def split(nodes: Iterable[BaseNode], *, missing_only: bool = False) -> tuple[lis
 
 
 def caption_vector(node: BaseNode) -> Embedding | None:
-    """The vector of a picture's caption, where LlamaIndex has a place for it."""
+    """The vector of a picture's caption, if the node has one."""
     if isinstance(node, ImageNode):
         return node.text_embedding
     if isinstance(node, Node) and node.text_resource is not None and node.text_resource.embeddings:
@@ -124,29 +124,29 @@ def caption_vector(node: BaseNode) -> Embedding | None:
 
 
 def set_caption_vector(node: BaseNode, vector: Embedding | None) -> None:
-    """Put a caption's vector where `caption_vector` finds it."""
+    """Set the vector of a picture's caption."""
     if isinstance(node, ImageNode):
         node.text_embedding = vector
     elif isinstance(node, Node) and node.text_resource is not None:
         embeddings = None if vector is None else {"dense": vector}
-        # A copy: nodes that were copied from each other share the resource.
+        # Copies of a node share its resource, so it is replaced rather than changed.
         node.text_resource = node.text_resource.model_copy(update={"embeddings": embeddings})
 
 
 def contents(worded: Sequence[Worded]) -> list[str]:
-    """What is embedded of each node as text: as in LlamaIndex, metadata and all."""
+    """The text to embed for each node; as in LlamaIndex, it includes metadata."""
     return [node.get_content(metadata_mode=MetadataMode.EMBED) for node, _ in worded]
 
 
 def sources(pictured: Sequence[Pictured]) -> list[ImageType]:
-    """The pictures, as LlamaIndex's methods are declared to take them."""
+    """The pictures, typed as LlamaIndex's methods declare them."""
     return [cast(ImageType, source) for _, source in pictured]
 
 
 def assign(
     worded: Sequence[Worded], texts: list[Embedding], pictured: Sequence[Pictured], pictures: list[Embedding]
 ) -> None:
-    """Give nodes their vectors."""
+    """Set the vectors of nodes."""
     for (node, is_caption), vector in zip(worded, texts, strict=True):
         if is_caption:
             set_caption_vector(node, vector)
@@ -157,7 +157,7 @@ def assign(
 
 
 def error_of(node: BaseNode, error: ABCRagError) -> InputError:
-    """An error about one input, under the name of its node.
+    """An error about one input that names its node.
 
     Raises:
         ABCRagError: It is about something else, such as a model that cannot compute.
@@ -170,7 +170,7 @@ def error_of(node: BaseNode, error: ABCRagError) -> InputError:
 
 
 def blamed(error: ImageError, pictures: Sequence[tuple[str, ImageSource]], limits: ImageLimits) -> ImageError:
-    """``error`` with the name of the picture that it is about: ``"bytes (12 KB)"`` alone tells nobody which."""
+    """``error`` with the name of its picture, because ``"bytes (12 KB)"`` does not tell which one it is."""
     for name, source in pictures:
         try:
             open_image(source, limits=limits)

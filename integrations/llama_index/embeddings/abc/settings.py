@@ -1,4 +1,4 @@
-"""What `ABCEmbeddings` is told: its settings, written down and read back, copied and pickled."""
+"""The settings of `ABCEmbeddings`: validation, serialization, copies and pickles."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["Settings"]
 
 
 class Settings(MultiModalEmbedding):
-    """The settings of `ABCEmbeddings`, and the embedder that they make."""
+    """The settings of `ABCEmbeddings`, and the embedder that is loaded from them."""
 
-    # A misspelt setting must not quietly load another model.
+    # A misspelt setting must not silently load another model.
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
 
     model: str | os.PathLike[str] | ABCCheckpoint | None = None
@@ -35,9 +35,9 @@ class Settings(MultiModalEmbedding):
     image_limits: ImageLimits | None = None
     engine: EngineSettings | None = None
     show_progress: bool = False
-    # What LlamaIndex's events show. Made from `model`, so not a setting.
+    # Shown in LlamaIndex's events. Derived from `model`, so not a setting.
     model_name: str = Field(default="", exclude=True)
-    # A live connection, not a setting; the base class would write it down, address and all.
+    # A live connection, which the base class would serialize with its address.
     embeddings_cache: Any | None = Field(default=None, exclude=True)
 
     _embedder: Embedder = PrivateAttr()
@@ -45,7 +45,7 @@ class Settings(MultiModalEmbedding):
     @model_validator(mode="after")
     def _prepare(self) -> Self:
         if self.model is None:
-            # Settled now: settings that are written down must not mean another model where they are read back.
+            # Resolved now, so that serialized settings mean the same model elsewhere.
             self.model = os.environ.get("ABC_RAG_MODEL") or "abc"
         name = _name(self.model)
         if self.model_name not in ("", name):
@@ -67,12 +67,12 @@ class Settings(MultiModalEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which settings are written down."""
+        """The class's name in serialized settings."""
         return "ABCEmbeddings"
 
     @property
     def embedder(self) -> Embedder:
-        """The `abc_rag.Embedder` that computes; mixed and instructed inputs can be given to it directly."""
+        """The underlying `abc_rag.Embedder`. It also takes mixed and instructed inputs."""
         return self._embedder
 
     @field_serializer("model")
@@ -98,7 +98,7 @@ class Settings(MultiModalEmbedding):
         return copy.copy(self)  # weights are shared
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The base class would pickle field by field with warnings; another process loads the weights itself.
+        # A pickle contains the settings. The base class would pickle each field, with warnings.
         left_behind = {"callback_manager", "rate_limiter"}
         fields = {name: getattr(self, name) for name in type(self).model_fields if name not in left_behind}
         return _rebuild, (type(self), fields)
@@ -109,7 +109,7 @@ def _rebuild(cls: type[Settings], fields: dict[str, Any]) -> Settings:
 
 
 def _plain(value: str | os.PathLike[str] | None) -> str | None:
-    """A setting as text. A path keeps a mark of being one, for a bare word names a model or a hub's repository."""
+    """A setting as text. A path stays recognizable as one, because a bare word names a model or a hub repository."""
     if value is None or isinstance(value, str):
         return value
     path = os.fspath(value)

@@ -1,4 +1,4 @@
-"""Questions about pictures, and pictures as questions."""
+"""A LlamaIndex retriever that asks by questions, pictures, and pictures under an instruction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from abc_rag.types import Modality
 
 __all__ = ["InstructionRetriever"]
 
-# Under which a hit's trace is in its node's metadata.
+# Metadata key of a hit's trace.
 _TRACE = "abc_trace"
 
 
@@ -134,12 +134,12 @@ class InstructionRetriever(BaseRetriever):
         self._options = {name: self._settings[name] for name in ("modality", "rerank", "mmr", "min_score", "trace")}
         self._options["where"] = all_of(where, to_where(filters))
         self._checked = False
-        # More than one: a search may wait for a language model.
+        # Several threads, because a search may wait for a language model.
         self._worker = Worker("llama-index-abc-search", threads=4)
         super().__init__(callback_manager=callback_manager)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As its settings: the store and the model are opened again where a pickle is read.
+        # A pickle contains the settings; reading it opens the store and the model again.
         settings = {"similarity_top_k": self.similarity_top_k, **self._settings}
         return partial(type(self), self._embed_model, self._store, **settings), (), {"object_map": self.object_map}
 
@@ -160,7 +160,7 @@ class InstructionRetriever(BaseRetriever):
             texts=query_bundle.custom_embedding_strs or (),
             vector=query_bundle.embedding,
         )
-        # Twice as many, because a captioned picture is found at most twice.
+        # A captioned picture is found up to twice.
         found = self._retriever.search(query, k=2 * self.similarity_top_k, **self._options)
         hits = _once(found.hits)[: self.similarity_top_k]
         nodes = nodes_of([hit.record for hit in hits], self._store, self._retriever.pictures, with_bytes=True)
@@ -186,7 +186,7 @@ class InstructionRetriever(BaseRetriever):
 
 
 def _once(hits: Sequence[Hit]) -> list[Hit]:
-    """One hit a node, at the place of the first and with the better score."""
+    """One hit per node, at the position of the first and with the better score."""
     found: dict[str, Hit] = {}
     for hit in hits:
         known = found.setdefault(node_id_of(hit.record), hit)

@@ -1,4 +1,4 @@
-"""A view of one Chroma collection: its texts, its pictures, or both."""
+"""A view of one store: its texts, its pictures, or both."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from abc_rag.types import Modality
 
 __all__ = ["ABCVectorStore"]
 
-# Candidates of MMR for each node wanted, as in LlamaIndex's own Chroma store.
+# MMR candidates per requested node, as in LlamaIndex's own Chroma store.
 _MMR_CANDIDATES = 4
 
 
 class ABCVectorStore(BasePydanticVectorStore):
-    """The texts, the pictures, or all of an ``abc_rag.ChromaStore``, as a vector store of LlamaIndex.
+    """The texts, the pictures, or all of an ``abc_rag.store.Store``, as a LlamaIndex vector store.
 
     LlamaIndex's multi-modal index wants two vector stores. Over one Chroma collection, its own ``ChromaVectorStore``
     loses every captioned picture: the caption is added first, and Chroma ignores the second ``add`` of the same id
@@ -96,7 +96,7 @@ class ABCVectorStore(BasePydanticVectorStore):
         self._worker = Worker("llama-index-abc-store")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As its settings: the base class would drop what cannot be pickled, such as the store, without a word.
+        # A pickle contains the settings. The base class would silently drop what it cannot pickle, such as the store.
         limits = self._pictures.limits
         make = partial(type(self), self._store, modality=self.modality, image_limits=limits, roots=self._roots)
         return make, ()
@@ -111,18 +111,18 @@ class ABCVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which it is known."""
+        """The class's name in LlamaIndex."""
         return "ABCVectorStore"
 
     @property
     def client(self) -> Store:
-        """The store that is viewed."""
+        """The underlying store."""
         return self._store
 
     # -- writing -------------------------------------------------------------------------------
 
     def add(self, nodes: Sequence[BaseNode], **_: Any) -> list[str]:  # noqa: ANN401
-        """Store nodes that have their vectors. A node that is there already is replaced.
+        """Store nodes with their vectors. A node that is stored already is replaced.
 
         Args:
             nodes: What to store; ``embedding`` must be set.
@@ -146,7 +146,7 @@ class ABCVectorStore(BasePydanticVectorStore):
         return [node.node_id for node in nodes]
 
     def _vectors(self, node: BaseNode) -> list[tuple[Modality, Embedding]]:
-        """Which records a node gets here, and their vectors."""
+        """The modality and the vector of each record that a node gets in this view."""
         if node.embedding is None:
             raise InputError(f"node {node.node_id!r} has no embedding; embed it first, for example by an index")
         pictured = self.modality != "text" and picture_of(node) is not None
@@ -169,7 +169,7 @@ class ABCVectorStore(BasePydanticVectorStore):
         filters: MetadataFilters | None = None,
         **_: Any,  # noqa: ANN401
     ) -> None:
-        """Delete nodes by id, by filter, or, where both are given, those of the ids that the filter finds.
+        """Delete nodes by id and by filter. If both are given, both must match.
 
         Raises:
             InputError: Neither is given (`clear` deletes all), or the filter cannot be used.
@@ -180,7 +180,7 @@ class ABCVectorStore(BasePydanticVectorStore):
         self._remove(where, node_ids)
 
     def clear(self) -> None:
-        """Delete everything that this view shows, also what was indexed without LlamaIndex."""
+        """Delete everything in this view, including what was indexed without LlamaIndex."""
         self._remove(None)
 
     def _remove(self, where: Mapping[str, Any] | None, node_ids: Sequence[str] | None = None) -> None:
@@ -191,7 +191,7 @@ class ABCVectorStore(BasePydanticVectorStore):
     # -- reading -------------------------------------------------------------------------------
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Nodes by id (in that order) and by filter; all, if neither is given. A node occurs once.
+        """Nodes by id (in that order) and by filter; all, if neither is given. Each node occurs once.
 
         Raises:
             InputError: The filter cannot be used.
@@ -204,14 +204,14 @@ class ABCVectorStore(BasePydanticVectorStore):
             found = list(self._store.records())
         else:
             modalities: tuple[Modality, ...] = ("image", "text")
-            # The last is what a record that LlamaIndex did not make is called.
+            # A record that was stored without LlamaIndex has the bare id.
             asked = [name for id_ in node_ids for name in (*(record_id(id_, m) for m in modalities), id_)]
             found = self._store.get(dict.fromkeys(asked))
         condition = parse(where, self.modality)
         return [record for record in found if matches(condition, record)]
 
     def records_of(self, ref_doc_ids: Iterable[str]) -> set[str]:
-        """Ids of the records, in the store underneath, that came from source documents."""
+        """Ids of the records in the underlying store that came from source documents."""
         wanted = set(ref_doc_ids)
         return {record.id for record in self._records(None, None) if record.metadata.get(REF_DOC_ID) in wanted}
 
@@ -254,7 +254,7 @@ class ABCVectorStore(BasePydanticVectorStore):
         )
 
     def _nearest(self, vector: Embedding, k: int, where: Mapping[str, Any] | None) -> list[Hit]:
-        # A captioned picture is found at most twice.
+        # A captioned picture is found up to twice.
         wanted = 2 * k if self.modality is None else k
         hits: dict[str, Hit] = {}
         for hit in self._store.search(vector, wanted, where, modality=self.modality):
@@ -268,7 +268,7 @@ class ABCVectorStore(BasePydanticVectorStore):
             raise InputError(f"mmr_threshold must be a number in [0, 1], not {weight!r}")
         return diverse(hits, self._store.vectors(hit.id for hit in hits), k, weight)
 
-    # -- without blocking the event loop, which the base class does ----------------------------
+    # -- async twins: the base class would block the event loop --------------------------------
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:  # noqa: ANN401
         """`add` in a thread of its own."""
@@ -303,7 +303,7 @@ class ABCVectorStore(BasePydanticVectorStore):
 
 
 def _once(records: Sequence[Record]) -> list[Record]:
-    """One record a node; a picture's own before its caption's."""
+    """One record per node; a picture's own rather than its caption's."""
     found: dict[str, Record] = {}
     for record in records:
         known = found.setdefault(node_id_of(record), record)

@@ -1,4 +1,4 @@
-"""A multi-modal index that loses no picture."""
+"""A multi-modal index over one store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class ABCIndexDict(MultiModelIndexDict):
-    """What LlamaIndex persists of an `ABCMultiModalIndex`; its type says which class to load it with."""
+    """The part of an `ABCMultiModalIndex` that LlamaIndex persists. Its type names the class to load."""
 
     @classmethod
     def get_type(cls) -> IndexStructType:
@@ -42,7 +42,7 @@ class ABCIndexDict(MultiModelIndexDict):
 
 
 class ABCMultiModalIndex(MultiModalVectorStoreIndex):
-    """LlamaIndex's multi-modal index over one ``abc_rag.ChromaStore``, with what that class gets wrong put right.
+    """LlamaIndex's multi-modal index over one ``abc_rag.store.Store``, with fixes for that class's faults.
 
     ```python
     store = ChromaStore("store", fingerprint=embed_model.embedder.fingerprint)
@@ -118,7 +118,7 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
 
     @classmethod
     def from_documents(cls, documents: Sequence[Document], **kwargs: Any) -> Self:  # type: ignore[override]  # noqa: ANN401
-        """An index of documents, which take the place of what the store has of documents with their ids.
+        """Make an index of documents. They replace what the store has of documents with the same ids.
 
         Args:
             documents: What to split, embed and store.
@@ -132,13 +132,13 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
             views = [view for view in context.vector_stores.values() if isinstance(view, ABCVectorStore)]
         before = {id(view): view.records_of(document.id_ for document in documents) for view in views}
         made = super().from_documents(documents, **kwargs)
-        # Only now that the new nodes are safe.
+        # Only after the new nodes are stored.
         for view in views:
             view.client.delete(before[id(view)] - made._stored)
         return made
 
     def build_index_from_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> IndexDict:  # noqa: ANN401
-        """Embed and store nodes; only those without any content at all are left out."""
+        """Embed and store nodes, except those without any content."""
         full = [node for node in nodes if has_picture(node) or node.get_content(metadata_mode=MetadataMode.EMBED)]
         if len(full) != len(nodes):
             logger.warning("%d nodes without text, metadata or picture are left out", len(nodes) - len(full))
@@ -184,8 +184,8 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
         _complain(nodes, failed)
 
     def _parts(self, nodes: Sequence[BaseNode]) -> list[tuple[BasePydanticVectorStore, dict[int, BaseNode]]]:
-        """Nodes for the view of texts, captions with their own vectors, and for that of pictures; by place."""
-        # What could not be embedded has no vector.
+        """The nodes for each view, by position: texts and captions for one, pictures for the other."""
+        # A node that could not be embedded has no vector.
         embedded = {place: node for place, node in enumerate(nodes) if node.embedding is not None}
         pictures = {place: node for place, node in embedded.items() if has_picture(node)}
         texts = {
@@ -241,7 +241,7 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
             )
 
     def _keep(self, index_struct: IndexDict, nodes: Sequence[BaseNode]) -> None:
-        """What the base class does where the vector store does not keep whole nodes, or is not to be relied on."""
+        """Keep nodes in the document store as well, if the base class would."""
         if self._vector_store.stores_text and not self._store_nodes_override:
             return
         for node in nodes:
@@ -251,7 +251,7 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
 
 
 def _added(view: BasePydanticVectorStore, nodes: Mapping[int, BaseNode], options: Mapping[str, Any]) -> Failed:
-    """Store nodes, all together or, where one is refused, each by itself; the errors, by place."""
+    """Store nodes in one call or, if that fails, one by one. Returns errors by position."""
     try:
         if nodes:
             view.add(list(nodes.values()), **options)
@@ -267,7 +267,7 @@ def _added(view: BasePydanticVectorStore, nodes: Mapping[int, BaseNode], options
 
 
 def _at(start: int, failed: Failed) -> Failed:
-    """Errors by place in the whole call."""
+    """Errors by position in the whole call."""
     return {start + place: error for place, error in failed.items()}
 
 
@@ -277,6 +277,6 @@ def _complain(nodes: Sequence[BaseNode], failed: Failed) -> None:
         raise PartialIndexError(ids, sorted(failed.items()))
 
 
-# So that what is persisted is loaded as this class, and not as one that asks for CLIP.
+# Registered, so that a persisted index is loaded as this class and not as one that needs CLIP.
 INDEX_STRUCT_TYPE_TO_INDEX_STRUCT_CLASS[ABCIndexDict.get_type()] = ABCIndexDict
 INDEX_STRUCT_TYPE_TO_INDEX_CLASS[ABCIndexDict.get_type()] = ABCMultiModalIndex

@@ -1,4 +1,4 @@
-"""LlamaIndex's nodes as abc-rag's records, and back."""
+"""Conversion of LlamaIndex nodes to records, and back."""
 
 from __future__ import annotations
 
@@ -38,40 +38,40 @@ __all__ = ["MISSING", "NODE_ID", "OF_KIND", "REF_DOC_ID", "node_id_of", "nodes_o
 
 logger = logging.getLogger(__name__)
 
-# The first two are LlamaIndex's own names for these.
+# The first two are LlamaIndex's own keys.
 _CONTENT = "_node_content"
 _TYPE = "_node_type"
 _PICTURED = "_node_has_picture"
-# In the metadata of a node whose picture is left out: where it should be, and what was wrong.
+# Metadata keys of a node whose picture is left out: its source, and the reason.
 MISSING = "missing_picture"
 _WHY = "missing_picture_reason"
 NODE_ID = "_node_id"
 REF_DOC_ID = "ref_doc_id"
 
-# What is asked of the store for nodes of a kind. A caption is a text to the store, and a picture to whoever asks.
+# Filters for the two kinds of nodes. To the store, a caption is a text; to the user, it is part of a picture.
 OF_KIND: dict[Modality, dict[str, Any]] = {
     "image": {"$or": [{"abc:modality": "image"}, {_PICTURED: True}]},
     "text": {"$and": [{"abc:modality": "text"}, {_PICTURED: {"$ne": True}}]},
 }
 
-# LlamaIndex's own `metadata_dict_to_node` makes a TextNode of an ImageDocument, without its picture.
+# LlamaIndex's own `metadata_dict_to_node` turns an ImageDocument into a TextNode without a picture.
 _TYPES: dict[str, type[BaseNode]] = {
     known.class_name(): known for known in (TextNode, ImageNode, IndexNode, Node, Document, ImageDocument)
 }
 
 
 def record_id(node_id: str, modality: Modality) -> str:
-    """Id of a node's record. A captioned picture has two records: one id would let one overwrite the other."""
+    """Id of a node's record. A captioned picture has two records, so the modality is part of the id."""
     return f"{modality}:{node_id}"
 
 
 def node_id_of(record: Record) -> str:
-    """Id of the node that a record was made from, or that is made from it."""
+    """Id of a record's node."""
     return str(record.metadata.get(NODE_ID, record.id))
 
 
 def record_of(node: BaseNode, modality: Modality, store: Store, limits: ImageLimits) -> Record:
-    """The record of a node, which comes back whole from it.
+    """The record of a node, from which the whole node is restored.
 
     Only metadata values that Chroma can filter by (str, int, float, bool) are searchable; the others, lists and
     nested ones, come back with the node. A picture given as base64 is copied into the store's folder and comes back
@@ -81,7 +81,7 @@ def record_of(node: BaseNode, modality: Modality, store: Store, limits: ImageLim
         InputError: A picture is wanted and there is none, or it cannot be kept.
     """
     searchable = _searchable(node)  # first, for what cannot be stored may not be dumped either
-    # Pictures and vectors are the record's own.
+    # Pictures and vectors are stored with the record.
     data = _disarmed(_dumped(node))
     data["embedding"] = None
     data.pop("text_embedding", None)
@@ -116,7 +116,7 @@ def _dumped(node: BaseNode) -> dict[str, Any]:
 
 
 def _searchable(node: BaseNode) -> dict[str, MetadataValue]:
-    """The metadata that can be filtered by; all of it comes back with the node.
+    """The metadata that can be filtered by. Other metadata is stored with the node as well.
 
     Raises:
         InputError: A value would not come back as it is.
@@ -144,7 +144,7 @@ def _searchable(node: BaseNode) -> dict[str, MetadataValue]:
 def _with_picture(
     record: Record, picture: bytes | Path | URL, node: BaseNode, store: Store, limits: ImageLimits
 ) -> Record:
-    """The record with its picture's place, and with the hash without which it is not opened again."""
+    """The record with its picture's source, and with the hash that is required to open it again."""
     if isinstance(picture, URL):
         record = replace(record, source=picture.url, source_type="url")
         if not limits.allow_urls:
@@ -163,11 +163,11 @@ def _with_picture(
 
 
 def nodes_of(records: Sequence[Record], store: Store, pictures: Pictures, *, with_bytes: bool) -> list[BaseNode | None]:
-    """The nodes of records: those they were made from, or new ones for what was stored without LlamaIndex.
+    """The nodes of records. What was stored without LlamaIndex becomes a new node.
 
-    LlamaIndex opens whatever path and fetches whatever URL a node has, without a question. So a node has its picture
-    only if that was opened here and is what was indexed; otherwise it is a ``TextNode`` whose metadata says what is
-    missing. What a damaged record was cannot be told: it is None, and a warning names it.
+    LlamaIndex opens any path and fetches any URL that a node has. So a node has its picture only if that was opened
+    here and is what was indexed; otherwise it is a ``TextNode`` whose metadata says what is missing. A damaged record
+    becomes None, and a warning names it.
 
     Args:
         records: From ``store``.
@@ -181,7 +181,7 @@ def nodes_of(records: Sequence[Record], store: Store, pictures: Pictures, *, wit
 
 
 def _owners(records: Iterable[Record], store: Store) -> dict[str, Record]:
-    """Caption's id -> the record of its picture, which knows where that is now: a store's folder may be moved."""
+    """Record id of a caption -> the picture's record, whose source is right even if the store has been moved."""
     captions = {
         record_id(node_id_of(record), "image"): record.id
         for record in records
@@ -218,7 +218,7 @@ def _node_of(record: Record, owner: Record, pictures: Pictures, with_bytes: bool
 
 
 def _bare_node(record: Record) -> tuple[BaseNode, bool]:
-    """A record's node with neither paths nor URLs, and whether a picture belongs into it."""
+    """A record's node without paths and URLs, and whether it should have a picture."""
     content = record.metadata.get(_CONTENT)
     if content is None:
         return _new_node(record), record.modality == "image"
@@ -232,7 +232,7 @@ def _bare_node(record: Record) -> tuple[BaseNode, bool]:
 
 
 def _disarmed(data: Any) -> Any:  # noqa: ANN401
-    """A node's data without anything that LlamaIndex would open, also in a node within it."""
+    """A node's data without anything that LlamaIndex would open, in nested nodes as well."""
     if isinstance(data, list):
         return [_disarmed(item) for item in data]
     if not isinstance(data, dict):
@@ -264,7 +264,7 @@ def _new_node(record: Record) -> BaseNode:
     metadata: dict[str, Any] = dict(record.metadata)
     if record.source:
         metadata.setdefault("source", record.source)
-    # Where something lies says nothing about what it is.
+    # A path is no content, so it is not embedded.
     hidden = ["source"] if record.source else []
     make = TextNode if record.modality == "text" else ImageNode
     return make(id_=record.id, text=record.text, metadata=metadata, excluded_embed_metadata_keys=hidden)
