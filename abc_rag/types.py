@@ -48,7 +48,7 @@ Vectors = npt.NDArray[np.float32]
 """float32 unit vectors, one a row: ``(n, dim)``; or one of them, ``(dim,)``."""
 Modality = Literal["text", "image"]
 SourceType = Literal["path", "url"]
-MetadataValue = str | int | float | bool
+MetadataValue = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 
 
 @dataclass(frozen=True)

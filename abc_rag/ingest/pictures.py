@@ -121,8 +121,8 @@ def index_images(
         images: Paths, `URL`, `DataURI`, bytes or PIL images.
         embedder: Makes the vectors.
         store: Receives them; must be of the same model.
-        ids: One id per picture. If not given: `abc_rag.store.image_id` of its content, so that equal pictures are one
-            record, with the caption and metadata of the last.
+        ids: One id per picture. If not given: `abc_rag.store.image_id` of its content, caption and metadata. So equal
+            pictures are one record only where these are equal too; that record has the last one's source.
         captions: One text per picture, stored beside it. It is not embedded.
         metadatas: One mapping per picture.
         facets: Instructions under which each picture gets a further vector; see `abc_rag.store.Store.add_facets`.
@@ -190,12 +190,14 @@ def _read(position: int, source: ImageSource, call: _Call) -> _Picture:
             mime_type = mime_type_of(given, limits=call.limits, name=describe_source(source))
         sha256 = hashlib.sha256(given).hexdigest()
     place, source_type = _place(source)
+    caption = "" if call.captions is None else call.captions[position]
+    metadata = {} if call.metadatas is None else call.metadatas[position]
     record = Record(
-        image_id(sha256) if call.ids is None else call.ids[position],
+        image_id(sha256, caption, metadata) if call.ids is None else call.ids[position],
         "image",
-        text="" if call.captions is None else call.captions[position],
+        text=caption,
         source=place,
-        metadata={} if call.metadatas is None else call.metadatas[position],
+        metadata=metadata,
         source_type=source_type,
         sha256=sha256,
         mime_type=mime_type,

@@ -175,7 +175,8 @@ class Store(ABC):
 
         Args:
             records: What to store; ids are required (see `text_id` and `image_id`). Metadata values
-                are str, int, float or bool; keys starting with ``abc:`` or ``chroma:`` are reserved.
+                are str, int, float, bool, or lists of one of these; numpy's scalars count as Python's. Keys
+                starting with ``abc:`` or ``chroma:`` are reserved.
             vectors: Shape ``(len(records), dim)``. Rows need not have unit length; they are stored so.
 
         Returns:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +28,31 @@ def text_id(text: str) -> str:
     return "text-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def image_id(sha256: str) -> str:
-    """Id of a picture, from the SHA-256 of its content (64 hexadecimal digits).
+def image_id(sha256: str, text: str = "", metadata: Mapping[str, MetadataValue] | None = None) -> str:
+    """Id of a picture: equal pictures with equal captions and metadata have equal ids, and only they.
+
+    Args:
+        sha256: The SHA-256 of its content, as 64 hexadecimal digits.
+        text: Its caption.
+        metadata: Its metadata.
 
     Raises:
         InputError: ``sha256`` is not one.
     """
     if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise InputError(f"sha256 must be 64 hexadecimal digits, not {sha256!r}")
-    return "image-" + sha256[:32].lower()
+    id_ = "image-" + sha256[:32].lower()
+    if not text and not metadata:
+        return id_
+    # What cannot be stored is refused later, with a better message.
+    content = json.dumps(
+        [text, {str(key): value for key, value in (metadata or {}).items()}], sort_keys=True, default=_plain
+    )
+    return f"{id_}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) and not isinstance(value, np.datetime64) else repr(value)
 
 
 def checked_ids(ids: Iterable[str]) -> list[str]:
@@ -142,11 +161,16 @@ def _checked(record: Record) -> Record:
 
 
 def _plain_value(value: object, where: str) -> MetadataValue:
-    """A metadata value that comes back from a store as it went in.
+    if not isinstance(value, list):
+        return _scalar(value, where)
+    items = [_scalar(item, f"{where}[{position}]") for position, item in enumerate(value)]
+    kinds = {type(item) for item in items}
+    if len(kinds) != 1:
+        raise InputError(f"{where}: a list must hold values, all of one type (str, int, float or bool), not {value!r}")
+    return cast("MetadataValue", items)
 
-    Raises:
-        InputError: It would not; the message starts with ``where``.
-    """
+
+def _scalar(value: object, where: str) -> str | int | float | bool:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool):
@@ -162,4 +186,11 @@ def _plain_value(value: object, where: str) -> MetadataValue:
         if not math.isfinite(value):
             raise InputError(f"{where}: {value} cannot be stored; leave the key out")
         return float(value)
-    raise InputError(f"{where}: values must be str, int, float or bool, not {type(value).__name__}")
+    remedy = ""
+    if value is None or (isinstance(value, date) and value != value):  # pandas' NaT equals nothing, itself included
+        remedy = "; leave the key out"
+    elif isinstance(value, date):
+        remedy = "; store its ISO text (value.isoformat()), which filters compare as a date"
+    raise InputError(
+        f"{where}: values must be str, int, float, bool or a list of one of these, not {type(value).__name__}{remedy}"
+    )

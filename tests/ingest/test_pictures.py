@@ -278,13 +278,22 @@ def test_facets(store: ChromaStore) -> None:
 # -- again -----------------------------------------------------------------------------------------
 
 
-def test_equal_pictures_are_one(store: ChromaStore) -> None:
+def test_pictures_are_one_only_where_caption_and_metadata_are_equal_too(store: ChromaStore) -> None:
     red, blue = encoded("red"), encoded("blue")
     embedder = Counting()
-    ids = index_images([red, blue, red], embedder, store, captions=["first", "blue", "last"], facets=[LEFT])
-    assert ids == [image_id(sha256(data)) for data in (red, blue, red)]
-    assert (store.count(), embedder.embedded) == (2, 4)
-    assert store.get(ids[:1])[0].text == "last"
+    captions, metadatas = ["a", "", "b", "a", ""], [{"sku": 1}, {}, {"sku": 1}, {"sku": 1}, {"sku": 2}]
+    ids = index_images(
+        [red, blue, red, red, red], embedder, store, captions=captions, metadatas=metadatas, facets=[LEFT]
+    )
+    assert ids[1] == image_id(sha256(blue))
+    assert ids[0] == ids[3] == image_id(sha256(red), "a", {"sku": 1})
+    assert len(set(ids)) == store.count() == 4
+    # Each picture is embedded once, however many records show it.
+    assert embedder.embedded == 4
+    assert [(r.text, r.metadata) for r in store.get(ids)] == list(zip(captions, metadatas, strict=True))
+    # A later call takes none of them away.
+    (later,) = index_images([red], embedder, store, metadatas=[{"sku": 3}])
+    assert store.has([*ids, later]) == {*ids, later}
 
 
 def test_equal_pictures_under_ids_of_their_own(store: ChromaStore) -> None:

@@ -1,16 +1,20 @@
 """The contract of a store, over every store there is: Chroma in a directory, and Chroma on a server on loopback."""
 
+import datetime as dt
 import math
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import MakeStore
 from store_helpers import ONE, TWO, texts, unit, vectors
 
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
+from abc_rag.store.filters import matches, parse
 from abc_rag.types import Record
 
 # -- records in, records out ---------------------------------------------------------------------
@@ -31,6 +35,87 @@ def test_what_goes_in_comes_out(make: MakeStore) -> None:
     assert list(store.ids()) == ["a", "b", "c"]
     assert store.has(["a", "zzz"]) == {"a"}
     assert (store.count(), store.dim) == (3, 4)
+
+
+def test_lists_and_numpy_scalars_come_back_as_pythons(make: MakeStore) -> None:
+    store = make()
+    given = {"tags": ["red", "ü"], "sizes": [1, 2], "shares": [0.5], "flags": [True, False], "n": np.int64(3)}
+    given |= {"x": np.float32(0.5), "yes": np.bool_(True), "s": np.str_("word"), "mixed": [np.int8(1), 2]}
+    store.add([Record("a", "text", metadata=given)], [[1.0, 0.0]])
+    (back,) = store.get(["a"])
+    assert back.metadata == {**given, "mixed": [1, 2]}
+    assert {type(value) for value in back.metadata.values()} == {list, int, float, bool, str}
+    assert back == store.search([1.0, 0.0])[0].record
+
+
+DATED = {"old": "2020-01-01", "new": "2024-05-06", "noon": "2024-05-06T12:00:00+02:00", "word": "yesterday"}
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ({"p": 1, "q": "x"}, "a"),
+        ({"p": {"$gte": 1, "$lte": 2}}, "a b c"),
+        ({"p": {"$gt": 1, "$lt": 2}}, "c"),
+        ({"$and": [{"p": 1}]}, "a b"),
+        ({"$or": [{"p": 1, "q": "y"}, {"p": 1.5}]}, "b c"),
+        ({"p": 1.0}, "a b"),
+        ({"p": True}, "d"),
+        ({"p": {"$in": [1, 1.5, "1", True]}}, "a b c d"),
+        ({"p": {"$nin": [1, 1.5]}}, "d e old new noon word"),
+        ({"p": np.int64(1)}, "a b"),
+        ({"tags": {"$contains": "red"}}, "a b"),
+        ({"tags": {"$not_contains": "red"}}, "c d e old new noon word"),
+        ({"sizes": {"$contains": 2}}, "a"),
+        ({"sizes": {"$contains": 2.0}}, "a"),
+        ({"shares": {"$contains": 1}}, "a"),
+        ({"day": {"$gte": "2022-01-01"}}, "new noon"),
+        ({"day": {"$gte": dt.date(2022, 1, 1), "$lt": dt.date(2024, 5, 7)}}, "new noon"),
+        ({"day": {"$lt": "2024-05-06T10:00:01Z", "$gt": dt.datetime(2024, 5, 6, 9)}}, "noon"),
+        ({"day": "2024-05-06"}, "new"),
+        ({"day": dt.date(2024, 5, 6)}, "new"),
+        ({"day": {"$in": [dt.date(2020, 1, 1), "yesterday"]}}, "old word"),
+        ({"day": {"$ne": dt.date(2020, 1, 1)}}, "a b c d e new noon word"),
+        ({"missing": {"$ne": 1}}, "a b c d e old new noon word"),
+        ({"abc:modality": "image"}, "e"),
+        ({"abc:source": "e.png", "abc:modality": {"$ne": "text"}}, "e"),
+    ],
+)
+def test_what_filters_let_through(make: MakeStore, where: dict[str, object], expected: str) -> None:
+    """The same by the store's own search and by the rules over records."""
+    store = make()
+    records = [
+        Record("a", "text", metadata={"p": 1, "q": "x", "tags": ["red", "sale"], "sizes": [1, 2], "shares": [1.0]}),
+        Record("b", "text", metadata={"p": 1, "q": "y", "tags": ["red"], "sizes": [3]}),
+        Record("c", "text", metadata={"p": 1.5, "tags": ["blue"]}),
+        Record("d", "text", metadata={"p": True}),
+        Record("e", "image", "", "e.png"),
+        *(Record(name, "text", metadata={"day": day}) for name, day in DATED.items()),
+    ]
+    store.add(records, vectors(len(records)))
+    assert {hit.id for hit in store.search(vectors(1)[0], 20, where)} == set(expected.split())
+    assert {record.id for record in records if matches(parse(where), record)} == set(expected.split())
+
+
+@pytest.mark.parametrize("wanted", [1.5, -1.5, 0.5, 1, 1.0, -2])
+def test_numbers_with_and_without_a_fraction_compare_as_numbers(make: MakeStore, wanted: float) -> None:
+    numbers: list[float] = [1, 2, 1.0, 1.5, 2.0, -1, -2, -1.5, 0, 0.5, -0.5]
+    store = make()
+    store.add([Record(f"n{i}", "text", metadata={"n": n}) for i, n in enumerate(numbers)], vectors(len(numbers)))
+    comparisons: dict[str, Callable[[float], bool]] = {
+        "$eq": lambda n: n == wanted,
+        "$ne": lambda n: n != wanted,
+        "$gt": lambda n: n > wanted,
+        "$gte": lambda n: n >= wanted,
+        "$lt": lambda n: n < wanted,
+        "$lte": lambda n: n <= wanted,
+    }
+    for name, holds in comparisons.items():
+        expected = {f"n{i}" for i, n in enumerate(numbers) if holds(n)}
+        assert {hit.id for hit in store.search(vectors(1)[0], 20, {"n": {name: wanted}})} == expected, name
+    for name, inside in (("$in", True), ("$nin", False)):
+        expected = {f"n{i}" for i, n in enumerate(numbers) if (n in (wanted, 2)) == inside}
+        assert {hit.id for hit in store.search(vectors(1)[0], 20, {"n": {name: [wanted, 2]}})} == expected, name
 
 
 def test_an_empty_store_answers(make: MakeStore) -> None:
@@ -247,7 +332,17 @@ def test_bad_vectors_are_refused(make: MakeStore, rows: object, message: str) ->
         ({"k": math.nan}, "nan"),
         ({"k": math.inf}, "inf"),
         ({"k": None}, "NoneType"),
-        ({"k": ["a"]}, "list"),
+        ({"k": []}, "list must hold values"),
+        ({"k": ["a", 1]}, "all of one type"),
+        ({"k": [1, math.nan]}, r"\[1\]: nan"),
+        ({"k": [["a"]]}, r"\[0\].*not list"),
+        ({"k": ("a",)}, "not tuple"),
+        ({"k": np.array([1, 2])}, "ndarray"),
+        ({"k": np.float64("nan")}, "nan"),
+        ({"k": np.datetime64("2024-01-01")}, "isoformat"),
+        ({"k": dt.date(2024, 1, 1)}, "isoformat"),
+        ({"k": dt.datetime(2024, 1, 1)}, "isoformat"),
+        ({"k": pd.NaT}, "NaT.*leave the key out"),
         ({"k": {"a": 1}}, "dict"),
         ({"k": 2**63}, "64 bits"),
         ({"k": "\udcff"}, "Unicode"),

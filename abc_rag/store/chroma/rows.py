@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from abc_rag.errors import InputError
 from abc_rag.store.filters import (
@@ -100,30 +101,57 @@ def to_where(condition: Condition | None) -> dict[str, Any] | None:
         return {"$and" if isinstance(condition, All) else "$or": [to_where(part) for part in condition.parts]}
     key, name, value = condition.key, condition.operator, condition.value
     if isinstance(value, tuple):
-        # Chroma wants the values of a list to be of one type.
-        groups: dict[str, list[Any]] = {}
-        for one in value:
-            kind = type(one).__name__
-            groups.setdefault("float" if kind == "int" else kind, []).append(one)
-        parts = [_list_test(key, name, kind, ones) for kind, ones in groups.items()]
-        return parts[0] if len(parts) == 1 else {"$or" if name == "$in" else "$and": parts}
+        return _list_test(key, name == "$in", value)
     if isinstance(value, Moment):
         return {_AT + key: {name: value.seconds}}
-    if name in ("$contains", "$not_contains") and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, str) or isinstance(value, bool):
+        return {key: {name: value}}
+    if name in ("$contains", "$not_contains"):
         # In lists Chroma tells 1 from 1.0.
-        whole = [int(value)] if value == int(value) else []
-        parts = [{key: {name: one}} for one in [float(value), *whole]]
-        return parts[0] if len(parts) == 1 else {"$or" if name == "$contains" else "$and": parts}
+        whole = [int(value)] if _is_whole(value) else []
+        return _joined("$or" if name == "$contains" else "$and", [{key: {name: one}} for one in [float(value), *whole]])
+    return {key: {name: value}} if _is_whole(value) else _fraction_test(key, name, value)
+
+
+def _list_test(key: str, is_in: bool, values: Sequence[object]) -> dict[str, Any]:
+    """``$in`` or ``$nin``; Chroma wants the values of a list to be of one type."""
+    groups: dict[str, list[Any]] = {}
+    for one in values:
+        kind = "number" if isinstance(one, (int, float)) and not isinstance(one, bool) else type(one).__name__
+        groups.setdefault(kind, []).append(one)
+    parts: list[dict[str, Any]] = []
+    for kind, ones in groups.items():
+        if kind == "number":
+            parts += [_fraction_test(key, "$eq" if is_in else "$ne", one) for one in ones if not _is_whole(one)]
+            ones = [int(one) for one in ones if _is_whole(one)]
+        name = _AT + key if kind == "Moment" else key
+        ones = [one.seconds if isinstance(one, Moment) else one for one in ones]
+        if ones:
+            parts.append({name: {"$in" if is_in else "$nin": ones}})
+    return _joined("$or" if is_in else "$and", parts)
+
+
+def _is_whole(value: float) -> bool:
+    return value == int(value) and -(2**63) <= value < 2**63
+
+
+def _fraction_test(key: str, name: str, value: float) -> dict[str, Any]:
+    """A comparison with a number that has a fraction, which Chroma cuts off before it compares whole numbers."""
+    if name == "$eq":
+        return {"$and": [_fraction_test(key, "$gte", value), _fraction_test(key, "$lte", value)]}
+    if name == "$ne":
+        return {"$or": [{key: {"$ne": value}}, {key: {"$eq": int(value)}}]}
+    # Towards zero is down for positive numbers and up for negative ones: an operator that goes wrong there is
+    # replaced by its neighbour at the next number.
+    if value > 0 and name in ("$gte", "$lt"):
+        return {key: {{"$gte": "$gt", "$lt": "$lte"}[name]: math.nextafter(value, -math.inf)}}
+    if value < 0 and name in ("$gt", "$lte"):
+        return {key: {{"$gt": "$gte", "$lte": "$lt"}[name]: math.nextafter(value, math.inf)}}
     return {key: {name: value}}
 
 
-def _list_test(key: str, name: str, kind: str, values: list[Any]) -> dict[str, Any]:
-    if kind == "Moment":
-        return {_AT + key: {name: [cast("Moment", one).seconds for one in values]}}
-    if kind == "float":
-        whole = all(isinstance(one, int) for one in values)
-        return {key: {name: values if whole else [float(one) for one in values]}}
-    return {key: {name: values}}
+def _joined(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    return parts[0] if len(parts) == 1 else {name: parts}
 
 
 def batches(sizes: Sequence[int], most: int, most_bytes: int) -> Iterator[slice]:
