@@ -18,7 +18,7 @@ from abc_rag.errors import InputError
 from abc_rag.store.pictures import KEPT
 from abc_rag.types import MetadataValue, Record, Vectors
 
-__all__ = ["checked_ids", "checked_instruction", "checked_records", "image_id", "text_id", "unit_rows"]
+__all__ = ["checked_ids", "checked_instruction", "checked_records", "filterable", "image_id", "text_id", "unit_rows"]
 
 _RESERVED = ("abc:", "chroma:")
 
@@ -49,6 +49,32 @@ def image_id(sha256: str, text: str = "", metadata: Mapping[str, MetadataValue] 
         [text, {str(key): value for key, value in (metadata or {}).items()}], sort_keys=True, default=_plain
     )
     return f"{id_}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def filterable(value: object) -> MetadataValue | None:
+    """What stands for a value in filters, in the stores of frameworks that keep the value itself elsewhere.
+
+    Returns:
+        Plain values as they are, numpy's as Python's, dates as ISO 8601 text, lists and tuples of such values as a list
+        of one type (whole numbers among others become floats); None for everything else.
+    """
+    if isinstance(value, (list, tuple)):
+        items = [filterable(item) for item in value]
+        if any(item is None or isinstance(item, list) for item in items):
+            return None
+        kinds = {type(item) for item in items}
+        if kinds == {int, float}:
+            return [float(item) for item in items]  # type: ignore[arg-type]
+        return cast("MetadataValue", items) if len(kinds) == 1 else None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, date):
+        return value.isoformat() if value == value else None  # pandas' NaT equals nothing
+    if isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else None
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def _plain(value: object) -> object:

@@ -17,6 +17,7 @@ from pydantic import PrivateAttr
 
 from abc_rag import Hit, Record
 from abc_rag.errors import InputError
+from abc_rag.store import filterable
 from abc_rag.types import MetadataValue
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def stored_metadata(metadata: Mapping[str, Any] | None, document: str) -> dict[s
     for key, value in (metadata or {}).items():
         where = f"{document}: metadata key {key!r}"
         whole[_key(key, where)] = _encoded(value, where, 0)
-        if key and (plain := _native(value)) is not None:
+        if key and (plain := filterable(value)) is not None:
             native[key] = plain
         complete = complete and bool(key) and isinstance(value, (str, int, float, np.generic)) and key in native
     if not complete:
@@ -218,16 +219,6 @@ def refuse_picture(metadata: Mapping[str, Any] | None, where: str) -> None:
             raise InputError(
                 f"{where} is a picture from a store, and would be stored as a text; pass its source to add_images"
             )
-
-
-def _native(value: object) -> MetadataValue | None:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, (datetime, date)):
-        return value.isoformat() if value == value else None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if -(2**63) <= value < 2**63 else None
-    return value if isinstance(value, (bool, float, str)) else None
 
 
 def _key(key: object, where: str) -> str:

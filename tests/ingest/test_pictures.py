@@ -307,7 +307,8 @@ def test_adding_again_does_not_embed_again(store: ChromaStore) -> None:
     ids = index_images(images, Counting(), store, metadatas=[{"page": 1}, {"page": 2}])
     vectors = store.vectors(ids)
     embedder = Counting()
-    assert index_images(images, embedder, store, captions=["r", "b"]) == ids
+    assert index_images(images, embedder, store, metadatas=[{"page": 1}, {"page": 2}]) == ids
+    assert index_images(images, embedder, store, ids=ids, captions=["r", "b"]) == ids
     assert embedder.embedded == 0
     assert [(record.text, record.metadata) for record in store.get(ids)] == [("r", {}), ("b", {})]
     for id_, row in store.vectors(ids).items():

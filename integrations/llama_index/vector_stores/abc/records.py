@@ -31,7 +31,7 @@ from abc_rag import URL, ImageLimits, Record
 from abc_rag.errors import ImageError, InputError
 from abc_rag.images import describe_source, mime_type_of, read_bytes
 from abc_rag.search import Pictures
-from abc_rag.store import Store
+from abc_rag.store import Store, filterable
 from abc_rag.types import MetadataValue, Modality
 
 __all__ = ["MISSING", "NODE_ID", "OF_KIND", "REF_DOC_ID", "node_id_of", "nodes_of", "record_id", "record_of"]
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # The first two are LlamaIndex's own keys.
 _CONTENT = "_node_content"
+# The metadata keys whose values were dates or times, which JSON has as text.
+_DATES = "_node_dates"
 _TYPE = "_node_type"
 _PICTURED = "_node_has_picture"
 # Metadata keys of a node whose picture is left out: its source, and the reason.
@@ -102,6 +104,9 @@ def record_of(node: BaseNode, modality: Modality, store: Store, limits: ImageLim
     if node.ref_doc_id:
         own[REF_DOC_ID] = node.ref_doc_id
     own[_CONTENT] = json.dumps(data, ensure_ascii=False)
+    dates = {key: type(value).__name__ for key, value in node.metadata.items() if type(value) in (date, datetime)}
+    if dates:
+        own[_DATES] = json.dumps(dates)
     own[_TYPE] = next(name for c in type(node).__mro__ for name, known in _TYPES.items() if c is known)
     return replace(record, metadata={**searchable, **own})
 
@@ -132,10 +137,9 @@ def _searchable(node: BaseNode) -> dict[str, MetadataValue]:
         elif isinstance(value, date) and value != value:  # pandas' NaT
             problem = f"{value} cannot be stored; leave the key out, or store None"
         else:
-            if isinstance(value, (datetime, date)):
-                value = value.isoformat()
-            if isinstance(value, (str, int, float, bool)):
-                found[key] = value
+            plain = filterable(value)
+            if plain is not None:
+                found[key] = plain
             continue
         raise InputError(f"node {node.node_id!r}: metadata key {key!r}: {problem}")
     return found
@@ -226,6 +230,8 @@ def _bare_node(record: Record) -> tuple[BaseNode, bool]:
     if not isinstance(data, dict):
         raise TypeError(f"its node is a {type(data).__name__}")
     node = _TYPES[str(record.metadata[_TYPE])].from_dict(_disarmed(data))
+    for key, kind in json.loads(str(record.metadata.get(_DATES, "{}"))).items():
+        node.metadata[key] = (date if kind == "date" else datetime).fromisoformat(node.metadata[key])
     if isinstance(node, TextNode):
         node.text = record.text
     return node, isinstance(node, (ImageNode, Node)) and bool(record.metadata.get(_PICTURED))
