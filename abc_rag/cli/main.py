@@ -26,6 +26,7 @@ from abc_rag.cli.index import index
 from abc_rag.cli.info import info
 from abc_rag.cli.output import plain_logs, say, tell, visible
 from abc_rag.cli.records import list_records, remove, show, stats
+from abc_rag.cli.store import store
 from abc_rag.cli.train import train
 from abc_rag.errors import ABCRagError, InputError
 
@@ -58,6 +59,7 @@ app.command()(ask)
 app.command("list")(list_records)
 for _command in (show, remove, stats, embed, info, demo, bench):
     app.command()(_command)
+app.add_typer(store, name="store")
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(train, name="train")
 app.add_typer(export, name="export")

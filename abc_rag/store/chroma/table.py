@@ -33,7 +33,7 @@ _MOST_TIES = 1000
 _COLUMNS: dict[Column, Include] = {"ids": [], "records": RECORD, "vectors": ["embeddings"]}
 # Chroma looks up everything that a filter lets through before it searches. Where enough of the nearest records pass,
 # looking at these costs less; where only few pass at all, comparing with each of them does.
-_LEAST_CANDIDATES = 64
+_LEAST_CANDIDATES = 16
 _MOST_CANDIDATES = 2000
 
 # Distances with ids, nearest first, equal ones in the order of ids.
@@ -218,7 +218,7 @@ class ChromaTable(Table):
     ) -> list[Ranking]:
         """The ``k`` nearest of each row that match; the records that were looked at are added to ``records``."""
         found: dict[int, Ranking] = {}
-        numbers, n = list(range(len(rows))), max(_LEAST_CANDIDATES, 8 * k)
+        numbers, n = list(range(len(rows))), max(_LEAST_CANDIDATES, 3 * k)
         while numbers and n <= _MOST_CANDIDATES:
             rankings = self._ask(rows[numbers], n, None, collection)
             self._look_up((id_ for ranking in rankings for _, id_ in ranking), records, collection)

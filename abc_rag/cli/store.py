@@ -1,0 +1,58 @@
+"""The commands ``abc-rag store check | repair``: whether everything that is stored can be found."""
+
+from __future__ import annotations
+
+import typer
+
+from abc_rag.cli.options import (
+    DEFAULT_STORE,
+    CollectionOption,
+    JsonOption,
+    StoreOption,
+    UrlOption,
+    open_store,
+    require_filled,
+)
+from abc_rag.cli.output import print_json, say
+
+__all__ = ["store"]
+
+store = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Check that everything stored can be found, or repair the index."
+)
+
+_SHOWN = 20
+
+
+@store.command()
+def check(
+    store: StoreOption = DEFAULT_STORE,
+    url: UrlOption = None,
+    collection: CollectionOption = "abc",
+    as_json: JsonOption = False,
+) -> None:
+    """Search for every record by its own vector; exit status 1 if one is not found (then: abc-rag store repair)."""
+    require_filled(store, url, collection)
+    with open_store(store, url, collection, None) as opened:
+        problems, count = opened.check(), opened.count()
+    if as_json:
+        print_json({"records": count, "problems": problems})
+    else:
+        for problem in problems[:_SHOWN]:
+            say(problem)
+        if len(problems) > _SHOWN:
+            say(f"and {len(problems) - _SHOWN} more")
+        say(f"{count} records, {len(problems)} problems" if problems else f"{count} records, all are found")
+    if problems:
+        raise typer.Exit(1)
+
+
+@store.command()
+def repair(
+    store: StoreOption = DEFAULT_STORE,
+    collection: CollectionOption = "abc",
+) -> None:
+    """Build the index of a store's folder anew from its journal, without the model."""
+    require_filled(store, None, collection)
+    with open_store(store, None, collection, None) as opened:
+        say(f"{opened.repair()} records, the index is built anew")
