@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,3 +23,14 @@ def as_input(case: dict[str, Any]) -> Text | Image | InstructedImage:
         return Text(case["text"])
     source = str(FIXTURE / case["image"])
     return Image(source) if case["kind"] == "image" else InstructedImage(source, case["text"])
+
+
+def run_script(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that imports what this process can import."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n" + textwrap.dedent(program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300.0,
+        check=False,
+    )

@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -58,6 +57,7 @@ from abc_rag.adapters.chroma_settings import (
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.load import default_model, load_embedder, local_revision
 from abc_rag.embedding.options import EmbedderOptions
+from abc_rag.embedding.threads import ForkSafeLock
 from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
 from abc_rag.images.open import open_image
 from abc_rag.models.abc.loader import ABCCheckpoint
@@ -308,7 +308,7 @@ def _raise_with_position(inputs: Sequence[Input]) -> None:
 # Embedders by their settings, the files' revision among them: files that changed meanwhile are loaded anew.
 _ALIVE: WeakValueDictionary[str, Embedder] = WeakValueDictionary()
 _RECENT: deque[Embedder] = deque(maxlen=2)  # keeps them alive between calls on a reopened collection
-_MAKING = threading.Lock()
+_MAKING = ForkSafeLock()
 
 
 def _shared_embedder(settings: str) -> Embedder:

@@ -1,4 +1,4 @@
-"""Threads for calls that an event loop must not wait for, apart from the loop's shared pool, which others may fill."""
+"""Threads beside an event loop, and locks that a forked child does not find taken."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import asyncio
 import contextvars
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
-__all__ = ["Worker", "in_thread"]
+__all__ = ["ForkSafeLock", "Worker", "in_thread"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,6 +68,66 @@ class Worker:
 in_thread = Worker("abc-rag-await", threads=8).run
 """`Worker.run` of the worker that everything in this process shares."""
 
-# A lock that another thread holds at the time of a fork would stay locked in the child.
+
+class ForkSafeLock:
+    """A reentrant lock for what takes long, such as loading a model.
+
+    A lock that another thread holds at the time of a fork stays locked in the child, where nobody releases it. So a fork
+    waits until this one is free. It does not wait for ever (a model may be downloading); the child then finds the lock
+    free, and what it protects half done.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._patience_s = _FORK_WAIT_S
+        with _starting:
+            _locks.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def acquire_before_fork(self) -> bool:
+        """Whether the lock is held now; a second fork does not wait again for what the first gave up on."""
+        held = self._lock.acquire(timeout=self._patience_s)
+        self._patience_s = _FORK_WAIT_S if held else 0.0
+        return held
+
+    def release_after_fork(self, *, in_child: bool, held: bool) -> None:
+        """Undo `acquire_before_fork`; in the child the lock is free in any case."""
+        if in_child:
+            self._lock = threading.RLock()
+        elif held:
+            self._lock.release()
+
+
+_FORK_WAIT_S = 60.0
+_locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
+_taken: list[ForkSafeLock] = []  # by the thread that forks, between the two sides of a fork
+
+
+def _before_fork() -> None:
+    with _starting:
+        locks = list(_locks)
+    held = [lock for lock in locks if lock.acquire_before_fork()]
+    _starting.acquire()
+    _taken[:] = held
+
+
+def _after_fork(*, in_child: bool) -> None:
+    held = set(map(id, _taken))
+    locks = list(_locks) if in_child else list(_taken)
+    _taken.clear()
+    for lock in locks:
+        lock.release_after_fork(in_child=in_child, held=id(lock) in held)
+    _starting.release()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=partial(_after_fork, in_child=False),
+        after_in_child=partial(_after_fork, in_child=True),
+    )

@@ -28,6 +28,7 @@ Everything here may be called from several threads at once.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ __all__ = ["OpenedImage", "content_hash", "mime_type_of", "open_image", "open_pi
 
 # Pillow is not safe when two threads load one lazily opened image.
 _LOADING = threading.Lock()
+if hasattr(os, "register_at_fork"):  # the child would find it taken for good
+    os.register_at_fork(before=_LOADING.acquire, after_in_parent=_LOADING.release, after_in_child=_LOADING.release)
 
 
 @dataclass(frozen=True, eq=False)

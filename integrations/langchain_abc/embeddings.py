@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ from abc_rag import (
     Text,
     load_embedder,
 )
+from abc_rag.embedding.threads import ForkSafeLock
 from abc_rag.errors import InputError
 from langchain_abc._incoming import listed
 
@@ -254,7 +254,7 @@ class _Runtime:
     """The embedder of an `ABCEmbeddings`, which is not part of its value."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._made: tuple[tuple[object, ...], Embedder] | None = None
 
     def embedder(self, settings: tuple[object, ...], load: Callable[[], Embedder]) -> Embedder:

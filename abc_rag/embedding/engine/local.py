@@ -21,11 +21,11 @@ import numpy as np
 from abc_rag.embedding.embedder import BatchSize, Embedder
 from abc_rag.embedding.engine.caches import DiskTier, TensorCache
 from abc_rag.embedding.engine.preparation import Preparation
-from abc_rag.embedding.engine.runner import JOIN_S, BatchReport, ModelThread, Reports, Runner
+from abc_rag.embedding.engine.runner import JOIN_S, BatchReport, ModelThread, Reports, Runner, release_freed_memory
 from abc_rag.embedding.engine.scheduler import Request, Scheduler
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.embedding.settings import EngineSettings
-from abc_rag.embedding.threads import in_thread
+from abc_rag.embedding.threads import ForkSafeLock, in_thread
 from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.models.family import Family, FamilyFacts
 from abc_rag.types import DataURI, Fingerprint, ImageSource, Input, Vectors
@@ -120,7 +120,7 @@ class LocalEmbedder(Embedder):
         self.settings = settings or EngineSettings()
         self._owner: ModelThread | None = None
         self._pid = os.getpid()
-        self._loading = threading.RLock()
+        self._loading = ForkSafeLock()
         self._machine: _Machine | None = None
         self._facts: FamilyFacts | None = None
         self._ending: weakref.finalize[[], LocalEmbedder] | None = None
@@ -200,6 +200,7 @@ class LocalEmbedder(Embedder):
             ending, self._ending, self._machine = self._ending, None, None
         if ending is not None:
             ending()
+            release_freed_memory()
 
     def _loaded(self) -> ModelThread:
         with self._loading:

@@ -94,8 +94,9 @@ class Preparation:
             self._start_one()
 
     def close(self) -> None:
-        """End the processes; the threads end when the scheduler stops."""
+        """End the processes and the watchdog; the threads end when the scheduler stops."""
         self.processes.close()
+        self._watchdog.close()
 
     def join(self, seconds: float) -> None:
         """Wait for the threads, but for those that were left behind with a picture."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from abc_rag.errors import ABCRagError, InputError
 from abc_rag.models.family import Family, Picture
 from abc_rag.types import Vectors
 
-__all__ = ["JOIN_S", "BatchReport", "ModelThread", "Reports", "Runner", "is_out_of_memory"]
+__all__ = ["JOIN_S", "BatchReport", "ModelThread", "Reports", "Runner", "is_out_of_memory", "release_freed_memory"]
 
 # A block of this size, freed once, raises the allocator's thresholds (see `_keep_freed_memory`); it learns from blocks
 # of up to 32 MiB.
@@ -122,6 +123,8 @@ class ModelThread(threading.Thread):
         self._jobs.put(None)
         if self is not threading.current_thread():
             self.join(JOIN_S)
+        self._loaded = Future()  # whoever refers to this thread keeps no weights
+        release_freed_memory()
 
 
 class Runner:
@@ -380,6 +383,15 @@ def _keep_freed_memory() -> None:
     the system again and again. Having freed something larger, it does neither. Elsewhere this does nothing.
     """
     torch.empty(_FREED_BYTES, dtype=torch.uint8)  # never touched, so it costs no memory
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what GNU's allocator has kept (see `_keep_freed_memory`); elsewhere nothing happens.
+
+    Threads come and go with embedders, and each may have left tens of megabytes to an arena that no other thread uses.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

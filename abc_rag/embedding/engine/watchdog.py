@@ -11,6 +11,10 @@ from contextlib import contextmanager
 
 __all__ = ["Watchdog"]
 
+# How long the thread stays without a block to watch: starting one for each picture would cost more than the picture.
+_IDLE_S = 10.0
+_JOIN_S = 10.0
+
 
 class Watchdog:
     """Calls somebody where a block of code takes too long; one thread for all blocks, while there are any."""
@@ -21,6 +25,16 @@ class Watchdog:
         self._over: set[int] = set()
         self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
+        self._idle_s = _IDLE_S
+
+    def close(self) -> None:
+        """End the thread as soon as no block is left, not only after some idle time."""
+        with self._changed:
+            self._idle_s = 0.0
+            thread = self._thread
+            self._changed.notify()
+        if thread is not None and thread is not threading.current_thread() and not self._due:
+            thread.join(_JOIN_S)
 
     @contextmanager
     def limit(self, seconds: float, overdue: Callable[[], None]) -> Iterator[None]:
@@ -44,16 +58,16 @@ class Watchdog:
                     self._over.clear()
 
     def _watch(self) -> None:
-        idle_until = time.monotonic() + 10.0
+        idle_since = time.monotonic()
         while True:
             with self._changed:
                 now = time.monotonic()
-                if not self._due and now >= idle_until:
+                if self._due:
+                    idle_since = now
+                until = self._due[0][0] if self._due else idle_since + self._idle_s
+                if not self._due and now >= until:
                     self._thread = None
                     return
-                if self._due:
-                    idle_until = now + 10.0
-                until = self._due[0][0] if self._due else idle_until
                 if until > now:
                     self._changed.wait(until - now)
                     continue

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from helpers import FIXTURE, TOLERANCE, as_input
+from helpers import FIXTURE, TOLERANCE, as_input, run_script
 from toy_family import Toy, png
 
 from abc_rag import Image, Input, InstructedImage, Text
@@ -281,3 +281,41 @@ def test_the_fixture_has_bad_neighbours_too(tiny: Embedder, cases: Any, goldens:
     assert str(found[6]).startswith("input 6: a text holds half a character")
     for case, vector in zip(chosen, found[1:5], strict=True):
         assert np.abs(vector - goldens[f"{case['id']}.embedding"].numpy()).max() < TOLERANCE
+
+
+# --- What is left of an embedder --------------------------------------------------------------------------
+
+
+def test_a_closed_and_dropped_embedder_leaves_no_threads_and_no_memory() -> None:
+    done = run_script(
+        """
+        import gc, os, threading
+        import PIL.Image
+        from abc_rag import Image, InstructedImage, Text, load_embedder
+
+        picture = PIL.Image.new("RGB", (64, 64), "red")
+
+        def one(number):
+            embedder = load_embedder("abc-mini", device="cpu")
+            embedder.embed([Text(f"passage {number}"), Image(picture), InstructedImage(picture, "the colour")])
+            embedder.close()
+
+        def left():
+            gc.collect()
+            ours = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("abc-rag"))
+            pages = int(open("/proc/self/statm").read().split()[1]) if os.path.exists("/proc/self/statm") else 0
+            return ours, threading.active_count(), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+        for number in range(5):
+            one(number)
+        ours, count, before = left()
+        assert ours == [], ours
+        for number in range(25):
+            one(number)
+        ours, again, after = left()
+        assert (ours, again) == ([], count), (ours, again, count)
+        assert after - before < 40, (before, after)
+        print("nothing")
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "nothing\n"), done.stderr

@@ -7,9 +7,7 @@ import dataclasses
 import gc
 import logging
 import random
-import subprocess
 import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from helpers import run_script
 from toy_family import LONG, Toy, pictures, png, wait_until, words
 from toy_pictures import ToyPictures
 
@@ -797,18 +796,6 @@ def test_a_forgotten_embedder_ends_its_threads() -> None:
     del embedder
     gc.collect()
     wait_until(lambda: not new())
-
-
-def run_script(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    here = Path(__file__).parents[2]
-    return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n" + textwrap.dedent(program), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-        check=False,
-        cwd=here,
-    )
 
 
 def test_the_interpreter_ends_while_much_is_on_its_way() -> None:
