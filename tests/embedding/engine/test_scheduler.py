@@ -623,10 +623,11 @@ def test_a_stream_is_read_no_further_than_there_is_room(toy: Toy, opened: Any) -
 def test_opened_pictures_are_bounded_in_bytes(toy: Toy, opened: Any) -> None:
     embedder = opened(max_queued_bytes=300, workers=2, worker_kind="thread")
     inputs = [InstructedImage(png(100 + number), f"i {number}") for number in range(20)]  # 300 bytes and more each
+    scheduler = embedder._running().scheduler
+    scheduler._alternate = False  # as on a GPU, where pictures are opened while the model computes
     with held(toy, 1) as pool:
         call = pool.submit(embedder.embed, inputs)
         assert toy.busy.wait(LONG)
-        scheduler = embedder._running().scheduler
         wait_until(lambda: scheduler._held_bytes >= 300 or not scheduler._waiting)
         assert scheduler._held_bytes <= 2 * 120 * 3  # one for each worker
         toy.gate.set()
