@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from abc_rag.evaluation.authoring.chat import OpenAIDescriber
 
 
+__all__ = ["evaluate_ctrlbench_build_command"]
+
+
 @evaluate.command("ctrlbench-build")
 def evaluate_ctrlbench_build_command(
     pictures: Annotated[Path, typer.Argument(help="Folder of pictures, searched with its sub-folders.")],

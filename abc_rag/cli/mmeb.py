@@ -21,6 +21,9 @@ from abc_rag.cli.options import (
 )
 
 
+__all__ = ["evaluate_mmeb_command", "evaluate_mteb_command", "names_of"]
+
+
 @evaluate.command("mmeb")
 def evaluate_mmeb_command(
     root: Annotated[Path, typer.Argument(help="Folder with MMEB's data sets, as TIGER-Lab/MMEB-eval has them.")],

@@ -20,6 +20,8 @@ from abc_rag.cli.options import (
 )
 from abc_rag.cli.output import cell, console, print_json, say, tell
 
+__all__ = ["train"]
+
 train = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a model.")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]

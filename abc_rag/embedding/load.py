@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from abc_rag.embedding.options import EmbedderOptions, ModelName, model_as_json, model_from_json
 from abc_rag.errors import InputError
-from abc_rag.images.pixels import Depth, Rendering
 from abc_rag.models.abc.loader import ABCCheckpoint
 from abc_rag.models.loader import Attention, DType, Weights, find_checkpoint
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from abc_rag.embedding.embedder import Embedder
     from abc_rag.embedding.settings import EngineSettings
     from abc_rag.images.limits import ImageLimits
+    from abc_rag.images.pixels import Depth, Rendering
     from abc_rag.models.family import Family
 
 __all__ = [
@@ -153,7 +153,11 @@ def local_revision(
         CheckpointError: A folder of an `ABCCheckpoint` is missing.
     """
     revision = find_checkpoint(model).local_revision(weights, resolution)
-    return None if revision is None else _revision(revision, Rendering(background, depth))
+    if revision is None:
+        return None
+    from abc_rag.images.pixels import Rendering
+
+    return _revision(revision, Rendering(background, depth))
 
 
 def _revision(files: str, rendering: Rendering) -> str:

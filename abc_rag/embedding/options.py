@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, TypedDict, Union, get_args
 
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.errors import InputError
-from abc_rag.images.limits import ImageLimits
-from abc_rag.images.pixels import Depth, Rendering
 from abc_rag.models.abc.loader import ABCCheckpoint
 from abc_rag.models.hub import is_folder
 from abc_rag.models.loader import Attention, DType, LoadOptions, Weights, portable_name
 
 if TYPE_CHECKING:
     import torch
+
+    from abc_rag.images.limits import ImageLimits
+    from abc_rag.images.pixels import Depth, Rendering
 
 __all__ = ["EmbedderKeywords", "EmbedderOptions", "ModelName", "model_as_json", "model_from_json"]
 
@@ -66,6 +67,9 @@ class EmbedderOptions:
 
     def __post_init__(self) -> None:
         """Checks every option; looks at no file and no device."""
+        # Here and below, as importing abc_rag must not import Pillow.
+        from abc_rag.images.limits import ImageLimits
+
         if not isinstance(self.device, str):
             raise InputError(f"device must be a str such as 'cuda:0', not {type(self.device).__name__}")
         for name, choices in (("dtype", DType), ("attention", Attention), ("weights", Weights)):
@@ -83,11 +87,13 @@ class EmbedderOptions:
         for name, kind in (("image_limits", ImageLimits), ("engine", EngineSettings)):
             if not isinstance(getattr(self, name), (kind, type(None))):
                 raise InputError(f"{name} must be an {kind.__name__} or None, not {getattr(self, name)!r}")
-        Rendering(self.background, self.depth)
+        _ = self.rendering
 
     @property
     def rendering(self) -> Rendering:
         """How pictures become RGB."""
+        from abc_rag.images.pixels import Rendering
+
         return Rendering(self.background, self.depth)
 
     @property
@@ -98,6 +104,8 @@ class EmbedderOptions:
     def on(self, device: torch.device) -> LoadOptions:
         """What a family is asked for on one device: nothing is ``"auto"`` any more."""
         import torch
+
+        from abc_rag.images.limits import ImageLimits
 
         dtype = self.dtype if self.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
         return LoadOptions(
@@ -136,6 +144,8 @@ class EmbedderOptions:
             raise InputError(f"load_embedder has no option {', '.join(map(repr, unknown))}; leave it out")
         limits, engine = values.get("image_limits"), values.get("engine")
         if isinstance(limits, Mapping):
+            from abc_rag.images.limits import ImageLimits
+
             values["image_limits"] = ImageLimits(**{**limits, "formats": frozenset(limits["formats"])})
         if isinstance(engine, Mapping):
             values["engine"] = EngineSettings(**engine)
