@@ -20,7 +20,6 @@ from abc_rag.cli.options import (
     open_embedder,
 )
 
-
 __all__ = ["evaluate_mmeb_command", "evaluate_mteb_command", "names_of"]
 
 
