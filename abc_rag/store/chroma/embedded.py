@@ -37,6 +37,7 @@ class EmbeddedTable(ChromaTable):
     def __init__(self, lease: Lease, place: str, name: str, wanted: str | None) -> None:
         super().__init__(lease, place, name, wanted)
         self._lease = lease
+        self._absent: Journal | None = None
 
     @property
     def _journal(self) -> Journal:
@@ -58,7 +59,7 @@ class EmbeddedTable(ChromaTable):
         """Build Chroma's collection anew from the journal."""
 
         def run(client: Client) -> None:
-            self._known = None
+            self._look_again()
             rebuild(client, self._journal, self._name)
             self._journal.done()
 
@@ -67,6 +68,18 @@ class EmbeddedTable(ChromaTable):
     def count(self) -> int:
         """See `Table.count`."""
         return self._use(lambda _: self._journal.count(self._name), 0)
+
+    def _look_again(self) -> None:
+        super()._look_again()
+        self._absent = None
+
+    def _collection(self, client: Client) -> Collection | None:
+        # Asking Chroma for one that is not there takes as long as a search. Whoever makes one here tells the journal.
+        if self._absent is self._journal and self._name not in self._journal.marks():
+            return None
+        collection = super()._collection(client)
+        self._absent = self._journal if collection is None else None
+        return collection
 
     def _stored_dim(self, collection: Collection) -> int | None:
         known = self._dim

@@ -275,8 +275,12 @@ class ChromaTable(Table):
             return use(client)
         except NotFoundError:
             # Somebody deleted the collection since it was looked up, and may have made it anew.
-            self._known = None
+            self._look_again()
             return use(client)
+
+    def _look_again(self) -> None:
+        """Forget what is known of the collection."""
+        self._known = None
 
     def _collection(self, client: Client) -> Collection | None:
         known = self._known
@@ -296,7 +300,7 @@ class ChromaTable(Table):
         """The collection, made and marked if need be, for ``count`` more vectors of this length."""
         collection = self._collection(client)
         if collection is not None and self._wanted is not None and mark_of(collection) is None:
-            self._known = None  # another client may have marked it since
+            self._look_again()  # another client may have marked it since
             collection = self._collection(client)
         if collection is None:
             create(client, self._name, self._wanted, count, vectors.shape[1])
@@ -305,7 +309,7 @@ class ChromaTable(Table):
         else:
             self._check_writable(vectors, collection)
             return collection
-        self._known = None
+        self._look_again()
         collection = self._collection(client)
         if collection is None:
             raise StoreError(f"{self._place}: collection {self._name!r} was deleted while it was written to; try again")
