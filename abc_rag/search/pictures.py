@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from abc_rag.errors import ImageError, ImageFetchError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
@@ -54,23 +54,47 @@ class Pictures:
         Raises:
             ImageError: It may not be opened, cannot be read, or is not what was indexed; the message says what to do.
         """
+        (result,) = self.each([record])
+        if isinstance(result, ImageError):
+            raise result
+        return result
+
+    def each(self, records: Sequence[Record]) -> Iterator[bytes | ImageError]:
+        """`read` for several records: the bytes of each, or its error, in order and read one at a time."""
+        outside = self._roots.outside(
+            record.source for record in records if record.source_type == "path" and isinstance(record.source, str)
+        )
+        for record in records:
+            try:
+                result: bytes | ImageError = self._bytes(record, outside)
+            except ImageError as error:
+                result = error
+            yield result
+
+    def _bytes(self, record: Record, outside: set[str]) -> bytes:
         source, sha256 = record.source, record.sha256
         if not isinstance(source, str) or not isinstance(sha256, str):
             raise ImageError(record.id, "has a damaged record: its source or its hash is not a text; index it again")
         if not source:
             raise ImageError(record.id, "was stored without a source; store it with one, or keep a copy")
         place: str | URL = URL(source) if record.source_type == "url" else source
-        name = describe_source(place)
+        refusal = None
         if record.source_type not in ("path", "url"):
-            raise ImageError(name, "was kept in the store's folder; open the store with pictures=FOLDER")
+            refusal = "was kept in the store's folder; open the store with pictures=FOLDER"
         # Where nothing is fetched anyway, that is the thing to say.
-        if not _SHA256.fullmatch(sha256) and (isinstance(place, str) or self.limits.allow_urls):
-            raise ImageError(name, "was stored without a hash that tells whether it is still the same; index it again")
-        if isinstance(place, str):
-            self._roots.check(place, name)
+        elif not _SHA256.fullmatch(sha256) and (isinstance(place, str) or self.limits.allow_urls):
+            refusal = "was stored without a hash that tells whether it is still the same; index it again"
+        elif isinstance(place, str) and place in outside:
+            refusal = (
+                "is not in a folder that was indexed into this store on this machine, so it is not opened; index it "
+                "here, or name the folder: roots=[...]"
+            )
+        if refusal is not None:
+            raise ImageFetchError(describe_source(place), refusal)
         data = read_bytes(place, limits=self.limits)
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise ImageFetchError(name, "holds another picture than the one that was indexed; index it again")
+            reason = "holds another picture than the one that was indexed; index it again"
+            raise ImageFetchError(describe_source(place), reason)
         return data
 
     def share(self, record: Record, *, max_side: int | None = None) -> tuple[bytes, str]:

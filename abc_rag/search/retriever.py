@@ -300,11 +300,9 @@ class Retriever:
         held: list[Hit] = []
         contents: list[bytes] = []
         size = 0
-        for hit in hits:
-            try:
-                content = self.pictures.read(hit.record)
-            except ImageError as error:
-                notes[hit.record.id] = str(error)
+        for hit, content in zip(hits, self.pictures.each([hit.record for hit in hits]), strict=True):
+            if isinstance(content, ImageError):
+                notes[hit.record.id] = str(content)
                 continue
             held.append(hit)
             contents.append(content)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Union
 
-from abc_rag.errors import ImageFetchError, InputError
+from abc_rag.errors import InputError
 
 __all__ = ["Roots", "state_folder"]
 
@@ -110,27 +110,18 @@ class Roots:
         with _lock:
             _here.update((store, str(path)) for (path,) in rows)
 
-    def check(self, path: str, name: str) -> None:
-        """Refuse a path outside of these roots.
-
-        Args:
-            path: As a record has it.
-            name: What errors call the picture.
-
-        Raises:
-            ImageFetchError: The path, or the file that it links to, is in none of these.
-        """
-        try:
-            # By its name first: following links may already reach a share on the network.
-            allowed = self._has(_named(os.path.abspath(path))) and self._has(_named(os.path.realpath(path)))
-        except (OSError, ValueError) as error:
-            raise ImageFetchError(name, f"cannot be read ({error}); check the path") from error
-        if not allowed:
-            raise ImageFetchError(
-                name,
-                "is not in a folder that was indexed into this store on this machine, so it is not opened; "
-                "index it here, or name the folder: roots=[...]",
-            )
+    def outside(self, paths: Iterable[str]) -> set[str]:
+        """Those of ``paths`` that are in none of these, or that link to a file that is in none of these."""
+        found = set()
+        for path in paths:
+            try:
+                # By its name first: following links may already reach a share on the network.
+                allowed = self._has(_named(os.path.abspath(path))) and self._has(_named(os.path.realpath(path)))
+            except (OSError, ValueError):  # no path on this system
+                allowed = False
+            if not allowed:
+                found.add(path)
+        return found
 
     def _has(self, name: str) -> bool:
         path = Path(name)
