@@ -17,6 +17,8 @@ from abc_rag.types import URL, Record
 
 __all__ = ["Pictures"]
 
+# Bytes of pictures that are held at a time.
+_MOST_BYTES = 256 * 2**20
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -54,48 +56,65 @@ class Pictures:
         Raises:
             ImageError: It may not be opened, cannot be read, or is not what was indexed; the message says what to do.
         """
-        (result,) = self.each([record])
+        ((result,),) = self.batches([record])
         if isinstance(result, ImageError):
             raise result
         return result
 
-    def each(self, records: Sequence[Record]) -> Iterator[bytes | ImageError]:
-        """`read` for several records: the bytes of each, or its error, in order and read one at a time."""
-        outside = self._roots.outside(
-            record.source for record in records if record.source_type == "path" and isinstance(record.source, str)
-        )
-        for record in records:
-            try:
-                result: bytes | ImageError = self._bytes(record, outside)
-            except ImageError as error:
-                result = error
-            yield result
+    def batches(
+        self, records: Sequence[Record], *, most_bytes: int = _MOST_BYTES
+    ) -> Iterator[list[bytes | ImageError]]:
+        """`read` for several records: the bytes of each, or its error, in order.
 
-    def _bytes(self, record: Record, outside: set[str]) -> bytes:
+        Args:
+            records: Whose pictures are read.
+            most_bytes: A batch ends with the picture that reaches this many bytes.
+        """
+        paths = [record.source for record in records if record.source_type == "path"]
+        outside = self._roots.outside([path for path in paths if isinstance(path, str)])
+        refusals = [self._refusal(record, outside) for record in records]
+        batch: list[bytes | ImageError] = []
+        held = 0
+        for record, refusal in zip(records, refusals, strict=True):
+            place = URL(record.source) if record.source_type == "url" else record.source
+            try:
+                if refusal is not None:
+                    raise refusal
+                data = read_bytes(place, limits=self.limits)
+                if hashlib.sha256(data).hexdigest() != record.sha256:
+                    reason = "holds another picture than the one that was indexed; index it again"
+                    raise ImageFetchError(describe_source(place), reason)
+            except ImageError as error:
+                batch.append(error)
+            else:
+                batch.append(data)
+                held += len(data)
+            if held >= most_bytes:
+                yield batch
+                batch, held = [], 0
+        if batch:
+            yield batch
+
+    def _refusal(self, record: Record, outside: set[str]) -> ImageError | None:
+        """Why a picture is not even read."""
         source, sha256 = record.source, record.sha256
         if not isinstance(source, str) or not isinstance(sha256, str):
-            raise ImageError(record.id, "has a damaged record: its source or its hash is not a text; index it again")
+            return ImageError(record.id, "has a damaged record: its source or its hash is not a text; index it again")
         if not source:
-            raise ImageError(record.id, "was stored without a source; store it with one, or keep a copy")
-        place: str | URL = URL(source) if record.source_type == "url" else source
-        refusal = None
+            return ImageError(record.id, "was stored without a source; store it with one, or keep a copy")
         if record.source_type not in ("path", "url"):
-            refusal = "was kept in the store's folder; open the store with pictures=FOLDER"
+            reason = "was kept in the store's folder; open the store with pictures=FOLDER"
         # Where nothing is fetched anyway, that is the thing to say.
-        elif not _SHA256.fullmatch(sha256) and (isinstance(place, str) or self.limits.allow_urls):
-            refusal = "was stored without a hash that tells whether it is still the same; index it again"
-        elif isinstance(place, str) and place in outside:
-            refusal = (
+        elif not _SHA256.fullmatch(sha256) and (record.source_type == "path" or self.limits.allow_urls):
+            reason = "was stored without a hash that tells whether it is still the same; index it again"
+        elif record.source_type == "path" and source in outside:
+            reason = (
                 "is not in a folder that was indexed into this store on this machine, so it is not opened; index it "
                 "here, or name the folder: roots=[...]"
             )
-        if refusal is not None:
-            raise ImageFetchError(describe_source(place), refusal)
-        data = read_bytes(place, limits=self.limits)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            reason = "holds another picture than the one that was indexed; index it again"
-            raise ImageFetchError(describe_source(place), reason)
-        return data
+        else:
+            return None
+        return ImageFetchError(describe_source(URL(source) if record.source_type == "url" else source), reason)
 
     def share(self, record: Record, *, max_side: int | None = None) -> tuple[bytes, str]:
         """A record's picture for a page or a chat model: bytes and MIME type; see `abc_rag.images.share_image`.

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -58,8 +58,6 @@ logger = logging.getLogger(__name__)
 # Of 0, 0.5, 0.7, 0.8, 0.9 and 1 the best on abc-mini's scenes, where 0.8 to 1 differ by less than one point in a
 # hundred; the least of these keeps most of what the instruction does not ask for.
 _WEIGHT = 0.8
-# Bytes of pictures that are held for a second look at a time.
-_MOST_BYTES = 256 * 2**20
 
 
 class Retriever:
@@ -283,35 +281,26 @@ class Retriever:
         """Vectors of pictures under an instruction, and why the others have none; by id."""
         seen = self.store.facet_vectors([hit.record.id for hit in pictures], instruction)
         notes: dict[str, str] = {}
-        for hits, contents in self._read([hit for hit in pictures if hit.record.id not in seen], notes):
-            looks = [InstructedImage(content, instruction) for content in contents]
-            for hit, result in zip(hits, list(self.embedder.embed_iter(looks, return_errors=True)), strict=True):
-                if isinstance(result, ABCRagError):
-                    error = named(result, hit.record.source)
-                    notes[hit.record.id] = str(error) if isinstance(error, ImageError) else f"{hit.record.id}: {error}"
+        unseen = [hit.record for hit in pictures if hit.record.id not in seen]
+        waiting = iter(unseen)
+        for batch in self.pictures.batches(unseen):
+            records, contents = [], []
+            for content, record in zip(batch, waiting, strict=False):
+                if isinstance(content, ImageError):
+                    notes[record.id] = str(content)
                 else:
-                    seen[hit.record.id] = result
+                    records.append(record)
+                    contents.append(content)
+            looks = [InstructedImage(content, instruction) for content in contents]
+            for record, result in zip(records, list(self.embedder.embed_iter(looks, return_errors=True)), strict=True):
+                if isinstance(result, ABCRagError):
+                    error = named(result, record.source)
+                    notes[record.id] = str(error) if isinstance(error, ImageError) else f"{record.id}: {error}"
+                else:
+                    seen[record.id] = result
         for note in notes.values():
             logger.warning("no second look at a picture that was found: %s", note)
         return seen, notes
-
-    def _read(self, hits: Sequence[Hit], notes: dict[str, str]) -> Iterator[tuple[list[Hit], list[bytes]]]:
-        """Pictures and their bytes, about as many at a time as may be held; notes why the others cannot be read."""
-        held: list[Hit] = []
-        contents: list[bytes] = []
-        size = 0
-        for hit, content in zip(hits, self.pictures.each([hit.record for hit in hits]), strict=True):
-            if isinstance(content, ImageError):
-                notes[hit.record.id] = str(content)
-                continue
-            held.append(hit)
-            contents.append(content)
-            size += len(content)
-            if size >= _MOST_BYTES:
-                yield held, contents
-                held, contents, size = [], [], 0
-        if held:
-            yield held, contents
 
 
 def _unit(vector: npt.ArrayLike, dim: int) -> Vectors:
