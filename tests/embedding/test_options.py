@@ -13,7 +13,7 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_the_options_stand_in_one_place() -> None:
     signature = inspect.signature(load_embedder).parameters
     fields = {field.name: field.default for field in dataclasses.fields(EmbedderOptions)}
     assert {name: one.default for name, one in signature.items() if name != "model"} == fields
-    assert list(get_type_hints(EmbedderKeywords)) == list(fields) == list(CHANGED)
+    assert list(EmbedderKeywords.__annotations__) == list(fields) == list(CHANGED)
 
 
 def test_options_survive_json() -> None:
