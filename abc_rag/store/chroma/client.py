@@ -15,6 +15,8 @@ from abc_rag.errors import ABCRagError, InputError, MissingExtraError, StoreErro
 if TYPE_CHECKING:
     from chromadb.api.client import Client
 
+__all__ = ["Backend", "Server", "close_client", "translated"]
+
 T = TypeVar("T")
 C_co = TypeVar("C_co", covariant=True)
 
