@@ -31,11 +31,12 @@ from abc_rag.types import (
     Vectors,
 )
 
-__all__ = ["BatchSize", "Embedder"]
+__all__ = ["UNIT_TOLERANCE", "BatchSize", "Embedder"]
 
 BatchSize = int | Literal["auto"]
 
-_UNIT_TOLERANCE = 1e-2
+UNIT_TOLERANCE = 1e-2
+"""How far the length of a vector may be from 1."""
 _LEAST_LENGTH = 1e-12  # no division by zero
 # Inputs embedded together where an embedder has no stream of its own.
 _CHUNK = 64
@@ -245,7 +246,7 @@ class Embedder(ABC):
                 f"{type(self).__name__} returned {vectors.dtype} of shape {vectors.shape}; expected float32 of {wanted}"
             )
         lengths = np.linalg.norm(vectors, axis=1)
-        wrong = np.flatnonzero(~(np.abs(lengths - 1) < _UNIT_TOLERANCE))
+        wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_TOLERANCE))
         if len(wrong):
             remedy = (
                 "" if np.isfinite(lengths[wrong[0]]) else "; if this is dtype='float16', use 'bfloat16' or 'float32'"

@@ -1,14 +1,18 @@
-"""What is remembered: vision features and finished vectors, by content, bounded in bytes, in memory and on disk."""
+"""Caches of vision features and finished vectors, by content, bounded in bytes, in memory and on disk."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import logging
 import os
 import queue
+import stat
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +24,8 @@ from abc_rag.files import is_draft, write
 
 __all__ = ["DiskTier", "TensorCache"]
 
+logger = logging.getLogger("abc_rag")
+
 _SUFFIX = ".safetensors"
 _ABANDONED_S = 3600.0  # a half-written file this old has no writer any more
 
@@ -30,16 +36,25 @@ class TensorCache:
     Args:
         max_bytes: Memory; 0 keeps none there.
         disk: Where they are kept as well, or None.
-        scope: Goes into the names on disk: whatever, beside its key, a tensor depends on.
+        scope: Whatever a tensor depends on beside its key. It is part of the names on disk.
+        fits: Whether a tensor from disk can be what was asked for; one that cannot be is dropped.
 
     Attributes:
         in_use: Whether anything is found or remembered; false between `pause` and `resume`.
     """
 
-    def __init__(self, max_bytes: int, *, disk: DiskTier | None = None, scope: str = "") -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        disk: DiskTier | None = None,
+        scope: str = "",
+        fits: Callable[[torch.Tensor], bool] | None = None,
+    ) -> None:
         self.max_bytes = max_bytes
         self._disk = disk
         self._scope = scope
+        self._fits = fits
         self._held = 0
         self._tensors: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
@@ -71,9 +86,14 @@ class TensorCache:
                 return found
         if self._disk is None:
             return None
-        found = self._disk.get(self._name(key))
-        if found is not None:
-            self._remember(key, found)
+        name = self._name(key)
+        found = self._disk.get(name)
+        if found is None:
+            return None
+        if self._fits is not None and not self._fits(found):
+            self._disk.drop(name)
+            return None
+        self._remember(key, found)
         return found
 
     def put(self, key: str, tensor: torch.Tensor) -> None:
@@ -109,8 +129,9 @@ class TensorCache:
 class DiskTier:
     """Tensors in a folder, each in a safetensors file of its own; several processes may share the folder.
 
-    A file appears whole or not at all, is written by a thread of its own, and what was used longest ago goes first.
-    Writing that fails (a full disk) loses nothing but the file.
+    A file appears whole or not at all and is written by a thread of its own; what was used longest ago goes first. A
+    file carries a checksum of its name, its tensor's type and shape, and its numbers: one that was changed, or that
+    stands under another's name, is dropped. Writing that fails (a full disk) loses nothing but the file.
 
     Args:
         folder: Made if missing.
@@ -133,19 +154,30 @@ class DiskTier:
         self._starting = threading.Lock()
 
     def get(self, name: str) -> torch.Tensor | None:
-        """The tensor of that name, on the CPU; None if it is not there, or is damaged."""
+        """The tensor of that name, on the CPU; None if it is not there, or is not what was written."""
         file = self._file(name)
         try:
-            found = load(file.read_bytes())["tensor"]
+            status = file.stat()
+            # A pipe would never end, and a larger file is none of ours.
+            data = file.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= self._max_bytes else b""
+            found = load(data)["tensor"]
+            if _checksum_in(data) != _checksum(name, found):
+                raise ValueError("another checksum")
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError, KeyError, ValueError):
-            with contextlib.suppress(OSError):
-                file.unlink()
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
+            self.drop(name)
             return None
         with contextlib.suppress(OSError):
             os.utime(file)
         return found
+
+    def drop(self, name: str) -> None:
+        """Remove an entry that is wrong."""
+        file = self._file(name)
+        logger.warning("the cache entry %s is damaged; it is dropped and computed again", file)
+        with contextlib.suppress(OSError):
+            file.unlink()
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
         """Write it soon; not at all if the disk is too slow to follow, as the model must not wait for it."""
@@ -176,7 +208,8 @@ class DiskTier:
         file = self._file(name)
         if file.exists():
             return
-        data = save({"tensor": tensor.detach().cpu().contiguous()})
+        kept = tensor.detach().cpu().contiguous()
+        data = save({"tensor": kept}, metadata={"sha256": _checksum(name, kept)})
         if len(data) > self._max_bytes:
             return
         file.parent.mkdir(exist_ok=True)
@@ -214,3 +247,16 @@ class DiskTier:
                 os.unlink(path)
             held -= size
         return held
+
+
+def _checksum(name: str, tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _checksum_in(data: bytes) -> str:
+    """The checksum in the header of a file that safetensors has read: its length in 8 bytes, then JSON."""
+    length = int.from_bytes(data[:8], "little")
+    checksum: str = json.loads(data[8 : 8 + length])["__metadata__"]["sha256"]
+    return checksum

@@ -17,8 +17,9 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import numpy as np
+import torch
 
-from abc_rag.embedding.embedder import BatchSize, Embedder
+from abc_rag.embedding.embedder import UNIT_TOLERANCE, BatchSize, Embedder
 from abc_rag.embedding.engine.caches import DiskTier, TensorCache
 from abc_rag.embedding.engine.preparation import Preparation
 from abc_rag.embedding.engine.runner import JOIN_S, BatchReport, ModelThread, Reports, Runner, release_freed_memory
@@ -53,9 +54,13 @@ class _Machine:
         kind = first.facts.device.type
         disk = None if settings.cache_folder is None else DiskTier(settings.cache_folder, settings.cache_folder_bytes)
         scope = f"{first.facts.fingerprint} {first.facts.dtype}"
-        self.vision = TensorCache(settings.vision_cache_bytes, disk=disk, scope=f"vision {scope}")
-        embeddings_on_disk = disk if settings.embedding_cache_bytes else None
-        self.embeddings = TensorCache(settings.embedding_cache_bytes, disk=embeddings_on_disk, scope=f"vector {scope}")
+        self.vision = TensorCache(settings.vision_cache_bytes, disk=disk, scope=f"vision {scope}", fits=_are_features)
+        self.embeddings = TensorCache(
+            settings.embedding_cache_bytes,
+            disk=disk if settings.embedding_cache_bytes else None,
+            scope=f"vector {scope}",
+            fits=partial(_is_vector, dim=first.facts.dim),
+        )
         self.scheduler = Scheduler(
             max_batch_tokens=settings.max_batch_tokens or _TOKENS.get(kind, _TOKENS["cpu"]),
             max_wait_s=settings.max_wait_ms / 1000,
@@ -102,6 +107,18 @@ class _Machine:
                 runner.ended.wait(JOIN_S)
         if self._disk is not None:
             self._disk.close()
+
+
+def _are_features(tensor: torch.Tensor) -> bool:
+    return tensor.ndim == 2 and len(tensor) > 0 and bool(torch.isfinite(tensor).all())
+
+
+def _is_vector(tensor: torch.Tensor, *, dim: int) -> bool:
+    return (
+        tensor.shape == (dim,)
+        and tensor.dtype == torch.float32
+        and abs(float(torch.linalg.vector_norm(tensor)) - 1) < UNIT_TOLERANCE
+    )
 
 
 class LocalEmbedder(Embedder):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import logging
 import os
 import random
 import shutil
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from toy_family import LONG, Toy, png, wait_until
 
 from abc_rag import Image, Input, InstructedImage, Text, load_embedder
@@ -110,7 +113,23 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "too long": lambda data: data + b"more",
     "overwritten": lambda data: b"\xff" * len(data),
     "of another program": lambda data: data.replace(b"tensor", b"tensar"),
+    "one number changed": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "NaN": lambda data: data[:-4] + np.array([np.nan], dtype=np.float32).tobytes(),
+    "without a checksum": lambda data: save(load(data)),
+    "of another shape": lambda data: save(
+        {"tensor": load(data)["tensor"].reshape(-1, 1)}, metadata={"sha256": stored_checksum(data)}
+    ),
+    "another vector": lambda data: save(
+        {"tensor": load(data)["tensor"].flip(-1) + 1}, metadata={"sha256": stored_checksum(data)}
+    ),
+    "a header that is no mapping": lambda data: (2).to_bytes(8, "little") + b"[]",
+    "a header nested without end": lambda data: (100_000).to_bytes(8, "little") + b"[" * 100_000,
 }
+
+
+def stored_checksum(data: bytes) -> str:
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return str(header["__metadata__"]["sha256"])
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -126,6 +145,58 @@ def test_a_damaged_file_is_a_miss_and_is_written_anew(damage: str, tmp_path: Pat
     disk.close()
     assert file.read_bytes() == good
     assert torch.equal(disk.get("aa"), tensor(1))  # type: ignore[arg-type]
+
+
+def test_an_entry_under_the_name_of_another_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    disk = DiskTier(tmp_path, MIB)
+    disk.put("aa1", tensor(1))
+    disk.put("aa2", tensor(2))
+    disk.close()
+    first, second = files(tmp_path)
+    shutil.copyfile(second, first)
+    with caplog.at_level(logging.WARNING, "abc_rag"):
+        assert disk.get("aa1") is None
+    (record,) = caplog.records
+    assert record.getMessage() == f"the cache entry {first} is damaged; it is dropped and computed again"
+    assert files(tmp_path) == [second]
+    assert torch.equal(disk.get("aa2"), tensor(2))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_in_place_of_an_entry_is_dropped(tmp_path: Path) -> None:
+    disk = DiskTier(tmp_path, MIB)
+    (tmp_path / "aa").mkdir()
+    os.mkfifo(tmp_path / "aa" / "aa.safetensors")
+    assert disk.get("aa") is None
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.full((8,), np.nan),
+        torch.full((8,), 0.1),
+        torch.nn.functional.normalize(torch.ones(7), dim=0),
+        torch.nn.functional.normalize(torch.ones(1, 8), dim=1),
+        torch.nn.functional.normalize(torch.ones(8), dim=0).double(),
+    ],
+    ids=["NaN", "short", "another length", "another shape", "another type"],
+)
+def test_a_wrong_vector_is_dropped_once_and_computed_again(wrong: torch.Tensor, opened: Any, tmp_path: Path) -> None:
+    settings = {"cache_folder": tmp_path, "embedding_cache_bytes": MIB}
+    toy, embedder = opened(**settings)
+    expected = embedder.embed([Text("a")])
+    embedder.close()
+    (file,) = files(tmp_path)
+    file.unlink()
+    disk = DiskTier(tmp_path, MIB)
+    disk.put(file.stem, wrong)  # with a checksum, as another version may have written it
+    disk.close()
+    for computed in (1, 0):
+        toy, embedder = opened(**settings)
+        np.testing.assert_array_equal(embedder.embed([Text("a")]), expected)
+        embedder.close()
+        assert len(toy.batches) == computed
 
 
 def test_half_written_files_of_the_dead_are_removed(tmp_path: Path) -> None:
