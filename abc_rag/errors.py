@@ -19,6 +19,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TypeVar
+
 __all__ = [
     "ABCRagError",
     "CheckpointError",
@@ -36,8 +39,28 @@ __all__ = [
 ]
 
 
+E = TypeVar("E", bound="ABCRagError")
+
+
 class ABCRagError(Exception):
-    """Base of every error that abc-rag raises on purpose."""
+    """Base of every error that abc-rag raises on purpose.
+
+    Attributes:
+        position: Which of the caller's inputs the error is about, counted from 0; None where it is about no single one.
+            The message begins with it, but for pictures, which it names.
+    """
+
+    position: int | None = None
+
+    def at(self: E, position: int | None) -> E:
+        """A copy about the input at that position of the caller's own list; with None, about no position."""
+        made = copy.copy(self)
+        made.position, made.__cause__ = position, self.__cause__
+        return made
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self.position is None else f"input {self.position}: {message}"
 
 
 class InputError(ABCRagError, ValueError):
@@ -49,6 +72,7 @@ class ImageError(InputError):
 
     Attributes:
         source: A short name of the picture: its path, its URL, or what kind of object it was.
+        reason: What is wrong with it.
     """
 
     def __init__(self, source: str, reason: str) -> None:
@@ -56,9 +80,12 @@ class ImageError(InputError):
         self.source = source
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str], dict[str, int | None]]:
         # Exceptions rebuild themselves from their message alone; this one has two arguments.
-        return type(self), (self.source, self.reason)
+        return type(self), (self.source, self.reason), {"position": self.position}
 
 
 class PartialIndexError(InputError):
@@ -70,7 +97,7 @@ class PartialIndexError(InputError):
     """
 
     def __init__(self, ids: list[str | None], failed: list[tuple[int, InputError]]) -> None:
-        shown = "; ".join(f"input {position}: {error}" for position, error in failed[:3])
+        shown = "; ".join(f"input {position}: {error.at(None)}" for position, error in failed[:3])
         more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
         super().__init__(f"{len(failed)} of {len(ids)} could not be stored, the others are: {shown}{more}")
         self.ids = ids

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -87,5 +86,5 @@ def named(error: ABCRagError, name: str) -> InputError:
     if isinstance(error, ImageError):
         return type(error)(name, error.reason)
     if isinstance(error, InputError):
-        return InputError(re.sub(r"^input \d+: ", "", str(error)))
+        return error.at(None)
     raise error

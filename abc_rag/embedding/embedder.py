@@ -180,19 +180,19 @@ class Embedder(ABC):
                 if result is None:
                     return
                 if isinstance(result, ABCRagError):
-                    if type(result) is InputError:  # that of a picture names the picture
-                        result = _numbered(result, position)
+                    if isinstance(result, InputError) or result.position is not None:
+                        result = result.at(position)
                     result = _given(result, return_errors)
                 else:
                     dim = dim or self.dim
-                    self._check(result[None], 1, dim)
+                    self._check(result[None], 1, dim, first=position)
                 yield result
                 if bar is not None:
                     bar.advance()
                 position += 1
 
     def _embed_each(self, inputs: Iterator[Input], *, batch_size: BatchSize) -> Iterator[Vectors | ABCRagError]:
-        """The vector of each input, or its error without the input's number, in order.
+        """The vector of each input, or its error, in order; `embed_iter` sets the position of an error.
 
         An embedder that can compute ahead overrides this.
         """
@@ -205,7 +205,8 @@ class Embedder(ABC):
             yield from self._embed(inputs, batch_size=batch_size, progress=False)
         except InputError as error:
             if len(inputs) == 1:
-                yield InputError(str(error).removeprefix("input 0: ")) if type(error) is InputError else error
+                # An embedder from elsewhere may write the position into the message.
+                yield InputError(str(error.at(None)).removeprefix("input 0: ")) if type(error) is InputError else error
                 return
             middle = len(inputs) // 2
             yield from self._embed_halving(inputs[:middle], batch_size)
@@ -238,7 +239,7 @@ class Embedder(ABC):
             "abc_rag.Image(source) or abc_rag.InstructedImage(source, instruction)"
         )
 
-    def _check(self, vectors: Vectors, count: int, dim: int) -> None:
+    def _check(self, vectors: Vectors, count: int, dim: int, *, first: int = 0) -> None:
         """Refuse what would spoil a store: rows too few, of another length, or of no unit length (NaN included)."""
         wanted = (count, dim)
         if vectors.shape != wanted or vectors.dtype != np.float32:
@@ -252,7 +253,7 @@ class Embedder(ABC):
                 "" if np.isfinite(lengths[wrong[0]]) else "; if this is dtype='float16', use 'bfloat16' or 'float32'"
             )
             raise ABCRagError(
-                f"{type(self).__name__} returned a vector of length {lengths[wrong[0]]:.4g} for input {wrong[0]}; "
+                f"{type(self).__name__} returned a vector of length {lengths[wrong[0]]:.4g} for input {first + wrong[0]}; "
                 f"expected unit vectors{remedy}"
             )
 
@@ -309,12 +310,6 @@ class Embedder(ABC):
 
 def _with_article(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
-
-
-def _numbered(error: InputError, position: int) -> InputError:
-    numbered = InputError(f"input {position}: {error}")
-    numbered.__cause__ = error
-    return numbered
 
 
 def _given(error: ABCRagError, return_errors: bool) -> ABCRagError:

@@ -72,9 +72,9 @@ in_thread = Worker("abc-rag-await", threads=8).run
 class ForkSafeLock:
     """A reentrant lock for what takes long, such as loading a model.
 
-    A lock that another thread holds at the time of a fork stays locked in the child, where nobody releases it. So a fork
-    waits until this one is free. It does not wait for ever (a model may be downloading); the child then finds the lock
-    free, and what it protects half done.
+    A lock that another thread holds at the time of a fork stays locked in the child, where nobody releases it. So a
+    fork waits until this one is free. It does not wait for ever (a model may be downloading): then the child finds the
+    lock free, and what it protects half done.
     """
 
     def __init__(self) -> None:

@@ -29,11 +29,8 @@ def embed_usable(embedder: Embedder, inputs: Sequence[Input]) -> tuple[Vectors, 
     vectors = np.zeros((len(inputs), embedder.dim), dtype=np.float32)
     errors: dict[int, InputError] = {}
     for position, result in enumerate(embedder.embed_iter(inputs, return_errors=True)):
-        if type(result) is InputError:
-            # The caller names the input in its own terms.
-            errors[position] = InputError(str(result).removeprefix(f"input {position}: "))
-        elif isinstance(result, InputError):
-            errors[position] = result
+        if isinstance(result, InputError):
+            errors[position] = result.at(None)  # the caller names the input in its own terms
         elif isinstance(result, ABCRagError):
             raise result
         else:

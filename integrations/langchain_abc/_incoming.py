@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,12 +65,11 @@ def placed(batch: Sequence[Record], records: Sequence[Record]) -> Iterator[None]
     try:
         yield
     except InputError as error:
-        found = re.match(r"(?:input (\d+): )+", str(error))
-        if found is None or int(found[1]) >= len(batch):
+        if isinstance(error, ImageError) or error.position is None or error.position >= len(batch):
             raise
-        record = batch[int(found[1])]
+        record = batch[error.position]
         name = f"document {records.index(record)} (id {record.id!r})"
-        raise InputError(f"{name}: {str(error)[found.end() :]}") from error
+        raise InputError(f"{name}: {error.at(None)}") from error
 
 
 @dataclass

@@ -292,7 +292,7 @@ def _texts(texts: Iterable[str]) -> list[Input]:
         try:
             made.append(Text(text))
         except InputError as error:
-            raise InputError(f"input {position}: {error}") from error
+            raise error.at(position) from error
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from abc_rag import URL, DataURI, Image, Input, InstructedImage, Text, load_embedder
 from abc_rag.embedding.embedder import BatchSize, Embedder
 from abc_rag.embedding.fake import FakeEmbedder
-from abc_rag.errors import ABCRagError, InputError
+from abc_rag.errors import ABCRagError, ImageFormatError, InputError, PartialIndexError, StoreError
 from abc_rag.types import Vectors
 
 PICTURE = PIL.Image.new("RGB", (4, 4), "red")
@@ -138,3 +139,55 @@ async def test_awaiting_does_without_the_shared_pool_of_the_loop() -> None:
     # No future can hold this one: without help the loop would wait for ever.
     with pytest.raises(RuntimeError, match="StopIteration"):
         await asyncio.wait_for(Stopping().aembed([Text("a")]), timeout=60)
+
+
+# --- Which input an error is about ------------------------------------------------------------------------
+
+
+class Picky(FakeEmbedder):
+    """Refuses a text, and writes no position into the message, as an embedder from elsewhere."""
+
+    def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
+        for position, item in enumerate(inputs):
+            if item == Text("bad"):
+                raise InputError("is no good").at(position)
+        return super()._embed(inputs, batch_size=batch_size, progress=progress)
+
+
+def test_an_error_names_the_position_in_the_callers_own_list_once() -> None:
+    inputs: list[Any] = [Text("a"), 7, *[Text(f"text {n}") for n in range(100)], Text("bad"), Text("b")]
+    found = list(Picky().embed_iter(inputs, return_errors=True))
+    errors = {position: one for position, one in enumerate(found) if isinstance(one, InputError)}
+    assert set(errors) == {1, 102}
+    assert str(errors[102]) == "input 102: is no good"
+    assert errors[102].position == 102
+    with pytest.raises(InputError, match=r"^input 2: is no good$") as caught:
+        Picky().embed([Text("a"), Text("b"), Text("bad")])
+    assert caught.value.position == 2
+
+
+def test_a_wrong_vector_of_a_stream_is_named_by_its_position() -> None:
+    class Long(FakeEmbedder):
+        def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
+            return super()._embed(inputs, batch_size=batch_size, progress=progress) * np.float32(
+                [[2.0 if item == Text("bad") else 1.0] for item in inputs]
+            )
+
+    with pytest.raises(ABCRagError, match="a vector of length 2 for input 70; expected unit vectors"):
+        list(Long().embed_iter([*[Text(str(n)) for n in range(70)], Text("bad")]))
+
+
+def test_an_error_takes_another_position_and_keeps_the_rest() -> None:
+    cause = OSError("no disk")
+    for error in (InputError("is no good"), ImageFormatError("a.png", "is no picture"), StoreError("is full")):
+        error.__cause__ = cause
+        first = error.at(3)
+        assert type(first) is type(error)
+        assert first.__cause__ is cause
+        assert (first.position, first.at(5).position, first.at(None).position) == (3, 5, None)
+        assert str(first.at(5).at(None)) == str(error)
+        again = pickle.loads(pickle.dumps(first))
+        assert (str(again), again.position) == (str(first), 3)
+    assert str(InputError("is no good").at(3).at(5)) == "input 5: is no good"
+    assert str(ImageFormatError("a.png", "is no picture").at(3)) == "a.png: is no picture"
+    assert str(PartialIndexError([None], [(4, InputError("bad").at(0))])).endswith("the others are: input 4: bad")

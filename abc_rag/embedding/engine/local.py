@@ -27,7 +27,7 @@ from abc_rag.embedding.engine.scheduler import Request, Scheduler
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.embedding.threads import ForkSafeLock, in_thread
-from abc_rag.errors import ABCRagError, ImageError, InputError
+from abc_rag.errors import ABCRagError, InputError
 from abc_rag.models.family import Family, FamilyFacts
 from abc_rag.types import DataURI, Fingerprint, ImageSource, Input, Vectors
 
@@ -376,16 +376,14 @@ def _vector(result: Vectors | BaseException, position: int) -> Vectors:
     """The vector, or its error under the input's number."""
     if not isinstance(result, BaseException):
         return result
-    if isinstance(result, ImageError):
-        raise result  # names its picture already
     if isinstance(result, InputError):
-        raise InputError(f"input {position}: {result}") from result
+        raise result.at(position) from result
     if isinstance(result, ABCRagError):
         raise result
-    raise _failed(result, position)
+    raise _failed(result, position) from result
 
 
 def _failed(error: BaseException, position: int) -> ABCRagError:
-    made = ABCRagError(f"input {position}: could not be computed ({type(error).__name__}: {error})")
+    made = ABCRagError(f"could not be computed ({type(error).__name__}: {error})").at(position)
     made.__cause__ = error
     return made

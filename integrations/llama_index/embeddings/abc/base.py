@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -348,10 +347,9 @@ class ABCEmbeddings(Settings):
         try:
             yield
         except InputError as error:
-            found = re.match(r"input (\d+): ", str(error))
-            if found is None:
+            if error.position is None:
                 raise
-            raise error_of(worded[int(found[1])][0], error) from error
+            raise error_of(worded[error.position][0], error) from error
 
     @contextmanager
     def _events(self, inputs: Sequence[Input]) -> Iterator[list[Embedding]]:

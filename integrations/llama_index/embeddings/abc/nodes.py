@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -165,7 +164,7 @@ def error_of(node: BaseNode, error: ABCRagError) -> InputError:
     if isinstance(error, ImageError):
         return type(error)(f"node {node.node_id!r} ({error.source})", error.reason)
     if isinstance(error, InputError):
-        return InputError(f"node {node.node_id!r}: {re.sub(r'^input [0-9]+: ', '', str(error))}")
+        return InputError(f"node {node.node_id!r}: {error.at(None)}")
     raise error
 
 
