@@ -251,7 +251,7 @@ class DiskTier:
 
 def _checksum(name: str, tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
