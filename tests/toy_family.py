@@ -20,7 +20,7 @@ from abc_rag import Image, ImageLimits, Input, InstructedImage, Interleaved, Tex
 from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared
 from abc_rag.types import BASIC_TYPES, Fingerprint, Vectors
 
-LONG = 60.0
+LONG = 300.0
 """Seconds after which what a test waits for will not come any more."""
 
 

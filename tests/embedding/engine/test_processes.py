@@ -32,8 +32,8 @@ from abc_rag.errors import ABCRagError, ImageError, ImageFormatError, InputError
 
 ENOUGH = 30.0
 """Seconds for a picture where none hangs."""
-SOON = 0.4
-"""Seconds for a picture where one does."""
+SOON = 3.0
+"""Seconds for a picture where one does: enough for the others on a busy machine."""
 NO_KILL = pytest.mark.skipif(sys.platform == "win32", reason="other signals there")
 
 
@@ -201,7 +201,7 @@ def test_a_picture_that_hangs_is_named_and_costs_the_others_nothing(dangerous: A
     for _ in range(3):  # more often than there are workers
         found = list(embedder.embed_iter(inputs, return_errors=True))
         assert type(found[4]) is ImageFormatError
-        assert str(found[4]).startswith(f"{tmp_path / 'bad.png'}: takes more than 0.4 s to open")
+        assert str(found[4]).startswith(f"{tmp_path / 'bad.png'}: takes more than 3 s to open")
         assert "picture_timeout_s" in str(found[4])
         np.testing.assert_array_equal([found[n] for n in good], wanted)
     np.testing.assert_array_equal(embedder.embed([inputs[n] for n in good]), wanted)
@@ -243,7 +243,7 @@ def test_a_file_that_hangs_is_named_and_can_be_read_later(dangerous: Any, tmp_pa
     toy, embedder = dangerous("thread", SOON)
     (tmp_path / "slow.png").write_bytes(png(5))
     slow = SlowPath(tmp_path / "slow.png")
-    with pytest.raises(ImageFormatError, match=r"slow\.png: takes more than 0\.4 s"):
+    with pytest.raises(ImageFormatError, match=r"slow\.png: takes more than 3 s"):
         embedder.embed([Image(slow)])
     left = [t for t in threading.enumerate() if t.name == "abc-rag-prepare"]
     slow.answer.set()

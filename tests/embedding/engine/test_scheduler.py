@@ -474,7 +474,7 @@ class Gated(ToyPictures):
 def test_an_input_that_hangs_with_its_first_picture_is_given_up_once(toy: Toy, opened: Any) -> None:
     gated = Gated()
     toy.facts = dataclasses.replace(toy.facts, recipe=gated)
-    embedder = opened(workers=1, worker_kind="thread", picture_timeout_s=0.3)
+    embedder = opened(workers=1, worker_kind="thread", picture_timeout_s=2.0)
     before = set(threading.enumerate())
     (error,) = embedder.embed_iter([Interleaved([Image(png(7)), Image(png(8))])], return_errors=True)
     assert isinstance(error, ImageError)

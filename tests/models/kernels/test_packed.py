@@ -328,7 +328,9 @@ def test_onednn_computes_what_torch_does(rows: int, inner: int, outer: int) -> N
     expected = nn.functional.linear(x.double(), weight.double(), bias.double()).float()
     theirs = (nn.functional.linear(x, weight, bias) - expected).abs().max()
     ours = (onednn_product(x, weight, bias) - expected).abs().max()
-    assert ours <= max(2 * float(theirs), 5e-6)  # the same precision, not a smaller one
+    # The same precision, not a smaller one: sums of 588 products of float32 differ by some 1e-6, and 1e-5 is the bar
+    # for vectors.
+    assert ours <= max(2 * float(theirs), 1e-5)
     torch.testing.assert_close(onednn_product(x, weight), expected - bias, rtol=0, atol=1e-5)
 
 
