@@ -253,8 +253,8 @@ class Embedder(ABC):
                 "" if np.isfinite(lengths[wrong[0]]) else "; if this is dtype='float16', use 'bfloat16' or 'float32'"
             )
             raise ABCRagError(
-                f"{type(self).__name__} returned a vector of length {lengths[wrong[0]]:.4g} for input {first + wrong[0]}; "
-                f"expected unit vectors{remedy}"
+                f"{type(self).__name__} returned a vector of length {lengths[wrong[0]]:.4g} for input "
+                f"{first + wrong[0]}; expected unit vectors{remedy}"
             )
 
     def similarity(self, first: npt.ArrayLike, second: npt.ArrayLike) -> Vectors:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Union, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, Union, cast, get_args
 
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.errors import InputError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from abc_rag.images.limits import ImageLimits
     from abc_rag.images.pixels import Depth, Rendering
 
-__all__ = ["EmbedderKeywords", "EmbedderOptions", "ModelName", "model_as_json", "model_from_json"]
+__all__ = ["EmbedderKeywords", "EmbedderOptions", "ModelName", "keywords_of", "model_as_json", "model_from_json"]
 
 ModelName = Union[str, "os.PathLike[str]", ABCCheckpoint]
 """What `abc_rag.load_embedder` takes as a model."""
@@ -150,6 +150,12 @@ class EmbedderOptions:
         if isinstance(engine, Mapping):
             values["engine"] = EngineSettings(**engine)
         return cls(**values)
+
+
+def keywords_of(owner: object) -> EmbedderKeywords:
+    """The options among an object's attributes, such as the fields of a framework's settings."""
+    found = {field.name: getattr(owner, field.name) for field in dataclasses.fields(EmbedderOptions)}
+    return cast("EmbedderKeywords", found)
 
 
 def model_as_json(model: ModelName) -> str | dict[str, Any]:

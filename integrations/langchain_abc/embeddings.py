@@ -23,6 +23,7 @@ from abc_rag import (
     Text,
     load_embedder,
 )
+from abc_rag.embedding.options import EmbedderOptions, keywords_of
 from abc_rag.embedding.threads import ForkSafeLock
 from abc_rag.errors import InputError
 from langchain_abc._incoming import listed
@@ -48,6 +49,9 @@ class ABCEmbeddings(BaseModel, Embeddings):
         attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
         weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
             ``pip install 'abc-rag[quantized]'``.
+        background: A colour behind transparent pixels, such as ``"white"``. If not given, transparency is dropped, as
+            published.
+        depth: ``"scaled"`` maps deep greys to 8 bits; see ``abc_rag.load_embedder``.
         batch_size: ``"auto"`` or a number of items.
         show_progress: A progress bar on standard error, for calls that are not awaited.
         query_instruction: What queries are for, where the model was trained to be told, as VLM2Vec was
@@ -104,6 +108,8 @@ class ABCEmbeddings(BaseModel, Embeddings):
     max_tokens: int | None = None
     resolution: int | str | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    background: str | None = None
+    depth: Literal["published", "scaled"] = "published"
     batch_size: int | Literal["auto"] = "auto"
     show_progress: bool = False
     query_instruction: str | None = None
@@ -129,10 +135,8 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
     @field_serializer("engine", when_used="json")
     def _write_engine(self, engine: EngineSettings | None) -> dict[str, Any] | None:
-        if engine is None:
-            return None
-        folder = None if engine.cache_folder is None else os.fspath(engine.cache_folder)
-        return {**dataclasses.asdict(engine), "cache_folder": folder}
+        told: dict[str, Any] | None = EmbedderOptions(engine=engine).as_dict()["engine"]
+        return told
 
     def __copy__(self) -> ABCEmbeddings:
         """A shallow copy. It shares the weights until a setting changes."""
@@ -142,32 +146,10 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
     def _loading(self) -> tuple[object, ...]:
         """The settings that determine what is loaded."""
-        return (
-            self.model,
-            self.device,
-            self.dtype,
-            self.weights,
-            self.min_tokens,
-            self.max_tokens,
-            self.resolution,
-            self.attention,
-            self.image_limits,
-            self.engine,
-        )
+        return self.model, EmbedderOptions(**keywords_of(self))
 
     def _load(self) -> Embedder:
-        return load_embedder(
-            self.model,
-            device=self.device,
-            dtype=self.dtype,
-            weights=self.weights,
-            min_tokens=self.min_tokens,
-            max_tokens=self.max_tokens,
-            resolution=self.resolution,
-            attention=self.attention,
-            image_limits=self.image_limits,
-            engine=self.engine,
-        )
+        return load_embedder(self.model, **keywords_of(self))
 
     @property
     def embedder(self) -> Embedder:

@@ -86,6 +86,9 @@ class ABCEmbeddings(Settings):
         attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
         weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
             ``pip install 'abc-rag[quantized]'``.
+        background: A colour behind transparent pixels, such as ``"white"``. If not given, transparency is dropped, as
+            published.
+        depth: ``"scaled"`` maps deep greys to 8 bits; see ``abc_rag.load_embedder``.
         query_instruction: What queries are for, where the model was trained to be told, as VLM2Vec was
             (``abc_rag.models.vlm2vec.TASK_INSTRUCTIONS``). Passages are embedded as they are.
         image_limits: Which pictures are accepted, and whether URLs are fetched.

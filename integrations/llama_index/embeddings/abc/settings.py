@@ -12,6 +12,7 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from typing_extensions import Self
 
 from abc_rag import ABCCheckpoint, Embedder, EngineSettings, ImageLimits, load_embedder
+from abc_rag.embedding.options import EmbedderOptions, keywords_of
 from abc_rag.errors import InputError
 
 __all__ = ["Settings"]
@@ -31,6 +32,8 @@ class Settings(MultiModalEmbedding):
     max_tokens: int | None = None
     resolution: int | str | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    background: str | None = None
+    depth: Literal["published", "scaled"] = "published"
     query_instruction: str | None = None
     image_limits: ImageLimits | None = None
     engine: EngineSettings | None = None
@@ -51,18 +54,7 @@ class Settings(MultiModalEmbedding):
         if self.model_name not in ("", name):
             raise InputError(f"model_name={self.model_name!r} chooses nothing here; write model={self.model_name!r}")
         self.model_name = name
-        self._embedder = load_embedder(
-            self.model,
-            device=self.device,
-            dtype=self.dtype,
-            weights=self.weights,
-            min_tokens=self.min_tokens,
-            max_tokens=self.max_tokens,
-            resolution=self.resolution,
-            attention=self.attention,
-            image_limits=self.image_limits,
-            engine=self.engine,
-        )
+        self._embedder = load_embedder(self.model, **keywords_of(self))
         return self
 
     @classmethod
@@ -83,16 +75,13 @@ class Settings(MultiModalEmbedding):
 
     @field_serializer("image_limits")
     def _write_limits(self, limits: ImageLimits | None) -> dict[str, Any] | None:
-        if limits is None:
-            return None
-        return {**dataclasses.asdict(limits), "formats": sorted(limits.formats)}  # JSON knows no sets
+        told: dict[str, Any] | None = EmbedderOptions(image_limits=limits).as_dict()["image_limits"]
+        return told
 
     @field_serializer("engine")
     def _write_engine(self, engine: EngineSettings | None) -> dict[str, Any] | None:
-        if engine is None:
-            return None
-        folder = None if engine.cache_folder is None else os.fspath(engine.cache_folder)
-        return {**dataclasses.asdict(engine), "cache_folder": folder}
+        told: dict[str, Any] | None = EmbedderOptions(engine=engine).as_dict()["engine"]
+        return told
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return copy.copy(self)  # weights are shared
