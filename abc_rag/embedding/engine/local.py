@@ -21,9 +21,11 @@ import torch
 
 from abc_rag.embedding.embedder import UNIT_TOLERANCE, BatchSize, Embedder
 from abc_rag.embedding.engine.caches import DiskTier, TensorCache
+from abc_rag.embedding.engine.model_thread import JOIN_S, ModelThread, release_freed_memory
 from abc_rag.embedding.engine.preparation import Preparation
-from abc_rag.embedding.engine.runner import JOIN_S, BatchReport, ModelThread, Reports, Runner, release_freed_memory
-from abc_rag.embedding.engine.scheduler import Request, Scheduler
+from abc_rag.embedding.engine.runner import BatchReport, Reports, Runner
+from abc_rag.embedding.engine.scheduler import Scheduler
+from abc_rag.embedding.engine.work import Request
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.embedding.threads import ForkSafeLock, in_thread

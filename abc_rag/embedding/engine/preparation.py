@@ -15,8 +15,9 @@ import PIL.Image
 
 from abc_rag.embedding.engine.caches import TensorCache
 from abc_rag.embedding.engine.processes import PictureProcesses, too_long
-from abc_rag.embedding.engine.scheduler import Scheduler, Ticket, Work
+from abc_rag.embedding.engine.scheduler import Scheduler
 from abc_rag.embedding.engine.watchdog import Watchdog
+from abc_rag.embedding.engine.work import Ticket, Work
 from abc_rag.embedding.settings import WorkerKind
 from abc_rag.errors import ImageFormatError
 from abc_rag.images.open import content_hash

@@ -25,7 +25,8 @@ from toy_pictures import ToyPictures
 
 from abc_rag import Image, Input, InstructedImage, Interleaved, Text, load_embedder
 from abc_rag.embedding.engine.local import LocalEmbedder
-from abc_rag.embedding.engine.scheduler import Request, Scheduler, Ticket, Work
+from abc_rag.embedding.engine.scheduler import Scheduler
+from abc_rag.embedding.engine.work import Request, Ticket, Work
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.models.family import Prepared
