@@ -89,11 +89,11 @@ class ImageError(InputError):
 
 
 class PartialIndexError(InputError):
-    """Some of many inputs could not be stored. The others are.
+    """Some inputs could not be stored; all others are.
 
     Attributes:
-        ids: The id of each input that is stored now, by position; None where it is not.
-        failed: (position, error) of each that is not.
+        ids: The id of each input by position; None where it is not stored.
+        failed: (position, error) of each input that is not stored.
     """
 
     def __init__(self, ids: list[str | None], failed: list[tuple[int, InputError]]) -> None:

@@ -1,6 +1,6 @@
-"""What goes in and what comes out: typed inputs, stored records, hits.
+"""Typed inputs, stored records, and hits.
 
-Nothing here is guessed. A plain ``str`` given as a picture's source is always a path; a URL is a
+Nothing is guessed. A plain ``str`` given as a picture's source is always a path; a URL is a
 `URL`, a data URI is a `DataURI`. A text is always a `Text`, however much it looks like a link.
 """
 
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Vectors = npt.NDArray[np.float32]
-"""float32 unit vectors, one a row: ``(n, dim)``; or one of them, ``(dim,)``."""
+"""float32 unit vectors in rows, ``(n, dim)``, or a single one, ``(dim,)``."""
 Modality = Literal["text", "image"]
 SourceType = Literal["path", "url"]
 MetadataValue = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
@@ -77,7 +77,7 @@ def _require_text(value: object, what: str) -> None:
 def _require_source(value: object, what: str) -> None:
     if isinstance(value, (str, os.PathLike, URL, DataURI, bytes)):
         return
-    # A PIL image is recognised without importing Pillow: whoever made one has imported it already.
+    # A PIL image is recognised without importing Pillow, which whoever made it has imported already.
     if any(c.__module__ == "PIL.Image" and c.__name__ == "Image" for c in type(value).__mro__):
         return
     raise InputError(
@@ -165,7 +165,7 @@ class InstructedImage:
 
 @dataclass(frozen=True)
 class InstructedText:
-    """A text, such as a question, and what is looked for with it; for models that were trained for it."""
+    """A text, such as a question, and what to look for with it; for models that were trained with such instructions."""
 
     text: str
     instruction: str
@@ -190,10 +190,10 @@ class InstructedText:
 
 @dataclass(frozen=True)
 class Interleaved:
-    """Texts and any number of pictures in the order in which the model is to read them.
+    """Texts and pictures in the order in which the model reads them.
 
-    Nothing is added between the parts, and no prompt around them: a text that stands behind a picture begins with the
-    space or line break that belongs there.
+    Nothing is added between the parts and no prompt around them: a text behind a picture has to begin with the space or
+    line break that belongs there.
 
     Attributes:
         parts: `Text` and `Image` values; kept as a tuple.
@@ -242,13 +242,13 @@ Input = Text | InstructedText | Image | InstructedImage | Interleaved
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Which model made a vector. Vectors are comparable only when all of this is equal.
+    """The model that made a vector. Only vectors with equal fingerprints can be compared.
 
     Attributes:
         model: The model's name, or the folder's name for a local checkpoint.
-        revision: What identifies the weights: hub commits, or a hash of the local files.
-        min_tokens: Fewest image tokens a picture is resized to.
-        max_tokens: Most image tokens a picture is resized to.
+        revision: Identifies the weights: hub commits, or a hash of the local files.
+        min_tokens: Minimum image tokens of a picture after resizing.
+        max_tokens: Maximum image tokens of a picture after resizing.
     """
 
     model: str
@@ -298,13 +298,15 @@ class Record:
 class Trace:
     """How a hit got its score.
 
+    A second look is instruction-conditioned reranking: the pictures found are embedded again under the instruction.
+
     Attributes:
-        instruction: What pictures were looked at for; None where no picture was looked at again.
+        instruction: The instruction of the second look; None without one.
         first: Score of the first search, in [0, 1].
-        second: Score of the second look, under the instruction, in [0, 1]; None where there was none.
+        second: Score of the second look, in [0, 1]; None without one.
         facet: The instruction of the stored facet that was nearest in the first search; None for the
             picture as a whole, and for passages.
-        note: Why there was no second look where one was due, such as a picture that has since been deleted.
+        note: Why a second look was not possible, such as a picture that has been deleted since.
     """
 
     instruction: str | None
@@ -319,11 +321,11 @@ class Hit:
     """A `Record` found by a search.
 
     Attributes:
-        record: What was found.
-        score: In [0, 1], higher is nearer: ``(1 + cosine) / 2`` of the first search; after a second look
-            under an instruction, both scores fused (see `abc_rag.search.retriever`).
+        record: The record that was found.
+        score: In [0, 1], higher is nearer: ``(1 + cosine) / 2`` of the first search; after a second look, both scores
+            fused (see `abc_rag.search.retriever`).
         facet: The instruction of the stored facet that was nearest; None for the picture as a whole.
-        trace: How the score came about, where it was asked for.
+        trace: How the score came about, if it was asked for.
     """
 
     record: Record
@@ -353,6 +355,6 @@ class Hit:
 
 
 BASIC_TYPES: tuple[type, ...] = (Text, Image, InstructedImage)
-"""What every embedder takes."""
+"""The input types that every embedder takes."""
 INPUT_TYPES: tuple[type, ...] = (*BASIC_TYPES, InstructedText, Interleaved)
-"""All there are; see `abc_rag.Embedder.accepts`."""
+"""All input types; see `abc_rag.Embedder.accepts`."""

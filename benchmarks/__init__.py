@@ -1,1 +1,1 @@
-"""What the project's figures come from; each module is one command. See ``benchmarks/README.md``."""
+"""The benchmarks behind the project's figures; each module is one command. See ``benchmarks/README.md``."""

@@ -1,4 +1,4 @@
-"""ABC as a competent user of transformers and peft would write it, to compare with.
+"""ABC as a competent user of transformers and peft would write it, as the baseline.
 
 Everything that decides a vector is right (bidirectional attention, plain positions, both resizes, padding out of the
 mean), as otherwise two different things would be compared. Nothing is done for speed but batching.
@@ -24,12 +24,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from abc_rag import Image, Input, InstructedImage, Text
 
 _FACTOR = 28
-# The names of older adapters; `PeftModel` loads none of them without it, and only warns.
+# Older adapters use these names. Without the mapping `PeftModel` loads none of them and only warns.
 _ADAPTER_KEYS = {r"^model\.layers": "language_model.layers"}
 
 
 class StockPictures:
-    """The pictures' part: what the published code does, with the processor of transformers.
+    """Preprocessing as in the published code, with the processor of transformers.
 
     The published code resizes twice, and its weights saw Pillow's passes in the order width, height; Pillow 13 may
     take the other one. So both resizes happen here, an axis at a time; the processor finds nothing left to resize.
@@ -37,7 +37,7 @@ class StockPictures:
 
     def __init__(self, *, min_tokens: int, max_tokens: int) -> None:
         self._limits = ((4 * _FACTOR**2, 16384 * _FACTOR**2), (min_tokens * _FACTOR**2, max_tokens * _FACTOR**2))
-        # Limits that no picture exceeds after that.
+        # Limits that no picture exceeds afterwards.
         size = {"shortest_edge": _FACTOR**2, "longest_edge": 16384 * _FACTOR**2}
         self._processor = Qwen2VLImageProcessorPil(size=size)
 
@@ -92,7 +92,7 @@ class Port:
         self._head = _Head(load_file(folder / "pretrain" / "adapter_model.safetensors")).to(device).eval()
 
     def one_at_a_time(self, items: Sequence[Input]) -> np.ndarray:
-        """Vectors ``(n, dim)``, each item by itself."""
+        """Vectors ``(n, dim)``, one item at a time."""
         return np.concatenate([self._batch([item]) for item in items])
 
     def padded(self, items: Sequence[Input], batch_size: int = 16) -> np.ndarray:
@@ -169,11 +169,11 @@ class _Head(nn.Module):
 
 
 def _with_adapter(model: nn.Module, folder: Path) -> Any:  # noqa: ANN401
-    """Put an adapter on; its head and temperature are none of peft's business here."""
+    """Load an adapter. Its head and temperature are loaded separately."""
     config = LoraConfig.from_pretrained(str(folder))
     config.modules_to_save, config.inference_mode = None, True
     with warnings.catch_warnings():
-        # peft speaks of head and temperature, which are read by name.
+        # peft warns about head and temperature, which are read by name.
         warnings.simplefilter("ignore")
         loaded: Any = PeftModel.from_pretrained(model, str(folder), config=config, key_mapping=_ADAPTER_KEYS)
     return loaded

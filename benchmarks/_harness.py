@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, rounds that alternate, medians with spread, and the file of results."""
+"""Shared parts of the benchmarks: options, alternating rounds, medians with their spread, and the results file."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ _LIBRARIES = ("abc-rag", "torch", "transformers", "peft", "sentence-transformers
 def parser(
     description: str | None, *, shapes: Sequence[str] = tuple(SHAPES), rounds: int = 5
 ) -> argparse.ArgumentParser:
-    """Options that all benchmarks have."""
+    """The options of every benchmark."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--shape", choices=shapes, default="mini", help="size of the network (random weights)")
     made.add_argument("--device", default="cpu", help="any torch device")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    made.add_argument("--min-tokens", type=int, default=256, help="fewest image tokens of a picture")
-    made.add_argument("--max-tokens", type=int, default=1024, help="most image tokens of a picture")
-    made.add_argument("--rounds", type=int, default=rounds, help="how often each side is measured")
-    made.add_argument("--threads", type=int, default=None, help="of torch; all cores if not given")
+    made.add_argument("--min-tokens", type=int, default=256, help="minimum image tokens of a picture")
+    made.add_argument("--max-tokens", type=int, default=1024, help="maximum image tokens of a picture")
+    made.add_argument("--rounds", type=int, default=rounds, help="number of rounds")
+    made.add_argument("--threads", type=int, default=None, help="torch's threads; default: all cores")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--quick", action="store_true", help="sizes so small that the figures mean nothing")
-    made.add_argument("--json", type=Path, default=None, help="write the results here; standard output if not given")
+    made.add_argument("--quick", action="store_true", help="tiny sizes, for the tests; the figures mean nothing")
+    made.add_argument("--json", type=Path, default=None, help="file for the results; default: standard output")
     return made
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Threads, and no other output than the results."""
+    """Set the number of threads, and keep libraries from printing."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -58,14 +58,14 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def alternate(sides: Mapping[str, Callable[[int], float]], *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side in every round.
+    """Seconds of each side in each round.
 
-    Each round has inputs of its own, the same for all sides, and begins with another side, so that neither what
-    remains from before nor what the machine does meanwhile favours one of them. A round that is not counted goes first.
+    Each round has its own inputs, the same for all sides, and begins with another side, so that neither caches nor
+    other programs favour one of them. The first round is a warm-up and does not count.
 
     Args:
-        sides: By name, what measures a round of that number, in seconds.
-        rounds: How many.
+        sides: Name -> function that runs the round of that number and returns its seconds.
+        rounds: Number of rounds.
     """
     names = list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -79,7 +79,7 @@ def alternate(sides: Mapping[str, Callable[[int], float]], *, rounds: int) -> di
 
 
 def timed(call: Callable[[Inputs], object], make: Callable[[int], Inputs]) -> Callable[[int], float]:
-    """A side for `alternate` that runs in this process; making the inputs is not in its time."""
+    """A side for `alternate` that runs in this process. Making the inputs is not timed."""
 
     def measure(number: int) -> float:
         inputs = make(number)
@@ -91,17 +91,17 @@ def timed(call: Callable[[Inputs], object], make: Callable[[int], Inputs]) -> Ca
 
 
 class Child:
-    """One side in a process of its own, as a user would have it: threads of one library would slow down another's.
+    """A side in a process of its own, as a user would run it: the threads of one library would slow down another's.
 
     Args:
-        benchmark: Which module to run; it is given the same options as this process.
-        arguments: What follows ``--child``.
+        benchmark: The module to run, with the options of this process.
+        arguments: The arguments after ``--child``.
     """
 
     def __init__(self, benchmark: str, arguments: Sequence[str]) -> None:
         command = [sys.executable, "-m", f"benchmarks.{benchmark}", *sys.argv[1:], "--child", *arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        # All are loading at the same time; nothing is measured before each has answered.
+        # All sides load at the same time; measuring starts when each has answered.
 
     def __enter__(self) -> Child:
         """Itself."""
@@ -113,11 +113,11 @@ class Child:
         self._process.communicate()
 
     def seconds(self, row: str, number: int) -> float:
-        """How long it takes for the inputs of one round."""
+        """Seconds for the inputs of one round."""
         return float(self._ask({"row": row, "number": number})["seconds"])
 
     def vectors(self, row: str, number: int, file: Path) -> npt.NDArray[np.float32]:
-        """Its vectors for the inputs of one round; ``file`` is where they are handed over."""
+        """The vectors of one round's inputs, passed through ``file``."""
         self._ask({"row": row, "number": number, "file": str(file)})
         found: npt.NDArray[np.float32] = np.load(file, allow_pickle=False)
         return found
@@ -127,7 +127,7 @@ class Child:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
-        # Libraries print to the same stream.
+        # Libraries may print to the same stream.
         for line in self._process.stdout:
             if line.startswith(_ANSWER):
                 answer: dict[str, Any] = json.loads(line.removeprefix(_ANSWER))
@@ -136,7 +136,7 @@ class Child:
 
 
 def serve(side: Callable[[Inputs], npt.NDArray[np.float32]], make: Callable[[str, int], Inputs]) -> None:
-    """What a `Child` does: answer until its input ends."""
+    """The main loop of a `Child`: answer until standard input ends."""
     for line in sys.stdin:
         asked = json.loads(line)
         inputs = make(asked["row"], asked["number"])
@@ -155,13 +155,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(other: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """How many times faster ``ours`` is: the ratio of the medians, and the spread of the ratios within the rounds."""
+    """The speedup of ``ours``: the ratio of the medians, and the spread of the rounds' ratios."""
     paired = spread([theirs / own for theirs, own in zip(other, ours, strict=True)])
     return {**paired, "median": float(np.median(other) / np.median(ours))}
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on, and with."""
+    """The machine and the versions behind the figures."""
     found: dict[str, Any] = {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -181,7 +181,7 @@ def machine() -> dict[str, Any]:
 
 
 def finish(benchmark: str, arguments: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    """Write what was measured, with everything that is needed to measure it again."""
+    """Write the results, with everything that is needed to repeat the run."""
     options = {name: str(v) if isinstance(v, Path) else v for name, v in vars(arguments).items()}
     document = {
         "benchmark": benchmark,

@@ -1,4 +1,4 @@
-"""When the device computed, when pictures and texts were prepared, and what the device waited for."""
+"""A timeline of the device and of preparation, and what the device waited for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Interval = tuple[float, float]
 
 
 class Recorder:
-    """Watches a family at work, in seconds since the recorder was made.
+    """Records when a family computes and prepares, in seconds since the recorder was made.
 
     Opening a picture and `prepare` are preparation, `see` and `forward` are computation.
 
@@ -38,7 +38,7 @@ class Recorder:
         self._start = time.perf_counter()
 
     def __enter__(self) -> Recorder:
-        # On the instance alone; the class keeps what it has.
+        # On the instance only; the class stays as it is.
         family: Any = self._family
         recipe = family.facts.recipe
         object.__setattr__(recipe, "open", self._watch(recipe.open, self._host, self._prepared))  # it is frozen
@@ -77,7 +77,7 @@ class Recorder:
         return result, events
 
     def intervals(self) -> tuple[list[Interval], list[Interval]]:
-        """When the device computed, and when inputs were prepared."""
+        """The intervals in which the device computed, and in which inputs were prepared."""
         if not self._cuda:
             return list(self._computed), list(self._prepared)
         torch.cuda.synchronize()
@@ -89,7 +89,7 @@ class Recorder:
 
 
 def merged(intervals: Sequence[Interval]) -> list[Interval]:
-    """The same stretches of time, in order and without overlap."""
+    """The union of intervals, sorted and without overlap."""
     found: list[Interval] = []
     for start, end in sorted(intervals):
         if found and start <= found[-1][1]:
@@ -100,12 +100,12 @@ def merged(intervals: Sequence[Interval]) -> list[Interval]:
 
 
 def length(intervals: Sequence[Interval]) -> float:
-    """Seconds in all, each counted once."""
+    """Total seconds of the union."""
     return sum(end - start for start, end in merged(intervals))
 
 
 def shares(computed: Sequence[Interval], prepared: Sequence[Interval], seconds: float) -> dict[str, float]:
-    """What the device did with the time.
+    """How the device spent the time.
 
     Args:
         computed: When it computed.
@@ -126,7 +126,7 @@ def shares(computed: Sequence[Interval], prepared: Sequence[Interval], seconds: 
 
 
 def draw(path: Path, title: str, computed: Sequence[Interval], prepared: Sequence[Interval]) -> bool:
-    """Draw both as bars over time; False where matplotlib is not installed."""
+    """Draw both as bars over time; return False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,4 +1,4 @@
-"""The engine against what one would otherwise write.
+"""The engine against the alternatives.
 
 Sides, all with the same weights, each in a process of its own as a user would have it, and measured in turn:
 
@@ -49,12 +49,12 @@ Side = Callable[[Sequence[Input]], np.ndarray]
 def main() -> int:
     """Run the benchmark; the exit status is 1 if vectors differ."""
     options = parser(__doc__, shapes=("tiny", "mini", "2b"))
-    options.add_argument("--texts", type=int, default=192, help="passages of a round")
-    options.add_argument("--pictures", type=int, default=8, help="pictures of a round")
-    options.add_argument("--batch-size", type=int, default=16, help="of the padded batches and of encode")
-    options.add_argument("--compared", type=int, default=4, help="inputs of each row whose vectors have to agree")
+    options.add_argument("--texts", type=int, default=192, help="passages per round")
+    options.add_argument("--pictures", type=int, default=8, help="pictures per round")
+    options.add_argument("--batch-size", type=int, default=16, help="batch size of padded batches and of encode")
+    options.add_argument("--compared", type=int, default=4, help="inputs per row whose vectors are compared")
     options.add_argument("--rows", nargs="*", default=None, help="measure only these rows")
-    options.add_argument("--sides", nargs="*", default=SIDES[:-1], choices=SIDES, help="besides the engine")
+    options.add_argument("--sides", nargs="*", default=SIDES[:-1], choices=SIDES, help="sides beside the engine")
     options.add_argument("--child", nargs=2, default=None, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = options.parse_args()
     prepare(arguments)
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def limits(arguments: Any) -> dict[str, int]:  # noqa: ANN401
-    """Fewest and most image tokens."""
+    """Minimum and maximum image tokens."""
     return {"min_tokens": arguments.min_tokens, "max_tokens": arguments.max_tokens}
 
 
@@ -127,11 +127,11 @@ def one_instruction_at_a_time(embedder: Embedder, items: Sequence[Input]) -> np.
 
 
 def make_rows(texts: int, pictures: int, seed: int) -> dict[str, Callable[[int], list[Input]]]:
-    """For each row of the table, what makes the inputs of a round."""
+    """Row of the table -> function that makes the inputs of a round."""
 
     def words(number: int) -> list[Input]:
         rng = random.Random(f"{seed} {number}")
-        # Short ones are the most, as in any collection.
+        # Most passages are short, as in any collection.
         lengths = [round(5 * 80 ** rng.random()) for _ in range(texts)]
         return [Text(random_passage(rng, length)) for length in lengths]
 
@@ -144,7 +144,7 @@ def make_rows(texts: int, pictures: int, seed: int) -> dict[str, Callable[[int],
         return [Image(file) for file in files("images", number, pictures)]
 
     def instructed(instructions: int) -> Callable[[int], list[Input]]:
-        # Fewer pictures where each is asked more, so that all rows take a similar time.
+        # Fewer pictures for more instructions, so that all rows take about as long.
         count = max(2, pictures // instructions)
         return lambda number: [
             InstructedImage(file, question)
@@ -170,14 +170,14 @@ def make_rows(texts: int, pictures: int, seed: int) -> dict[str, Callable[[int],
 
 
 def compared(rows: dict[str, Callable[[int], list[Input]]], first: int) -> list[Input]:
-    """The first few of every row, in an order that mixes them; a number that no round has."""
+    """The first inputs of every row, shuffled; the round's number is used by no measured round."""
     items = [item for make in rows.values() for item in make(10**6)[:first]]
     random.Random(0).shuffle(items)
     return items
 
 
 def compare_vectors(sides: dict[str, Child], folder: Path) -> dict[str, float]:
-    """Largest difference of any number of the vectors of each side to those of the engine."""
+    """The largest difference of any coordinate between each side's vectors and the engine's."""
     vectors = {name: side.vectors("compared", 0, folder / f"{name}.npy") for name, side in sides.items()}
     engine = vectors.pop("engine")
     return {name: float(np.abs(found - engine).max()) for name, found in vectors.items()}

@@ -1,4 +1,4 @@
-"""How much of the chip is used: pictures from JPEG files at 256, 512 and 1024 tokens, passages of 12, 100 and 512.
+"""Utilisation of the chip: pictures from JPEG files at 256, 512 and 1024 tokens, passages of 12, 100 and 512.
 
 The limit is what the chip reaches in a large matrix product in the same precision, measured in the same run. The
 utilisation is the share of it that the matrix products of the inputs make up (`abc_rag.models.flops`). A further pass
@@ -43,11 +43,15 @@ _DRAWN = 32
 def main() -> int:
     """Run the benchmark."""
     options = parser(__doc__, rounds=3)
-    options.add_argument("--seconds", type=float, default=10.0, help="of each round of each row")
-    options.add_argument("--pictures", nargs="*", type=int, default=list(PICTURES), help="tokens of the pictures")
-    options.add_argument("--passages", nargs="*", type=int, default=list(PASSAGES), help="tokens of the passages")
+    options.add_argument("--seconds", type=float, default=10.0, help="seconds per round and row")
+    options.add_argument(
+        "--pictures", nargs="*", type=int, default=list(PICTURES), help="sizes of the pictures, in tokens"
+    )
+    options.add_argument(
+        "--passages", nargs="*", type=int, default=list(PASSAGES), help="lengths of the passages, in tokens"
+    )
     options.add_argument("--attention", default="auto", help="as for load_embedder")
-    options.add_argument("--workers", type=int, default=None, help="of the engine, that open pictures")
+    options.add_argument("--workers", type=int, default=None, help="the engine's workers, which open pictures")
     options.add_argument("--timeline", type=Path, default=None, help="folder for drawings of the timelines")
     arguments = options.parse_args()
     prepare(arguments)
@@ -69,12 +73,12 @@ def main() -> int:
 
 
 def memory(device: torch.device) -> int | None:
-    """Most memory of the device that was in use, in bytes."""
+    """Peak memory of the device, in bytes."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def measure(name: str, shared: ABCFamily, tokens: int, arguments: Any, limit: float) -> dict[str, Any]:  # noqa: ANN401
-    """One row: pictures of so many tokens, or, with a negative number, passages."""
+    """One row: pictures of that many tokens or, if negative, passages."""
     of_pictures = tokens > 0
     family = shared.at(min_tokens=tokens, max_tokens=tokens) if of_pictures else shared
     with tempfile.TemporaryDirectory(prefix="abc-rag-benchmark-") if of_pictures else nullcontext("") as folder:
@@ -104,12 +108,12 @@ def measure(name: str, shared: ABCFamily, tokens: int, arguments: Any, limit: fl
 
 
 def settings(arguments: Any, **others: Any) -> EngineSettings:  # noqa: ANN401
-    """An engine that remembers nothing."""
+    """Settings without caches."""
     return EngineSettings(workers=arguments.workers, vision_cache_bytes=0, embedding_cache_bytes=0, **others)
 
 
 def warm_up(embedder: LocalEmbedder, make: Callable[[int], list[Input]], arguments: Any) -> int:  # noqa: ANN401
-    """How many inputs fill a round."""
+    """Warm up, and return how many inputs fill a round."""
     count, took = 2, 0.0
     while took < arguments.seconds / 4:
         count *= 2
@@ -121,7 +125,7 @@ def warm_up(embedder: LocalEmbedder, make: Callable[[int], list[Input]], argumen
 
 
 def record(name: str, family: ABCFamily, inputs: list[Input], arguments: Any) -> dict[str, Any]:  # noqa: ANN401
-    """A pass with a recorder, which sees threads but no other processes."""
+    """One pass with a recorder, which watches threads but not other processes."""
     embedder = LocalEmbedder(lambda: family, settings(arguments, worker_kind="thread"))
     with Recorder(family) as recorder:
         start = time.perf_counter()
@@ -144,12 +148,12 @@ def record(name: str, family: ABCFamily, inputs: list[Input], arguments: Any) ->
 
 
 def rounded(intervals: list[tuple[float, float]]) -> list[list[float]]:
-    """To a tenth of a millisecond; the first thousand are enough to see what happens."""
+    """Rounded to a tenth of a millisecond; the first thousand intervals suffice."""
     return [[round(start, 4), round(end, 4)] for start, end in intervals[:1000]]
 
 
 def pictures(folder: Path, tokens: int, arguments: Any) -> Callable[[int], list[Input]]:  # noqa: ANN401
-    """JPEG files of about half as many pixels again as are needed. The same in each round, as nothing is cached."""
+    """JPEG files with about 1.5 times the pixels that are needed; the same in each round, as nothing is cached."""
     side = 28 * tokens**0.5
     size = round(1.4 * side), round(1.05 * side)
     drawn = [random_jpeg(np.random.default_rng([arguments.seed, number]), *size) for number in range(_DRAWN)]
@@ -158,7 +162,7 @@ def pictures(folder: Path, tokens: int, arguments: Any) -> Callable[[int], list[
     def make(count: int) -> list[Input]:
         for number in range(len(files), count):
             files.append(folder / f"{number}.jpg")
-            # Another content each time: a JPEG's reader ignores what stands behind its end.
+            # New content each time: a JPEG decoder ignores bytes after the end.
             files[-1].write_bytes(drawn[number % _DRAWN] + number.to_bytes(4, "big"))
         return [Image(path) for path in files[:count]]
 
@@ -166,7 +170,7 @@ def pictures(folder: Path, tokens: int, arguments: Any) -> Callable[[int], list[
 
 
 def passages(family: ABCFamily, tokens: int, seed: int) -> Callable[[int], list[Input]]:
-    """Each another one, of so many tokens in all."""
+    """Distinct passages of that many tokens, prompt included."""
     rng = random.Random(seed)
     words = max(1, tokens - family.prepare(Text("")).tokens)
     return lambda count: [Text(random_passage(rng, words)) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""How long one query waits for its vector: alone, and while a thread indexes in the background with the same embedder.
+"""Latency of one query: alone, and while a thread indexes in the background with the same embedder.
 
 Queries are a passage of about 12 tokens, and a picture (JPEG, never seen before) with a question. They come one after
 the other with a short pause, as a user's do. The background embeds passages and pictures in turn, without end.
@@ -29,8 +29,8 @@ from benchmarks._harness import finish, parser, prepare, spread
 def main() -> int:
     """Run the benchmark."""
     options = parser(__doc__)
-    options.add_argument("--queries", type=int, default=100, help="of each kind")
-    options.add_argument("--pause-ms", type=float, default=20.0, help="between two queries")
+    options.add_argument("--queries", type=int, default=100, help="queries of each kind")
+    options.add_argument("--pause-ms", type=float, default=20.0, help="pause between two queries")
     arguments = options.parse_args()
     prepare(arguments)
     count = 6 if arguments.quick else arguments.queries
@@ -65,7 +65,7 @@ def text(rng: np.random.Generator) -> Input:
 
 
 def question(rng: np.random.Generator) -> Input:
-    """A picture as a camera or a browser gives it, and what is asked of it."""
+    """A picture as a camera or a browser saves it, with a question."""
     return InstructedImage(random_jpeg(rng), QUESTIONS[int(rng.integers(len(QUESTIONS)))])
 
 
@@ -101,7 +101,7 @@ def row(name: str, beside: bool, took: list[float], indexed: float) -> dict[str,
 
 
 class Background:
-    """An index run in a thread, as long as the block runs.
+    """An index run in a thread while the block runs.
 
     Attributes:
         count: How many inputs it has embedded.
@@ -116,14 +116,14 @@ class Background:
         self._thread = threading.Thread(target=self._run, name="index run", daemon=True)
 
     def __enter__(self) -> Background:
-        """Returns when it is at work."""
+        """Return when the index run is busy."""
         self._thread.start()
         while self.count == 0 and self._thread.is_alive():
             time.sleep(0.01)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Returns when it has come to rest, so that what is measured next is alone."""
+        """Return when the index run has ended, so that the next measurement is alone."""
         self._ended.set()
         self._thread.join()
         if self._error is not None:
@@ -135,17 +135,17 @@ class Background:
                 self.count += 1
                 if self._ended.is_set():
                     break
-        except BaseException as error:  # raised in the thread that measures
+        except BaseException as error:  # raised again in the measuring thread
             self._error = error
 
     def _inputs(self) -> Iterator[Input]:
         rng = np.random.default_rng([self._seed, 1])
         words = random.Random(self._seed)
-        # Made before: making them would compete with what is measured.
+        # Made in advance, because making them would compete with the measurement.
         files = [random_jpeg(rng) for _ in range(16)]
         while not self._ended.is_set():
             yield Text(random_passage(words, 100))
-            # Another content each time: a JPEG's reader ignores what stands behind its end.
+            # New content each time: a JPEG decoder ignores bytes after the end.
             yield Image(files[words.randrange(16)] + words.randbytes(8))
 
 

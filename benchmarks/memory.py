@@ -1,4 +1,4 @@
-"""Whether memory grows with the number of inputs: peak resident set while streaming more and more of them.
+"""Does memory grow with the number of inputs? Peak resident set for longer and longer streams.
 
 Every size runs in a process of its own, which reports its own peak (``VmHWM``). Passages and pictures are made one by
 one while the engine asks for them, each another one, and every vector is thrown away. The first sizes are large enough
@@ -36,12 +36,14 @@ QUICK_SIZES = {"texts": [20, 40], "pictures": [4]}
 def main() -> int:
     """Run the benchmark."""
     options = parser(__doc__)
-    # Bounds, not speed, are measured here: small pictures and a small network stream as much in less time.
+    # This measures bounds, not speed: small pictures and a small network stream as much in less time.
     options.set_defaults(shape="tiny", min_tokens=16, max_tokens=64)
     options.add_argument("--kinds", nargs="*", default=list(SIZES), choices=list(SIZES))
-    options.add_argument("--texts", nargs="*", type=int, default=None, help="how many passages, smallest first")
-    options.add_argument("--pictures", nargs="*", type=int, default=None, help="how many pictures, smallest first")
-    options.add_argument("--vision-cache-mb", type=int, default=8, help="of the engine; full after some hundreds")
+    options.add_argument("--texts", nargs="*", type=int, default=None, help="numbers of passages, ascending")
+    options.add_argument("--pictures", nargs="*", type=int, default=None, help="numbers of pictures, ascending")
+    options.add_argument(
+        "--vision-cache-mb", type=int, default=8, help="the engine's vision cache; full after some hundred pictures"
+    )
     options.add_argument("--child", nargs=2, default=None, metavar=("KIND", "COUNT"), help=argparse.SUPPRESS)
     arguments = options.parse_args()
     prepare(arguments)
@@ -60,7 +62,7 @@ def main() -> int:
 
 
 def in_a_process(kind: str, count: int) -> dict[str, Any]:
-    """Run one size with the same options, and read what it reports."""
+    """Run one size in a child with the same options, and read its report."""
     command = [sys.executable, "-m", "benchmarks.memory", *sys.argv[1:], "--child", kind, str(count)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -68,7 +70,7 @@ def in_a_process(kind: str, count: int) -> dict[str, Any]:
 
 
 def stream(kind: str, count: int, arguments: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Embed so many inputs, and say how much memory it took at most."""
+    """Embed that many inputs, and report the peak memory."""
     embedder = LocalEmbedder(
         lambda: random_family(
             arguments.shape,
@@ -93,7 +95,7 @@ def stream(kind: str, count: int, arguments: Any) -> dict[str, Any]:  # noqa: AN
 
 
 def inputs(kind: str, count: int, seed: int) -> Iterator[Input]:
-    """Passages of 5 to 200 words, or pictures of many sizes, made when they are asked for."""
+    """Passages of 5 to 200 words, or pictures of many sizes, made on demand."""
     rng, pixels = random.Random(seed), np.random.default_rng(seed)
     for _ in range(count):
         if kind == "texts":
@@ -103,12 +105,12 @@ def inputs(kind: str, count: int, seed: int) -> Iterator[Input]:
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has had, in bytes."""
+    """Peak memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-    # Elsewhere: in bytes on macOS. Linux has the file above.
+    # In bytes on macOS. Linux has the file above.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -33,7 +33,7 @@ FIXTURE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "abc"
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTS = ("full", "int8", "int4")
 SEED = 20_261
-# Of Qwen2-VL-7B with ABC's head: the matrices of the language model's 28 layers, and all the rest.
+# Qwen2-VL-7B with ABC's head: the matrices of the language model's 28 layers, and everything else.
 PUBLISHED_LAYERS, PUBLISHED_REST = 6_525_288_448, 1_250_000_000
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1 + 4 / 64, "int4": 0.5 + 4 / 64}
 
@@ -104,7 +104,7 @@ def measure(
 def rows_of(
     checkpoint: str | Path, inputs: Sequence[Input], right: Sequence[int], device: str, repeats: int
 ) -> list[Row]:
-    """Measure every precision; one that cannot be had here is said and left out."""
+    """Measure every precision. One that is unavailable here is reported and left out."""
     rows: list[Row] = []
     reference, _, base = measure(checkpoint, inputs, device, "float32", "full", repeats)
     answers = _answers(reference, len(right))
@@ -142,7 +142,7 @@ def _answers(vectors: Vectors, questions: int) -> np.ndarray[Any, Any]:
 
 
 def published_gb(dtype: str, weights: str) -> float:
-    """What the weights of the 7B model come to, computed from its sizes."""
+    """Memory of the 7B model's weights, computed from its sizes."""
     layers = BYTES[dtype if weights == "full" else weights]
     return (PUBLISHED_LAYERS * layers + PUBLISHED_REST * BYTES[dtype]) / 1e9
 
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--scenes", type=int, default=200, help="held-out scenes for abc-mini, at most 1000")
-    parser.add_argument("--repeats", type=int, default=3, help="calls that are timed; the fastest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls; the fastest counts")
     arguments = parser.parse_args()
     if not 1 <= arguments.scenes <= 1000 or arguments.repeats < 1:
         parser.error("--scenes takes 1 to 1000, --repeats at least 1")

@@ -1,4 +1,4 @@
-"""Opening and cutting up pictures: abc-rag against the processor of transformers, and how it scales with workers.
+"""Opening pictures and cutting them into patches: abc-rag against the processor of transformers, and its scaling.
 
 Each case fixes the number of image tokens. ``ready`` pictures are in memory and have the right size already, so that
 only the cutting up remains; ``memory`` pictures have to be resized; ``jpeg`` files are opened as well. The results have
@@ -31,7 +31,7 @@ from abc_rag.models.qwen2_vl.network import normalise
 from benchmarks._baseline import StockPictures
 from benchmarks._harness import alternate, finish, parser, prepare, ratio, spread, timed
 
-# A square of so many tokens has a side of 28 pixels times the root.
+# A square of n tokens has sides of 28 * sqrt(n) pixels.
 TOKENS = (64, 256, 1024)
 
 
@@ -39,10 +39,10 @@ def main() -> int:
     """Run the benchmark; the exit status is 1 if a pixel differs."""
     options = parser(__doc__, shapes=("tiny",), rounds=7)
     options.set_defaults(shape="tiny")
-    options.add_argument("--pictures", type=int, default=24, help="pictures of a round at 256 tokens")
+    options.add_argument("--pictures", type=int, default=24, help="pictures per round at 256 tokens")
     arguments = options.parse_args()
     prepare(arguments)
-    # One picture at a time on one thread: what differs is the work, not how it is spread.
+    # One picture at a time on one thread, to compare the work and not its distribution.
     torch.set_num_threads(arguments.threads or 1)
     tokens = (4, 16) if arguments.quick else TOKENS
     pictures = 4 if arguments.quick else arguments.pictures
@@ -58,7 +58,7 @@ def main() -> int:
 def make_pictures(tokens: int, source: str, seed: Sequence[int], count: int) -> list[Any]:
     """Pictures in memory, or the bytes of JPEG files."""
     side = 28 * round(tokens**0.5)
-    # A photograph of about half as many pixels again; its sides need both passes of the resize.
+    # A photograph with about 1.5 times the pixels; its sides need both passes of the resize.
     width, height = (side, side) if source == "ready" else (round(1.4 * side), round(1.05 * side))
     rng = np.random.default_rng(list(seed))
     files = [random_jpeg(rng, width, height) for _ in range(count)]
@@ -112,13 +112,13 @@ def _identical(family: ABCFamily, stock: StockPictures, picture: Any) -> bool:  
 
 
 def measure_workers(tokens: int, arguments: Any, pictures: int) -> dict[str, Any]:  # noqa: ANN401
-    """Pictures a second with some threads, in alternating rounds."""
+    """Pictures per second by number of threads, in alternating rounds."""
     family = random_family("tiny", min_tokens=tokens, max_tokens=tokens)
     cores = os.cpu_count() or 1
     workers = [n for n in (1, 2, 4, 8, 16, 32) if n <= max(2, cores)]
 
     def prepare_all(pool: ThreadPoolExecutor) -> Callable[[list[bytes]], object]:
-        # Prompt and tokens as well: it is what the engine asks for.
+        # With prompt and tokens, as the engine does it.
         return lambda files: list(pool.map(lambda file: family.prepare(Image(file)), files))
 
     pools = {n: ThreadPoolExecutor(n) for n in workers}

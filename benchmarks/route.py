@@ -1,4 +1,4 @@
-"""How far the code is from a question to its answer: files, calls, and switches between files.
+"""The path of the data through the code: files, calls, and switches between files.
 
     python -m benchmarks.route
     python -m benchmarks.route --pairs
@@ -44,13 +44,13 @@ _COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "white", "blac
 
 @dataclass(frozen=True)
 class Route:
-    """What was counted between a call and its answer.
+    """The counts between a call and its answer.
 
     Attributes:
         what: ``"text"`` or ``"search"``.
-        files: How many files of `abc_rag` had a part in it.
-        calls: How many calls there were.
-        switches: How many of them were in another file than the one before.
+        files: Number of files of `abc_rag` that were involved.
+        calls: Number of calls.
+        switches: Number of calls in another file than the call before.
     """
 
     what: str
@@ -89,12 +89,12 @@ class Tracer:
             self._on = False
 
     def pairs(self) -> Counter[tuple[str, str]]:
-        """How often there was a switch from one file to another."""
+        """Switches by (file before, file after)."""
         calls = self._calls.values()
         return Counter(pair for one in calls for pair in itertools.pairwise(one) if pair[0] != pair[1])
 
     def route(self, what: str) -> Route:
-        """What was counted in the last block."""
+        """The counts of the last block."""
         calls = list(self._calls.values())
         distinct = len({file for one in calls for file in one})
         return Route(what, distinct, sum(map(len, calls)), sum(self.pairs().values()))

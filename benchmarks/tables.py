@@ -15,7 +15,7 @@ Result = dict[str, Any]
 
 
 def main() -> int:
-    """Print the tables of some files of results, under a line that says where they come from."""
+    """Print the tables of results files, each under a line with its source."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("files", nargs="+", type=Path)
     for file in options.parse_args().files:
@@ -27,7 +27,7 @@ def render(result: Result) -> str:
     """The tables of one file.
 
     Raises:
-        ValueError: It comes from no benchmark that is known here.
+        ValueError: The benchmark is unknown.
     """
     name = result.get("benchmark")
     if name not in _TABLES:
@@ -37,7 +37,7 @@ def render(result: Result) -> str:
 
 def _heading(result: Result) -> str:
     options, machine = result["options"], result["machine"]
-    if "shape" not in options:  # nothing that depends on the machine
+    if "shape" not in options:  # its figures do not depend on the machine
         return f"**{result['benchmark']}** ({result['date'][:10]}): `{result['command']}`"
     chip = machine.get("gpu") if options["device"].startswith("cuda") else machine["processor"]
     facts = [
@@ -55,7 +55,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, without exponents."""
+    """Three significant digits, without exponents."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

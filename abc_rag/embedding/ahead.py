@@ -1,4 +1,4 @@
-"""Embedding ahead of whoever uses the vectors, with a bound on the pictures' bytes that are held meanwhile."""
+"""Embeds ahead of the code that uses the vectors, with a bound on the bytes of pictures held meanwhile."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from abc_rag.types import Input, Vectors
 
 __all__ = ["Part", "embedded", "named"]
 
-# Bytes of pictures that may be on their way.
+# Maximum bytes of pictures held at a time.
 _MOST_BYTES = 256 * 2**20
 
 
 @dataclass
 class Part:
-    """What is used together.
+    """Inputs whose vectors are used together, such as a picture and its facets.
 
     Attributes:
-        inputs: What it needs embedded.
-        held: The bytes that they hold.
+        inputs: The inputs.
+        held: Their bytes in memory.
     """
 
     inputs: Sequence[Input]
@@ -36,20 +36,20 @@ P = TypeVar("P", bound=Part)
 def embedded(
     embedder: Embedder, parts: Iterator[P | None]
 ) -> Generator[tuple[P, list[Vectors | ABCRagError]], None, None]:
-    """Each part with what came of its inputs, in order, while the embedder computes later ones.
+    """Embed parts in order; later parts are computed while the caller uses earlier ones.
 
     Args:
-        embedder: Makes the vectors.
-        parts: Made as they are asked for, in the thread of the caller. None says that whatever follows can only be
-            made when all before it has been used.
+        embedder: The embedder.
+        parts: The parts, made on demand in the caller's thread. None means that the next part can only be made after
+            all parts before it have been used.
 
     Yields:
-        A part, and a vector or an error for each of its inputs.
+        Each part, with a vector or an error for each of its inputs.
     """
     for first in parts:
         if first is None:
             continue
-        if not first.inputs:  # no reason to load a model
+        if not first.inputs:  # so the model need not be loaded
             yield first, []
             continue
         waiting: deque[P] = deque([first])
@@ -62,7 +62,7 @@ def embedded(
                     part, finished, results = waiting.popleft(), results, []
                     yield part, finished
         finally:
-            if isinstance(stream, Generator):  # gives up what has not begun
+            if isinstance(stream, Generator):  # ends what has not begun
                 stream.close()
         for part in waiting:  # one without inputs
             yield part, []
@@ -78,10 +78,10 @@ def _inputs(waiting: deque[P], parts: Iterator[P | None]) -> Iterator[Input]:
 
 
 def named(error: ABCRagError, name: str) -> InputError:
-    """The error of one input, under the name of the picture and not of its bytes or of its place in a stream.
+    """An input's error under the name of its picture, without a position.
 
     Raises:
-        ABCRagError: The error is of another kind, such as a model that cannot compute.
+        ABCRagError: The error is not about the input, such as that of a model that cannot compute.
     """
     if isinstance(error, ImageError):
         return type(error)(name, error.reason)

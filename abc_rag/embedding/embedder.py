@@ -1,4 +1,4 @@
-"""The seam that everything else stands on: inputs in, unit vectors out."""
+"""The seam of every embedder: inputs in, unit vectors out."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ BatchSize = int | Literal["auto"]
 
 UNIT_TOLERANCE = 1e-2
 """How far the length of a vector may be from 1."""
-_LEAST_LENGTH = 1e-12  # no division by zero
-# Inputs embedded together where an embedder has no stream of its own.
+_LEAST_LENGTH = 1e-12  # prevents a division by zero
+# Inputs embedded together by an embedder without a stream of its own.
 _CHUNK = 64
 
 
 class Embedder(ABC):
     """Turns typed inputs into unit vectors of one space.
 
-    A subclass implements `dim`, `fingerprint` and `_embed`; this class checks inputs and results.
-    Implementations are safe to call from many threads at once.
+    A subclass implements `dim`, `fingerprint` and `_embed`; this class checks inputs and results. Where an input
+    cannot be embedded, `_embed` raises ``InputError(reason).at(position)``. Implementations are safe to call from many
+    threads at once.
     """
 
     @property
@@ -61,7 +62,7 @@ class Embedder(ABC):
 
     @property
     def accepts(self) -> tuple[type, ...]:
-        """Which of the input types can be embedded."""
+        """The input types that can be embedded."""
         return BASIC_TYPES
 
     @abstractmethod
@@ -74,15 +75,15 @@ class Embedder(ABC):
         Args:
             inputs: `Text`, `Image` and `InstructedImage` values, in any mix; and `InstructedText` and `Interleaved`
                 where `accepts` has them.
-            batch_size: Most items computed at once; ``"auto"`` bounds the tokens in flight instead.
-                The result does not depend on it.
+            batch_size: Maximum inputs in a batch; ``"auto"`` bounds the tokens instead. The result does not depend on
+                it.
             progress: Show a progress bar with rate and time left on standard error.
 
         Returns:
             float32 array of shape ``(n, dim)``; row ``i`` is the unit vector of input ``i``.
 
         Raises:
-            InputError: An input is of no type that is accepted, or cannot be used; the message says which.
+            InputError: An input is not of an accepted type or cannot be used; the message gives its position.
             ImageError: A picture cannot be opened or exceeds a limit.
         """
         items = self._checked(inputs, batch_size)
@@ -93,7 +94,7 @@ class Embedder(ABC):
         return vectors
 
     async def aembed(self, inputs: Iterable[Input], *, batch_size: BatchSize = "auto") -> Vectors:
-        """`embed` for event loops: other tasks run meanwhile, and cancelling the task gives up what has not begun."""
+        """`embed` for event loops: other tasks keep running, and a cancelled call drops what has not begun."""
         items = self._checked(inputs, batch_size)
         if not items:
             return np.zeros((0, await in_thread(lambda: self.dim)), dtype=np.float32)
@@ -132,24 +133,24 @@ class Embedder(ABC):
         total: int | None = None,
         return_errors: bool = False,
     ) -> Iterator[Vectors | ABCRagError]:
-        """Embed a stream of any length in bounded memory, a little ahead of whoever takes the vectors.
+        """Embed a stream of any length in bounded memory, a little ahead of the code that takes the vectors.
 
-        Inputs are taken from ``inputs`` in the thread of the caller, in order and as there is room. Closing the
-        iterator, or an exception in the loop over it, gives up what has not begun: every vector that was taken belongs
-        to the next input in turn, so a loop that counts can go on from there.
+        Inputs are taken from ``inputs`` in the caller's thread, in order, when there is room for them. Closing the
+        iterator, or an exception in the loop over it, drops what has not begun. Vectors come in the order of the
+        inputs, so a loop that counts them can resume where it stopped.
 
         Args:
-            inputs: Any mix of inputs; a generator is not read to its end first.
+            inputs: Any mix of inputs; a generator is read only as far as needed.
             batch_size: As for `embed`.
             progress: Show a progress bar with rate and, where ``total`` or the inputs' length is known, time left.
-            total: How many inputs there are, for the progress bar.
-            return_errors: Give the error of an input that cannot be embedded in place of its vector, and go on.
+            total: Number of inputs, for the progress bar.
+            return_errors: Yield the error of an input that cannot be embedded in place of its vector, and continue.
 
         Yields:
-            float32 unit vectors of shape ``(dim,)``, one an input, in order.
+            One float32 unit vector of shape ``(dim,)`` per input, in order.
 
         Raises:
-            InputError: An input cannot be used, and ``return_errors`` is not set; those before it have been given.
+            InputError: An input cannot be used, and ``return_errors`` is false. The vectors before it were yielded.
             ImageError: As above, for a picture.
         """
         _refuse_single(inputs, (str, bytes, *INPUT_TYPES), "inputs")
@@ -194,7 +195,7 @@ class Embedder(ABC):
     def _embed_each(self, inputs: Iterator[Input], *, batch_size: BatchSize) -> Iterator[Vectors | ABCRagError]:
         """The vector of each input, or its error, in order; `embed_iter` sets the position of an error.
 
-        An embedder that can compute ahead overrides this.
+        An embedder that computes ahead overrides this.
         """
         while chunk := list(itertools.islice(inputs, _CHUNK)):
             yield from self._embed_halving(chunk, batch_size)
@@ -226,7 +227,7 @@ class Embedder(ABC):
         return items
 
     def _wrong_type(self, position: int, item: object) -> InputError | None:
-        # What everybody takes first: asking which others are accepted may load a model.
+        # The basic types come first, because asking for the others may load a model.
         if isinstance(item, BASIC_TYPES) or (isinstance(item, INPUT_TYPES) and isinstance(item, self.accepts)):
             return None
         if isinstance(item, INPUT_TYPES):
@@ -240,7 +241,7 @@ class Embedder(ABC):
         )
 
     def _check(self, vectors: Vectors, count: int, dim: int, *, first: int = 0) -> None:
-        """Refuse what would spoil a store: rows too few, of another length, or of no unit length (NaN included)."""
+        """Refuse rows that would spoil a store: too few, of another dimension, or not of unit length (NaN included)."""
         wanted = (count, dim)
         if vectors.shape != wanted or vectors.dtype != np.float32:
             raise ABCRagError(
@@ -258,17 +259,17 @@ class Embedder(ABC):
             )
 
     def similarity(self, first: npt.ArrayLike, second: npt.ArrayLike) -> Vectors:
-        """How alike vectors are: the cosine of each of the first with each of the second.
+        """Cosine similarity of each of the first vectors with each of the second.
 
         Args:
-            first: Vectors ``(n, dim)`` that `embed` gave, or one of them, ``(dim,)``.
-            second: Others ``(m, dim)``, or one, ``(dim,)``.
+            first: Vectors of shape ``(n, dim)``, or one of shape ``(dim,)``.
+            second: Vectors of shape ``(m, dim)``, or one of shape ``(dim,)``.
 
         Returns:
-            float32 ``(n, m)``, in [-1, 1]; an axis is left out where one vector was given.
+            float32 of shape ``(n, m)``, in [-1, 1]; a single vector has no axis in the result.
 
         Raises:
-            InputError: They are of different length, or no vectors.
+            InputError: The arguments are no vectors, or of different dimension.
         """
         try:
             a, b = (np.asarray(vectors, dtype=np.float32) for vectors in (first, second))

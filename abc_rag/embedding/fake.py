@@ -47,17 +47,17 @@ __all__ = ["FakeEmbedder"]
 class FakeEmbedder(Embedder):
     """A deterministic `Embedder` without a network, for tests of what stands on one.
 
-    A text's vector is the normalised sum of its words' vectors, so texts that share words are near
-    each other. A picture's vector depends on its pixels alone: a path, its bytes and the opened image
-    agree. A picture with an instruction lies between the picture and the instruction's text. Equal
-    inputs give equal vectors, in every process and on every machine.
+    A text's vector is the normalised sum of its words' vectors, so texts that share words are close. A picture's
+    vector depends on its pixels alone: a path, its bytes and the opened image agree. A picture with an instruction
+    lies between the picture and the instruction's text. Equal inputs have equal vectors, in every process and on every
+    machine.
 
-    Bytes that do not begin like a picture are taken as they are, so tests need no real pictures; those
-    that do, and are broken, are refused. A `URL` is never fetched: its address stands for the picture.
+    Bytes that do not begin like a picture are used as they are, so tests need no real pictures. Bytes that do, and are
+    broken, are refused. A `URL` is never fetched: its address stands for the picture.
 
     Args:
         dim: Length of a vector.
-        model: Name in the fingerprint; another name also gives other vectors.
+        model: Name in the fingerprint; another name also means other vectors.
     """
 
     def __init__(self, dim: int = 32, model: str = "fake") -> None:
@@ -90,12 +90,12 @@ class FakeEmbedder(Embedder):
         if isinstance(item, InstructedText):
             return _unit(self._text(item.text) + self._text(item.instruction))
         if isinstance(item, Interleaved):
-            # Weighted, so that order counts.
+            # Weighted, so that the order matters.
             return _unit(np.sum([self._vector(part) / (2 + n) for n, part in enumerate(item.parts)], axis=0))
         picture = self._hashed("picture", _content(item.source))
         if not isinstance(item, InstructedImage):
             return picture
-        # The mark makes an empty instruction differ from none.
+        # The mark distinguishes an empty instruction from none.
         mark = self._hashed("instruction", b"")
         return _unit(picture + self._text(item.instruction) + 0.1 * mark)
 

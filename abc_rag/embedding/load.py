@@ -1,4 +1,4 @@
-"""``load_embedder``: a name, a folder or three parts in, an embedder out."""
+"""`load_embedder`: finds a model by name or folder and returns its embedder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def default_model() -> str:
-    """What is loaded when no model is named: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``."""
+    """The model that is loaded when none is named: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``."""
     return os.environ.get("ABC_RAG_MODEL") or "abc"
 
 
@@ -62,30 +62,32 @@ def load_embedder(
             ``"TIGER-Lab/VLM2Vec-Qwen2VL-7B"``, ``"TIGER-Lab/VLM2Vec-Full"``, ``"TIGER-Lab/VLM2Vec-LoRA"``,
             ``"vlm2vec:ORGANISATION/NAME"`` for another one on the hub, or a folder (`abc_rag.models.vlm2vec.family`).
             ``"st:NAME"`` for a model of sentence-transformers, by hub id or folder. A folder's files say which family
-            it belongs to; where they leave it open, write the family before it: ``"vlm2vec:FOLDER"``.
+            it belongs to; where they do not, put the family before it: ``"vlm2vec:FOLDER"``.
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), any torch device, or ``"cuda:*"``: all GPUs, each
             with its own copy of the weights.
         dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere. All three work on both. float16 is slow on a CPU,
-            and some models exceed its range: then there is an error, and no vector.
-        min_tokens: Fewest image tokens (of 28x28 pixels) that a picture is resized to. If not given: what the
-            checkpoint was made for, which is 256 for ABC and 9 for abc-mini.
-        max_tokens: Most image tokens; 1024 for ABC, 9 for abc-mini. More tokens show more detail and cost more time.
-        resolution: What else a family calls a resolution. VLM2Vec on Qwen2-VL: ``"low"``, ``"mid"`` or ``"high"``, a
-            fixed square of 128, 672 or 1344 pixels as in the published evaluation (``"high"``), in place of the limits.
-            VLM2Vec on Phi-3.5-vision: the most crops, 4 if not given.
+            and some models exceed its range, which raises an error.
+        min_tokens: Minimum image tokens (of 28x28 pixels) of a picture after resizing. The default is the
+            checkpoint's: 256 for ABC, 9 for abc-mini.
+        max_tokens: Maximum image tokens; 1024 for ABC, 9 for abc-mini. More tokens show more detail and cost more
+            time.
+        resolution: Another family's own measure of resolution. VLM2Vec on Qwen2-VL: ``"low"``, ``"mid"`` or
+            ``"high"``, a fixed square of 128, 672 or 1344 pixels as in the published evaluation (``"high"``), in place
+            of the limits.
+            VLM2Vec on Phi-3.5-vision: the maximum number of crops, by default 4.
         attention: ``"auto"`` is torch's own kernels (``"sdpa"``); or ``"eager"``, or ``"flash_attention_2"`` where
             that package is installed.
         weights: ``"int8"`` or ``"int4"`` keeps the language model's matrices in 8 or 4 bits, on a CPU or a CUDA GPU;
-            they are multiplied in ``dtype``. Saves memory, not time, and the vectors are not those of full weights,
-            as the fingerprint says. Loading still needs the whole model in the computer's own memory once. Needs
+            they are multiplied in ``dtype``. This saves memory, not time. The vectors differ from those of full
+            weights, and the fingerprint says so. Loading still needs memory for the full model once, on the CPU. Needs
             the extra ``quantized``.
         background: A colour behind transparent pixels, such as ``"white"``. If not given, transparency is dropped, as
             published: a clear pixel has whatever colour is stored under it, often black. The fingerprint says which.
         depth: ``"scaled"`` maps the range of 16-bit, 32-bit and floating-point greys to 8 bits; ``"published"`` drops
             or clips the rest. The fingerprint says which. See `abc_rag.images.Rendering`.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
-        engine: What the engine may use: workers, batches, caches. See `abc_rag.embedding.engine.EngineSettings`.
+        engine: Workers, batches and caches; see `abc_rag.EngineSettings`.
 
     Returns:
         An `Embedder`.
@@ -93,7 +95,7 @@ def load_embedder(
     Raises:
         InputError: An argument is unusable, or there is no such folder.
         MissingExtraError: ``weights`` needs a package that is not installed.
-        CheckpointError: On first use: files are missing or do not fit.
+        CheckpointError: On first use, if files are missing or do not fit.
     """
     options = EmbedderOptions(
         device=device,
@@ -165,7 +167,7 @@ def _revision(files: str, rendering: Rendering) -> str:
 
 
 def _rendering(family: Family, rendering: Rendering) -> Family:
-    """The family, opening pictures so; its fingerprint says if that is not as published."""
+    """The family with another rendering of pictures, which its fingerprint names."""
     fingerprint = replace(family.facts.fingerprint, revision=_revision(family.facts.fingerprint.revision, rendering))
     family.facts = replace(family.facts, rendering=rendering, fingerprint=fingerprint)
     return family
@@ -184,7 +186,7 @@ def _devices(device: str) -> list[torch.device]:
 
 
 def find_device(device: str) -> torch.device:
-    """The device that is meant; ``"auto"`` is the best one here.
+    """The device of that name; ``"auto"`` is the best one here.
 
     Raises:
         InputError: It cannot be used.

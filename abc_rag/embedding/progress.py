@@ -11,15 +11,15 @@ __all__ = ["Progress", "progress_bar"]
 
 
 class Progress(Protocol):
-    """What a caller may do with a bar."""
+    """A progress bar."""
 
     def advance(self, count: int = 1) -> None:
-        """Count some items as done."""
+        """Count items as done."""
 
 
 class _Silent:
     def advance(self, count: int = 1) -> None:
-        """Nobody watches."""
+        """Show nothing."""
 
 
 @contextmanager
@@ -27,9 +27,9 @@ def progress_bar(label: str, *, total: int | None, enabled: bool) -> Iterator[Pr
     """Show a bar while the block runs.
 
     Args:
-        label: What is being done.
-        total: How many items there are; ``None`` if that is not known.
-        enabled: Show nothing if false, or if standard error is not a terminal.
+        label: The text beside the bar.
+        total: Number of items; None if it is unknown.
+        enabled: If false, nothing is shown. Neither is it if standard error is no terminal.
     """
     if not enabled or not sys.stderr.isatty():
         yield _Silent()

@@ -1,4 +1,4 @@
-"""What an engine may use: workers, batches, memory."""
+"""Settings of the engine: workers, batches, caches."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ WorkerKind = Literal["auto", "thread", "process"]
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """How a `LocalEmbedder` schedules, caches and prepares. None of it changes a vector beyond rounding.
+    """How a `LocalEmbedder` schedules, caches and prepares. No setting changes a vector beyond rounding.
 
     Attributes:
-        workers: Threads or processes that open and resize pictures; None is one for each core, at most 8.
-        worker_kind: ``"process"`` opens pictures in other processes, which keep this one's interpreter free and can be
-            killed when a decoder hangs; ``"thread"`` in this one; ``"auto"`` takes processes for a call with many
-            pictures where the machine has cores to spare.
-        picture_timeout_s: Seconds that opening one picture may take (fetching a URL has a limit of its own).
-        max_batch_tokens: Most tokens of a batch in the language model; None chooses by device. An input that is longer
-            is a batch by itself.
-        max_batch_patches: Most patches (14x14 pixels, four to an image token) in one pass of the vision tower; None
+        workers: Number of threads or processes that open and resize pictures; None is one for each core, at most 8.
+        worker_kind: ``"process"`` opens pictures in other processes, which leave this one's interpreter free and are
+            killed when a decoder hangs; ``"thread"`` opens them in this one; ``"auto"`` uses processes for a call with
+            many pictures where there are cores to spare.
+        picture_timeout_s: Maximum seconds for opening one picture, in a process or a thread. A thread that takes longer
+            is abandoned with its picture and replaced. (Fetching a URL has a limit of its own.)
+        max_batch_tokens: Maximum tokens of a batch in the language model; None chooses by device. A longer input is a
+            batch by itself.
+        max_batch_patches: Maximum patches (14x14 pixels, four to an image token) in one pass of the vision tower; None
             chooses by device.
         max_wait_ms: How long the model waits, in milliseconds, for a batch to fill while inputs are being prepared.
-        max_queued: Most inputs that are prepared, or being prepared, ahead of the model, over all calls.
-        max_queued_bytes: Most bytes of prepared pictures among them.
-        vision_cache_bytes: Memory for the vision tower's results, by the content of the picture; 0 keeps none.
-        embedding_cache_bytes: Memory for finished vectors, by content and instruction; 0 keeps none.
-        cache_folder: Where both caches also keep what they hold on disk; None keeps nothing on disk.
-        cache_folder_bytes: Most bytes in that folder; what was used longest ago goes first.
-        compile: Run the layers through ``torch.compile``. Needs a C++ compiler on a CPU, and a minute at first.
+        max_queued: Maximum inputs in the queue ahead of the model, over all calls.
+        max_queued_bytes: Maximum bytes of opened pictures in the queue.
+        vision_cache_bytes: Memory for vision features, keyed by the content of the picture; 0 keeps none.
+        embedding_cache_bytes: Memory for finished vectors, keyed by content and instruction; 0 keeps none.
+        cache_folder: A folder in which both caches are also kept on disk; None keeps nothing on disk.
+        cache_folder_bytes: Maximum bytes in that folder; the least recently used entries are removed.
+        compile: Run the layers through ``torch.compile``. It needs a C++ compiler on a CPU, and a minute for the first
+            batches.
 
     Raises:
-        InputError: A setting makes no sense.
+        InputError: A setting is unusable.
     """
 
     workers: int | None = None

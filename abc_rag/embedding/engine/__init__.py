@@ -1,4 +1,4 @@
-"""What makes a model family an embedder: preprocessing, scheduling, caches, one owner of the model.
+"""The engine turns a model family into an embedder: preparation, scheduling, batching, caches.
 
-Importing this package loads nothing: the processes that open pictures do without torch.
+Importing this package imports nothing else, so the processes that open pictures run without torch.
 """

@@ -27,20 +27,20 @@ __all__ = ["DiskTier", "TensorCache"]
 logger = logging.getLogger("abc_rag")
 
 _SUFFIX = ".safetensors"
-_ABANDONED_S = 3600.0  # a half-written file this old has no writer any more
+_ABANDONED_S = 3600.0  # a draft this old has no writer left
 
 
 class TensorCache:
-    """The tensors used last, as many as fit into so many bytes. Safe to use from many threads.
+    """A cache of tensors, bounded in bytes, that drops the least recently used. Safe to use from many threads.
 
     Args:
-        max_bytes: Memory; 0 keeps none there.
-        disk: Where they are kept as well, or None.
+        max_bytes: Maximum memory; 0 keeps nothing in memory.
+        disk: A second tier on disk, or None.
         scope: Whatever a tensor depends on beside its key. It is part of the names on disk.
         fits: Whether a tensor from disk can be what was asked for; one that cannot be is dropped.
 
     Attributes:
-        in_use: Whether anything is found or remembered; false between `pause` and `resume`.
+        in_use: Whether anything is found or kept; false between `pause` and `resume`.
     """
 
     def __init__(
@@ -62,21 +62,21 @@ class TensorCache:
         self.resume()
 
     def pause(self) -> None:
-        """Forget what is in memory, and find and remember nothing until `resume`."""
+        """Drop what is in memory, and neither find nor keep anything until `resume`."""
         self.in_use = False
         self.clear()
 
     def resume(self) -> None:
-        """Find and remember again."""
+        """End `pause`."""
         self.in_use = self.max_bytes > 0 or self._disk is not None
 
     @property
     def held_bytes(self) -> int:
-        """Memory in use."""
+        """Bytes in memory."""
         return self._held
 
     def get(self, key: str) -> torch.Tensor | None:
-        """The tensor, if it is remembered."""
+        """The tensor, or None."""
         if not self.in_use:
             return None
         with self._lock:
@@ -97,7 +97,7 @@ class TensorCache:
         return found
 
     def put(self, key: str, tensor: torch.Tensor) -> None:
-        """Remember a tensor, which nobody may change from now on."""
+        """Keep a tensor. It must not be changed from now on."""
         if not self.in_use:
             return
         self._remember(key, tensor)
@@ -105,7 +105,7 @@ class TensorCache:
             self._disk.put(self._name(key), tensor)
 
     def clear(self) -> None:
-        """Forget what is in memory."""
+        """Drop what is in memory."""
         with self._lock:
             self._tensors.clear()
             self._held = 0
@@ -116,7 +116,7 @@ class TensorCache:
             if known is not None:
                 self._held -= known.nbytes
             if tensor.nbytes > self.max_bytes:
-                return  # it would push out all others and then go as well
+                return  # it would push out all others, and then itself
             self._tensors[key] = tensor
             self._held += tensor.nbytes
             while self._held > self.max_bytes:
@@ -134,11 +134,11 @@ class DiskTier:
     stands under another's name, is dropped. Writing that fails (a full disk) loses nothing but the file.
 
     Args:
-        folder: Made if missing.
-        max_bytes: Most bytes of all files.
+        folder: Created if missing.
+        max_bytes: Maximum bytes of all files.
 
     Raises:
-        InputError: The folder cannot be made.
+        InputError: The folder cannot be created.
     """
 
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int) -> None:
@@ -147,7 +147,7 @@ class DiskTier:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cache folder {folder}: cannot be made ({error.strerror}); choose another") from error
+            raise InputError(f"cache folder {folder}: cannot be created ({error.strerror}); choose another") from error
         self._held: int | None = None
         self._todo: queue.Queue[tuple[str, torch.Tensor] | None] = queue.Queue(64)
         self._writer: threading.Thread | None = None
@@ -180,7 +180,7 @@ class DiskTier:
             file.unlink()
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
-        """Write it soon; not at all if the disk is too slow to follow, as the model must not wait for it."""
+        """Queue a tensor for writing. It is skipped if the disk is too slow: the model must not wait."""
         with self._starting:
             if self._writer is None or not self._writer.is_alive():
                 self._writer = threading.Thread(target=self._write_all, name="abc-rag-cache", daemon=True)
@@ -189,7 +189,7 @@ class DiskTier:
             self._todo.put_nowait((name, tensor))
 
     def close(self) -> None:
-        """Write what is waiting, and end the thread."""
+        """Write what is queued, and end the thread."""
         with self._starting:
             writer, self._writer = self._writer, None
         if writer is not None and writer.is_alive():
@@ -222,13 +222,13 @@ class DiskTier:
         return sum(size for _, size, _ in self._files())
 
     def _files(self) -> list[tuple[float, int, str]]:
-        """(time of last use, bytes, path) of every file."""
+        """(time of last use, bytes, path) of each file."""
         found = []
         for folder in os.scandir(self._folder):
             if not folder.is_dir():
                 continue
             for entry in os.scandir(folder.path):
-                with contextlib.suppress(OSError):  # another process has removed it meanwhile
+                with contextlib.suppress(OSError):  # another process may have removed it
                     status = entry.stat()
                     if entry.name.endswith(_SUFFIX):
                         found.append((status.st_mtime, status.st_size, entry.path))
@@ -240,7 +240,7 @@ class DiskTier:
         files = sorted(self._files())
         held = sum(size for _, size, _ in files)
         for _, size, path in files:
-            # A little more than needed, so that not every write looks through the folder.
+            # A little more than needed, so that not every write scans the folder.
             if held <= self._max_bytes * 0.9:
                 break
             with contextlib.suppress(OSError):

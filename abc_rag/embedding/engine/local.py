@@ -1,8 +1,8 @@
-"""A model family on this machine, behind the `Embedder` seam.
+"""An embedder that computes on this machine.
 
-Inputs go from a call to a few threads that read, open and tokenise them (`_preparation`, `_processes`), wait in
-one line for all calls (`_scheduler`), and are computed in batches by the one thread that owns the network
-(`_runner`), or by one for each of several networks.
+Inputs of all calls share one queue (`scheduler`). A few threads read, open and tokenise them (`preparation`, with
+`processes` for pictures). The thread that owns the network (`model_thread`) computes them in batches (`runner`); with
+several devices there is one such thread for each.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from abc_rag.types import DataURI, Fingerprint, ImageSource, Input, Vectors
 
 __all__ = ["LocalEmbedder"]
 
-# A call of no more inputs than this is somebody who waits for an answer.
+# A call with at most this many inputs is treated as somebody waiting for an answer.
 _SMALL_CALL = 4
-# Budgets where the settings leave them to the device. On a GPU a few hundred tokens keep the chip busy, and this many
-# hide the time between batches; on a CPU a batch of this size stays in its caches.
+# Default budgets by device. On a GPU a few hundred tokens keep the chip busy, and this many hide the time between
+# batches. On a CPU a batch of this size stays in the caches.
 _TOKENS = {"cpu": 2048, "cuda": 4096}
 _PATCHES = {"cpu": 1024, "cuda": 16384}
-# How many results may wait for an earlier one, in multiples of what may be on the way.
+# How many results may wait for an earlier one, in multiples of `EngineSettings.max_queued`.
 _OUT_OF_ORDER = 4
 
 
 class _Machine:
-    """All that runs: threads, processes, caches. Knows nothing of the `LocalEmbedder`, so that it can go first."""
+    """Threads, processes and caches. It has no reference to its `LocalEmbedder`, which can therefore be collected."""
 
     def __init__(self, owner: ModelThread, settings: EngineSettings, reports: Reports) -> None:
         families = owner.families()
@@ -97,14 +97,14 @@ class _Machine:
             threading.Thread(target=runner.run, name="abc-rag-model", daemon=True).start()
 
     def stop(self) -> None:
-        """End everything; who still waits gets an error."""
+        """End all threads and processes. Calls that still wait get an error."""
         if self.pid != os.getpid():
-            return  # a forked child has none of it
+            return  # a forked child has none of them
         self.scheduler.fail_all(ABCRagError("the embedder was closed while it computed; open another one"))
         self.scheduler.stop()
         self.preparation.close()
         self.preparation.join(JOIN_S)
-        if threading.current_thread() is not self._owner:  # an embedder may be collected in any thread
+        if threading.current_thread() is not self._owner:  # an embedder may be garbage-collected in any thread
             for runner in self._runners:
                 runner.ended.wait(JOIN_S)
         if self._disk is not None:
@@ -124,14 +124,14 @@ def _is_vector(tensor: torch.Tensor, *, dim: int) -> bool:
 
 
 class LocalEmbedder(Embedder):
-    """Embeds with a network in this process, or with several of the same weights on several devices.
+    """Embeds with a network in this process, or with several copies of it on several devices.
 
     The network is loaded on first use. Calls from any number of threads and event loops are computed together, in
-    batches, by the one thread that owns it; pictures are opened beside it.
+    batches, by the thread that owns the network; other threads open pictures meanwhile.
 
     Args:
-        load: Makes the family, or one for each device; called once, on first use.
-        settings: What the engine may use.
+        load: Returns the family, or one for each device; called once, on first use.
+        settings: Workers, batches and caches.
     """
 
     def __init__(self, load: Callable[[], Family | list[Family]], settings: EngineSettings | None = None) -> None:
@@ -146,7 +146,7 @@ class LocalEmbedder(Embedder):
         self._reports = Reports()
 
     def __copy__(self) -> LocalEmbedder:
-        """The embedder itself: a copy would load the weights a second time, and nothing about it can be changed."""
+        """The embedder itself: it has no state that a copy could change, and the weights are shared."""
         return self
 
     def __deepcopy__(self, memo: dict[int, object]) -> LocalEmbedder:
@@ -154,17 +154,17 @@ class LocalEmbedder(Embedder):
         return self
 
     def __reduce__(self) -> tuple[type[LocalEmbedder], tuple[Callable[[], Family | list[Family]], EngineSettings]]:
-        """Travels as its settings, without weights; loads on first use where it arrives."""
+        """A pickle holds the settings and no weights; the model is loaded again on first use."""
         return type(self), (self._load, self.settings)
 
     @property
     def family(self) -> Family:
-        """The loaded model family, the first of several; loads it."""
+        """The model family, or the first of several; loads it."""
         return self._loaded().families()[0]
 
     @property
     def facts(self) -> FamilyFacts:
-        """What is fixed once the model is loaded; loads it."""
+        """What is fixed once the model is loaded; loads the model."""
         if self._facts is None:
             self._facts = self.family.facts
         return self._facts
@@ -181,16 +181,16 @@ class LocalEmbedder(Embedder):
 
     @property
     def accepts(self) -> tuple[type, ...]:
-        """Which of the input types the model takes; loads it."""
+        """The input types that the model takes; loads the model."""
         return self.facts.accepts
 
     @property
     def worker_pids(self) -> list[int]:
-        """Process ids of the processes that open pictures."""
+        """Ids of the processes that open pictures."""
         return [] if self._machine is None else self._machine.preparation.processes.pids
 
     def report_to(self, listener: Callable[[BatchReport], None] | None) -> None:
-        """Have every batch reported to ``listener``, from the model's own thread; None ends it."""
+        """Report every batch to ``listener``, in the model's thread; None ends it."""
         self._reports.listener = listener
 
     def forget(self) -> None:
@@ -202,7 +202,7 @@ class LocalEmbedder(Embedder):
 
     @contextmanager
     def remembering_nothing(self) -> Iterator[None]:
-        """Have the model see every picture anew within the block, as measuring it needs."""
+        """Bypass the caches within the block, for measurements."""
         machine = self._running()
         caches = (machine.vision, machine.embeddings)
         for cache in caches:
@@ -214,7 +214,7 @@ class LocalEmbedder(Embedder):
                 cache.resume()
 
     def close(self) -> None:
-        """End threads and worker processes, and empty the caches. The next call starts anew."""
+        """End threads and worker processes, and empty the caches. The next call starts them again."""
         with self._loading:
             ending, self._ending, self._machine = self._ending, None, None
         if ending is not None:
@@ -225,7 +225,7 @@ class LocalEmbedder(Embedder):
         with self._loading:
             owner = self._owner
             if owner is None or (self._pid != os.getpid()):
-                known = None if owner is None else owner.families()  # a forked child has the weights, not the thread
+                known = None if owner is None else owner.families()  # a forked child has the weights but not the thread
                 owner = ModelThread(partial(_as_list, self._load if known is None else partial(list, known)))
                 owner.families()
                 self._owner, self._pid = owner, os.getpid()
@@ -288,7 +288,7 @@ class LocalEmbedder(Embedder):
     def _in_order(
         self, inputs: Iterator[Input], *, small: bool, batch_size: BatchSize
     ) -> Generator[Vectors | BaseException]:
-        """Results in the order of the inputs, which are taken from the iterator only as there is room for them."""
+        """Results in the order of the inputs. An input is taken from the iterator only when there is room for it."""
         scheduler = self._running().scheduler
         changed = threading.Condition(scheduler.lock)
         max_items = None if batch_size == "auto" else batch_size
@@ -316,7 +316,7 @@ class LocalEmbedder(Embedder):
                     with changed:
                         may_give = not exhausted and submitted - given < ahead
                         if not request.results and not (may_give and scheduler.has_room(request)):
-                            # With a limit, as on Windows nothing else lets Ctrl-C through.
+                            # With a timeout, because on Windows Ctrl-C interrupts nothing else.
                             changed.wait(0.5)
                     waiting.update(_taken(scheduler, request))
         finally:
@@ -332,7 +332,7 @@ def _as_list(load: Callable[[], Family | list[Family]]) -> list[Family]:
 async def _awaited(
     scheduler: Scheduler, *, small: bool, batch_size: BatchSize
 ) -> AsyncIterator[tuple[Request, asyncio.Event]]:
-    """A call from an event loop, ended where the task is cancelled."""
+    """A call from an event loop; it ends when the task is cancelled."""
     loop, event = asyncio.get_running_loop(), asyncio.Event()
 
     def changed() -> None:
@@ -353,7 +353,7 @@ def _taken(scheduler: Scheduler, request: Request) -> dict[int, Vectors | BaseEx
 
 
 def _distinct(inputs: Sequence[Input]) -> tuple[list[Input], list[list[int]]]:
-    """Each input once, and where it stood; equal content under two names is found out later."""
+    """Each input once, with its positions. Equal content under two names is detected later, by its hash."""
     if len(inputs) == 1:
         return list(inputs), [[0]]
     positions: dict[object, list[int]] = {}
@@ -371,11 +371,11 @@ def _name(source: ImageSource) -> str:
         return f"data {source.uri}"
     if isinstance(source, (str, os.PathLike)):
         return f"path {os.fsdecode(source)}"
-    return f"object {id(source)}"  # a URL, bytes and open pictures by themselves
+    return f"object {id(source)}"  # URLs, bytes and open pictures are compared by identity
 
 
 def _vector(result: Vectors | BaseException, position: int) -> Vectors:
-    """The vector, or its error under the input's number."""
+    """The vector; an error is raised with the input's position."""
     if not isinstance(result, BaseException):
         return result
     if isinstance(result, InputError):

@@ -1,4 +1,4 @@
-"""The thread that owns a network, and what it does about memory and cores."""
+"""The thread that owns a network, and its use of memory and cores."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["JOIN_S", "ModelThread", "one_thread", "release_freed_memory"]
 # of up to 32 MiB.
 _FREED_BYTES = 24 * 2**20
 JOIN_S = 10.0
-"""How long threads that were told to end are waited for."""
+"""How long to wait for threads that were told to end."""
 
 
 class ModelThread(threading.Thread):
-    """The thread that owns a network: it loads it, and everything that is computed with it is computed here.
+    """The thread that owns a network: it loads the network and runs every computation with it.
 
-    On a CPU that also makes it the only thread with helpers of OpenMP's: with more of them than cores, those of GNU's
-    library stop waiting actively, and each of the many small steps of a network costs a call of the system.
+    On a CPU it is therefore the only thread with an OpenMP team. With more OpenMP threads than cores, GNU's library
+    stops spinning, and each of a network's many small steps costs a system call.
 
     Args:
-        load: Makes the families.
+        load: Returns the families.
     """
 
     def __init__(self, load: Callable[[], list[Family]]) -> None:
@@ -41,8 +41,8 @@ class ModelThread(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Load, then do what is asked for."""
-        # Another embedder may be computing with one thread just now, and a new thread would do the same for good.
+        """Load, then run jobs."""
+        # A new thread inherits the current setting, which another embedder may have set to one for the moment.
         torch.set_num_threads(self._threads)
         _keep_freed_memory()
         try:
@@ -57,36 +57,36 @@ class ModelThread(threading.Thread):
             job()
 
     def families(self) -> list[Family]:
-        """What was loaded; waits for it."""
+        """The loaded families; waits for them."""
         return self._loaded.result()
 
     def do(self, job: Callable[[], None]) -> None:
-        """Do this after what was asked for before."""
+        """Run a job after those before it."""
         self._jobs.put(job)
 
     def end(self) -> None:
-        """End, after what was asked for before, and wait for that: a thread must not outlive the interpreter."""
+        """End after the jobs before, and wait: a thread must not outlive the interpreter."""
         self._jobs.put(None)
         if self is not threading.current_thread():
             self.join(JOIN_S)
-        self._loaded = Future()  # whoever refers to this thread keeps no weights
+        self._loaded = Future()  # a reference to this thread keeps no weights alive
         release_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Have GNU's allocator keep what is freed, up to some ten megabytes, instead of giving it back at once.
+    """Make GNU's allocator keep some tens of megabytes of freed memory instead of returning it at once.
 
-    It maps a block anew that is as large as the largest that it has seen freed, and gives what is free at the end of
-    its memory back to the system; so the intermediate results of a network, a few megabytes each, were all zeroed by
-    the system again and again. Having freed something larger, it does neither. Elsewhere this does nothing.
+    The allocator maps every block that is at least as large as the largest one freed so far, and returns free memory at
+    the end of its heap. The intermediate results of a network, a few megabytes each, would be mapped and zeroed again
+    and again. Freeing one larger block raises both thresholds. With other allocators this does nothing.
     """
-    torch.empty(_FREED_BYTES, dtype=torch.uint8)  # never touched, so it costs no memory
+    torch.empty(_FREED_BYTES, dtype=torch.uint8)  # never written to, so it costs no memory
 
 
 def release_freed_memory() -> None:
-    """Give back to the system what GNU's allocator has kept (see `_keep_freed_memory`); elsewhere nothing happens.
+    """Return to the system what GNU's allocator has kept (see `_keep_freed_memory`); elsewhere this does nothing.
 
-    Threads come and go with embedders, and each may have left tens of megabytes to an arena that no other thread uses.
+    Threads end with their embedder, and each may leave tens of megabytes in an arena that no other thread uses.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -94,7 +94,7 @@ def release_freed_memory() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch use this thread alone within the block; others that have used torch before are not concerned."""
+    """Make torch use this thread alone within the block. Threads that have used torch before keep their setting."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

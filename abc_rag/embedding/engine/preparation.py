@@ -1,4 +1,4 @@
-"""Reading, hashing, opening and tokenising inputs, beside the model, by a few threads and the processes they direct."""
+"""Reads, hashes, opens and tokenises inputs in a few threads, and in the processes that these direct."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Settled = list[tuple["Work | Ticket", "Vectors | BaseException"]]
 
 @dataclass(frozen=True)
 class _Read:
-    """A picture's encoded bytes, where it has some, and the hash of its content."""
+    """A picture's encoded bytes, if it has any, and the hash of its content."""
 
     source: ImageSource
     data: bytes | None
@@ -40,7 +40,7 @@ class _Read:
 
 
 class _Slot:
-    """What one thread is at, so that another can take over if it never comes back."""
+    """What a thread is working on, so that another can take over if it hangs."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -52,16 +52,17 @@ class _Slot:
 
 
 class Preparation:
-    """Threads that take tickets from the scheduler and give it works.
+    """Threads that turn the scheduler's tickets into works.
 
     Args:
-        family: Whose prompts and pictures.
-        scheduler: Where tickets come from and works go to.
-        vision: Features that are known already.
-        embeddings: Vectors that are known already.
-        workers: How many threads.
-        worker_kind: Where pictures are opened.
-        timeout_s: Seconds for one picture.
+        family: Opens pictures and makes prompts.
+        scheduler: Hands out tickets and takes works.
+        vision: Cache of vision features.
+        embeddings: Cache of vectors.
+        workers: Number of threads.
+        worker_kind: Whether pictures are opened in processes.
+        timeout_s: Maximum seconds for one picture. A thread that takes longer is abandoned and replaced, a process
+            killed.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Preparation:
         self._watchdog.close()
 
     def join(self, seconds: float) -> None:
-        """Wait for the threads, but for those that were left behind with a picture."""
+        """Wait for the threads, except for those that were abandoned."""
         until = time.monotonic() + seconds
         with self._lock:
             threads = list(self._threads)
@@ -119,8 +120,8 @@ class Preparation:
         while (tickets := self._scheduler.next_tickets()) is not None:
             self._prepare_all(tickets, slot)
             if slot.abandoned:
-                return  # another thread has taken this one's place
-            del tickets  # a thread that waits holds on to no picture
+                return  # another thread has replaced this one
+            del tickets  # a waiting thread keeps no picture alive
 
     def _prepare_all(self, tickets: list[Ticket], slot: _Slot) -> None:
         works: list[Work] = []
@@ -143,12 +144,12 @@ class Preparation:
                 digests.append(one.digest)
             content = item.content(digests)
             key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
-        except BaseException as error:  # libraries in other languages raise those too
+        except BaseException as error:  # native libraries raise those too
             settled.append((ticket, error))
             return
         with slot.lock:
             if slot.abandoned:
-                return  # it has failed; nobody would end what is claimed now
+                return  # the ticket has failed already; nobody would finish a work claimed now
             work = self._scheduler.claim(ticket, key)
             if work is None:
                 return
@@ -167,7 +168,7 @@ class Preparation:
             settled.append((work, error))
 
     def _read_limited(self, source: ImageSource, slot: _Slot) -> _Read:
-        # Fetching a URL has a limit of its own, and bytes are there already.
+        # Fetching a URL has a limit of its own, and bytes need no reading.
         with nullcontext() if isinstance(source, (URL, bytes)) else self._limited(source, slot):
             limits = self._family.facts.image_limits
             if isinstance(source, PIL.Image.Image):
@@ -201,7 +202,7 @@ class Preparation:
         *,
         small: bool,
     ) -> None:
-        """Finish a work with its picture; one that another thread is opening is finished there."""
+        """Finish a work with one picture. If another thread is opening that picture, it finishes the work."""
         with self._lock:
             picture = self._pictures.get(read.digest)
             if picture is None:
@@ -215,7 +216,7 @@ class Preparation:
             return
         try:
             picture = self._seen_or_opened(read, work, slot, small=small)
-            with self._lock:  # one with several pictures may have opened it meanwhile
+            with self._lock:  # an input with several pictures may have opened it in the meantime
                 picture = self._shared(read.digest, picture, work)
         except BaseException as error:
             settled.extend((other, error) for _, other in self._end_opening(read.digest, None))
@@ -233,7 +234,7 @@ class Preparation:
         *,
         small: bool,
     ) -> None:
-        """Finish a work with several pictures, without waiting for those that other threads are opening."""
+        """Finish a work with several pictures. It does not wait for pictures that other threads are opening."""
         found: dict[str, Picture] = {}
         for one in read:
             if one.digest in found:
@@ -255,7 +256,7 @@ class Preparation:
         return Picture(read.digest, self._family.picture_tokens(opened), opened)
 
     def _end_opening(self, digest: str, picture: Picture | None) -> list[tuple[Input, Work]]:
-        """Who waits for a picture; none if it has been given up."""
+        """The works that wait for a picture; none if it was given up."""
         with self._lock:
             waiting = self._opening.pop(digest, [])
             if picture is not None and waiting:
@@ -263,7 +264,7 @@ class Preparation:
             return waiting
 
     def _shared(self, digest: str, picture: Picture, work: Work) -> Picture:
-        """The one that stands for a content: the first that was opened, if it is still about. Under the lock."""
+        """The first picture with this content, if it is still in use. Called under the lock."""
         first = self._pictures.setdefault(digest, picture)
         if first is not picture and picture.opened is not None:
             work.held_bytes -= int(picture.opened.nbytes)
@@ -280,7 +281,7 @@ class Preparation:
     @contextmanager
     def _limited(self, source: ImageSource, slot: _Slot) -> Iterator[None]:
         with slot.lock:
-            if slot.abandoned:  # with an earlier picture of the same input, whose error has been given
+            if slot.abandoned:  # with an earlier picture of the same input, whose error was delivered
                 raise ImageFormatError(describe_source(source), too_long(self._timeout_s))
             slot.steps += 1
             step = slot.steps
@@ -292,11 +293,11 @@ class Preparation:
                 slot.steps += 1
 
     def _abandon(self, slot: _Slot, step: int, name: str) -> None:
-        """A thread cannot be ended: leave it behind with its picture, and go on with another one."""
+        """Replace a thread that hangs: a thread cannot be killed."""
         error = ImageFormatError(name, too_long(self._timeout_s))
         with slot.lock:
             if slot.steps != step or slot.abandoned:
-                return  # it has ended just now
+                return  # it has just finished
             slot.abandoned = True
             left, opening = slot.at, slot.opening
         with self._lock:

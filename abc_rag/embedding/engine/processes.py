@@ -26,7 +26,7 @@ from abc_rag.models.family import FamilyFacts
 __all__ = ["PictureProcesses", "too_long"]
 
 _START_S = 60.0
-# The parent's own path, and neither the current folder nor environment variables, decide what a child imports.
+# A child imports from the parent's path. The working folder and environment variables have no influence.
 _PROGRAM = """
 import sys, json
 sys.path[:] = json.loads(sys.argv[1])
@@ -36,7 +36,7 @@ main()
 
 
 class _Child:
-    """One process, used by one thread at a time."""
+    """A process, used by one thread at a time."""
 
     def __init__(self) -> None:
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
@@ -56,7 +56,7 @@ class _Child:
         return self._process.pid
 
     def ask(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytearray]:
-        """Raises EOFError or OSError where the process is gone."""
+        """Raises EOFError or OSError if the process has ended."""
         write_message(_Whole(self._requests), header, data)
         return read_exactly(self._answers)
 
@@ -65,7 +65,7 @@ class _Child:
             self._process.kill()
 
     def end(self) -> int:
-        """End it, and free what it holds; its exit status."""
+        """End the process, close its pipes, and return its exit status."""
         self.kill()
         status = self._process.wait()
         for pipe in (self._requests, self._answers):
@@ -75,7 +75,7 @@ class _Child:
 
 
 class _Whole:
-    """A pipe without buffer whose write does not stop half-way."""
+    """An unbuffered pipe whose writes are complete."""
 
     def __init__(self, pipe: Any) -> None:  # noqa: ANN401
         self._pipe = pipe
@@ -86,16 +86,16 @@ class _Whole:
             view = view[self._pipe.write(view) :]
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Nothing is buffered."""
 
 
 class PictureProcesses:
-    """As many processes as threads ask for a picture at the same time.
+    """Processes that open pictures, as many as there are threads that ask at the same time.
 
     Args:
         facts: How pictures are opened, and which are accepted.
-        timeout_s: Seconds that one may take.
-        watchdog: Ends those that take longer.
+        timeout_s: Maximum seconds for one picture.
+        watchdog: Kills a process that takes longer.
     """
 
     def __init__(self, facts: FamilyFacts, timeout_s: float, watchdog: Watchdog) -> None:
@@ -115,7 +115,7 @@ class PictureProcesses:
 
     @property
     def usable(self) -> bool:
-        """Whether processes can be started here, and know the recipe; tried once."""
+        """Whether processes can be started here and can import the recipe; tried once."""
         with self._lock:
             if self._usable is None:
                 self._usable = self._try()
@@ -123,7 +123,7 @@ class PictureProcesses:
 
     @property
     def pids(self) -> list[int]:
-        """Of all processes."""
+        """Ids of all processes."""
         with self._lock:
             return [child.pid for child in self._all]
 
@@ -147,9 +147,9 @@ class PictureProcesses:
         return False
 
     def _start(self, child: _Child) -> dict[str, Any]:
-        """Wait until a child has imported what it needs, which is no part of a picture's time."""
+        """Wait until a child has imported its modules, which does not count as a picture's time."""
         with self._watchdog.limit(_START_S, child.kill):
-            # No picture: a child that works says just that, by the name of an error.
+            # A working child answers with an error of ours, as this is no picture.
             answer, _ = child.ask({**self._told, "name": "a trial"}, b"no picture")
         child.started = True
         return answer
@@ -162,8 +162,8 @@ class PictureProcesses:
             name: For messages.
 
         Raises:
-            ImageFormatError: It takes too long, or ends the process that opens it, twice.
-            InputError: It cannot be used.
+            ImageFormatError: The picture takes too long, or has ended two processes.
+            InputError: The picture cannot be used.
         """
         for attempt in (1, 2):
             child = self._taken(new=attempt == 2)
@@ -185,11 +185,11 @@ class PictureProcesses:
                 if attempt == 2:
                     reason = f"ends the process that opens it (exit status {status}); save it anew, or leave it out"
                     raise ImageFormatError(name, reason) from None
-                continue  # it may have been killed from outside
+                continue  # something else may have killed the process
             except BaseException:
                 self._gone(child)
                 raise
-            if overdue.is_set():  # killed just after its answer
+            if overdue.is_set():  # killed right after its answer
                 self._gone(child)
             else:
                 with self._lock:
@@ -199,7 +199,7 @@ class PictureProcesses:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """End all processes. Whoever waits for one gets an error."""
+        """End all processes. Calls that wait for one get an error."""
         with self._lock:
             self._closed = True
             children, self._all, self._idle = list(self._all), set(), []
@@ -210,7 +210,7 @@ class PictureProcesses:
         with self._lock:
             if self._closed:
                 raise ABCRagError("the embedder was closed while it opened pictures; open another one")
-            # Those that are idle may all have been killed; that a new one dies is the picture's doing.
+            # Something else may have killed all idle processes. If a new one dies, the picture is the cause.
             if self._idle and not new:
                 return self._idle.pop()
             child = _Child()
@@ -236,7 +236,7 @@ class PictureProcesses:
 
 
 def too_long(seconds: float) -> str:
-    """What is said of a picture that takes longer than it may."""
+    """The message about a picture that takes too long."""
     return f"takes more than {seconds:g} s to open; save it anew, or raise EngineSettings.picture_timeout_s"
 
 

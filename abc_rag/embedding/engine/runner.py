@@ -1,4 +1,4 @@
-"""The owner of a network: one thread that computes batch after batch, and survives what goes wrong in one of them."""
+"""Computes batch after batch with one network, and survives errors in any of them."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ logger = logging.getLogger("abc_rag")
 
 @dataclass(frozen=True)
 class BatchReport:
-    """One batch, for who wants to know where the time goes. Times are of `time.perf_counter`, in seconds.
+    """Where the time of one batch went. Times are those of `time.perf_counter`, in seconds.
 
     Attributes:
-        kind: Of its inputs, as the family names it.
-        items: How many inputs.
-        tokens: Their tokens in the language model.
-        patches: What the vision tower saw for it.
-        waited_from: Since when the model had waited for work.
-        begun: When it was handed to the device.
+        kind: The kind of its inputs, as the family names it.
+        items: Number of inputs.
+        tokens: Number of tokens in the language model.
+        patches: Number of patches that the vision tower saw for it.
+        waited_from: When the model began to wait for work.
+        begun: When the batch was handed to the device.
         ended: When its vectors were on the CPU.
-        device: Where it was computed.
+        device: The device that computed it.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class BatchReport:
 
 
 class Reports:
-    """Who is told about each batch. Apart from the embedder, so that no thread keeps the embedder alive."""
+    """The listener to batches. Separate from the embedder, so that no thread keeps the embedder alive."""
 
     listener: Callable[[BatchReport], None] | None = None
 
@@ -71,15 +71,15 @@ class _Launched:
 
 
 class Runner:
-    """Computes what the scheduler gives, with one network, in one thread.
+    """Computes the scheduler's batches with one network, in one thread.
 
     Args:
         family: The network.
-        scheduler: Where works come from.
-        vision: Where vision features go.
-        embeddings: Where vectors go.
-        max_batch_patches: Budget of one pass of the vision tower.
-        reports: Whoever listens there is given a `BatchReport` after each batch.
+        scheduler: The source of works.
+        vision: Cache of vision features.
+        embeddings: Cache of vectors.
+        max_batch_patches: Patch budget of one pass of the vision tower.
+        reports: Its listener gets a `BatchReport` after each batch.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Runner:
                 torch.cuda.set_device(self._family.facts.device)
             self._run()
         except BaseException as error:
-            # Nobody may wait for a thread that has gone.
+            # No call may wait for a thread that has ended.
             logger.exception("the model's thread has failed")
             failed = ABCRagError(f"the model's thread has failed ({type(error).__name__}: {error}); close the embedder")
             failed.__cause__ = error
@@ -128,14 +128,14 @@ class Runner:
                     self._finish(before)
                 return
             launched = self._launch(works, waited_from) if works else None
-            # The device computes this batch while the vectors of the one before are handed out.
+            # The device computes this batch while the vectors of the previous one are delivered.
             if before is not None:
                 self._finish(before)
             before = launched
             if before is not None and before.copied is None:
                 self._finish(before)
                 before = None
-            # While it waits, nothing of a batch is kept in memory.
+            # A waiting thread keeps no batch in memory.
             del works, launched
             waited_from = time.perf_counter()
 
@@ -150,12 +150,12 @@ class Runner:
                 rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
             copied = None
             if rows.device.type == "cuda":
-                # Into pinned memory, as only then the copy runs beside the next batch.
+                # Only a copy into pinned memory runs beside the next batch.
                 rows = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
                 copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 copied.record()
             return _Launched(works, rows, copied, patches, waited_from, begun)
-        except BaseException as error:  # libraries in other languages raise those too
+        except BaseException as error:  # native libraries raise those too
             self._recover(works, error)
             return None
 
@@ -164,7 +164,7 @@ class Runner:
         try:
             if launched.copied is not None:
                 launched.copied.synchronize()
-            # Copies, so that no vector keeps its whole batch in memory.
+            # Copied, so that no vector keeps its whole batch in memory.
             rows = [row.clone() for row in launched.rows.cpu().float()]
             if len(rows) != len(works):
                 raise ABCRagError(f"{type(self._family).__name__} gave {len(rows)} vectors for {len(works)} inputs")
@@ -174,14 +174,14 @@ class Runner:
         ended = time.perf_counter()
         if self._embeddings.in_use:
             for work, row in zip(works, rows, strict=True):
-                self._embeddings.put(work.key.hex(), row.clone())  # what a caller gets, it may change
+                self._embeddings.put(work.key.hex(), row.clone())  # a caller may change its vector
         results: list[tuple[Work, Vectors | BaseException]] = [
             (work, row.numpy()) for work, row in zip(works, rows, strict=True)
         ]
         kind = works[0].prepared.kind if works[0].prepared is not None else ""
         tokens = sum(work.tokens for work in works)
         for work in works:
-            # Threads that wait for more may hold a work for long; its picture must not be known because of that.
+            # A waiting thread may keep a work alive; it must not keep the picture alive as well.
             work.prepared = None
         self._scheduler.done(results)
         if (listener := self._reports.listener) is None:
@@ -198,12 +198,12 @@ class Runner:
     # --- Pictures -------------------------------------------------------------------------------------
 
     def _see(self, works: list[Work]) -> tuple[list[Work], int]:
-        """Have the vision tower see what it has not; the works that can go on, and how many patches it saw."""
+        """Run the vision tower on unseen pictures; return the works that can go on, and the number of patches."""
         unseen: dict[int, Picture] = {}
         for work in works:
             for picture in _pictures(work):
                 if picture.features is None:
-                    # A batch between its opening and now may have seen the same picture.
+                    # An earlier batch may have seen the same picture since this one was opened.
                     picture.features = self._vision.get(picture.key) if self._vision.in_use else None
                     if picture.features is None:
                         unseen[id(picture)] = picture
@@ -226,7 +226,7 @@ class Runner:
         failed: dict[int, BaseException] = {}
         at = 0
         while at < len(pictures):
-            if pictures[at].features is not None:  # a small call in between has had it seen
+            if pictures[at].features is not None:  # a small call in between needed it too
                 at += 1
                 continue
             group = [pictures[at]]
@@ -245,7 +245,7 @@ class Runner:
                 elif is_out_of_memory(error):
                     self._max_batch_patches = max(1, patches // 2)
                     self._free(f"max_batch_patches={self._max_batch_patches}")
-                else:  # find out which one it is
+                else:  # find out which picture failed
                     for picture in group:
                         failed |= self._see_all([picture])
                     at += len(group)
@@ -260,7 +260,7 @@ class Runner:
         return failed
 
     def _compute_small(self) -> None:
-        """Somebody who waits for one answer does not wait for all pictures of another call's batch."""
+        """Compute a small call now, before the remaining pictures of another call's batch."""
         if self._in_between:
             return
         self._in_between = True
@@ -287,7 +287,7 @@ class Runner:
         if len(works) == 1:
             self._scheduler.done([(works[0], error)])
             return
-        # One of them is to blame: each by itself, so that it fails alone.
+        # One input is to blame. Computed one by one, it fails alone.
         for work in works:
             launched = self._launch([work], time.perf_counter())
             if launched is not None:
@@ -319,7 +319,7 @@ def _pictures(work: Work) -> tuple[Picture, ...]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out, on whatever device."""
+    """Whether an error says that the memory of any device is exhausted."""
     if isinstance(error, ABCRagError):
         return False
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -1,8 +1,8 @@
-"""Who waits for what: inputs of many calls on their way to the model, each distinct one computed once.
+"""The queues of the engine: inputs of many calls on their way to the model, each distinct content computed once.
 
 An input is a `Ticket` of a `Request` (one call). Tickets of equal content share one `Work`, which is first prepared,
-then ready, then computed. Everything here happens under one lock and takes microseconds; opening pictures and
-computing happen elsewhere.
+then ready, then computed. Everything here happens under one lock and takes microseconds; pictures are opened and
+batches computed elsewhere.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from abc_rag.types import Input, Vectors
 
 __all__ = ["Scheduler"]
 
-# Most inputs of small calls in one batch, and what such a call may give without being told to wait for room.
+# Maximum inputs of small calls in one batch. A small call may submit as many without waiting for room.
 _SMALL = 8
-# Texts prepared in one go: each takes little more than handing it over.
+# Texts that a thread takes at once: preparing a text takes little longer than handing it over.
 _TEXTS = 32
-# Batches' worth of work among which the longest is chosen first.
+# How many batches' worth of work is sorted by length.
 _AHEAD = 4
-# How long a model that alternates with preparation waits for several batches' worth.
+# A model that alternates with preparation waits this long for several batches' worth of work.
 _PHASE_S = 1.0
 
 
 class Scheduler:
-    """The waiting lines, from calls to preparation and from preparation to the model.
+    """The queues from calls to preparation, and from preparation to the model.
 
     Args:
-        max_batch_tokens: Budget of a batch.
+        max_batch_tokens: Token budget of a batch.
         max_wait_s: How long the model waits for a batch to fill while inputs are being prepared.
-        max_queued: Most inputs on their way, over all calls.
-        max_queued_bytes: Most bytes of opened pictures.
-        alternate: Prepare the inputs of large calls only while the model waits. On a CPU both want all cores, and every
-            step of the model ends with its slowest core: what overlaps there takes longer than one after the other.
+        max_queued: Maximum inputs in the queues, over all calls.
+        max_queued_bytes: Maximum bytes of opened pictures.
+        alternate: Prepare the inputs of large calls only while the model waits. On a CPU both need all cores, and every
+            step of the model ends with its slowest core, so overlapping them is slower than alternating.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Scheduler:
         return request
 
     def has_room(self, request: Request) -> bool:
-        """Whether a call may give another input now."""
+        """Whether a call may submit another input now."""
         return self._waiting < self._max_queued or request.waiting < (_SMALL if request.small else 1)
 
     def submit(self, request: Request, position: int, item: Input) -> None:
-        """Give an input; its result comes to ``request.results``."""
+        """Submit an input. Its result arrives in ``request.results``."""
         with self.lock:
             request.waiting += 1
             self._waiting += 1
@@ -97,7 +97,7 @@ class Scheduler:
             self._for_preparation.notify()
 
     def close(self, request: Request) -> None:
-        """End a call; what it still waits for is not computed, unless others wait for it too."""
+        """End a call. Inputs without a result are not computed, unless another call needs them too."""
         with self.lock:
             request.closed = True
             self._requests.discard(request)
@@ -111,14 +111,14 @@ class Scheduler:
             self._say_room()
 
     def stop(self) -> None:
-        """Wake everybody up for good."""
+        """Wake all threads and make them end."""
         with self.lock:
             self._stopped = True
             for condition in (self._for_preparation, self._for_model):
                 condition.notify_all()
 
     def fail_all(self, error: BaseException) -> None:
-        """Give an error to everybody who waits, and to whoever comes later."""
+        """Give an error to every waiting call, and to every later one."""
         with self.lock:
             self._failure = error
             works = list(self._in_flight.values())
@@ -135,7 +135,7 @@ class Scheduler:
     # --- Preparation ----------------------------------------------------------------------------------
 
     def next_tickets(self) -> list[Ticket] | None:
-        """Wait for inputs to prepare: one with a picture, if there is room for it, or some texts; None to stop."""
+        """Wait for inputs to prepare: one with a picture, if there is room for it, or several texts; None to stop."""
         with self.lock:
             while not self._stopped:
                 full = self._held_bytes >= self._max_queued_bytes
@@ -150,7 +150,7 @@ class Scheduler:
             return None
 
     def claim(self, ticket: Ticket, key: bytes) -> Work | None:
-        """The work for a ticket, if it is the first of its content; otherwise it waits with the first."""
+        """A new work if the ticket is the first with its content; otherwise None, and it joins the first one."""
         with self.lock:
             known = self._in_flight.get(key)
             if known is not None:
@@ -160,7 +160,7 @@ class Scheduler:
             return work
 
     def prepared(self, works: list[Work], settled: list[tuple[Work | Ticket, Vectors | BaseException]]) -> None:
-        """Hand over what `next_tickets` gave: what can be computed, and what needs no more or has failed."""
+        """Hand over works that can be computed, and results that are known already or failed."""
         now = time.monotonic()
         with self.lock:
             self._preparing -= 1
@@ -169,26 +169,26 @@ class Scheduler:
                 tickets = one.tickets if isinstance(one, Work) else [one]
                 told |= {ticket.request for ticket in tickets}
                 if isinstance(one, Work):
-                    one.held_bytes = 0  # never counted, as it comes to an end before it waits
+                    one.held_bytes = 0  # never counted, as it ends before it is queued
                     self._settle(one, result)
                 else:
                     self._deliver(one, result)
             for work in works:
                 if work.prepared is None or self._in_flight.get(work.key) is not work:
-                    continue  # it has failed meanwhile
+                    continue  # it has failed in the meantime
                 work.since = now
                 self._held_bytes += work.held_bytes
                 self._ready.setdefault(work.prepared.kind, []).append(work)
                 self._ready_tokens[work.prepared.kind] = self._ready_tokens.get(work.prepared.kind, 0) + work.tokens
             self._tell(told)
             if self._failure is not None:
-                self.fail_all(self._failure)  # these were being prepared when the others failed
+                self.fail_all(self._failure)  # these were in preparation when the others failed
             self._for_model.notify()
 
     # --- The model ------------------------------------------------------------------------------------
 
     def next_batch(self, *, wait: bool = True) -> list[Work] | None:
-        """Wait for work of one kind, the longest first; None to stop. Without ``wait``, an empty list for none."""
+        """Wait for a batch of one kind; None to stop. Without ``wait``, an empty list if there is none."""
         with self.lock:
             while not self._stopped:
                 left = self._left()
@@ -201,14 +201,14 @@ class Scheduler:
             return None
 
     def next_small(self) -> list[Work]:
-        """What small calls wait for, of one kind, to be computed between two parts of a batch; or an empty list."""
+        """Works of small calls to compute between two parts of a batch, of one kind; often none."""
         with self.lock:
             small = [work for works in self._ready.values() for work in works if work.small and work.wanted]
             kind = small[0].prepared.kind if small and small[0].prepared is not None else None
             return [] if kind is None else self._remove(kind, [w for w in small if w in self._ready[kind]][:_SMALL])
 
     def _left(self) -> float | None:
-        """Seconds until a batch should be computed, not more than 0 for now; None while there is nothing."""
+        """Seconds until a batch should be computed, 0 or less for now; None while nothing is ready."""
         ready = [works for works in self._ready.values() if works]
         if self._draining and not ready:
             self._draining = False
@@ -220,7 +220,7 @@ class Scheduler:
             max_wait, phase = max(max_wait, _PHASE_S), _AHEAD
         comes = self._preparing or any(self._to_prepare[: 1 if self._draining else 2])
         full = any(tokens >= phase * self.max_batch_tokens for tokens in self._ready_tokens.values())
-        full = full or self._held_bytes >= self._max_queued_bytes  # no more can be prepared
+        full = full or self._held_bytes >= self._max_queued_bytes  # nothing more can be prepared
         if self._draining or full or not comes:
             return 0.0
         return min(works[0].since for works in ready) + max_wait - time.monotonic()
@@ -232,7 +232,7 @@ class Scheduler:
         if not kinds:
             return []
         small = [kind for kind in kinds if any(work.small for work in self._ready[kind])]
-        # Small calls go first, but every other batch begins with what has waited longest.
+        # Small calls go first, but every other batch begins with the work that has waited longest.
         first = bool(small) and not self._last_was_small
         kind = min(small if first else kinds, key=lambda k: self._ready[k][0].since)
         works = self._ready[kind]
@@ -262,7 +262,7 @@ class Scheduler:
         return batch
 
     def _longest(self, works: list[Work], but: set[Work]) -> list[Work]:
-        """The oldest, and then the longest of those that have waited almost as long."""
+        """The oldest work, then the longest of those that have waited almost as long."""
         near, tokens = [], 0
         for work in works:
             if work not in but:
@@ -283,7 +283,7 @@ class Scheduler:
             self._ready[kind] = [work for work in works if work.wanted]
 
     def put_back(self, works: list[Work]) -> None:
-        """Compute these later, before others."""
+        """Put works back at the front of the queue."""
         with self.lock:
             for work in reversed(works):
                 if self._in_flight.get(work.key) is work and work.prepared is not None:
@@ -293,7 +293,7 @@ class Scheduler:
             self._for_model.notify_all()
 
     def done(self, results: list[tuple[Work, Vectors | BaseException]]) -> None:
-        """Give results to everybody who waits for them."""
+        """Deliver results to every call that waits for them."""
         with self.lock:
             told = {ticket.request for work, _ in results for ticket in work.tickets}
             for work, result in results:
@@ -301,7 +301,7 @@ class Scheduler:
             self._tell(told)
 
     def seen(self, works: list[Work]) -> None:
-        """The vision tower has seen the pictures of these: they hold no opened picture any more."""
+        """Take back the bytes of works whose pictures the vision tower has seen."""
         with self.lock:
             for work in works:
                 self._held_bytes -= work.held_bytes
@@ -312,10 +312,10 @@ class Scheduler:
 
     def _settle(self, work: Work, result: Vectors | BaseException) -> None:
         if self._in_flight.get(work.key) is not work:
-            return  # it has failed meanwhile
+            return  # it has failed in the meantime
         self._forget(work)
         for number, ticket in enumerate(work.tickets):
-            # Each caller may do with its vector as it likes.
+            # Each caller may change its vector.
             self._deliver(ticket, result if isinstance(result, BaseException) or number == 0 else result.copy())
 
     def _forget(self, work: Work) -> None:
@@ -337,7 +337,7 @@ class Scheduler:
             return
         request.waiting -= 1
         self._waiting -= 1
-        # Raised in several threads, one error would collect all their tracebacks.
+        # An error raised in several threads would collect all their tracebacks.
         request.results[ticket.position] = _copied(result, ticket.item) if isinstance(result, BaseException) else result
 
     def _tell(self, told: set[Request]) -> None:
@@ -358,5 +358,5 @@ def _copied(error: BaseException, item: Input) -> BaseException:
             # Found for one of several names of the same content.
             return type(error)(describe_source(item.pictures[0]), error.reason)
         return copy.copy(error)
-    except Exception:  # it cannot be made anew from its message
+    except Exception:  # it cannot be rebuilt from its arguments
         return error

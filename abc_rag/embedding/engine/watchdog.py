@@ -1,4 +1,4 @@
-"""Limits of time for what cannot be asked to stop."""
+"""Time limits for blocks that cannot be asked to stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _JOIN_S = 10.0
 
 
 class Watchdog:
-    """Calls somebody where a block of code takes too long; one thread for all blocks, while there are any."""
+    """Calls a function when a block of code takes too long. One thread watches all blocks."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -28,7 +28,7 @@ class Watchdog:
         self._idle_s = _IDLE_S
 
     def close(self) -> None:
-        """End the thread as soon as no block is left, not only after some idle time."""
+        """End the thread as soon as no block is left, without the usual idle time."""
         with self._changed:
             self._idle_s = 0.0
             thread = self._thread

@@ -1,4 +1,4 @@
-"""What moves through an engine: calls, their inputs, and the distinct contents that are computed."""
+"""The units that move through the engine: a call, each of its inputs, and each distinct content."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Work:
 
     Attributes:
         key: Hash of the content.
-        tickets: Who waits for it.
-        prepared: What the network takes, from the end of preparation until there is a result.
+        tickets: The inputs with this content.
+        prepared: The network's input, from the end of preparation until there is a result.
         tokens: Length of the sequence that the language model sees.
         since: When it became ready, on the monotonic clock.
         held_bytes: Bytes of its opened pictures.
@@ -42,26 +42,26 @@ class Work:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody still waits for it."""
+        """Whether any open call still needs it."""
         return any(not ticket.request.closed for ticket in self.tickets)
 
     @property
     def small(self) -> bool:
-        """Whether a call with few inputs waits for it."""
+        """Whether a small call needs it."""
         return any(ticket.request.small for ticket in self.tickets)
 
 
 @dataclass(eq=False)
 class Request:
-    """One call: what it has given, and what has come of it.
+    """One call and its results.
 
     Attributes:
-        small: It has few inputs.
-        max_items: Most inputs in one batch, or None.
-        changed: Called, under the lock, when there is a result or room.
-        results: Position -> vector or error; whoever takes one removes it.
-        waiting: How many inputs are on their way.
-        closed: Nobody wants the rest.
+        small: The call has few inputs, so somebody is probably waiting for the answer.
+        max_items: Maximum inputs in one batch, or None.
+        changed: Called under the lock when there is a result or room for another input.
+        results: Position -> vector or error. The caller removes what it takes.
+        waiting: How many inputs are submitted and have no result yet.
+        closed: The caller has given up; its remaining inputs need not be computed.
     """
 
     small: bool

@@ -28,18 +28,18 @@ _LENGTHS = struct.Struct(">QQ")
 
 
 def recipe_as_json(recipe: Any) -> dict[str, Any]:  # noqa: ANN401
-    """How a recipe (`abc_rag.models.family.PictureRecipe`) is told to another process."""
+    """A recipe (`abc_rag.models.family.PictureRecipe`) as JSON, for another process."""
     made = type(recipe)
     return {"module": made.__module__, "class": made.__qualname__, "fields": dataclasses.asdict(recipe)}
 
 
 def limits_as_json(limits: ImageLimits) -> dict[str, Any]:
-    """How limits are told to another process."""
+    """Limits as JSON, for another process."""
     return {**dataclasses.asdict(limits), "formats": sorted(limits.formats)}
 
 
 def write_message(out: Any, header: dict[str, Any], *parts: Any) -> None:  # noqa: ANN401
-    """Write a header and the bytes that belong to it."""
+    """Write a header, and the bytes that belong to it."""
     encoded = json.dumps(header).encode()
     views = [memoryview(part).cast("B") for part in parts]
     out.write(_LENGTHS.pack(len(encoded), sum(view.nbytes for view in views)))
@@ -53,7 +53,7 @@ def read_exactly(source: Any) -> tuple[dict[str, Any], bytearray]:  # noqa: ANN4
     """Read what `write_message` wrote.
 
     Raises:
-        EOFError: The other side has gone.
+        EOFError: The other side has ended.
     """
     header_bytes, payload_bytes = _LENGTHS.unpack(_take(source, _LENGTHS.size))
     header: dict[str, Any] = json.loads(_take(source, header_bytes))
@@ -66,7 +66,7 @@ def _take(source: Any, count: int) -> bytearray:  # noqa: ANN401
     while at < count:
         got = source.readinto(view[at:])
         if not got:
-            raise EOFError("the other side has gone")
+            raise EOFError("the other side has ended")
         at += got
     return data
 
@@ -108,9 +108,9 @@ def _answer(header: dict[str, Any], data: bytearray) -> tuple[dict[str, Any], li
 
 def main() -> None:
     """Answer requests until the other side closes the pipe."""
-    # Ctrl-C reaches the whole group; who started this process ends it.
+    # Ctrl-C reaches the whole process group, but the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What a library prints must not get between the answers.
+    # Whatever a library prints must not end up between the answers.
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     source = os.fdopen(0, "rb", buffering=0, closefd=False)

@@ -212,7 +212,7 @@ def test_half_written_files_of_the_dead_are_removed(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match=r"cache folder .*file.below: cannot be made \(.+\); choose another"):
+    with pytest.raises(InputError, match=r"cache folder .*file.below: cannot be created \(.+\); choose another"):
         DiskTier(tmp_path / "file" / "below", MIB)
     embedder = LocalEmbedder(Toy, EngineSettings(cache_folder=tmp_path / "file"))
     for _ in range(2):
