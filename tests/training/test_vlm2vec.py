@@ -369,7 +369,7 @@ def test_data_that_are_not_there_are_named(data: Path, tmp_path: Path) -> None:
         open_mmeb_rows(images, images=images)
     with pytest.raises(DatasetError, match=r"no subset 'Dogs'; it has Captions, Labels"):
         open_mmeb_rows(data, images=images, subsets=["Dogs"])
-    with pytest.raises(DatasetError, match=r"has diverse_instruction, original and no third; say which"):
+    with pytest.raises(DatasetError, match=r"has diverse_instruction, original but no third; choose one"):
         open_mmeb_rows(data, images=images, split="third")
     datasets.Dataset.from_dict({"qry": ["a"]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(DatasetError, match="has no column qry_image_path, pos_text, pos_image_path"):
