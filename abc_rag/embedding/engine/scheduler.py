@@ -155,8 +155,9 @@ class Scheduler:
             known = self._in_flight.get(key)
             if known is not None:
                 known.tickets.append(ticket)
+                known.small = known.small or ticket.request.small
                 return None
-            work = self._in_flight[key] = Work(key, [ticket])
+            work = self._in_flight[key] = Work(key, [ticket], small=ticket.request.small)
             return work
 
     def prepared(self, works: list[Work], settled: list[tuple[Work | Ticket, Vectors | BaseException]]) -> None:
@@ -203,7 +204,7 @@ class Scheduler:
     def next_small(self) -> list[Work]:
         """Works of small calls to compute between two parts of a batch, of one kind; often none."""
         with self.lock:
-            small = [work for works in self._ready.values() for work in works if work.small and work.wanted]
+            small = [work for works in self._ready.values() for work in works if work.small and _is_wanted(work)]
             kind = small[0].prepared.kind if small and small[0].prepared is not None else None
             return [] if kind is None else self._remove(kind, [w for w in small if w in self._ready[kind]][:_SMALL])
 
@@ -274,13 +275,13 @@ class Scheduler:
 
     def _drop_unwanted(self) -> None:
         for kind, works in self._ready.items():
-            if all(work.wanted for work in works):
+            if all(map(_is_wanted, works)):
                 continue
             for work in works:
-                if not work.wanted:
+                if not _is_wanted(work):
                     self._ready_tokens[kind] -= work.tokens
                     self._forget(work)
-            self._ready[kind] = [work for work in works if work.wanted]
+            self._ready[kind] = [work for work in works if _is_wanted(work)]
 
     def put_back(self, works: list[Work]) -> None:
         """Put works back at the front of the queue."""
@@ -350,6 +351,11 @@ class Scheduler:
             for request in self._requests:
                 if request not in (told or ()):
                     request.changed()
+
+
+def _is_wanted(work: Work) -> bool:
+    """Whether any open call still needs it."""
+    return any(not ticket.request.closed for ticket in work.tickets)
 
 
 def _copied(error: BaseException, item: Input) -> BaseException:

@@ -27,6 +27,7 @@ class Work:
     Attributes:
         key: Hash of the content.
         tickets: The inputs with this content.
+        small: Whether a small call waits for it.
         prepared: The network's input, from the end of preparation until there is a result.
         tokens: Length of the sequence that the language model sees.
         since: When it became ready, on the monotonic clock.
@@ -35,20 +36,11 @@ class Work:
 
     key: bytes
     tickets: list[Ticket]
+    small: bool = False
     prepared: Prepared | None = None
     tokens: int = 0
     since: float = 0.0
     held_bytes: int = 0
-
-    @property
-    def wanted(self) -> bool:
-        """Whether any open call still needs it."""
-        return any(not ticket.request.closed for ticket in self.tickets)
-
-    @property
-    def small(self) -> bool:
-        """Whether a small call needs it."""
-        return any(ticket.request.small for ticket in self.tickets)
 
 
 @dataclass(eq=False)
