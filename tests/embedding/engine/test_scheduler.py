@@ -767,6 +767,8 @@ def test_whoever_waits_while_it_is_closed_gets_an_error(toy: Toy, opened: Any) -
     with held(toy, 4) as pool:
         calls = [pool.submit(embedder.embed, [Text(f"t {c} {n}") for n in range(20)]) for c in range(3)]
         assert toy.busy.wait(LONG)
+        # A call that begins after it is closed starts it again.
+        wait_until(lambda: len(embedder._running().scheduler._requests) == 3)
         closing = pool.submit(embedder.close)
         for call in calls:
             with pytest.raises(ABCRagError, match="closed while it computed"):
