@@ -31,6 +31,6 @@ def run_script(program: str, *arguments: str) -> subprocess.CompletedProcess[str
         [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n" + textwrap.dedent(program), *arguments],
         capture_output=True,
         text=True,
-        timeout=300.0,
+        timeout=900.0,
         check=False,
     )

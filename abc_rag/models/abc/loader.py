@@ -94,10 +94,10 @@ class ABCLoader(ModelLoader):
 
     def checkpoint(self, model: Any) -> Checkpoint:  # noqa: ANN401
         """See `ModelLoader.checkpoint`."""
-        return _Found(model, _source(model))
+        return _ABCModel(model, _source(model))
 
 
-class _Found(Checkpoint):
+class _ABCModel(Checkpoint):
     def __init__(self, model: ABCModelName, source: Callable[[str], ABCParts]) -> None:
         self._model = model
         self._source = source

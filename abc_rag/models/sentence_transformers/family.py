@@ -20,7 +20,9 @@ takes texts and pictures but not both in one input, many take texts only.
 from __future__ import annotations
 
 import math
+import os
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -60,6 +62,19 @@ class STPrepared(Prepared):
     features: Mapping[str, Any] = field(default_factory=dict)
 
 
+_FAMILIES: weakref.WeakSet[STFamily] = weakref.WeakSet()
+
+
+def _free_tokenizers() -> None:
+    for family in list(_FAMILIES):
+        family._tokenizing = threading.Lock()
+
+
+# A child forked while another thread tokenises would find the lock taken for good.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_tokenizers)
+
+
 class STFamily(Family):
     """A ``SentenceTransformer``; see the module for what becomes of each type of input.
 
@@ -90,6 +105,7 @@ class STFamily(Family):
         self._name = fingerprint.model
         # Tokenizers keep their settings where all threads see them.
         self._tokenizing = threading.Lock()
+        _FAMILIES.add(self)
         first = model[0]
         modalities = set(model.modalities)
         self._media = any(_MEDIA.intersection(one if isinstance(one, tuple) else (one,)) for one in modalities)

@@ -47,10 +47,10 @@ class SentenceTransformersLoader(ModelLoader):
                 "'st:sentence-transformers/clip-ViT-B-32'"
             )
         _require_library()  # now, not after a download
-        return _Found(name, folder)
+        return _STModel(name, folder)
 
 
-class _Found(Checkpoint):
+class _STModel(Checkpoint):
     def __init__(self, name: str, folder: Path | None) -> None:
         self._name = name if folder is None else folder.resolve().name
         self._local = folder

@@ -76,11 +76,11 @@ class VLM2VecLoader(ModelLoader):
         """See `ModelLoader.checkpoint`."""
         folder = None if isinstance(model, str) and model in _BASES else as_folder(model)
         if folder is not None:
-            return _Found(folder.resolve().name, folder)
+            return _VLM2VecModel(folder.resolve().name, folder)
         name = str(model)
         if is_folder(name) or name.count("/") != 1 or not all(name.split("/")):
             raise InputError(f"model 'vlm2vec:{name[:200]}' is neither a folder nor a hub id (ORGANISATION/NAME)")
-        return _Found(name, None)
+        return _VLM2VecModel(name, None)
 
     def _foreign(self, folder: Path) -> str | None:
         """Whether an adapter is another family's."""
@@ -123,7 +123,7 @@ def _places(folder: Path, base: str) -> list[Path]:
     return [folder / base, Path(base)] if is_folder(base) else []
 
 
-class _Found(Checkpoint):
+class _VLM2VecModel(Checkpoint):
     def __init__(self, name: str, folder: Path | None) -> None:
         self._name = name
         self._folder = folder

@@ -310,11 +310,11 @@ def test_a_closed_and_dropped_embedder_leaves_no_threads_and_no_memory() -> None
             one(number)
         ours, count, before = left()
         assert ours == [], ours
-        for number in range(25):
+        for number in range(15):
             one(number)
         ours, again, after = left()
         assert (ours, again) == ([], count), (ours, again, count)
-        assert after - before < 40, (before, after)
+        assert after - before < 30, (before, after)
         print("nothing")
         """
     )

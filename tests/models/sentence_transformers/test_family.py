@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -401,3 +403,14 @@ def test_the_command_line(folders: Any, embedders: Any, capfd: Any) -> None:
         cli.main(["embed", "--image", str(SCENE), "--instruction", "What?", *model])
     assert ended.value.code
     assert "not both in one input" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_while_another_thread_tokenises_can_tokenise(embedders: Any) -> None:
+    family = embedders["static"].family
+    with family._tokenizing, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        child = os.fork()
+        if not child:
+            os._exit(0 if family._tokenizing.acquire(timeout=60.0) else 1)
+    assert os.waitpid(child, 0)[1] == 0
