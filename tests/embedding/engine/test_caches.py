@@ -513,7 +513,8 @@ def test_features_of_a_real_model_are_the_same_from_disk(dtype: Any, tmp_path: P
         embedder = load_embedder("abc-mini", device="cpu", dtype=dtype, engine=settings)
         assert isinstance(embedder, LocalEmbedder)
         embedder.family.__class__ = Counting
-        vectors.append(embedder.embed(asked))
+        # One by one, as rounding depends on what else is in a batch.
+        vectors.append([embedder.embed([one])[0] for one in asked])
         embedder.close()
         assert seen == passes
     np.testing.assert_array_equal(vectors[0], vectors[1])

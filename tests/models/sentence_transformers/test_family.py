@@ -407,7 +407,7 @@ def test_the_command_line(folders: Any, embedders: Any, capfd: Any) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_child_forked_while_another_thread_tokenises_can_tokenise(embedders: Any) -> None:
-    family = embedders["static"].family
+    family = embedders["chat"].family
     with family._tokenizing, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
         child = os.fork()
