@@ -72,6 +72,7 @@ def test_public_names() -> None:
         "open_image",
         "open_pixels",
         "read_bytes",
+        "share_image",
     ]
 
 

@@ -1026,7 +1026,7 @@ async def test_an_error_about_one_text_names_its_place_in_the_call() -> None:
         def _embed(self, inputs: Any, *, batch_size: BatchSize, progress: bool) -> Vectors:
             for position, one in enumerate(inputs):
                 if one.text == "bad":
-                    raise InputError(f"input {position}: too bad")
+                    raise InputError("too bad").at(position)
             return super()._embed(inputs, batch_size=batch_size, progress=progress)
 
     class ChoosyEmbeddings(FakedEmbeddings):

@@ -357,7 +357,7 @@ def test_numbers_of_numpy_and_dates_are_taken(embed_model: ABCEmbeddings, store:
     metadata = {"price": np.int64(3), "share": np.float32(0.5), "sold": np.bool_(True), "day": date(2024, 1, 31)}
     ABCMultiModalIndex([TextNode(id_="n", text="words", metadata=metadata)], embed_model=embed_model, store=store)
     [node] = ABCVectorStore(store).get_nodes()
-    assert node.metadata == {"price": 3, "share": 0.5, "sold": True, "day": "2024-01-31"}
+    assert node.metadata == {"price": 3, "share": 0.5, "sold": True, "day": date(2024, 1, 31)}
     for where in ({"price": {"$gt": 2}}, {"day": {"$lt": "2024-02-01"}}, {"sold": True}):
         assert len(store.search(embed_model.get_text_embedding("x"), where=where)) == 1
 
