@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Where torch comes from; if not given, from pip's own index. https://download.pytorch.org/whl/cpu has no CUDA.
 TORCH_INDEX ?=
+# Test files run in as many processes as there are cores, at most four.
+TEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadfile
 BIN := $(VENV)/bin
 CONSTRAINTS := -c constraints.txt
 
@@ -12,13 +14,13 @@ demo: $(VENV)/.installed
 	$(BIN)/abc-rag demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_PROCESSES)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_PROCESSES)
 
 # The guides and the API reference, in site/. Sphinx's warnings are errors.
 docs: $(VENV)/.dev

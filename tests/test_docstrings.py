@@ -83,6 +83,7 @@ def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     with demo_folder() as demo:
         for copy, original in PICTURES.items():
             shutil.copy(demo / f"{original}.jpg", f"{copy}.jpg")
+        shutil.copytree(demo, "photos")
     names: dict[str, Any] = {}
 
     async def run() -> None:

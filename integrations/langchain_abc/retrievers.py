@@ -62,6 +62,8 @@ class InstructionRetriever(BaseRetriever):
     Usage:
         .. code-block:: python
 
+            from langchain_core.messages import HumanMessage
+
             retriever.invoke("pictures with a blue background")
             retriever.invoke({"question": "what is on the left?", "image": "scene.jpg"})
             retriever.invoke([HumanMessage("a rose")])

@@ -23,7 +23,8 @@ from abc_rag.evaluation.resolution import evaluate_resolution, resolutions
 from abc_rag.models.abc.family import ABCFamily
 
 X, Y = (1.0, 0.0), (0.0, 1.0)
-TEXTS: dict[Any, Any] = {"a dog": X, "a cat": Y, ("a", None): (1.0, 0.9), ("a", "left"): X}
+PHRASES: dict[Any, Any] = {"a dog": X, "a cat": Y, "left": X, "right": X}
+TEXTS: dict[Any, Any] = {**PHRASES, ("a", None): (1.0, 0.9), ("a", "left"): X}
 
 
 @pytest.fixture
@@ -209,4 +210,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as end:
         cli.main(["evaluate", "resolution", str(data), "--tokens", "64;128"])
     assert end.value.code == 2
-    assert "numbers with commas" in capsys.readouterr().err
+    assert "numbers separated by commas" in capsys.readouterr().err
