@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 
 from abc_rag import URL, DataURI, Image, ImageSource
@@ -83,9 +83,22 @@ def _messages(given: object) -> list[BaseMessage] | None:
     if isinstance(given, BaseMessage):
         return [given]
     if isinstance(given, Sequence) and not isinstance(given, (str, bytes)):
-        if given and all(isinstance(one, BaseMessage) for one in given):
-            return list(given)
+        if given and all(map(_is_message, given)):
+            try:
+                return convert_to_messages(given)
+            except (ValueError, TypeError, KeyError) as error:  # such as a role that LangChain does not know
+                reason = str(error).splitlines()[0].rstrip(".")
+                raise InputError(f"the messages cannot be read: {reason}; pass LangChain messages") from error
     return None
+
+
+def _is_message(given: object) -> bool:
+    """Whether this is a message, a ``(role, content)`` pair, or a dict with a role and a content."""
+    if isinstance(given, Mapping):
+        return "content" in given and ("role" in given or "type" in given)
+    if isinstance(given, tuple):
+        return len(given) == 2 and isinstance(given[0], str)
+    return isinstance(given, BaseMessage)
 
 
 def _of_chat(messages: Sequence[BaseMessage]) -> tuple[str | None, ImageSource | None]:

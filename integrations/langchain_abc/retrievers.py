@@ -26,7 +26,8 @@ from langchain_abc.rewriters import chat_model_rewriter
 
 __all__ = ["InstructionRetriever"]
 
-Input = str | Mapping[str, Any] | Sequence[BaseMessage] | BaseMessage | PromptValue
+Message = BaseMessage | tuple[str, Any] | dict[str, Any]
+Input = str | Mapping[str, Any] | Sequence[Message] | BaseMessage | PromptValue
 # Threads that call chat models. Several, because they mostly wait.
 _WAITING = 8
 
@@ -121,10 +122,10 @@ class InstructionRetriever(BaseRetriever):
         """Find documents.
 
         Args:
-            input: A question; or ``{"question": ..., "image": ...}``, of which either may be missing, among whatever
-                else a chain carries; or the messages of a chat, of which the last human one is the question. A
-                follow-up without a picture ("and on the right?") is about the last picture of the messages, or of a
-                dict's ``chat_history``.
+            input: A question; or ``{"question": ..., "image": ...}``, where either may be missing, and other keys of a
+                chain are ignored; or the messages of a chat, where the last human one is the question. A follow-up
+                without a picture ("and on the right?") is about the last picture that a human sent in the messages,
+                or in a dict's ``chat_history``. Messages may be ``(role, content)`` pairs or dicts too.
             config: As for every runnable.
             **kwargs: Settings for this call.
 

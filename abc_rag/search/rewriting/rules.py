@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc_rag.search.rewriting.english.questions import rewrite
-from abc_rag.search.rewriting.english.wording import pattern
+from abc_rag.search.rewriting.english.wording import PICTURE, pattern
 from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
 
 __all__ = ["RuleRewriter", "follows_up"]
@@ -11,6 +11,10 @@ __all__ = ["RuleRewriter", "follows_up"]
 _FOLLOWS_UP = pattern(
     r"\W*(?:and|also|or|but|then)\b|.*\b(?:(?:what|how) about|what else|the (?:same|other|rest|picture|photo|image)",
     r"|this|that|these|those|it|its|they|them|their|he|she|his|her|there|here)\b",
+    # A place alone: without a picture, there is nothing that it could be a place in.
+    rf"|\W*(?:(?:what|who|which (?!{PICTURE}\b)\w+)(?:['\u2019]s| is| are)? )?(?:on|at|in|to) the ",
+    r"(?:left|right|top|bottom|middle|cent(?:re|er)|background|foreground)\W*$",
+    r"|\W*what colou?r is the background\W*$",
 )
 
 
@@ -33,6 +37,7 @@ class RuleRewriter(Rewriter):
 def follows_up(question: str) -> bool:
     """Whether a question only makes sense after an earlier one, such as ``"and on the right?"``.
 
-    Known by English words; a question in another language never does.
+    So does one about a place alone, such as ``"what is on the left?"``, which needs a picture. Known by English words;
+    a question in another language never does.
     """
     return len(question) <= 200 and _FOLLOWS_UP.match(question) is not None

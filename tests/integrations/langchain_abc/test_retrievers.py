@@ -162,6 +162,9 @@ async def test_documents_tell_where_they_are_from_and_how_they_scored(
         ([AIMessage("hello")], "none of the messages is a HumanMessage"),
         ([HumanMessage("")], "nothing to search for"),
         (["a dog"], "not list"),
+        ([("human", "a", "dog")], "not list"),
+        ([("martian", "a dog")], "the messages cannot be read: .*'martian'.*; pass LangChain messages"),
+        ([("human", 3)], "the messages cannot be read: .*; pass LangChain messages"),
         ({"question": 3}, "the question must be a str, not int"),
         ({"image": 3}, "must be a path, .* not int"),
         (3, "a question is a str or .* not int"),
@@ -202,6 +205,11 @@ async def test_a_chat_is_asked_about(retriever: InstructionRetriever, scenes: di
         ({"question": on_right, "chat_history": begun[:2], "image": scenes["dog"]}, "all about pizzas"),
         ({"question": begun}, "all about trees"),
         ({"messages": begun}, "all about trees"),
+        ([*begun[:2], ("human", on_right)], "all about trees"),
+        ([*begun[:2], {"role": "user", "content": "what is on the right?"}], "all about trees"),
+        ({"question": on_right, "chat_history": [{"role": "user", "content": older.content}]}, "all about trees"),
+        ({"question": on_right, "chat_history": [("human", older.content), ("ai", "A car.")]}, "all about trees"),
+        ({"messages": [{"role": "user", "content": "all about dogs"}]}, "all about dogs"),
     ):
         assert first(retriever.invoke(question, modality="text")) == wanted  # type: ignore[arg-type]
         assert first(await retriever.ainvoke(question, modality="text")) == wanted  # type: ignore[arg-type]
@@ -214,6 +222,23 @@ async def test_a_chain_carries_more_than_the_question(retriever: InstructionRetr
     for answer in (chain.invoke(asked), await chain.ainvoke(asked)):
         assert answer.keys() == {*asked, "documents"}
         assert first(answer["documents"]) == "all about dogs"
+
+
+async def test_a_chain_keeps_a_chat(retriever: InstructionRetriever, scenes: dict[str, Path]) -> None:
+    chain: Runnable[Any, Any] = RunnablePassthrough.assign(documents=retriever.bind(modality="text"))
+    history: list[BaseMessage] = []
+    for message, wanted in (
+        (seen(scenes["car"], "what is on the left?"), "all about cars"),
+        (HumanMessage("and on the right?"), "all about trees"),
+        (HumanMessage("what is on the left?"), "all about cars"),
+        (seen(scenes["dog"], "and here?"), "all about dogs"),
+        (HumanMessage("what is on the right?"), "all about pizzas"),
+        (HumanMessage("all about crabs"), "all about crabs"),
+    ):
+        asked = {"question": [message], "chat_history": history}
+        answer = first(chain.invoke(asked)["documents"])
+        assert answer == first((await chain.ainvoke(asked))["documents"]) == wanted
+        history += [message, AIMessage(answer)]
 
 
 async def test_pictures_that_cannot_be_used_are_named(retriever: InstructionRetriever) -> None:

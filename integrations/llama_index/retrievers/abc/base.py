@@ -11,18 +11,20 @@ from typing import Any, Literal
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.memory import BaseMemory
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.embeddings.abc import ABCEmbeddings
+from llama_index.retrievers.abc.history import last_picture
 from llama_index.retrievers.abc.rewriter import llm_rewriter
 from llama_index.vector_stores.abc.filters import all_of, to_where
 from llama_index.vector_stores.abc.records import OF_KIND, node_id_of, nodes_of
 
-from abc_rag import Hit
+from abc_rag import Hit, ImageSource
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import FingerprintMismatchError, InputError
 from abc_rag.search.retriever import Retriever
-from abc_rag.search.rewriting.rewriter import Rewriter
+from abc_rag.search.rewriting import Rewriter, follows_up
 from abc_rag.store import Store
 from abc_rag.types import Modality
 
@@ -58,6 +60,18 @@ class InstructionRetriever(BaseRetriever):
     own retrievers leave their vector in a bundle, so pass each retriever a bundle of its own. Its HyDE drops
     ``image_path``, and its ``TransformRetriever`` blocks the event loop.
 
+    In a chat engine, give the engine and the retriever the same ``memory``, and put the picture that the chat is about
+    into it. A follow-up without a picture ("and on the right?") is then about the last picture that the user sent:
+
+    ```python
+    memory = Memory.from_defaults()
+    retriever = InstructionRetriever(embed_model, store, memory=memory)
+    engine = MultiModalContextChatEngine.from_defaults(retriever=retriever, memory=memory, multi_modal_llm=llm)
+    memory.put(ChatMessage(role="user", blocks=[ImageBlock(path="photo.jpg")]))
+    engine.chat("what is on the left?")
+    engine.chat("and on the right?")
+    ```
+
     Args:
         embed_model: Embeds questions; must be the one that filled the store.
         store: What is searched.
@@ -73,6 +87,7 @@ class InstructionRetriever(BaseRetriever):
         candidates: How many are found at first, to be looked at again.
         roots: Further files and folders from which pictures may be opened; see `abc_rag.search.Pictures`.
         trace: Put how each score came about into ``metadata["abc_trace"]``, which no model gets to see.
+        memory: The memory of the chat engine that asks; see above.
         callback_manager: As for every retriever.
 
     Raises:
@@ -97,12 +112,15 @@ class InstructionRetriever(BaseRetriever):
         candidates: int = 50,
         roots: Iterable[str | os.PathLike[str]] = (),
         trace: bool = False,
+        memory: BaseMemory | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         if not isinstance(embed_model, ABCEmbeddings):
             raise InputError(f"embed_model must be an ABCEmbeddings, not {type(embed_model).__name__}")
         if rewriter is not None and llm is not None:
             raise InputError("give rewriter or llm, not both: llm stands for rewriter=llm_rewriter(llm)")
+        if memory is not None and not isinstance(memory, BaseMemory):
+            raise InputError(f"memory must be a LlamaIndex memory, not {type(memory).__name__}")
         if isinstance(similarity_top_k, bool) or not isinstance(similarity_top_k, int) or similarity_top_k < 1:
             raise InputError(f"similarity_top_k must be a positive int, not {similarity_top_k!r}")
         self.similarity_top_k = similarity_top_k
@@ -120,7 +138,9 @@ class InstructionRetriever(BaseRetriever):
             "candidates": candidates,
             "roots": tuple(roots),
             "trace": trace,
+            "memory": memory,
         }
+        self._memory = memory
         self._retriever = Retriever(
             embed_model.embedder,
             store,
@@ -153,10 +173,22 @@ class InstructionRetriever(BaseRetriever):
         return self.__copy__()  # model and store are shared
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        picture = None
+        if self._memory is not None and _lacks_picture(query_bundle):
+            picture = last_picture(self._memory.get_all())
+        return self._search(query_bundle, picture)
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        picture = None
+        if self._memory is not None and _lacks_picture(query_bundle):
+            picture = last_picture(await self._memory.aget_all())
+        return await self._worker.run(self._search, query_bundle, picture)
+
+    def _search(self, query_bundle: QueryBundle, picture: ImageSource | None) -> list[NodeWithScore]:
         self._check_model()
         query = self._retriever.prepare(
             query_bundle.query_str if query_bundle.query_str.strip() else None,
-            image=query_bundle.image_path or None,
+            image=query_bundle.image_path or picture,
             texts=query_bundle.custom_embedding_strs or (),
             vector=query_bundle.embedding,
         )
@@ -170,9 +202,6 @@ class InstructionRetriever(BaseRetriever):
             if node is not None
         ]
 
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await self._worker.run(self._retrieve, query_bundle)
-
     def _check_model(self) -> None:
         if self._checked:
             return
@@ -183,6 +212,11 @@ class InstructionRetriever(BaseRetriever):
                 "use that model, or another store"
             )
         self._checked = theirs is not None
+
+
+def _lacks_picture(query: QueryBundle) -> bool:
+    """Whether the question is about a picture that an earlier one came with."""
+    return not query.image_path and query.embedding is None and follows_up(query.query_str)
 
 
 def _once(hits: Sequence[Hit]) -> list[Hit]:
