@@ -90,6 +90,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
         place: dict[str, object] = {"path": tmp_path / "store"}
     else:
         place = {"url": request.getfixturevalue("server_url"), "collection": f"c-{uuid.uuid4().hex}"}
+        place["keywords"] = tmp_path / "keywords"
 
     def make(**arguments: object) -> ChromaStore:
         made.append(ChromaStore(**{**place, **arguments}))

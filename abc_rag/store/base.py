@@ -14,6 +14,7 @@ from typing_extensions import Self
 from abc_rag.errors import InputError
 from abc_rag.store.facets import Facets
 from abc_rag.store.filters import SOURCE, Test, parse
+from abc_rag.store.keywords import Keywords
 from abc_rag.store.pictures import KEPT, KeptPictures
 from abc_rag.store.records import checked_ids, checked_records, unit_rows
 from abc_rag.store.roots import Roots
@@ -45,6 +46,10 @@ class Store(ABC):
     **Facets.** A picture may have further vectors, each under an instruction; a search takes the best of them and
     returns each picture once. They follow their picture: its deletion deletes them, another vector drops them,
     another source or other metadata becomes theirs too.
+
+    **Keywords.** A store may have a keyword index of passages, captions and file names, for `search_words`. It is
+    exact: what is added is found at once, and what is replaced or deleted is not found any more. A query is data:
+    whatever is in it, it does not fail.
 
     **Kept pictures.** A store may have a folder of its own for copies of pictures. A record refers to its copy
     relative to that folder; the copy goes when the last record that refers to it is deleted.
@@ -103,10 +108,11 @@ class Store(ABC):
         """Compare what is stored with what can be found; takes a search for every record.
 
         Returns:
-            A line for each problem: records that are not found by their own vector, and facets likewise. None if all
-            is well.
+            A line for each problem: records that are not found by their own vector, facets likewise, and what the
+            keyword index lacks. None if all is well.
         """
-        return [*_unfound(self._records, "record"), *_unfound(self._facets.rows, "facet")]
+        found = [*_unfound(self._records, "record"), *_unfound(self._facets.rows, "facet")]
+        return [*found, *self._records.word_problems()]
 
     # -- opening and closing -------------------------------------------------------------------
 
@@ -308,24 +314,81 @@ class Store(ABC):
         modality: Modality | None = None,
     ) -> list[list[Hit]]:
         """`search` for each row of ``vectors``, shape ``(n, dim)``; one list of hits a row."""
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise InputError(f"k must be a positive int, not {k!r}")
+        k = _checked_k(k)
         condition = parse(where, modality)
         rows = unit_rows(vectors)
-        hits = self._records.nearest(rows, int(k), condition)
+        hits = self._records.nearest(rows, k, condition)
         if modality != "text" and any(hits):
-            hits = self._facets.merged(rows, int(k), condition, hits)
+            hits = self._facets.merged(rows, k, condition, hits)
+        return [self._shown(found) for found in hits]
+
+    @property
+    def has_words(self) -> bool:
+        """Whether there is a keyword index, which `search_words` needs."""
+        return self._records.has_words()
+
+    def search_words(
+        self,
+        query: str | Keywords,
+        k: int = 4,
+        where: Mapping[str, Any] | None = None,
+        *,
+        modality: Modality | None = None,
+    ) -> list[Hit]:
+        """The ``k`` records that match the words of a query best, by BM25; equal scores in the order of their ids.
+
+        Passages, captions and file names are searched. One word of the query is enough for a match. A phrase in
+        quotation marks has to be there word for word, and a word or phrase after a minus sign must not be there. Case
+        and diacritics do not count. Scripts without spaces and parts of names such as ``MX-4471-B`` are found as well.
+
+        Args:
+            query: A question, or one that `abc_rag.store.keywords.Keywords` has read.
+            k: Maximum number of hits.
+            where: As for `search`.
+            modality: Only pictures, or only passages.
+
+        Returns:
+            Hits with scores ``bm25 / (1 + bm25)``, in [0, 1). None where no word matches.
+
+        Raises:
+            InputError: ``query``, ``k`` or the filter cannot be used.
+            StoreError: There is no keyword index, or the store cannot be read.
+        """
+        condition = parse(where, modality)
+        return self._shown(self._records.matching(_read(query), _checked_k(k), condition))
+
+    def allowed_by(self, query: str | Keywords, ids: Iterable[str]) -> set[str]:
+        """Which of ``ids`` have every quoted phrase of a query, and nothing that it excludes by a minus sign.
+
+        Raises:
+            InputError: ``query`` is no str.
+            StoreError: As `search_words` does.
+        """
+        return self._records.meeting(_read(query), checked_ids(ids))
+
+    def _shown(self, hits: list[Hit]) -> list[Hit]:
         if self._pictures is None:
             return hits
-        return [
-            [replace(h, record=self._public(h.record)) if h.record.source_type == KEPT else h for h in found]
-            for found in hits
-        ]
+        return [replace(h, record=self._public(h.record)) if h.record.source_type == KEPT else h for h in hits]
 
     def _public(self, record: Record) -> Record:
         if self._pictures is None or record.source_type != KEPT:
             return record
         return self._pictures.to_public(record)
+
+
+def _checked_k(k: object) -> int:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError(f"k must be a positive int, not {k!r}")
+    return int(k)
+
+
+def _read(query: object) -> Keywords:
+    if isinstance(query, Keywords):
+        return query
+    if not isinstance(query, str):
+        raise InputError(f"a query of words must be a str, not {type(query).__name__}")
+    return Keywords.of(query)
 
 
 def _unfound(table: Table, what: str) -> Iterator[str]:

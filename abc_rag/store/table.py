@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from abc_rag.errors import StoreError
 from abc_rag.store.filters import Condition
+from abc_rag.store.keywords import Keywords
 from abc_rag.types import Hit, Record, Vectors
 
 __all__ = ["PAGE", "Column", "Page", "Table"]
@@ -89,6 +91,35 @@ class Table(ABC):
         Raises:
             InputError: The vectors' length is not that of the stored ones.
         """
+
+    # -- keywords, where a backend has an index of them ------------------------------------------
+
+    def has_words(self) -> bool:
+        """Whether this table has a keyword index."""
+        return False
+
+    def matching(self, keywords: Keywords, k: int, where: Condition | None) -> list[Hit]:
+        """At most ``k`` rows that keywords find and ``where`` lets through.
+
+        Returns:
+            Hits with scores ``bm25 / (1 + bm25)``, best first; equal scores in the order of ids.
+
+        Raises:
+            StoreError: There is no keyword index.
+        """
+        raise StoreError(f"{self!r} has no keyword index; search with keywords=False")
+
+    def meeting(self, keywords: Keywords, ids: Sequence[str]) -> set[str]:
+        """Which of ``ids`` have all phrases, and nothing that must not be there.
+
+        Raises:
+            StoreError: There is no keyword index.
+        """
+        raise StoreError(f"{self!r} has no keyword index; search with keywords=False")
+
+    def word_problems(self) -> list[str]:
+        """A line for each part of the keyword index that does not fit to the rows."""
+        return []
 
     # -- built on these ------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from helpers import MakeStore
 from store_helpers import ONE, TWO, texts, unit, vectors
 
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
+from abc_rag.store import Store
 from abc_rag.store.filters import matches, parse
 from abc_rag.types import Record
 
@@ -397,9 +398,168 @@ def test_a_closed_store_says_so(make: MakeStore) -> None:
     store.add(texts(1), vectors(1))
     store.close()
     store.close()
-    for use in (store.count, lambda: store.add(texts(1), vectors(1)), lambda: store.search(vectors(1)[0])):
+    for use in (
+        store.count,
+        lambda: store.add(texts(1), vectors(1)),
+        lambda: store.search(vectors(1)[0]),
+        lambda: store.search_words("a"),
+    ):
         with pytest.raises(StoreError, match="closed"):
             use()
+
+
+# -- words ---------------------------------------------------------------------------------------
+
+WORDY = [
+    Record("bolt", "text", "Fit the MX-4471-B bolt behind the oil filter.", "manual.pdf", {"page": 1}),
+    Record("pump", "text", "The MX-4471-C pump: façade, Öl, café. The filter is for water.", "manual.pdf", {"page": 2}),
+    Record("plan", "image", "Figure 7: an exploded view of the gearbox", "scans/IMG_2041.jpg", {"page": 2}),
+    Record("tokyo", "text", "東京の天気は晴れ。 🚗", "wetter.txt", {"page": 3}),
+    Record("osaka", "text", "明日は大阪と東京へ", "wetter.txt", {"page": 4}),
+    Record("nothing", "image", "", ""),
+]
+
+
+def wordy(make: MakeStore) -> Store:
+    store = make()
+    store.add(WORDY, vectors(len(WORDY)))
+    return store
+
+
+FOUND = {
+    "MX-4471-B": "bolt",
+    "mx 4471 b": "bolt pump",
+    "4471-C": "pump",
+    "X-44": "bolt pump",
+    "facade OL cafe": "pump",
+    "gearboxes": "",
+    "where is the exploded view?": "plan",
+    "IMG_2041.jpg": "plan",
+    "img_2041": "plan",
+    "wetter": "osaka tokyo",
+    "東京": "osaka tokyo",
+    "大": "osaka",
+    "東京の天気": "tokyo",
+    "🚗": "tokyo",
+    '"oil filter"': "bolt",
+    '"filter oil"': "",
+    'the filter "for water"': "pump",
+    '"東京へ"': "osaka",
+    "filter -pump": "bolt",
+    'filter -"oil filter"': "pump",
+    "filter -MX-4471-B": "pump",
+    "-oil filter": "pump",
+    "東京 -大阪": "tokyo",
+    "": "",
+    "absent": "",
+}
+
+
+def test_words_phrases_and_what_must_not_be_there(make: MakeStore) -> None:
+    store = wordy(make)
+    for query, expected in FOUND.items():
+        assert sorted(hit.id for hit in store.search_words(query, 10)) == expected.split(), query
+
+
+def test_a_query_is_data(make: MakeStore) -> None:
+    store = wordy(make)
+    long = [
+        "x" * 10**5,
+        "oil " * 10**5,
+        "東" * 10**5,
+        '"' * 10**5,
+        '"' + "a " * 10**5 + '"',
+        "-a " * 10**5,
+        "4-" * 10**5,
+    ]
+    odd = [
+        '"',
+        '""',
+        "*",
+        "oil*",
+        "NEAR(oil, 5)",
+        "said:oil",
+        "{said}: oil",
+        "^oil",
+        "oil AND (",
+        "NOT",
+        "- - -",
+        "' OR 1",
+    ]
+    for query in [*long, *odd, "a\0b", "\ud800", "%_\\", "\u200d", "🏳️‍🌈", '-"', '-"', "oil -", '(-"oil")', "\n\t"]:
+        hits = store.search_words(query, 3)
+        assert all(0.0 <= hit.score < 1.0 for hit in hits), query
+        assert store.allowed_by(query, ["bolt", "missing"]) <= {"bolt"}, query
+    assert store.search_words("said:oil", 9)[0].id == store.search_words("oil*", 9)[0].id == "bolt"
+
+
+def test_hits_of_words_are_ranked_and_cut(make: MakeStore) -> None:
+    store = make()
+    filler = [Record(f"f{i}", "text", "nothing of the kind in here") for i in range(20)]
+    often = [
+        Record("twice", "text", "wrench wrench"),
+        Record("b", "text", "wrench spanner"),
+        Record("a", "text", "wrench spanner"),
+    ]
+    store.add([*filler, *often], vectors(23))
+    hits = store.search_words("wrench", 10)
+    assert [hit.id for hit in hits] == ["twice", "a", "b"]
+    assert 1.0 > hits[0].score > hits[1].score == hits[2].score > 0.0
+    assert [hit.id for hit in store.search_words("wrench", 2)] == ["twice", "a"]
+    assert hits[1].record == often[2]
+
+
+def test_filters_hold_for_words(make: MakeStore) -> None:
+    store = wordy(make)
+    assert [hit.id for hit in store.search_words("filter", 9, {"page": {"$gte": 2}})] == ["pump"]
+    assert [hit.id for hit in store.search_words("manual gearbox", 9, modality="image")] == ["plan"]
+    assert store.search_words("filter", 9, {"page": 9}) == []
+    # One that passes far behind those that do not.
+    store.add([Record(f"n{i:04}", "text", "screw", metadata={"page": 0}) for i in range(1200)], vectors(1200))
+    store.add(
+        [Record("z", "text", "screw and so many other words that it comes last", metadata={"page": 7})], vectors(1)
+    )
+    assert [hit.id for hit in store.search_words("screw", 2, {"page": 7})] == ["z"]
+
+
+def test_what_phrases_and_exclusions_allow(make: MakeStore) -> None:
+    store = wordy(make)
+    ids = [record.id for record in WORDY]
+    assert store.allowed_by("filter", ids) == set(ids)
+    assert store.allowed_by('"oil filter" -pump', ids) == {"bolt"}
+    assert store.allowed_by("engine -filter", [*ids, "missing"]) == {"plan", "tokyo", "osaka", "nothing"}
+
+
+def test_words_are_gone_with_their_records(make: MakeStore) -> None:
+    store = wordy(make)
+    store.add([Record("bolt", "text", "A washer.", "other.txt")], vectors(1))
+    assert [hit.id for hit in store.search_words("bolt filter manual", 9)] == ["pump"]
+    assert [hit.id for hit in store.search_words("washer", 9)] == ["bolt"]
+    store.delete(["pump", "plan"])
+    assert store.search_words("pump gearbox filter", 9) == []
+    store.add_facets(["nothing"], "what is on the left?", vectors(1))
+    assert store.search_words("left", 9) == []
+    assert store.check() == []
+
+
+def test_another_store_sees_the_words_at_once(make: MakeStore) -> None:
+    one, two = make(), make()
+    one.add([Record("a", "text", "first")], vectors(1))
+    assert [hit.id for hit in two.search_words("first")] == ["a"]
+    one.add([Record("b", "text", "second")], vectors(1))
+    one.delete(["a"])
+    assert [hit.id for hit in two.search_words("first second")] == ["b"]
+
+
+def test_a_broken_search_for_words_is_refused(make: MakeStore) -> None:
+    store = wordy(make)
+    with pytest.raises(InputError, match="k must be a positive int"):
+        store.search_words("oil", 0)
+    with pytest.raises(InputError, match="must be a str, not int"):
+        store.search_words(5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no operator"):
+        store.search_words("oil", 1, {"page": {"$like": 1}})
+    assert make().has_words
 
 
 # -- whose vectors -------------------------------------------------------------------------------

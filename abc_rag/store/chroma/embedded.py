@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from abc_rag.store.chroma.client import translated
 from abc_rag.store.chroma.collections import tuned, upsert
 from abc_rag.store.chroma.journal import Journal
 from abc_rag.store.chroma.lock import Lease
 from abc_rag.store.chroma.recovery import adopt, rebuild
 from abc_rag.store.chroma.table import ChromaTable
+from abc_rag.store.filters import Condition, matches
+from abc_rag.store.keywords import Keywords
 from abc_rag.store.table import PAGE, Column, Page
-from abc_rag.types import Record, Vectors
+from abc_rag.types import Hit, Record, Vectors
 
 if TYPE_CHECKING:
     from chromadb.api.client import Client
@@ -61,9 +64,47 @@ class EmbeddedTable(ChromaTable):
         def run(client: Client) -> None:
             self._look_again()
             rebuild(client, self._journal, self._name)
+            self._journal.words.rebuild()
             self._journal.done()
 
         self._write(run)
+
+    def has_words(self) -> bool:
+        """See `Table.has_words`."""
+        with translated(self._place):
+            return self._lease.read(lambda _: self._journal.words.available)
+
+    def matching(self, keywords: Keywords, k: int, where: Condition | None) -> list[Hit]:
+        """See `Table.matching`."""
+        return self._use(lambda _: self._matching(keywords, k, where), [])
+
+    def _matching(self, keywords: Keywords, k: int, where: Condition | None) -> list[Hit]:
+        # All at once where the first do not suffice: the index ranks everything in any case.
+        limits = (k,) if where is None else (max(PAGE, 4 * k), -1)
+        for limit in limits:
+            ranked = self._journal.words.search(self._name, keywords, limit)
+            hits: list[Hit] = []
+            for start in range(0, len(ranked), PAGE):
+                page = dict(ranked[start : start + PAGE])
+                records = {record.id: record for record in self._journal.records(self._name, list(page))}
+                hits += [
+                    Hit(records[id_], bm25 / (1.0 + bm25))
+                    for id_, bm25 in page.items()
+                    if id_ in records and matches(where, records[id_])
+                ]
+                if len(hits) >= k:
+                    return hits[:k]
+            if len(ranked) < limit:
+                break
+        return hits
+
+    def meeting(self, keywords: Keywords, ids: Sequence[str]) -> set[str]:
+        """See `Table.meeting`."""
+        return self._use(lambda _: self._journal.words.meeting(self._name, keywords, ids), set())
+
+    def word_problems(self) -> list[str]:
+        """See `Table.word_problems`."""
+        return self._use(lambda _: self._journal.words.problems(), [])
 
     def count(self) -> int:
         """See `Table.count`."""

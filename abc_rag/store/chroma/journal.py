@@ -31,6 +31,7 @@ import numpy as np
 
 from abc_rag.errors import StoreError
 from abc_rag.store.table import PAGE
+from abc_rag.store.words import Words
 from abc_rag.types import Record, Vectors
 
 __all__ = ["CHROMA_FILE", "Journal", "check_regular", "index_folders"]
@@ -59,6 +60,9 @@ class Journal:
 
     Args:
         folder: The store's directory.
+
+    Attributes:
+        words: The keyword index of the rows.
     """
 
     def __init__(self, folder: str) -> None:
@@ -83,6 +87,7 @@ class Journal:
             # A write-ahead log takes one flush a write, and readers of other processes never wait for it.
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.executescript(_SCHEMA)
+            self.words = Words(self._connection, self._lock, path)
         except BaseException:
             self._connection.close()
             raise
@@ -111,13 +116,18 @@ class Journal:
         self, name: str, rows: Iterable[tuple[Record, Vectors]], removed: Sequence[str], mark: str | None
     ) -> None:
         """Change rows for good, and note that Chroma has yet to follow."""
-        with self._transaction(durable=True) as to:
-            self._change(to, name, rows, removed)
-            to.execute(
-                "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name) DO UPDATE"
-                " SET fingerprint = coalesce(excluded.fingerprint, fingerprint)",
-                (name, mark),
-            )
+        changed = list(rows)
+
+        def change() -> None:
+            with self._transaction(durable=True) as to:
+                self._change(to, name, changed, removed)
+                to.execute(
+                    "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name) DO UPDATE"
+                    " SET fingerprint = coalesce(excluded.fingerprint, fingerprint)",
+                    (name, mark),
+                )
+
+        self.words.mended(change)
 
     def begin_all(self, name: str) -> None:
         """Note that Chroma's whole collection has to be built anew."""

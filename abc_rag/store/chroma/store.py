@@ -15,6 +15,7 @@ from abc_rag.store.chroma.client import Server, translated
 from abc_rag.store.chroma.collections import FACETS
 from abc_rag.store.chroma.embedded import EmbeddedTable
 from abc_rag.store.chroma.lock import Lease
+from abc_rag.store.chroma.served import ServedTable
 from abc_rag.store.chroma.table import ChromaTable
 from abc_rag.store.pictures import KeptPictures
 from abc_rag.store.roots import Roots
@@ -53,6 +54,8 @@ class ChromaStore(Store):
         hold_s: How long the right to write is kept after a write, in seconds; then another process may write.
         pictures: Folder of the pictures that `keep_picture` copies, those of each collection in a folder of its
             own within it. If not given: ``pictures`` within ``path``; with a server, none.
+        keywords: With a server: folder on this machine for the keyword index, which follows what the server has;
+            several stores and processes may share it. If not given, none. An embedded store has its own index.
 
     Raises:
         InputError: Both or none of ``path`` and ``url``, or one of them is unusable.
@@ -71,6 +74,7 @@ class ChromaStore(Store):
         lock_timeout_s: float = 5.0,
         hold_s: float = 1.0,
         pictures: str | os.PathLike[str] | None = None,
+        keywords: str | os.PathLike[str] | None = None,
     ) -> None:
         if (path is None) == (url is None):
             raise InputError("give exactly one of path (a directory) and url (a Chroma server)")
@@ -83,6 +87,8 @@ class ChromaStore(Store):
             raise InputError(f"collection {collection!r}: names ending in {FACETS!r} are reserved; use another")
         if headers is not None and url is None:
             raise InputError("headers are for a server: give url instead of path")
+        if keywords is not None and url is None:
+            raise InputError("keywords is for a server: an embedded store has its keyword index in path")
         self._settings: dict[str, Any] = {
             "path": None if path is None else os.path.abspath(os.fspath(path)),
             "url": url,
@@ -92,6 +98,7 @@ class ChromaStore(Store):
             "lock_timeout_s": lock_timeout_s,
             "hold_s": hold_s,
             "pictures": None if pictures is None else os.path.abspath(os.fspath(pictures)),
+            "keywords": None if keywords is None else os.path.abspath(os.fspath(keywords)),
         }
         self._wanted = wanted = None if fingerprint is None else str(fingerprint)
         names = (collection, collection + FACETS)
@@ -101,6 +108,8 @@ class ChromaStore(Store):
             self._place = url
             self._backend = server = Server(url, dict(headers or {}))
             self._tables = tuple(ChromaTable(server, url, name, wanted) for name in names)
+            if (words := self._settings["keywords"]) is not None:
+                self._tables = ServedTable(server, url, collection, wanted, words), self._tables[1]
         else:
             self._place = place = os.fspath(path)  # type: ignore[arg-type]
             if not place:
@@ -152,15 +161,18 @@ class ChromaStore(Store):
         and still misses something, which `check` tells.
 
         Raises:
-            StoreError: This is a server, which looks after its own files.
+            StoreError: This is a server, which looks after its own files. Only its ``keywords`` are made anew.
         """
         for table in self._tables:
-            if not isinstance(table, EmbeddedTable):
+            if isinstance(table, (EmbeddedTable, ServedTable)):
+                table.rebuild()
+            elif self._settings["keywords"] is None:
                 raise StoreError(f"{self._place}: a Chroma server keeps its own files; repair or restore them there")
-            table.rebuild()
         return self.count()
 
     def close(self) -> None:
         """Release the store, and the right to write to its directory. Idempotent."""
         with translated(self._place):
             self._backend.close()
+        if isinstance(self._tables[0], ServedTable):
+            self._tables[0].close()

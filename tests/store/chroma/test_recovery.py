@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -161,6 +162,75 @@ def test_a_copied_store_is_not_built_anew(full: Path, tmp_path: Path, caplog: py
     shutil.copytree(full, tmp_path / "copy", copy_function=shutil.copy)
     assert_whole(tmp_path / "copy")
     assert caplog.text == ""
+
+
+# -- the keyword index -----------------------------------------------------------------------------
+
+
+def words_of(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(folder / "abc-records.sqlite3", isolation_level=None)
+
+
+def assert_words(folder: Path) -> None:
+    with ChromaStore(folder, fingerprint=ONE) as store:
+        assert [hit.id for hit in store.search_words("caption", 9)] == ["p"]
+        assert [hit.id for hit in store.search_words("passage", COUNT)] == [record.id for record in texts(COUNT)]
+        assert store.check() == []
+
+
+def test_a_store_from_before_the_keyword_index_gets_it(full: Path) -> None:
+    with closing(words_of(full)) as journal:
+        for event in ("insert", "delete", "update"):
+            journal.execute(f"DROP TRIGGER words_{event}_1")
+        for table in ("words_vocabulary", "words_plain", "words_grams"):
+            journal.execute(f"DROP TABLE {table}")
+        journal.execute("DROP VIEW words")
+        journal.execute("DELETE FROM rows WHERE id = 'nobody'")
+    assert_words(full)
+
+
+def test_an_index_without_its_triggers_is_made_anew(full: Path) -> None:
+    """As whoever has no FTS5 leaves it, and then writes."""
+    with closing(words_of(full)) as journal:
+        journal.execute("DROP TRIGGER words_update_1")
+        journal.execute("UPDATE rows SET record = replace(record, 'a caption', 'elsewhere') WHERE id = 'p'")
+    with ChromaStore(full, fingerprint=ONE) as store:
+        assert [hit.id for hit in store.search_words("elsewhere", 9)] == ["p"]
+        assert store.search_words("caption", 9) == []
+        assert store.check() == []
+
+
+@pytest.mark.parametrize("index", ["words_plain", "words_grams"])
+def test_a_damaged_keyword_index_is_made_anew(full: Path, index: str, caplog: pytest.LogCaptureFixture) -> None:
+    with closing(words_of(full)) as journal:
+        journal.execute(f"UPDATE {index}_data SET block = x'ffffffffffffffff'")
+    assert_words(full)
+    assert "the keyword index was damaged" in caplog.text
+
+
+def test_a_keyword_index_that_is_damaged_while_open_is_made_anew(full: Path) -> None:
+    with ChromaStore(full, fingerprint=ONE) as store:
+        store.search_words("caption")
+        with closing(words_of(full)) as journal:
+            journal.execute("UPDATE words_plain_data SET block = x'ffffffffffffffff' WHERE id > 10")
+        store.add([Record("more", "text", "a passage")], vectors(1, seed=9))
+        assert {hit.id for hit in store.search_words("passage", COUNT + 9)} == {r.id for r in texts(COUNT)} | {"more"}
+        assert store.check() == []
+
+
+def test_a_keyword_index_that_lacks_something_is_told_and_repaired(full: Path) -> None:
+    with closing(words_of(full)) as journal:
+        record = journal.execute("SELECT key, record FROM rows WHERE id = 'p'").fetchone()
+        assert record is not None
+        journal.execute(
+            "INSERT INTO words_plain (words_plain, rowid, said, file) VALUES ('delete', ?, 'a caption  ', 'p.png  ')",
+            record[:1],
+        )
+    with ChromaStore(full, fingerprint=ONE) as store:
+        (problem,) = store.check()
+        assert problem.startswith("the keyword index 'words_plain' does not fit to the records")
+        assert store.repair() == COUNT + 1
+    assert_words(full)
 
 
 # -- what other programs do ------------------------------------------------------------------------

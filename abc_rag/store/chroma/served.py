@@ -1,0 +1,305 @@
+"""One collection on a server, with a keyword index of its texts in a folder of this machine.
+
+The server is the truth. The index has a copy of what it indexes, and follows: what goes through this table is noted as
+pending, written to the server and then to the copy, so that a kill in between costs one look-up. What other clients
+write is noticed by the number of records and by every hit, which is read from the server. Only a text that another
+client changes, while the number of records stays, is not found by its new words until `ChromaStore.repair`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from abc_rag.store.chroma.client import Server, translated
+from abc_rag.store.chroma.journal import check_regular
+from abc_rag.store.chroma.table import ChromaTable
+from abc_rag.store.filters import Condition, matches
+from abc_rag.store.keywords import Keywords
+from abc_rag.store.table import PAGE
+from abc_rag.store.words import Words
+from abc_rag.types import Hit, Record, Vectors
+
+if TYPE_CHECKING:
+    from chromadb.api.client import Client
+    from chromadb.api.models.Collection import Collection
+
+__all__ = ["ServedTable"]
+
+_FILE = "abc-words.sqlite3"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS rows (
+    key INTEGER PRIMARY KEY, name TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL, UNIQUE (name, id)
+);
+CREATE TABLE IF NOT EXISTS pending (name TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (name, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS followed (name TEXT PRIMARY KEY, collection TEXT NOT NULL);
+"""
+# Each look at the server may show that hits have changed; by then they are mended, or somebody is writing all the time.
+_MOST_LOOKS = 10
+
+
+class ServedTable(ChromaTable):
+    """A collection on a server with a keyword index beside it.
+
+    Args:
+        server: The server.
+        place: Its name, for messages.
+        name: The name of the collection.
+        wanted: The fingerprint of the vectors; None opens whatever there is, and marks nothing.
+        folder: Where the keyword index is; made if missing. Several stores and processes may share it.
+    """
+
+    def __init__(self, server: Server, place: str, name: str, wanted: str | None, folder: str) -> None:
+        super().__init__(server, place, name, wanted)
+        self._folder = folder
+        self._opened: tuple[int, _Copy] | None = None
+        self._opening = threading.Lock()
+        self._followed: object = None
+
+    def _copy(self) -> _Copy:
+        # A connection of SQLite must not be carried across a fork.
+        with self._opening:
+            if self._opened is None or self._opened[0] != os.getpid():
+                self._opened = os.getpid(), _Copy(self._folder, f"{self._place.rstrip('/')}#{self._name}")
+            return self._opened[1]
+
+    def close(self) -> None:
+        """Close the keyword index. Idempotent."""
+        with self._opening:
+            opened, self._opened = self._opened, None
+        if opened is not None and opened[0] == os.getpid():
+            opened[1].close()
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def _put(self, records: Sequence[Record], vectors: Vectors, client: Client) -> None:
+        with self._copy().changing([record.id for record in records], {record.id: record for record in records}):
+            super()._put(records, vectors, client)
+
+    def _remove(self, page: list[str], client: Client) -> int:
+        with self._copy().changing(page, {}):
+            return super()._remove(page, client)
+
+    # -- keywords ------------------------------------------------------------------------------
+
+    def has_words(self) -> bool:
+        """See `Table.has_words`."""
+        with translated(self._place):
+            return self._backend.read(lambda _: self._copy().words.available)
+
+    def matching(self, keywords: Keywords, k: int, where: Condition | None) -> list[Hit]:
+        """See `Table.matching`."""
+
+        def run(collection: Collection) -> list[Hit]:
+            self._follow(collection)
+            for _ in range(_MOST_LOOKS):
+                hits, changed = self._matching(keywords, k, where, collection)
+                if not changed:
+                    break
+            return hits
+
+        return self._use(run, [])
+
+    def _matching(
+        self, keywords: Keywords, k: int, where: Condition | None, collection: Collection
+    ) -> tuple[list[Hit], bool]:
+        """The hits, and whether the copy of one of them had to be mended."""
+        copy = self._copy()
+        hits: list[Hit] = []
+        ranked = copy.words.search(copy.name, keywords, k if where is None else -1)
+        for start in range(0, len(ranked), PAGE):
+            page = dict(ranked[start : start + PAGE])
+            records, changed = self._freshened(list(page), collection)
+            if changed:
+                return hits, True
+            hits += [
+                Hit(records[id_], bm25 / (1.0 + bm25))
+                for id_, bm25 in page.items()
+                if id_ in records and matches(where, records[id_])
+            ]
+            if len(hits) >= k:
+                break
+        return hits[:k], False
+
+    def meeting(self, keywords: Keywords, ids: Sequence[str]) -> set[str]:
+        """See `Table.meeting`."""
+
+        def run(collection: Collection) -> set[str]:
+            self._follow(collection)
+            for start in range(0, len(ids), PAGE):
+                self._freshened(ids[start : start + PAGE], collection)
+            copy = self._copy()
+            return copy.words.meeting(copy.name, keywords, ids)
+
+        return self._use(run, set())
+
+    def word_problems(self) -> list[str]:
+        """See `Table.word_problems`."""
+
+        def run(collection: Collection) -> list[str]:
+            copy, found = self._copy(), self._copy().words.problems()
+            self._follow(collection)
+            for page in self.scan("ids"):
+                known = copy.known(page.ids)
+                there = self._there(page.ids, collection)
+                found += [f"the keyword index is behind: record {i!r}" for i in page.ids if known.get(i) != there[i]]
+            return found
+
+        return self._use(run, [])
+
+    def rebuild(self) -> None:
+        """Make the keyword index anew from what the server has."""
+        copy = self._copy()
+
+        def run(collection: Collection) -> None:
+            copy.words.rebuild()
+            with copy.locked():
+                copy.put([], copy.ids())
+                for page in self.scan("ids"):
+                    copy.put(self._there(page.ids, collection).values(), [])
+
+        self._use(run, None)
+
+    def _follow(self, collection: Collection) -> None:
+        """Bring the copy to the ids that the server has, where something shows that it is behind."""
+        copy = self._copy()
+        if self._followed == collection.id and not copy.pending() and copy.count() == collection.count():
+            return
+        with copy.locked():
+            there = {id_ for page in self.scan("ids") for id_ in page.ids}
+            # Of a collection that was deleted and made anew, nothing is known.
+            known = copy.ids() if copy.followed() == str(collection.id) else set()
+            behind = there & (set(copy.pending()) | (there - known))
+            copy.put([], copy.ids() - there)
+            for some in _pages(sorted(behind)):
+                copy.put(self._there(some, collection).values(), [])
+            copy.settle(copy.pending())
+            copy.follow(str(collection.id))
+        self._followed = collection.id
+
+    def _there(self, ids: Sequence[str], collection: Collection) -> dict[str, Record]:
+        """The records of ids that the server has; a damaged one stands there without words."""
+        found = {id_: Record(id_, "text") for id_ in ids}
+        page = self._page("records", ids, None, 0, collection)
+        return found | {record.id: record for record in (page.records if page else ())}
+
+    def _freshened(self, ids: Sequence[str], collection: Collection) -> tuple[dict[str, Record], bool]:
+        """The server's records, and whether the copy differed; it does not any more."""
+        copy = self._copy()
+        page = self._page("records", ids, None, 0, collection)
+        records = {record.id: record for record in (page.records if page else ())}
+        known = copy.known(ids)
+        changed = [record for id_, record in records.items() if known.get(id_) != record]
+        gone = [id_ for id_ in ids if id_ not in records and id_ in known]
+        if gone:
+            damaged = set(collection.get(ids=gone, include=[])["ids"])
+            blank = [Record(id_, "text") for id_ in damaged]
+            changed += [record for record in blank if known[record.id] != record]
+            gone = [id_ for id_ in gone if id_ not in damaged]
+        if changed or gone:
+            copy.put(changed, gone)
+        return records, bool(changed or gone)
+
+
+def _pages(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), PAGE):
+        yield ids[start : start + PAGE]
+
+
+class _Copy:
+    """The local copy of a collection's records, with their index. Safe to use from many threads and processes."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.name = name
+        with translated(folder):
+            os.makedirs(folder, exist_ok=True)
+            path = os.path.join(folder, _FILE)
+            check_regular(path)
+            self._lock = threading.RLock()
+            # Held by whoever writes to the server: what is pending then is nobody else's to settle.
+            self._writers = FileLock(f"{path}.lock", thread_local=False)
+            self._mutex = threading.RLock()
+            self._connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.executescript(_SCHEMA)
+                self.words = Words(self._connection, self._lock, path)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def close(self) -> None:
+        with self._lock, suppress(sqlite3.Error):
+            self._connection.close()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        with self._mutex, self._writers:
+            yield
+
+    @contextmanager
+    def changing(self, ids: Sequence[str], records: Mapping[str, Record]) -> Iterator[None]:
+        """Note ids as pending while the server is written to; afterwards the copy has ``records``, and no others."""
+        with self.locked():
+            self._run("INSERT OR IGNORE INTO pending VALUES (?, ?)", [(self.name, id_) for id_ in ids])
+            yield
+            self.put(records.values(), [id_ for id_ in ids if id_ not in records])
+            self.settle(ids)
+
+    def put(self, records: Iterable[Record], gone: Iterable[str]) -> None:
+        values = [(self.name, r.id, json.dumps(asdict(r), ensure_ascii=False)) for r in records]
+        self.words.mended(
+            lambda: self._run(
+                "INSERT INTO rows (name, id, record) VALUES (?, ?, ?)"
+                " ON CONFLICT (name, id) DO UPDATE SET record = excluded.record",
+                values,
+            )
+        )
+        removed = [(self.name, id_) for id_ in gone]
+        self.words.mended(lambda: self._run("DELETE FROM rows WHERE name = ? AND id = ?", removed))
+
+    def settle(self, ids: Sequence[str]) -> None:
+        self._run("DELETE FROM pending WHERE name = ? AND id = ?", [(self.name, id_) for id_ in ids])
+
+    def follow(self, collection: str) -> None:
+        self._run("INSERT OR REPLACE INTO followed VALUES (?, ?)", [(self.name, collection)])
+
+    def followed(self) -> str:
+        return "".join(self._column("SELECT collection FROM followed WHERE name = ?", self.name))
+
+    def _run(self, statement: str, rows: Sequence[tuple[str, ...]]) -> None:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.executemany(statement, rows)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def _column(self, statement: str, *arguments: str) -> list[str]:
+        with self._lock:
+            return [row[0] for row in self._connection.execute(statement, arguments)]
+
+    def pending(self) -> list[str]:
+        return self._column("SELECT id FROM pending WHERE name = ?", self.name)
+
+    def count(self) -> int:
+        return int(self._column("SELECT count(*) FROM rows WHERE name = ?", self.name)[0])
+
+    def ids(self) -> set[str]:
+        return set(self._column("SELECT id FROM rows WHERE name = ?", self.name))
+
+    def known(self, ids: Sequence[str]) -> dict[str, Record]:
+        marks = ", ".join("?" * len(ids))
+        found = self._column(f"SELECT record FROM rows WHERE name = ? AND id IN ({marks})", self.name, *ids)
+        return {record.id: record for record in (Record(**json.loads(one)) for one in found)}
