@@ -250,6 +250,12 @@ def check_langchain_guide(names: dict[str, Any], folder: Path) -> None:
     assert "[1]" in found["answer"]
     assert {Path(d.metadata.get("source", "")).name for d in found["sources"]} == {"pig-car.jpg", ""}
     assert "which animal is in the picture?" in names["model"].seen[0][-1]["text"]
+    pig, car = (turn["documents"][0].page_content for turn in names["turns"])
+    assert is_about_the_pig(pig)
+    assert car == "A car has thirty thousand parts."
+    assert [message.type for message in names["history"]] == ["human", "ai", "human", "ai"]
+    assert sorted(block["type"] for block in names["result"].content) == ["image", "text", "text"]
+    assert len(names["result"].artifact) == 2
     assert names["near"][0][0].page_content == "A rose has thorns."
     assert len(names["diverse"]) == 2
     with ChromaStore(folder / "chain-store") as store:
@@ -262,6 +268,8 @@ def check_llama_index_guide(names: dict[str, Any], folder: Path) -> None:
     assert first.get_content() == "A rose has thorns."
     assert Path(second.image_path).name == "rose-fox.jpg"
     assert str(names["response"]) == "I was shown 1 pictures."
+    assert [turn.source_nodes[0].node.node_id for turn in names["turns"]] == ["pig", "car"]
+    assert [str(turn) for turn in names["turns"]] == ["I was shown 1 pictures."] * 2
     with ChromaStore(folder / "index-store") as store:
         assert store.count() == 6
 

@@ -365,7 +365,7 @@ def test_data_that_are_not_there_are_named(data: Path, tmp_path: Path) -> None:
     images = data / "images"
     with pytest.raises(DatasetError, match="no such file or folder"):
         open_mmeb_rows(tmp_path / "none", images=images)
-    with pytest.raises(DatasetError, match="no .parquet or .jsonl files"):
+    with pytest.raises(DatasetError, match=r"no \.parquet or \.jsonl files"):
         open_mmeb_rows(images, images=images)
     with pytest.raises(DatasetError, match=r"no subset 'Dogs'; it has Captions, Labels"):
         open_mmeb_rows(data, images=images, subsets=["Dogs"])
