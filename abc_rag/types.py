@@ -35,9 +35,11 @@ __all__ = [
     "InstructedImage",
     "InstructedText",
     "Interleaved",
+    "Message",
     "MetadataValue",
     "Modality",
     "Record",
+    "Role",
     "SourceType",
     "Text",
     "Trace",
@@ -235,6 +237,33 @@ class Interleaved:
 def _content(item: object, *parts: str | list[str]) -> str:
     # A picture's name is a list: no text is equal to it.
     return json.dumps([type(item).__name__, *parts])
+
+
+Role = Literal["system", "user", "assistant"]
+"""Who says something in a conversation."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation with a model that generates.
+
+    Attributes:
+        role: ``"system"``, ``"user"`` or ``"assistant"`` (the model itself, in earlier turns).
+        parts: `Text` and `Image` values in the order in which the model reads them; kept as a tuple.
+        pictures: Those of its parts, in order.
+    """
+
+    role: Role
+    parts: Sequence[Text | Image]
+    pictures: tuple[ImageSource, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Checks role and parts."""
+        if self.role not in ("system", "user", "assistant"):
+            raise InputError(f"Message.role must be 'system', 'user' or 'assistant', not {self.role!r}")
+        parts = Interleaved(self.parts)
+        object.__setattr__(self, "parts", parts.parts)
+        object.__setattr__(self, "pictures", parts.pictures)
 
 
 Input = Text | InstructedText | Image | InstructedImage | Interleaved

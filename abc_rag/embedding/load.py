@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from abc_rag.embedding.options import EmbedderOptions, ModelName, model_as_json, model_from_json
 from abc_rag.errors import InputError
 from abc_rag.models.abc.loader import ABCCheckpoint
-from abc_rag.models.loader import Attention, DType, Weights, find_checkpoint
+from abc_rag.models.loader import GENERATING, Adapters, Attention, DType, Weights, find_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
     from abc_rag.embedding.embedder import Embedder
+    from abc_rag.embedding.engine.local import LocalEmbedder
     from abc_rag.embedding.settings import EngineSettings
     from abc_rag.images.limits import ImageLimits
     from abc_rag.images.pixels import Depth, Rendering
@@ -30,6 +31,7 @@ __all__ = [
     "find_device",
     "load_embedder",
     "local_revision",
+    "open_embedder",
 ]
 
 
@@ -110,14 +112,35 @@ def load_embedder(
         image_limits=image_limits,
         engine=engine,
     )
+    return open_embedder(model, options)
+
+
+def open_embedder(
+    model: ModelName | None = None, options: EmbedderOptions | None = None, *, adapters: Adapters = "merged"
+) -> LocalEmbedder:
+    """`load_embedder` with its options as one value.
+
+    Args:
+        model: See there.
+        options: See there.
+        adapters: ``"beside"`` keeps the base unmerged, so that the same weights can generate too
+            (`abc_rag.answering.load_generator`). The vectors are the same up to rounding; each takes a little longer.
+
+    Raises:
+        InputError: As there; or the model cannot generate.
+        MissingExtraError: ``weights`` needs a package that is not installed.
+    """
     model = default_model() if model is None else model
-    find_checkpoint(model)
-    if weights != "full":
+    options = options or EmbedderOptions()
+    checkpoint = find_checkpoint(model)
+    if adapters == "beside" and not checkpoint.generates:
+        raise InputError(f"model {str(model)[:200]!r} cannot generate; {GENERATING}")
+    if options.weights != "full":
         import abc_rag.models.quantize  # noqa: F401  (says now if the extra is missing, not after a download)
 
     from abc_rag.embedding.engine.local import LocalEmbedder
 
-    return LocalEmbedder(_Load(model, options), options.settings)
+    return LocalEmbedder(_Load(model, options, adapters), options.settings)
 
 
 @dataclass(frozen=True)
@@ -126,15 +149,17 @@ class _Load:
 
     model: ModelName
     options: EmbedderOptions
+    adapters: Adapters = "merged"
 
-    def __reduce__(self) -> tuple[type[_Load], tuple[ModelName, EmbedderOptions]]:
+    def __reduce__(self) -> tuple[type[_Load], tuple[ModelName, EmbedderOptions, Adapters]]:
         # Another process may have another working folder.
-        return _Load, (model_from_json(model_as_json(self.model)), self.options)
+        return _Load, (model_from_json(model_as_json(self.model)), self.options, self.adapters)
 
     def __call__(self) -> list[Family]:
         checkpoint = find_checkpoint(self.model)
         checkpoint.fetch(self.options.device)
-        built = (checkpoint.build(self.options.on(one)) for one in _devices(self.options.device))
+        asked = (replace(self.options.on(one), adapters=self.adapters) for one in _devices(self.options.device))
+        built = (checkpoint.build(one) for one in asked)
         return [_rendering(family, self.options.rendering) for family in built]
 
 
@@ -170,6 +195,8 @@ def _rendering(family: Family, rendering: Rendering) -> Family:
     """The family with another rendering of pictures, which its fingerprint names."""
     fingerprint = replace(family.facts.fingerprint, revision=_revision(family.facts.fingerprint.revision, rendering))
     family.facts = replace(family.facts, rendering=rendering, fingerprint=fingerprint)
+    if family.chat is not None:
+        family.chat.facts = family.facts
     return family
 
 

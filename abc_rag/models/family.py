@@ -22,7 +22,17 @@ from abc_rag.images.open import rendered
 from abc_rag.images.pixels import PUBLISHED, Rendering
 from abc_rag.types import BASIC_TYPES, Fingerprint, ImageSource, Input
 
-__all__ = ["Family", "FamilyFacts", "Opened", "Picture", "PictureRecipe", "Prepared", "check_length"]
+__all__ = [
+    "Family",
+    "FamilyFacts",
+    "HasPictures",
+    "Opened",
+    "Picture",
+    "PictureRecipe",
+    "Prepared",
+    "VisionModel",
+    "check_length",
+]
 
 
 class Opened(Protocol):
@@ -35,6 +45,14 @@ class Opened(Protocol):
     @property
     def patches(self) -> int:
         """Its size for the vision tower, in patches."""
+
+
+class HasPictures(Protocol):
+    """What holds pictures: an `Input`, or a conversation."""
+
+    @property
+    def pictures(self) -> tuple[ImageSource, ...]:
+        """Its pictures, in order."""
 
 
 class PictureRecipe(Protocol):
@@ -139,8 +157,8 @@ class FamilyFacts:
         return self.recipe.open(source, limits=self.image_limits, name=name)
 
 
-class Family(ABC):
-    """What makes a network an embedder.
+class VisionModel(ABC):
+    """A vision tower and the prompts of a language model: what a `Family` and an `abc_rag.models.chat.ChatModel` share.
 
     Args:
         facts: What is fixed once it has been loaded.
@@ -154,18 +172,14 @@ class Family(ABC):
         """Number of image tokens of an opened picture in the language model."""
 
     @abstractmethod
-    def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
-        """Prompt and tokenise one input on the CPU. Safe to call from many threads.
-
-        Args:
-            item: The input.
-            pictures: Its pictures in order, if the caller has opened them; otherwise they are opened here (`opened`).
+    def prepare(self, item: Any, pictures: Sequence[Picture] | None = None) -> Prepared:  # noqa: ANN401
+        """Prompt and tokenise one item on the CPU. Safe to call from many threads.
 
         Raises:
-            InputError: This input cannot be embedded; the message says why.
+            InputError: This item cannot be used; the message says why.
         """
 
-    def opened(self, item: Input, pictures: Sequence[Picture] | None = None) -> tuple[Picture, ...]:
+    def opened(self, item: HasPictures, pictures: Sequence[Picture] | None = None) -> tuple[Picture, ...]:
         """``pictures``, or where they are not given those of ``item``, opened here.
 
         Raises:
@@ -178,6 +192,47 @@ class Family(ABC):
             opened = self.facts.open(source)
             found.append(Picture("", self.picture_tokens(opened), opened))
         return tuple(found)
+
+    @abstractmethod
+    def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
+        """Vision features of some pictures, each ``(tokens, hidden)``, that nothing else keeps in memory.
+
+        They do not depend on the instruction, nor on the other pictures. Called by one thread at a time.
+        """
+
+    def see_all(self, batch: Sequence[Prepared]) -> None:
+        """Give every picture of a batch its features."""
+        unseen = {id(p): p for prepared in batch for p in prepared.pictures if p.features is None}
+        if unseen:
+            for picture, features in zip(unseen.values(), self.see([p.opened for p in unseen.values()]), strict=True):
+                picture.features = features
+
+
+class Family(VisionModel):
+    """What makes a network an embedder.
+
+    Args:
+        facts: What is fixed once it has been loaded.
+
+    Attributes:
+        chat: Its base as a model that generates (`abc_rag.models.chat.ChatModel`), where the adapters lie beside it.
+    """
+
+    def __init__(self, facts: FamilyFacts) -> None:
+        super().__init__(facts)
+        self.chat: VisionModel | None = None
+
+    @abstractmethod
+    def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
+        """Prompt and tokenise one input on the CPU. Safe to call from many threads.
+
+        Args:
+            item: The input.
+            pictures: Its pictures in order, if the caller has opened them; otherwise they are opened here (`opened`).
+
+        Raises:
+            InputError: This input cannot be embedded; the message says why.
+        """
 
     def at(self, *, min_tokens: int, max_tokens: int) -> Family:
         """The same network at another resolution, in image tokens.
@@ -194,20 +249,6 @@ class Family(ABC):
         addition are two operations.
         """
         return self.prepare(item).tokens, math.nan
-
-    @abstractmethod
-    def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
-        """Vision features of some opened pictures, each ``(tokens, hidden)``, that nothing else keeps in memory.
-
-        They do not depend on the instruction, nor on the other pictures. Called by one thread at a time.
-        """
-
-    def see_all(self, batch: Sequence[Prepared]) -> None:
-        """Give every picture of a batch its features."""
-        unseen = {id(p): p for prepared in batch for p in prepared.pictures if p.features is None}
-        if unseen:
-            for picture, features in zip(unseen.values(), self.see([p.opened for p in unseen.values()]), strict=True):
-                picture.features = features
 
     @abstractmethod
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from abc_rag.models.family import Family
 
 __all__ = [
+    "GENERATING",
+    "Adapters",
     "Attention",
     "Checkpoint",
     "DType",
@@ -45,6 +47,12 @@ __all__ = [
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Weights = Literal["full", "int8", "int4"]
+Adapters = Literal["merged", "beside"]
+"""Whether adapters are merged into their base, or stay beside it, so that the base can also compute without them."""
+
+
+GENERATING = "ABC, and VLM2Vec's adapters on Qwen2-VL, can: load_generator('abc')"
+"""Which families generate, for messages."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class LoadOptions:
         weights: ``"full"``, ``"int8"`` or ``"int4"``.
         image_limits: Which pictures are accepted.
         compiled: Use ``torch.compile``.
+        adapters: ``"beside"`` keeps the base as it was published, and loads its output layer, so that it can generate.
     """
 
     device: torch.device
@@ -72,6 +81,7 @@ class LoadOptions:
     weights: Weights
     image_limits: ImageLimits
     compiled: bool = False
+    adapters: Adapters = "merged"
 
     def refuse(self, family: str, **reasons: str) -> None:
         """Refuse options that a family cannot follow.
@@ -83,7 +93,7 @@ class LoadOptions:
         Raises:
             InputError: One of them was given.
         """
-        defaults = {"weights": "full", "compiled": False, "attention": "sdpa"}
+        defaults = {"weights": "full", "compiled": False, "attention": "sdpa", "adapters": "merged"}
         for name, reason in reasons.items():
             if getattr(self, name) != defaults.get(name):
                 raise InputError(f"{name}={getattr(self, name)!r} is not available for family {family!r}: {reason}")
@@ -91,6 +101,9 @@ class LoadOptions:
 
 class Checkpoint(ABC):
     """A model on the disk, or one that can be fetched by its name."""
+
+    generates: ClassVar[bool] = False
+    """Whether it can be built with ``adapters="beside"``; what speaks against one checkpoint is said by `build`."""
 
     @abstractmethod
     def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:

@@ -18,7 +18,15 @@ from abc_rag.models.lora_layers import BaseTunerLayer, LoraConfig, LoraModel
 from abc_rag.models.patterns import PatternError, full_matches
 from abc_rag.models.torch_file import torch_file
 
-__all__ = ["adapter_tensors", "load_adapter", "lora_config", "merge_adapter", "put_adapter"]
+__all__ = [
+    "AdapterSwitch",
+    "adapter_tensors",
+    "load_adapter",
+    "lora_config",
+    "merge_adapter",
+    "put_adapter",
+    "put_adapters_beside",
+]
 
 _MAGNITUDE = ".lora_magnitude_vector"
 _MAX_RANK = 2**16
@@ -123,13 +131,88 @@ def put_adapter(
     Raises:
         CheckpointError: It does not fit.
     """
-    config = lora_config(folder, module)
-    try:
-        lora = LoraModel(module, config, adapter, low_cpu_mem_usage=True)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # no such layers, or others than LoRA's
-        raise CheckpointError(f"{folder}: does not fit this base ({error})") from error
+    lora = _injected_model(module, folder, adapter, lora_config(folder, module), None)
     load_adapter(module, folder, adapter, rename, others)
     return lora
+
+
+def _injected_model(
+    module: nn.Module, folder: Path, adapter: str, config: LoraConfig, first: LoraModel | None
+) -> LoraModel:
+    try:
+        if first is None:
+            return LoraModel(module, config, adapter, low_cpu_mem_usage=True)
+        first.peft_config[adapter] = config
+        first.inject_adapter(module, adapter, low_cpu_mem_usage=True)
+        return first
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # no such layers, or others than LoRA's
+        raise CheckpointError(f"{folder}: does not fit this base ({error})") from error
+
+
+class AdapterSwitch:
+    """The adapters that lie beside a base, and which of them compute.
+
+    Args:
+        module: The base, with all adapters injected.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+        self._on: tuple[str, ...] | None = None
+
+    def use(self, *adapters: str) -> None:
+        """Compute with these, and no others, from now on; without any, as the base was published."""
+        if adapters == self._on:
+            return
+        for layer in self._layers:
+            if adapters:
+                layer.set_adapter(list(adapters), inference_mode=True)
+            if layer.disable_adapters == bool(adapters):
+                layer.enable_adapters(bool(adapters))
+                layer.requires_grad_(False)
+        self._on = adapters
+
+
+def put_adapters_beside(
+    module: nn.Module,
+    folders: Mapping[str, Path],
+    rename: Callable[[str], str | None],
+    others: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+) -> AdapterSwitch:
+    """Put adapters on ``module`` without merging any, in its own precision.
+
+    Args:
+        module: The base.
+        folders: Name -> folder, in the order in which they were trained on top of one another.
+        rename: As for `put_adapter`.
+        others: Name -> more tensors that the adapter's file holds.
+
+    Returns:
+        What switches them; all are off.
+
+    Raises:
+        CheckpointError: One does not fit, or is a DoRA that was trained on top of another: its magnitudes belong to the
+            merged weights.
+    """
+    # Before the first is injected: "all linear layers" would count its matrices.
+    configs = {name: lora_config(folder, module) for name, folder in folders.items()}
+    lora: LoraModel | None = None
+    for name, folder in folders.items():
+        if lora is not None and configs[name].use_dora:
+            raise CheckpointError(
+                f"{folder}: a DoRA on top of another adapter works on merged weights only; it cannot lie beside it"
+            )
+        lora = _injected_model(module, folder, name, configs[name], lora)
+        load_adapter(module, folder, name, rename, (others or {}).get(name))
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            weight: Any = layer.get_base_layer().weight
+            for path, parameter in layer.named_parameters():
+                if not path.startswith("base_layer."):
+                    parameter.data = parameter.data.to(weight.dtype)
+    switch = AdapterSwitch(module)
+    switch.use()
+    return switch
 
 
 def load_adapter(

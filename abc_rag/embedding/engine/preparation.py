@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 import weakref
@@ -250,7 +251,7 @@ class Preparation:
     def _seen_or_opened(self, read: _Read, work: Work, slot: _Slot, *, small: bool) -> Picture:
         features = self._vision.get(read.digest) if self._vision.in_use else None
         if features is not None:
-            return Picture(read.digest, len(features), features=features)
+            return Picture(read.digest, math.prod(features.shape[:-1]), features=features)
         opened = self._opened(read.source, read.data, slot, small=small)
         work.held_bytes += int(opened.nbytes)
         return Picture(read.digest, self._family.picture_tokens(opened), opened)

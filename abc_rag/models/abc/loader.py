@@ -15,6 +15,8 @@ from abc_rag.models.hub import is_folder, part_folder
 from abc_rag.models.loader import Checkpoint, LoadOptions, ModelLoader, Weights, as_folder, token_limits
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from abc_rag.models.family import Family
 
 __all__ = ["LOADER", "ABCCheckpoint", "ABCLoader", "ABCParts", "abc_parts", "checkpoint_folder"]
@@ -98,6 +100,8 @@ class ABCLoader(ModelLoader):
 
 
 class _ABCModel(Checkpoint):
+    generates = True
+
     def __init__(self, model: ABCModelName, source: Callable[[str], ABCParts]) -> None:
         self._model = model
         self._source = source
@@ -239,31 +243,35 @@ def _resolve(checkpoint: ABCCheckpoint, name: str) -> ABCParts:
 
 def _build(parts: ABCParts, options: LoadOptions) -> Family:
     from abc_rag.models.abc.family import ABCFamily
-    from abc_rag.models.abc.network import ABCSettings, load_network
+    from abc_rag.models.abc.network import ABCSettings, load_beside, load_network
     from abc_rag.models.abc.prompts import load_prompts
+    from abc_rag.models.chat import refuse_options
     from abc_rag.types import Fingerprint
 
     settings = ABCSettings.read(parts.settings_in) if parts.settings_in else ABCSettings(name=parts.name)
     least, most = token_limits(
         options.min_tokens, options.max_tokens, defaults=(settings.min_tokens, settings.max_tokens)
     )
-    network = load_network(
-        parts.base,
-        parts.pretrain,
-        parts.instruct,
-        attention=options.attention,
-        dtype=options.dtype,
-        device=str(options.device),
-        head_hidden=settings.head_hidden,
-        weights=options.weights,
-    )
+    folders = (parts.base, parts.pretrain, parts.instruct)
+    common: Any = {"attention": options.attention, "dtype": options.dtype, "device": str(options.device)}
+    lm_head: nn.Linear | None = None
+    if options.adapters == "beside":
+        refuse_options(options)
+        network, lm_head = load_beside(*folders, **common, head_hidden=settings.head_hidden)
+    else:
+        network = load_network(*folders, **common, head_hidden=settings.head_hidden, weights=options.weights)
     network.compiled = options.compiled
-    return ABCFamily(
+    family = ABCFamily(
         network,
         load_prompts(parts.base),
         fingerprint=Fingerprint(settings.name or parts.name, parts.revision_with(options.weights), least, most),
         image_limits=options.image_limits,
     )
+    if lm_head is not None and network.beside is not None:
+        from abc_rag.models.qwen2_vl.chat import load_chat
+
+        family.chat = load_chat(parts.base, network.backbone, lm_head, network.beside, family.facts)
+    return family
 
 
 LOADER = ABCLoader()

@@ -26,12 +26,12 @@ from abc_rag.errors import CheckpointError
 from abc_rag.files import write_json
 from abc_rag.models.config import MAX_SIZE, Config
 from abc_rag.models.kernels.attention import Segments
-from abc_rag.models.lora import adapter_tensors, put_adapter
+from abc_rag.models.lora import AdapterSwitch, adapter_tensors, put_adapter, put_adapters_beside
 from abc_rag.models.lora_layers import BaseTunerLayer
-from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone
+from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone, load_speaking
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 
-__all__ = ["FIRST_RESIZE", "ABCNetwork", "ABCSettings", "MLPHead", "load_merged", "load_network"]
+__all__ = ["FIRST_RESIZE", "ABCNetwork", "ABCSettings", "MLPHead", "load_beside", "load_merged", "load_network"]
 
 _HEAD_HIDDEN = 4096
 FIRST_RESIZE = (4, 16384)
@@ -114,6 +114,7 @@ class ABCNetwork(nn.Module):
         self.head = MLPHead(backbone.hidden_size, head_hidden)
         self.temperature = Temperature()
         self.compiled = False
+        self.beside: AdapterSwitch | None = None
         self._instruct_layers: list[BaseTunerLayer] = []
         self._instruct_on = False
 
@@ -125,6 +126,9 @@ class ABCNetwork(nn.Module):
 
     def set_instruct(self, on: bool) -> None:
         """Switch the instruct adapter on or off for all that follows."""
+        if self.beside is not None:
+            self.beside.use("pretrain", *(["instruct"] if on else []))
+            return
         if on and not self._instruct_layers:
             raise CheckpointError("this network has no instruct adapter")
         if on != self._instruct_on:
@@ -202,16 +206,37 @@ def load_merged(
     backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
     adapter_tensors(pretrain).check_size("head_hidden", head_hidden)
     network = ABCNetwork(backbone, head_hidden=head_hidden).to(device)
-    lora = put_adapter(
-        backbone,
-        pretrain,
-        "pretrain",
-        backbone_name,
-        {f"mlp_head.{n}": p for n, p in network.head.named_parameters()}
-        | {"temperature.temp": network.temperature.stored},
-    )
-    lora.merge_and_unload()
+    put_adapter(backbone, pretrain, "pretrain", backbone_name, _kept_whole(network)).merge_and_unload()
     return network.eval().requires_grad_(False)
+
+
+def _kept_whole(network: ABCNetwork) -> dict[str, torch.Tensor]:
+    """What the file of a pretrain adapter holds beside it."""
+    head = {f"mlp_head.{name}": parameter for name, parameter in network.head.named_parameters()}
+    return {**head, "temperature.temp": network.temperature.stored}
+
+
+def load_beside(
+    base: Path,
+    pretrain: Path,
+    instruct: Path,
+    *,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    head_hidden: int = _HEAD_HIDDEN,
+) -> tuple[ABCNetwork, nn.Linear]:
+    """`load_network` with both adapters beside the base, and the base's output layer.
+
+    Raises:
+        CheckpointError: As `load_merged`; or the base has no output layer.
+    """
+    backbone, lm_head = load_speaking(base, attention=attention, dtype=dtype, device=device)
+    adapter_tensors(pretrain).check_size("head_hidden", head_hidden)
+    network = ABCNetwork(backbone, head_hidden=head_hidden).to(device)
+    folders = {"pretrain": pretrain, "instruct": instruct}
+    network.beside = put_adapters_beside(backbone, folders, backbone_name, {"pretrain": _kept_whole(network)})
+    return network.eval().requires_grad_(False), lm_head.requires_grad_(False)
 
 
 def load_network(

@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from abc_rag.errors import CheckpointError
-from abc_rag.models.config import MAX_SIZE, Config, read_json
-from abc_rag.models.tokenizer import PlainTokenizer, check_patterns, check_vocabulary
+from abc_rag.models.qwen2_vl.prompts import load_chat_tokenizer
+from abc_rag.models.tokenizer import PlainTokenizer
 
 __all__ = ["ABCPrompts", "load_prompts"]
-
-_MAX_TEMPLATE = 20_000
 
 
 class ABCPrompts:
@@ -71,21 +68,7 @@ def load_prompts(base: Path) -> ABCPrompts:
     Raises:
         CheckpointError: They are missing or unusable.
     """
-    check_patterns(base)
-    file = base / "tokenizer_config.json"
-    if file.is_file():
-        read_json(file)
-    config = Config.read(base / "config.json")
-    words = config.part("text_config") if "text_config" in config else config
-    rows = words.whole("vocab_size", most=MAX_SIZE)
-    image_token_id = config.whole("image_token_id", 151655, least=0, most=rows - 1)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises whatever it likes
-        raise CheckpointError(f"{base}: no usable tokenizer ({str(error)[:200]})") from error
-    check_vocabulary(tokenizer.backend_tokenizer, rows, base)
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = Config.read(base / "chat_template.json").text("chat_template", most=_MAX_TEMPLATE)
+    tokenizer, image_token_id = load_chat_tokenizer(base)
     try:
         return ABCPrompts(tokenizer, image_token_id=image_token_id)
     except Exception as error:  # a template raises whatever it likes

@@ -11,7 +11,7 @@ from transformers import Qwen2VLConfig
 from abc_rag.errors import CheckpointError
 from abc_rag.models.config import ACTIVATIONS, MAX_LAYERS, MAX_LENGTH, MAX_SIZE, Config
 
-__all__ = ["read_config"]
+__all__ = ["read_config", "ties_embeddings"]
 
 
 def read_config(folder: Path) -> Qwen2VLConfig:
@@ -34,6 +34,16 @@ def read_config(folder: Path) -> Qwen2VLConfig:
         )
     except (ArithmeticError, AttributeError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
         raise CheckpointError(f"{raw.where}: not the configuration of a Qwen2-VL ({error})") from error
+
+
+def ties_embeddings(folder: Path) -> bool:
+    """Whether the output layer is the embeddings, as in the 2B model; the 7B model has one of its own.
+
+    Raises:
+        CheckpointError: ``config.json`` cannot be read.
+    """
+    raw = Config.read(folder / "config.json")
+    return (raw if "tie_word_embeddings" in raw else raw.part("text_config")).flag("tie_word_embeddings")
 
 
 def _text(raw: Config) -> dict[str, Any]:

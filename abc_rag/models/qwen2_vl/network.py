@@ -8,7 +8,7 @@ model are called one after the other with explicit positions and an explicit mas
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
 from abc_rag.models.kernels.attention import choose_attention
 from abc_rag.models.kernels.packed import with_features
 from abc_rag.models.kernels.pixels import clip_normalised
-from abc_rag.models.qwen2_vl.config import read_config
+from abc_rag.models.qwen2_vl.config import read_config, ties_embeddings
 from abc_rag.models.qwen2_vl.pictures import Patches
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "base_state_dict",
     "build_backbone",
     "load_backbone",
+    "load_speaking",
     "normalise",
 ]
 
@@ -209,12 +210,13 @@ _RENAMES = (
     (re.compile(r"^model\.(?:language_model\.)?"), "language_model."),
 )
 _PATCH_EMBED = "visual.patch_embed.proj.weight"
+_LM_HEAD = "lm_head.weight"
 
 
 def backbone_name(name: str) -> str | None:
     """The parameter that a checkpoint's tensor belongs to; both layouts that Qwen2-VL has had are known."""
-    if name == "lm_head.weight":
-        return None  # no logits are computed
+    if name == _LM_HEAD:
+        return None  # embedding computes no logits
     for pattern, replacement in _RENAMES:
         renamed, count = pattern.subn(replacement, name)
         if count:
@@ -256,6 +258,38 @@ def load_backbone(
         CheckpointError: It is no Qwen2-VL, or a tensor is missing, left over or of another shape.
         MissingExtraError: ``attention`` needs a package that is not installed.
     """
+    return _load(folder, {}, attention=attention, dtype=dtype, device=device)
+
+
+def load_speaking(
+    folder: Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Qwen2VLBackbone, nn.Linear]:
+    """`load_backbone`, and the output layer ``(vocabulary, hidden)``; the embeddings themselves where it is tied.
+
+    The layer is no part of the backbone, so that an adapter of "all linear layers" does not count it.
+
+    Raises:
+        CheckpointError: As `load_backbone`, or there is no output layer.
+    """
+    tied = ties_embeddings(folder)
+    text: Any = read_config(folder).text_config
+    head = nn.Linear(text.hidden_size, text.vocab_size, bias=False, device="meta", dtype=dtype)
+    if not tied:
+        if _LM_HEAD not in stored_tensors(folder, "model").shapes:
+            raise CheckpointError(
+                f"{folder}: holds no {_LM_HEAD}, and config.json does not tie it to the embeddings; this base embeds "
+                "but cannot generate: use one with its output layer"
+            )
+    backbone = _load(folder, {} if tied else {_LM_HEAD: head}, attention=attention, dtype=dtype, device=device)
+    if tied:
+        head.weight = backbone.language_model.embed_tokens.weight
+    return backbone, head.eval()
+
+
+def _load(
+    folder: Path, others: Mapping[str, nn.Linear], *, attention: str, dtype: torch.dtype, device: str
+) -> Qwen2VLBackbone:
+    """``others`` are layers on the meta device, by the names of their weights in the files."""
     choose_attention(attention, device=torch.device(device), dtype=dtype)
     config = read_config(folder)
     parts: Any = config
@@ -266,13 +300,16 @@ def load_backbone(
     outline = _outline(config, attention)
     frames, patch, channels = vision.temporal_patch_size, vision.patch_size, vision.in_channels
     conv = torch.empty(vision.embed_dim, channels, frames, patch, patch, device="meta")
-    names = match_tensors({**dict(outline.named_parameters()), _PATCH_EMBED: conv}, stored, backbone_name)
+    wanted = {**dict(outline.named_parameters()), _PATCH_EMBED: conv}
+    wanted |= {name: layer.weight for name, layer in others.items()}
+    names = match_tensors(wanted, stored, lambda name: name if name in others else backbone_name(name))
     backbone = _allocated(outline, dtype=dtype, device=device)
+    more = {name: layer.to_empty(device=device).weight for name, layer in others.items()}
 
     def as_plane(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.float().sum(dim=2).flatten(1) if name == _PATCH_EMBED else tensor
 
-    fill(dict(backbone.named_parameters()), stored, names, change=as_plane)
+    fill({**dict(backbone.named_parameters()), **more}, stored, names, change=as_plane)
     return backbone.eval()
 
 

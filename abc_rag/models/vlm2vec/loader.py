@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from abc_rag.errors import CheckpointError, InputError
 from abc_rag.models.config import read_json, shown
 from abc_rag.models.hub import fetch, is_folder
-from abc_rag.models.loader import Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
+from abc_rag.models.loader import GENERATING, Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
 
 if TYPE_CHECKING:
     import torch
@@ -124,6 +124,8 @@ def _places(folder: Path, base: str) -> list[Path]:
 
 
 class _VLM2VecModel(Checkpoint):
+    generates = True
+
     def __init__(self, name: str, folder: Path | None) -> None:
         self._name = name
         self._folder = folder
@@ -161,13 +163,12 @@ class _VLM2VecModel(Checkpoint):
         self._parts = _Parts(parts.base, parts.adapter, revision)
 
     def build(self, options: LoadOptions) -> Family:
-        from abc_rag.models.vlm2vec.family import VLM2VecFamily, VLM2VecNetwork
-        from abc_rag.types import Fingerprint
-
         if self._parts is None:
             self.fetch(str(options.device))
         parts = self._parts
         assert parts is not None
+        if options.adapters == "beside":
+            return self._beside(parts, options)
         first = "cpu" if options.weights != "full" else str(options.device)
         if options.weights != "full":
             from abc_rag.models.quantize import check_device
@@ -181,6 +182,35 @@ class _VLM2VecModel(Checkpoint):
 
             quantize_linears(backbone.language_layers, options.weights, str(options.device))
             backbone.to(options.device)
+        return self._family(parts, backbone, prompts, options)
+
+    def _beside(self, parts: _Parts, options: LoadOptions) -> Family:
+        from abc_rag.models.chat import refuse_options
+        from abc_rag.models.qwen2_vl.chat import load_chat
+        from abc_rag.models.vlm2vec.qwen2_vl import load_vlm2vec_beside
+
+        refuse_options(options)
+        if (found := _model_type(parts.base)) != "qwen2_vl":
+            raise InputError(f"{self._name} cannot generate: its base is a {found!r}; {GENERATING}")
+        if parts.adapter is None:
+            raise InputError(
+                f"{self._name} cannot generate: its adapter is merged into its weights, so the base that was published "
+                f"is not there; {GENERATING}"
+            )
+        network, prompts, lm_head = load_vlm2vec_beside(
+            parts.base, parts.adapter, attention=options.attention, dtype=options.dtype, device=str(options.device)
+        )
+        family = self._family(parts, network, prompts, options)
+        assert network.beside is not None
+        family.chat = load_chat(parts.base, network.model, lm_head, network.beside, family.facts)
+        return family
+
+    def _family(
+        self, parts: _Parts, backbone: VLM2VecBackbone, prompts: VLM2VecPrompts, options: LoadOptions
+    ) -> Family:
+        from abc_rag.models.vlm2vec.family import VLM2VecFamily, VLM2VecNetwork
+        from abc_rag.types import Fingerprint
+
         backbone.compiled = options.compiled
         recipe = backbone.recipe(options.resolution, options.min_tokens, options.max_tokens)
         least, most = backbone.token_limits(recipe)

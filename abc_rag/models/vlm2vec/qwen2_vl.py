@@ -14,21 +14,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from abc_rag.errors import InputError
 from abc_rag.models.config import Config
 from abc_rag.models.flops import count_flops
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.loader import token_limits
-from abc_rag.models.lora import merge_adapter
-from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone
+from abc_rag.models.lora import AdapterSwitch, merge_adapter, put_adapters_beside
+from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone, load_speaking
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
 from abc_rag.models.tokenizer import PlainTokenizer, check_vocabulary, load_tokenizer
 from abc_rag.models.vlm2vec.backbone import VLM2VecBackbone
 
-__all__ = ["VLM2VecQwen2VL", "VLM2VecQwen2VLPrompts", "load_vlm2vec_qwen2_vl"]
+__all__ = ["VLM2VecQwen2VL", "VLM2VecQwen2VLPrompts", "load_vlm2vec_beside", "load_vlm2vec_qwen2_vl"]
 
+_ADAPTER = "vlm2vec"
 _SQUARES = {"low": 128, "mid": 672, "high": 1344}
 # Of Qwen2-VL's published preprocessor_config.json.
 _MIN_PIXELS, _MAX_PIXELS = 3136, 12845056
@@ -38,7 +40,7 @@ class VLM2VecQwen2VL(VLM2VecBackbone):
     """A `Qwen2VLBackbone`.
 
     Args:
-        backbone: With its adapter merged.
+        backbone: With its adapter merged, or beside it.
         min_pixels: Fewest pixels of a picture, the checkpoint's own.
         max_pixels: Most pixels of a picture, the checkpoint's own.
     """
@@ -47,6 +49,7 @@ class VLM2VecQwen2VL(VLM2VecBackbone):
         self, backbone: Qwen2VLBackbone, *, min_pixels: int = _MIN_PIXELS, max_pixels: int = _MAX_PIXELS
     ) -> None:
         super().__init__(backbone)
+        self.beside: AdapterSwitch | None = None
         area = (backbone.patch * backbone.merge) ** 2
         self._limits = (max(1, min_pixels // area), max(1, max_pixels // area))
 
@@ -85,6 +88,7 @@ class VLM2VecQwen2VL(VLM2VecBackbone):
         self, input_ids: torch.Tensor, *, lengths: torch.Tensor, features: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See `VLM2VecBackbone`."""
+        self._switch_on()
         states: torch.Tensor = self.model.hidden_states(input_ids, lengths=lengths, features=features, causal=True)
         return states
 
@@ -97,8 +101,13 @@ class VLM2VecQwen2VL(VLM2VecBackbone):
         states = self._packed.hidden_states(input_ids, segments, causal=True, **pictures)
         return states[segments.bounds[1:].long() - 1]
 
+    def _switch_on(self) -> None:
+        if self.beside is not None:
+            self.beside.use(_ADAPTER)
+
     @property
     def _packed(self) -> PackedQwen2VL:
+        self._switch_on()
         return PackedQwen2VL(self.model, compiled=self.compiled)
 
 
@@ -138,6 +147,25 @@ def load_vlm2vec_qwen2_vl(
     backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
     if adapter is not None:
         merge_adapter(backbone, adapter, backbone_name)
+    return _with_prompts(backbone, base)
+
+
+def load_vlm2vec_beside(
+    base: Path, adapter: Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[VLM2VecQwen2VL, VLM2VecQwen2VLPrompts, nn.Linear]:
+    """`load_vlm2vec_qwen2_vl` with the adapter beside the base, and the base's output layer.
+
+    Raises:
+        CheckpointError: As there; or the base has no output layer.
+    """
+    backbone, lm_head = load_speaking(base, attention=attention, dtype=dtype, device=device)
+    beside = put_adapters_beside(backbone, {_ADAPTER: adapter}, backbone_name)
+    network, prompts = _with_prompts(backbone, base)
+    network.beside = beside
+    return network, prompts, lm_head.requires_grad_(False)
+
+
+def _with_prompts(backbone: Qwen2VLBackbone, base: Path) -> tuple[VLM2VecQwen2VL, VLM2VecQwen2VLPrompts]:
     least, most = _pixel_limits(base)
     tokenizer = load_tokenizer(base)
     check_vocabulary(tokenizer, backbone.language_model.embed_tokens.num_embeddings, base)

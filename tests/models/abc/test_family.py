@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from abc_rag import Image, InstructedImage, Text, load_embedder
 from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.load import open_embedder
+from abc_rag.embedding.options import EmbedderOptions
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.errors import InputError
 from abc_rag.models.abc.network import ABCNetwork
@@ -25,9 +27,10 @@ from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.qwen2_vl.pictures import QwenPictures
 
 
+@pytest.mark.parametrize("adapters", ["merged", "beside"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_every_single_case_meets_its_golden(attention: str, cases: Any, goldens: Any) -> None:
-    embedder = load_embedder(FIXTURE, device="cpu", attention=attention)
+def test_every_single_case_meets_its_golden(attention: Any, adapters: Any, cases: Any, goldens: Any) -> None:
+    embedder = open_embedder(FIXTURE, EmbedderOptions(device="cpu", attention=attention), adapters=adapters)
     differences = worst(embedder, cases, goldens)
     assert len(differences) >= 39
     assert max(differences.values()) < TOLERANCE, differences
@@ -92,9 +95,10 @@ def test_results_do_not_depend_on_the_batch(tiny: Embedder, cases: Any, goldens:
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
 
 
+@pytest.mark.parametrize("adapters", ["merged", "beside"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_padded_batches_meet_the_goldens_with_every_attention(attention: str, cases: Any, goldens: Any) -> None:
-    embedder = load_embedder(FIXTURE, device="cpu", attention=attention)
+def test_batches_meet_the_goldens_with_every_attention(attention: Any, adapters: Any, cases: Any, goldens: Any) -> None:
+    embedder = open_embedder(FIXTURE, EmbedderOptions(device="cpu", attention=attention), adapters=adapters)
     vectors = embedder.embed([as_input(c) for c in cases], batch_size=5)
     expected = np.stack([goldens[f"{c['id']}.embedding"].numpy() for c in cases])
     assert np.abs(vectors - expected).max() < TOLERANCE
@@ -111,6 +115,13 @@ def test_eight_threads_give_the_numbers_of_one(tiny: Embedder, cases: Any, golde
 
     with ThreadPoolExecutor(8) as pool:
         assert max(pool.map(one, range(8))) < TOLERANCE
+
+
+def test_merged_and_beside_make_the_same_vectors(tiny: Embedder, cases: Any) -> None:
+    beside = open_embedder(FIXTURE, EmbedderOptions(device="cpu"), adapters="beside")
+    inputs = [as_input(case) for case in cases]
+    assert np.abs(beside.embed(inputs) - tiny.embed(inputs)).max() < TOLERANCE
+    assert beside.fingerprint == tiny.fingerprint
 
 
 # --- Each known mistake, switched on, must fail the bar above ------------------------------

@@ -18,7 +18,8 @@ from vlm2vec_helpers import QWEN, TOLERANCE, as_input, change_tensors, read_case
 from abc_rag import Image, Input, InstructedImage, InstructedText, Interleaved, Text, load_embedder
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.engine.local import LocalEmbedder
-from abc_rag.embedding.load import local_revision
+from abc_rag.embedding.load import local_revision, open_embedder
+from abc_rag.embedding.options import EmbedderOptions
 from abc_rag.errors import CheckpointError, InputError, MissingExtraError
 from abc_rag.models.loader import find_checkpoint
 from abc_rag.models.vlm2vec.family import VLM2VecFamily
@@ -39,13 +40,19 @@ def family_of(embedder: Embedder) -> VLM2VecFamily:
     return embedder.family
 
 
-def opened(resolution: str | None = None, **settings: Any) -> Embedder:
-    return load_embedder(QWEN, device="cpu", resolution=resolution, **settings)
+def opened(resolution: str | None = None, adapters: Any = "merged", **settings: Any) -> Embedder:
+    options = EmbedderOptions(device="cpu", resolution=resolution, **settings)
+    return open_embedder(QWEN, options, adapters=adapters)
 
 
 @pytest.fixture(scope="module")
 def embedders() -> dict[str | None, Embedder]:
     return {resolution: opened(resolution) for resolution in (None, "low", "mid", "high")}
+
+
+@pytest.fixture(scope="module")
+def beside() -> dict[str | None, Embedder]:
+    return {resolution: opened(resolution, "beside") for resolution in (None, "low", "mid", "high")}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +81,12 @@ def test_a_single_meets_its_golden(name: str, embedders: dict[str | None, Embedd
         assert [[1, picture.opened.rows, picture.opened.columns]] == case["image_grid_thw"]
         seen = family.see([picture.opened])[0]
         assert np.abs(seen.mean(dim=0).numpy() - GOLDENS[f"{name}.visual_mean"]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", list(CASES["single"]))
+def test_a_single_meets_its_golden_with_the_adapter_beside(name: str, beside: dict[str | None, Embedder]) -> None:
+    found = beside[CASES["single"][name]["image_resolution"]].embed([of_case(name)])[0]
+    assert np.abs(found - GOLDENS[f"{name}.embedding"]).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
