@@ -68,7 +68,12 @@ def evaluate_ctrlbench_build_command(
     max_bad: Annotated[int, typer.Option("--max-bad", help="Maximum number of unusable pictures.")] = 100,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Leave out phrases of a picture that this embedder cannot tell apart."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Leave out phrases of a picture that this embedder cannot tell apart, and pairs whose phrase it finds "
+            "by the instruction alone, without the picture.",
+        ),
     ] = None,
     device: DeviceOption = "auto",
     review: Annotated[
