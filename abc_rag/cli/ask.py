@@ -94,7 +94,6 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question of what was indexed, alone or about a picture."""
-    from abc_rag.search.page import Shown, render_html, write_html
     from abc_rag.search.retriever import Retriever
     from abc_rag.search.rewriting.rewriter import AsAsked
 
@@ -148,6 +147,8 @@ def ask(
         )
     page = None
     if html is not None:
+        from abc_rag.search.page import Shown, render_html, write_html
+
         page = write_html(
             html,
             render_html(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from abc_rag.errors import CheckpointError
 from abc_rag.models.config import part_file, read_json, shown
@@ -16,6 +17,7 @@ from abc_rag.models.config import part_file, read_json, shown
 __all__ = [
     "TORCH_ADAPTER",
     "StoredTensors",
+    "allocate",
     "fill",
     "folder_revision",
     "match_tensors",
@@ -187,6 +189,16 @@ def match_tensors(
     if problems:
         raise CheckpointError(f"{stored.where}: {'; '.join(problems)}. The files do not belong to this configuration")
     return found
+
+
+def allocate(module: nn.Module, device: torch.device | str) -> None:
+    """Give the parameters of a module that are on the meta device memory on another."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                # Not empty_like, which imports a second's worth of torch for a tensor on the meta device.
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                setattr(part, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
 
 
 def fill(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import Qwen2VLConfig
+if TYPE_CHECKING:
+    from transformers import Qwen2VLConfig
+
+    from abc_rag.models.qwen2_vl.config import QwenConfig
 
 __all__ = ["count_flops"]
 
 
 def count_flops(
-    config: Qwen2VLConfig,
+    config: Qwen2VLConfig | QwenConfig,
     *,
     tokens: int,
     patches: int | Sequence[int] = 0,

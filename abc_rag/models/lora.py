@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from abc_rag.errors import CheckpointError
-from abc_rag.models.checkpoint import TORCH_ADAPTER, StoredTensors, fill, match_tensors, stored_tensors
+from abc_rag.models.checkpoint import TORCH_ADAPTER, StoredTensors, allocate, fill, match_tensors, stored_tensors
 from abc_rag.models.config import Config, part_file
-from abc_rag.models.lora_layers import BaseTunerLayer, LoraConfig, LoraModel
+from abc_rag.models.lora_linear import is_adapted, merge_linears, wrap_linears
 from abc_rag.models.patterns import PatternError, full_matches
 from abc_rag.models.torch_file import torch_file
 
+if TYPE_CHECKING:
+    from abc_rag.models.lora_layers import LoraConfig, LoraModel
+
 __all__ = [
+    "OTHER_SETTINGS",
+    "SILENT_SETTINGS",
     "AdapterSwitch",
     "adapter_tensors",
     "load_adapter",
     "lora_config",
-    "merge_adapter",
     "put_adapter",
     "put_adapters_beside",
 ]
@@ -31,13 +35,18 @@ __all__ = [
 _MAGNITUDE = ".lora_magnitude_vector"
 _MAX_RANK = 2**16
 _MAX_NAMES = 1000
-# What peft would match by ``re``, or what makes peft do other things than LoRA or DoRA, is refused unless it is unset.
-# These settings say nothing of the result: where an adapter came from, and how it was started.
-_SILENT = {
+SILENT_SETTINGS = {
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "modules_to_save", "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "megatron_config", "megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying", "lora_dropout",
 }  # fmt: skip
+"""Settings of peft that say nothing of the result: where an adapter came from, and how it was started."""
+OTHER_SETTINGS = {
+    "layers_pattern", "trainable_token_indices", "velora_config", "alora_invocation_tokens", "use_qalora",
+    "monteclora_config", "layer_replication", "lora_bias", "target_parameters", "use_bdlora", "arrow_config",
+    "kasa_config",
+}  # fmt: skip
+"""Settings that make peft match by ``re``, or do other things than LoRA or DoRA; refused unless they are unset."""
 _PLAIN = re.compile(r"[\^$\w.\\]{1,200}")
 
 
@@ -49,6 +58,17 @@ def lora_config(folder: Path, module: nn.Module) -> LoraConfig:
     Raises:
         CheckpointError: It is missing, no LoRA, or has a value that cannot be used.
     """
+    return _peft_config(_settings(folder, module))
+
+
+def _peft_config(settings: dict[str, Any]) -> LoraConfig:
+    from abc_rag.models.lora_layers import LoraConfig
+
+    return LoraConfig(**settings, inference_mode=True)
+
+
+def _settings(folder: Path, module: nn.Module) -> dict[str, Any]:
+    """Arguments of peft's ``LoraConfig``."""
     raw = Config.read(folder / "adapter_config.json")
     if raw.values.get("peft_type") != "LORA":
         raw.refuse("peft_type", "'LORA'")
@@ -65,10 +85,20 @@ def lora_config(folder: Path, module: nn.Module) -> LoraConfig:
         "exclude_modules": _names(raw, "exclude_modules", module) or None,
         "layers_to_transform": _layers(raw),
     }
-    for one in fields(LoraConfig):
-        if one.name not in known and one.name not in _SILENT and raw.values.get(one.name):
-            raw.refuse(one.name, "nothing; it is not supported")
-    return LoraConfig(**known, inference_mode=True)
+    for name in sorted(OTHER_SETTINGS):
+        if raw.values.get(name):
+            raw.refuse(name, "nothing; it is not supported")
+    return known
+
+
+def _plain_targets(settings: dict[str, Any], module: nn.Module) -> list[str]:
+    """Names of the layers to adapt, where plain LoRA on plain linear layers is all that is asked for; else none."""
+    special = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform")
+    if any(settings[name] for name in special):
+        return []
+    ends = tuple(f".{target}" for target in settings["target_modules"])
+    found = {name: layer for name, layer in module.named_modules() if f".{name}".endswith(ends)}
+    return list(found) if all(type(layer) is nn.Linear for layer in found.values()) else []
 
 
 def _names(raw: Config, name: str, module: nn.Module) -> list[str]:
@@ -115,30 +145,45 @@ def put_adapter(
     adapter: str,
     rename: Callable[[str], str | None],
     others: Mapping[str, torch.Tensor] | None = None,
-) -> LoraModel:
+    *,
+    merge: bool = False,
+) -> None:
     """Put an adapter on ``module`` and fill it; no memory is taken before all of its tensors are known to fit.
+
+    From safetensors, or where there are none from what ``torch.save`` wrote, as most published VLM2Vec adapters are.
+    Plain LoRA on linear layers is put on by this package, DoRA and the rest by peft.
 
     Args:
         module: The base.
         folder: Where the adapter is.
-        adapter: Its name in peft.
+        adapter: Its name.
         rename: The checkpoint's names of the base's tensors -> those of ``module``.
         others: More tensors that the adapter's file holds, by name.
-
-    Returns:
-        peft's hold on the module, which can merge the adapter.
+        merge: Merge it into ``module`` for good.
 
     Raises:
         CheckpointError: It does not fit.
     """
-    lora = _injected_model(module, folder, adapter, lora_config(folder, module), None)
+    settings = _settings(folder, module)
+    if targets := _plain_targets(settings, module):
+        rank, alpha = settings["r"], settings["lora_alpha"]
+        scaling = alpha / math.sqrt(rank) if settings["use_rslora"] else alpha / rank
+        wrap_linears(module, targets, adapter, rank=rank, scaling=scaling)
+        load_adapter(module, folder, adapter, rename, others)
+        if merge:
+            merge_linears(module, targets)
+        return
+    lora = _injected_model(module, folder, adapter, _peft_config(settings), None)
     load_adapter(module, folder, adapter, rename, others)
-    return lora
+    if merge:
+        lora.merge_and_unload()
 
 
 def _injected_model(
     module: nn.Module, folder: Path, adapter: str, config: LoraConfig, first: LoraModel | None
 ) -> LoraModel:
+    from abc_rag.models.lora_layers import LoraModel
+
     try:
         if first is None:
             return LoraModel(module, config, adapter, low_cpu_mem_usage=True)
@@ -157,7 +202,7 @@ class AdapterSwitch:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+        self._layers: list[Any] = [layer for layer in module.modules() if is_adapted(layer)]
         self._on: tuple[str, ...] | None = None
 
     def use(self, *adapters: str) -> None:
@@ -204,10 +249,11 @@ def put_adapters_beside(
             )
         lora = _injected_model(module, folder, name, configs[name], lora)
         load_adapter(module, folder, name, rename, (others or {}).get(name))
-    for layer in module.modules():
-        if isinstance(layer, BaseTunerLayer):
-            weight: Any = layer.get_base_layer().weight
-            for path, parameter in layer.named_parameters():
+    adapted: Any
+    for adapted in module.modules():
+        if is_adapted(adapted):
+            weight = adapted.get_base_layer().weight
+            for path, parameter in adapted.named_parameters():
                 if not path.startswith("base_layer."):
                     parameter.data = parameter.data.to(weight.dtype)
     switch = AdapterSwitch(module)
@@ -254,14 +300,10 @@ def _injected(module: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
 def _allocate(module: nn.Module) -> None:
     """Give an adapter's tensors memory, where the layers are that it is on."""
     for layer in module.modules():
-        if not isinstance(layer, BaseTunerLayer):
+        if not is_adapted(layer):
             continue
-        weight: Any = layer.get_base_layer().weight
-        for part in layer.modules():
-            for name, parameter in list(part.named_parameters(recurse=False)):
-                if parameter.is_meta and parameter is not weight:
-                    empty = torch.empty_like(parameter, device=weight.device)
-                    setattr(part, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+        adapted: Any = layer
+        allocate(layer, adapted.get_base_layer().weight.device)
 
 
 def adapter_tensors(folder: Path) -> StoredTensors:
@@ -274,14 +316,3 @@ def adapter_tensors(folder: Path) -> StoredTensors:
     if saved.is_file() and not any(folder.glob("adapter_model.safetensors*")):
         return torch_file(saved)
     return stored_tensors(folder, "adapter_model")
-
-
-def merge_adapter(module: nn.Module, folder: Path, rename: Callable[[str], str | None]) -> None:
-    """Read an adapter and merge it into ``module`` for good, LoRA or DoRA.
-
-    From safetensors, or where there are none from what ``torch.save`` wrote, as most published VLM2Vec adapters are.
-
-    Raises:
-        CheckpointError: It does not fit.
-    """
-    put_adapter(module, folder, "merged", rename).merge_and_unload()

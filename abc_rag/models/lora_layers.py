@@ -26,6 +26,5 @@ def quiet() -> Iterator[None]:
 with quiet():
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer, LoraModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
-__all__ = ["BaseTunerLayer", "LoraConfig", "LoraLayer", "LoraModel", "inject_adapter_in_model", "quiet"]
+__all__ = ["LoraConfig", "LoraLayer", "LoraModel", "inject_adapter_in_model", "quiet"]

@@ -143,6 +143,7 @@ class RowsObjective(Objective[Share], Generic[Row]):
         self.family = family
         self.source = source
         self.model: Encoder = Encoder(network, bf16=config.bf16, temperature=temperature)
+        self.model.network.backbone.use_library()
         # LoRA's dropout and gradient checkpointing work in training mode only; nothing else here depends on it.
         self.model.train()
         if config.gradient_checkpointing:

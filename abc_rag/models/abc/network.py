@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ from abc_rag.files import write_json
 from abc_rag.models.config import MAX_SIZE, Config
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.lora import AdapterSwitch, adapter_tensors, put_adapter, put_adapters_beside
-from abc_rag.models.lora_layers import BaseTunerLayer
+from abc_rag.models.lora_linear import is_adapted
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone, load_speaking
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 
@@ -115,12 +115,12 @@ class ABCNetwork(nn.Module):
         self.temperature = Temperature()
         self.compiled = False
         self.beside: AdapterSwitch | None = None
-        self._instruct_layers: list[BaseTunerLayer] = []
+        self._instruct_layers: list[Any] = []
         self._instruct_on = False
 
     def register_instruct_layers(self) -> None:
         """Remember the layers of the instruct adapter, which must have been injected, and switch it off."""
-        self._instruct_layers = [m for m in self.backbone.modules() if isinstance(m, BaseTunerLayer)]
+        self._instruct_layers = [m for m in self.backbone.modules() if is_adapted(m)]
         self._instruct_on = True
         self.set_instruct(False)
 
@@ -206,7 +206,7 @@ def load_merged(
     backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
     adapter_tensors(pretrain).check_size("head_hidden", head_hidden)
     network = ABCNetwork(backbone, head_hidden=head_hidden).to(device)
-    put_adapter(backbone, pretrain, "pretrain", backbone_name, _kept_whole(network)).merge_and_unload()
+    put_adapter(backbone, pretrain, "pretrain", backbone_name, _kept_whole(network), merge=True)
     return network.eval().requires_grad_(False)
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.activations import QuickGELUActivation
 
-from abc_rag.models.lora_layers import LoraLayer
+from abc_rag.models.lora_linear import is_adapted
 
 __all__ = [
+    "QuickGELU",
     "activated",
     "linear",
     "linears",
@@ -42,16 +42,16 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """``layer(x)`` for rows ``(n, in)``, without gradients.
 
     Args:
-        layer: An ``nn.Linear``, one with a LoRA adapter of peft's around it (used if it is switched on), or any other
-            module, such as a quantised layer, which is called as it is.
+        layer: An ``nn.Linear``, one with a LoRA adapter around it, ours or peft's (used if it is switched on), or any
+            other module, such as a quantised layer, which is called as it is.
         x: ``(n, in)``.
 
     Returns:
         ``(n, out)``.
     """
-    if isinstance(layer, LoraLayer):
-        return _with_adapter(layer, x)
     if type(layer) is not nn.Linear:
+        if is_adapted(layer):
+            return _with_adapter(layer, x)
         called: torch.Tensor = layer(x)
         return called
     weight = layer.weight
@@ -110,9 +110,18 @@ def rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     return product
 
 
+class QuickGELU(nn.Module):
+    """``x * sigmoid(1.702 x)``."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Each element by itself."""
+        return x * torch.sigmoid(1.702 * x)
+
+
 def activated(activation: Any, wide: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     """``activation(wide)``, with one tensor less where it is the quick approximation of GELU."""
-    if isinstance(activation, QuickGELUActivation):
+    # By its name: transformers' own class takes a second to import.
+    if isinstance(activation, QuickGELU) or type(activation).__name__ == "QuickGELUActivation":
         return (wide * 1.702).sigmoid_().mul_(wide)
     found: torch.Tensor = activation(wide)
     return found

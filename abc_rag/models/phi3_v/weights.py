@@ -13,7 +13,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
 from abc_rag.models.kernels.attention import choose_attention
-from abc_rag.models.lora import adapter_tensors, merge_adapter
+from abc_rag.models.lora import adapter_tensors, put_adapter
 from abc_rag.models.phi3_v.config import Phi3VConfig
 from abc_rag.models.phi3_v.network import Phi3VBackbone
 
@@ -126,7 +126,7 @@ def load_phi3_v(
         end = f".vision_model.encoder.layers.{len(backbone.vision_embed_tokens.tower.layers)}."
         whole = any(end in name for name in adapter_tensors(adapter).shapes)
         with _complete(backbone) if whole else nullcontext():
-            merge_adapter(published, adapter, _rename())
+            put_adapter(published, adapter, "merged", _rename(), merge=True)
     return backbone.eval().requires_grad_(False)
 
 

@@ -1,8 +1,8 @@
 """Qwen2-VL as a feature extractor: pixels in patches, text in token ids, plain hidden states out.
 
-transformers' own ``Qwen2VLModel`` is held, not subclassed, and never called as a whole: its forward
-would compute 3-D rotary positions and keep state between calls. The vision tower and the language
-model are called one after the other with explicit positions and an explicit mask instead.
+With gradients or padding, the parts of transformers' own ``Qwen2VLModel`` are held, not subclassed, and never called
+as a whole: its forward would compute 3-D rotary positions and keep state between calls. The vision tower and the
+language model are called one after the other with explicit positions and an explicit mask instead.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from abc_rag.errors import CheckpointError
-from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
+from abc_rag.models.checkpoint import allocate, fill, match_tensors, stored_tensors
 from abc_rag.models.kernels.attention import choose_attention
 from abc_rag.models.kernels.packed import with_features
 from abc_rag.models.kernels.pixels import clip_normalised
-from abc_rag.models.qwen2_vl.config import read_config, ties_embeddings
+from abc_rag.models.qwen2_vl.config import QwenConfig, library_config, read_config, ties_embeddings
+from abc_rag.models.qwen2_vl.modules import LanguageModel, VisionTower, library_modules
 from abc_rag.models.qwen2_vl.pictures import Patches
 
+if TYPE_CHECKING:
+    from transformers import Qwen2VLConfig
+
 __all__ = [
-    "PlanePatchEmbed",
     "Qwen2VLBackbone",
     "backbone_name",
     "base_state_dict",
@@ -49,52 +51,48 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
     return clip_normalised(pixels.view(len(pixels), 3, -1), axis=1).view(len(pixels), -1)
 
 
-class PlanePatchEmbed(nn.Module):
-    """The patch projection for still pictures.
-
-    The published one is a 3-D convolution over two frames; a still picture is the same frame twice, so the
-    convolution is one matrix: the sum over its temporal axis.
-    """
-
-    def __init__(self, in_features: int, embed_dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(in_features, embed_dim, bias=False)
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """``(n, 3 * p * p)`` to ``(n, embed_dim)``."""
-        projected: torch.Tensor = self.proj(patches.to(self.proj.weight.dtype))
-        return projected
-
-
 # --- The network ----------------------------------------------------------------------------------
 
 
 class Qwen2VLBackbone(nn.Module):
     """A vision tower and a language model; positions and masks are the caller's decision.
 
+    It begins as the weights alone, with which `PackedQwen2VL` computes. What needs gradients or padded batches builds
+    transformers' modules around them; see `use_library`.
+
     Args:
         config: A Qwen2-VL configuration.
         attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
     """
 
-    def __init__(self, config: Qwen2VLConfig, *, attention: str = "sdpa") -> None:
+    def __init__(self, config: QwenConfig | Qwen2VLConfig, *, attention: str = "sdpa") -> None:
         super().__init__()
         # transformers types the two parts as optional; a Qwen2-VL configuration always has both.
         parts: Any = config
         vision = parts.vision_config
         self.text_config = parts.text_config
-        self.config = config
+        self.config: Any = config
         self.attention = attention
         self.image_token_id: int = config.image_token_id
         self.patch: int = vision.patch_size
         self.merge: int = vision.spatial_merge_size
-        if "sliding_attention" in self.text_config.layer_types:
-            raise CheckpointError("sliding-window attention is not supported; set use_sliding_window to false")
-        config._attn_implementation = attention
-        model = Qwen2VLModel(config)
-        model.visual.patch_embed = PlanePatchEmbed(vision.in_channels * self.patch**2, vision.embed_dim)
-        self.visual = model.visual
-        self.language_model = model.language_model
+        self.visual: Any = VisionTower(vision)
+        self.language_model: Any = LanguageModel(self.text_config)
+        self._library = False
+
+    def use_library(self) -> None:
+        """Put transformers' modules in place, around the same weights and adapters; once, and for good.
+
+        Whatever changes modules, such as sharding, comes after this.
+        """
+        if self._library:
+            return
+        self.config = library_config(self.config)
+        self.text_config = self.config.text_config
+        self.config._attn_implementation = self.attention
+        self.visual, self.language_model = library_modules(self.config, self.visual, self.language_model)
+        self._library = True
+        self.train(self.training)
 
     @property
     def hidden_size(self) -> int:
@@ -130,6 +128,7 @@ class Qwen2VLBackbone(nn.Module):
 
     def recompute_activations(self) -> None:
         """Keep no activations of the layers in training; the backward pass computes them again."""
+        self.use_library()
         for part in (self.visual, self.language_model):
             how = {"use_reentrant": False}
             # The name that transformers has had since it deprecated the other.
@@ -143,6 +142,7 @@ class Qwen2VLBackbone(nn.Module):
 
         A picture of ``rows`` by ``columns`` patches gives ``rows * columns / merge**2`` tokens.
         """
+        self.use_library()
         pixels = torch.from_numpy(np.concatenate([p.pixels for p in patches])).to(self.device)
         grid = torch.tensor([[1, p.rows, p.columns] for p in patches], device=self.device)
         features: torch.Tensor = self.visual(normalise(pixels), grid_thw=grid).pooler_output
@@ -170,6 +170,7 @@ class Qwen2VLBackbone(nn.Module):
         Returns:
             ``(batch, length, hidden)``; rows of padding are meaningless.
         """
+        self.use_library()
         embeds = self.language_model.embed_tokens(input_ids)
         if features is not None:
             embeds = with_features(embeds, features, input_ids == self.image_token_id)
@@ -224,7 +225,9 @@ def backbone_name(name: str) -> str | None:
     return name
 
 
-def build_backbone(config: Qwen2VLConfig, *, attention: str, dtype: torch.dtype, device: str) -> Qwen2VLBackbone:
+def build_backbone(
+    config: QwenConfig | Qwen2VLConfig, *, attention: str, dtype: torch.dtype, device: str
+) -> Qwen2VLBackbone:
     """A backbone with memory but no weights yet, on ``device``.
 
     Raises:
@@ -234,18 +237,17 @@ def build_backbone(config: Qwen2VLConfig, *, attention: str, dtype: torch.dtype,
     return _allocated(_outline(config, attention), dtype=dtype, device=device)
 
 
-def _outline(config: Qwen2VLConfig, attention: str) -> Qwen2VLBackbone:
+def _outline(config: QwenConfig | Qwen2VLConfig, attention: str) -> Qwen2VLBackbone:
     with torch.device("meta"):
         return Qwen2VLBackbone(config, attention=attention)
 
 
 def _allocated(backbone: Qwen2VLBackbone, *, dtype: torch.dtype, device: str) -> Qwen2VLBackbone:
     backbone.to(dtype)
-    backbone.to_empty(device=device)
-    # Rotary frequencies are computed, not stored: on the meta device they came out empty.
-    for parent, name in ((backbone.language_model, "rotary_emb"), (backbone.visual, "rotary_pos_emb")):
-        old = getattr(parent, name)
-        setattr(parent, name, type(old)(config=old.config).to(device))
+    allocate(backbone, device)
+    # In single precision, whatever that of the weights.
+    for rotary in (backbone.language_model.rotary_emb, backbone.visual.rotary_pos_emb):
+        rotary.compute(device)
     return backbone
 
 
@@ -281,6 +283,7 @@ def load_speaking(
                 "but cannot generate: use one with its output layer"
             )
     backbone = _load(folder, {} if tied else {_LM_HEAD: head}, attention=attention, dtype=dtype, device=device)
+    backbone.use_library()  # generates too, and before adapters are put on it
     if tied:
         head.weight = backbone.language_model.embed_tokens.weight
     return backbone, head.eval()

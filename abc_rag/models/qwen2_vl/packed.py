@@ -1,8 +1,8 @@
 """Qwen2-VL's forward for embedding: sequences end to end without padding, plain positions, no state.
 
-Walks over the modules of `Qwen2VLBackbone`, so the weights, the adapters and their names are transformers' and
-peft's; only the order of operations is here. `Qwen2VLBackbone.hidden_states` computes the same for padded batches,
-with gradients.
+Walks over the modules of `Qwen2VLBackbone`, ours or transformers', so the weights, the adapters and their names are
+transformers' and peft's; only the order of operations is here. `Qwen2VLBackbone.hidden_states` computes the same for
+padded batches, with gradients.
 """
 
 from __future__ import annotations

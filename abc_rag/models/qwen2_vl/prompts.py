@@ -9,39 +9,38 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
 
 from abc_rag.errors import CheckpointError
 from abc_rag.models.config import MAX_SIZE, Config, read_json
-from abc_rag.models.tokenizer import PlainTokenizer, check_patterns, check_vocabulary
+from abc_rag.models.tokenizer import PlainTokenizer, check_patterns, check_vocabulary, load_tokenizer
 from abc_rag.types import Message, Text
 
 __all__ = ["ChatPrompts", "load_chat_tokenizer"]
 
 _MAX_TEMPLATE = 20_000
 _MARK = "\x00"
+_SPECIAL = ("eos_token", "pad_token")
+# A tokenizer whose file has other settings is left to transformers.
+_PLAIN_SETTINGS = {*_SPECIAL, "backend", "chat_template", "model_max_length", "tokenizer_class"}
 
 
 def load_chat_tokenizer(base: Path) -> tuple[Any, int]:
     """The tokenizer of a Qwen2-VL folder, with its chat template, and the id of the image token.
 
-    transformers renders the template in jinja's sandbox.
+    The template is rendered in jinja's sandbox.
 
     Raises:
         CheckpointError: It is missing or unusable.
     """
     check_patterns(base)
     file = base / "tokenizer_config.json"
-    if file.is_file():
-        read_json(file)
+    about = read_json(file) if file.is_file() else {}
     config = Config.read(base / "config.json")
     words = config.part("text_config") if "text_config" in config else config
     rows = words.whole("vocab_size", most=MAX_SIZE)
     image_token_id = config.whole("image_token_id", 151655, least=0, most=rows - 1)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises whatever it likes
-        raise CheckpointError(f"{base}: no usable tokenizer ({str(error)[:200]})") from error
+    tokenizer = _as_written(base, about) or _by_library(base)
     check_vocabulary(tokenizer.backend_tokenizer, rows, base)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = Config.read(base / "chat_template.json").text("chat_template", most=_MAX_TEMPLATE)
@@ -49,6 +48,46 @@ def load_chat_tokenizer(base: Path) -> tuple[Any, int]:
     if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
         raise CheckpointError(f"{base}: its chat template is not one text of up to {_MAX_TEMPLATE:,} characters")
     return tokenizer, image_token_id
+
+
+class _Tokenizer:
+    """The two things that a prompt needs of transformers' tokenizer, whose import takes a second."""
+
+    def __init__(self, backend_tokenizer: Tokenizer, chat_template: str, special: dict[str, str]) -> None:
+        self.backend_tokenizer = backend_tokenizer
+        self.chat_template = chat_template
+        self._special = special
+
+    def apply_chat_template(
+        self, messages: list[dict[str, Any]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        template = environment.from_string(self.chat_template)
+        return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._special)
+
+
+def _as_written(base: Path, about: dict[str, Any]) -> _Tokenizer | None:
+    """The tokenizer of ``tokenizer.json``, where transformers would take it as it stands; else None."""
+    if set(about) - _PLAIN_SETTINGS or about.get("tokenizer_class") != "TokenizersBackend":
+        return None
+    tokenizer, template = load_tokenizer(base), about.get("chat_template")
+    special = {name: about[name] for name in _SPECIAL if about.get(name) is not None}
+    known = {added.content for added in tokenizer.get_added_tokens_decoder().values() if added.special}
+    if not all(isinstance(one, str) and one in known for one in special.values()) or not isinstance(template, str):
+        return None
+    return _Tokenizer(tokenizer, template, special)
+
+
+def _by_library(base: Path) -> Any:  # noqa: ANN401
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(base), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises whatever it likes
+        raise CheckpointError(f"{base}: no usable tokenizer ({str(error)[:200]})") from error
 
 
 class ChatPrompts:

@@ -88,6 +88,9 @@ class VLM2VecBackbone(nn.Module, ABC):
         features: torch.Tensor = self.model.image_features(opened)
         return features
 
+    def use_library(self) -> None:
+        """Make ready for gradients; see `Qwen2VLBackbone.use_library`. Others are ready."""
+
     def recompute_activations(self) -> None:
         """Keep no activations of the layers in training; the backward pass computes them again."""
         self.model.recompute_activations()

@@ -21,7 +21,7 @@ from abc_rag.models.config import Config
 from abc_rag.models.flops import count_flops
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.loader import token_limits
-from abc_rag.models.lora import AdapterSwitch, merge_adapter, put_adapters_beside
+from abc_rag.models.lora import AdapterSwitch, put_adapter, put_adapters_beside
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone, load_speaking
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
@@ -83,6 +83,10 @@ class VLM2VecQwen2VL(VLM2VecBackbone):
         """See `VLM2VecBackbone`."""
         short = name.removeprefix("model.")
         return short.replace("language_model.", "model.", 1) if short.startswith("language_model.") else short
+
+    def use_library(self) -> None:
+        """See `Qwen2VLBackbone.use_library`."""
+        self.model.use_library()
 
     def hidden_states(
         self, input_ids: torch.Tensor, *, lengths: torch.Tensor, features: torch.Tensor | None = None
@@ -146,7 +150,7 @@ def load_vlm2vec_qwen2_vl(
     """
     backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
     if adapter is not None:
-        merge_adapter(backbone, adapter, backbone_name)
+        put_adapter(backbone, adapter, "merged", backbone_name, merge=True)
     return _with_prompts(backbone, base)
 
 

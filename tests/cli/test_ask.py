@@ -1,0 +1,54 @@
+"""What a question does not import: what takes seconds and is not needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import abc_rag
+
+NOT_NEEDED = (
+    "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "matplotlib", "peft", "scipy", "sentence_transformers",
+    "sklearn", "sympy", "torch._dynamo", "torchvision", "transformers",
+)  # fmt: skip
+INDEX = "['index', 'pig-car.jpg', '--model', 'abc-mini', '--device', 'cpu']"
+STARTS = {
+    "import": "import abc_rag",
+    "embedder": "import abc_rag\nembedder = abc_rag.load_embedder('abc-mini', device='cpu')\n"
+    "embedder.embed([abc_rag.Text('a pig'), abc_rag.InstructedImage('pig-car.jpg', 'what is on the left?')])",
+    "ask": "from abc_rag.cli.main import app\n"
+    "app(['ask', 'a pig', '--model', 'abc-mini', '--device', 'cpu'], standalone_mode=False)",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a picture, and a store of it."""
+    folder = tmp_path_factory.mktemp("place")
+    picture = Path(abc_rag.__file__).parent / "models" / "bundled" / "demo" / "pig-car.jpg"
+    (folder / "pig-car.jpg").write_bytes(picture.read_bytes())
+    imported(folder, f"from abc_rag.cli.main import app\napp({INDEX}, standalone_mode=False)")
+    return folder
+
+
+def imported(folder: Path, program: str) -> list[str]:
+    """Modules that are there when a program ends."""
+    ending = "import json, sys\nopen('modules.json', 'w').write(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}\n{ending}"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: list[str] = json.loads((folder / "modules.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_what_is_not_needed_is_not_imported(start: str, place: Path) -> None:
+    modules = imported(place, STARTS[start])
+    assert [name for name in NOT_NEEDED if name in modules] == []
+    for heavy, user in (("torch", "embedder"), ("chromadb", "ask")):
+        assert (heavy in modules) == (start == "ask" or start == user)
