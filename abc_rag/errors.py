@@ -10,6 +10,7 @@
     │       ├── ImageLimitError          it exceeds a limit (bytes, pixels, aspect ratio, frames)
     │       ├── ImageFormatError         it is corrupt, truncated or of a format that is not read
     │       └── ImageFetchError          it could not be read or fetched, or fetching is not allowed
+    ├── GenerationError                  a model's answer was cut off, or cannot be what was asked for
     ├── CheckpointError                  model files are missing, misshapen or left over
     ├── StoreError                       the vector store refuses
     │   ├── FingerprintMismatchError     it holds another model's vectors
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "DatasetError",
     "FingerprintMismatchError",
+    "GenerationError",
     "ImageError",
     "ImageFetchError",
     "ImageFormatError",
@@ -121,6 +123,10 @@ class ImageFormatError(ImageError):
 
 class ImageFetchError(ImageError):
     """A picture could not be read or fetched, or fetching it is not allowed."""
+
+
+class GenerationError(ABCRagError):
+    """A model's answer was cut off before it was complete, or cannot be what was asked for."""
 
 
 class CheckpointError(ABCRagError):

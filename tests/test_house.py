@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "embedding": FOUNDATION | {"images", "models"},
     "store": FOUNDATION | {"images"},
     "search": FOUNDATION | {"images", "embedding", "store"},
+    "answering": FOUNDATION | {"images", "models", "embedding", "store", "search"},
     "ingest": FOUNDATION | {"images", "embedding", "store"},
     "bench": FOUNDATION | {"images", "models", "embedding"},
     "adapters": FOUNDATION | {"images", "models", "embedding"},

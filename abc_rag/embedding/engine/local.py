@@ -25,11 +25,13 @@ from abc_rag.embedding.engine.model_thread import JOIN_S, ModelThread, release_f
 from abc_rag.embedding.engine.preparation import Preparation
 from abc_rag.embedding.engine.runner import BatchReport, Reports, Runner
 from abc_rag.embedding.engine.scheduler import Scheduler
+from abc_rag.embedding.engine.speech import Speech
 from abc_rag.embedding.engine.work import Request
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.embedding.threads import ForkSafeLock, in_thread
 from abc_rag.errors import ABCRagError, InputError
+from abc_rag.models.chat import ChatModel
 from abc_rag.models.family import Family, FamilyFacts
 from abc_rag.types import DataURI, Fingerprint, ImageSource, Input, Vectors
 
@@ -79,6 +81,8 @@ class _Machine:
             worker_kind=settings.worker_kind,
             timeout_s=settings.picture_timeout_s,
         )
+        chat = first.chat
+        self.speech = Speech(chat, self.scheduler, settings) if isinstance(chat, ChatModel) else None
         self._runners = [
             Runner(
                 family,
@@ -87,6 +91,7 @@ class _Machine:
                 embeddings=self.embeddings,
                 max_batch_patches=settings.max_batch_patches or _PATCHES.get(kind, _PATCHES["cpu"]),
                 reports=reports,
+                speech=self.speech if family is first else None,
             )
             for family in families
         ]
@@ -104,6 +109,9 @@ class _Machine:
         self.scheduler.stop()
         self.preparation.close()
         self.preparation.join(JOIN_S)
+        if self.speech is not None:
+            self.speech.stop(ABCRagError("the embedder was closed while it answered; open another one"))
+            self.speech.join(JOIN_S)
         if threading.current_thread() is not self._owner:  # an embedder may be garbage-collected in any thread
             for runner in self._runners:
                 runner.ended.wait(JOIN_S)
@@ -199,6 +207,8 @@ class LocalEmbedder(Embedder):
             if self._machine is not None:
                 self._machine.vision.clear()
                 self._machine.embeddings.clear()
+                if self._machine.speech is not None:
+                    self._machine.speech.vision.clear()
 
     @contextmanager
     def remembering_nothing(self) -> Iterator[None]:
@@ -238,6 +248,22 @@ class LocalEmbedder(Embedder):
                 self._machine = _Machine(self._loaded(), self.settings, self._reports)
                 self._ending = weakref.finalize(self, self._machine.stop)
             return self._machine
+
+    # --- Conversations --------------------------------------------------------------------------------
+
+    def speech(self) -> Speech:
+        """The conversations of its base; loads the model.
+
+        Raises:
+            InputError: Its adapters are merged.
+        """
+        found = self._running().speech
+        if found is None:
+            raise InputError(
+                f"{self.fingerprint.model} was loaded with merged adapters, so its base cannot generate; load it with "
+                "abc_rag.answering.load_generator, whose .embedder embeds with the same weights"
+            )
+        return found
 
     # --- Calls ----------------------------------------------------------------------------------------
 

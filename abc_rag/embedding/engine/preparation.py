@@ -18,13 +18,13 @@ from abc_rag.embedding.engine.caches import TensorCache
 from abc_rag.embedding.engine.processes import PictureProcesses, too_long
 from abc_rag.embedding.engine.scheduler import Scheduler
 from abc_rag.embedding.engine.watchdog import Watchdog
-from abc_rag.embedding.engine.work import Ticket, Work
+from abc_rag.embedding.engine.work import Item, Ticket, Work
 from abc_rag.embedding.settings import WorkerKind
 from abc_rag.errors import ImageFormatError
 from abc_rag.images.open import content_hash
 from abc_rag.images.read import describe_source, read_bytes
-from abc_rag.models.family import Family, Picture
-from abc_rag.types import URL, ImageSource, Input, Vectors
+from abc_rag.models.family import Picture, VisionModel
+from abc_rag.types import URL, ImageSource, Vectors
 
 __all__ = ["Preparation"]
 
@@ -68,7 +68,7 @@ class Preparation:
 
     def __init__(
         self,
-        family: Family,
+        family: VisionModel,
         scheduler: Scheduler,
         *,
         vision: TensorCache,
@@ -87,7 +87,7 @@ class Preparation:
         self._watchdog = Watchdog()
         self.processes = PictureProcesses(family.facts, timeout_s, self._watchdog)
         self._pictures: weakref.WeakValueDictionary[str, Picture] = weakref.WeakValueDictionary()
-        self._opening: dict[str, list[tuple[Input, Work]]] = {}
+        self._opening: dict[str, list[tuple[Item, Work]]] = {}
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
 
@@ -179,7 +179,7 @@ class Preparation:
 
     def _finish(
         self,
-        waiting: list[tuple[Input, Work]],
+        waiting: list[tuple[Item, Work]],
         pictures: list[Picture] | None,
         works: list[Work],
         settled: Settled,
@@ -194,7 +194,7 @@ class Preparation:
 
     def _with_picture(
         self,
-        item: Input,
+        item: Item,
         work: Work,
         read: _Read,
         slot: _Slot,
@@ -226,7 +226,7 @@ class Preparation:
 
     def _with_pictures(
         self,
-        item: Input,
+        item: Item,
         work: Work,
         read: list[_Read],
         slot: _Slot,
@@ -256,7 +256,7 @@ class Preparation:
         work.held_bytes += int(opened.nbytes)
         return Picture(read.digest, self._family.picture_tokens(opened), opened)
 
-    def _end_opening(self, digest: str, picture: Picture | None) -> list[tuple[Input, Work]]:
+    def _end_opening(self, digest: str, picture: Picture | None) -> list[tuple[Item, Work]]:
         """The works that wait for a picture; none if it was given up."""
         with self._lock:
             waiting = self._opening.pop(digest, [])

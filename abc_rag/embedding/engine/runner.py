@@ -15,6 +15,7 @@ import torch
 from abc_rag.embedding.engine.caches import TensorCache
 from abc_rag.embedding.engine.model_thread import one_thread
 from abc_rag.embedding.engine.scheduler import Scheduler
+from abc_rag.embedding.engine.speech import Speech
 from abc_rag.embedding.engine.work import Work
 from abc_rag.errors import ABCRagError, InputError
 from abc_rag.models.family import Family, Picture
@@ -80,6 +81,7 @@ class Runner:
         embeddings: Cache of vectors.
         max_batch_patches: Patch budget of one pass of the vision tower.
         reports: Its listener gets a `BatchReport` after each batch.
+        speech: Conversations that the same network answers, or None.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Runner:
         embeddings: TensorCache,
         max_batch_patches: int,
         reports: Reports,
+        speech: Speech | None = None,
     ) -> None:
         self._family = family
         self._on_cpu = family.facts.device.type == "cpu"
@@ -99,6 +102,7 @@ class Runner:
         self._embeddings = embeddings
         self._max_batch_patches = max_batch_patches
         self._reports = reports
+        self._speech = speech
         self._warned = False
         self._in_between = False
         self.ended = threading.Event()
@@ -115,28 +119,39 @@ class Runner:
             failed = ABCRagError(f"the model's thread has failed ({type(error).__name__}: {error}); close the embedder")
             failed.__cause__ = error
             self._scheduler.fail_all(failed)
+            self._end_speech(failed)
         finally:
+            self._end_speech(ABCRagError("the embedder was closed while it answered; open another one"))
             self.ended.set()
+
+    def _end_speech(self, error: ABCRagError) -> None:
+        if self._speech is not None:
+            self._speech.fail(error)
 
     def _run(self) -> None:
         before: _Launched | None = None
         waited_from = time.perf_counter()
+        speech = self._speech
         while True:
-            works = self._scheduler.next_batch(wait=before is None)
+            works = self._scheduler.next_batch(wait=before is None, until=None if speech is None else speech.busy)
             if works is None:
                 if before is not None:
                     self._finish(before)
                 return
+            begun = time.perf_counter()
             launched = self._launch(works, waited_from) if works else None
             # The device computes this batch while the vectors of the previous one are delivered.
             if before is not None:
                 self._finish(before)
             before = launched
-            if before is not None and before.copied is None:
+            if before is not None and (before.copied is None or (speech is not None and speech.busy())):
                 self._finish(before)
                 before = None
             # A waiting thread keeps no batch in memory.
             del works, launched
+            if speech is not None:
+                # As much time for answers as the batch took; a small call waits for one token at most.
+                speech.speak(time.perf_counter() - begun, self._scheduler.has_small)
             waited_from = time.perf_counter()
 
     def _launch(self, works: list[Work], waited_from: float) -> _Launched | None:

@@ -13,10 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from abc_rag.embedding.engine.work import Request, Ticket, Work
+from abc_rag.embedding.engine.work import Item, Request, Ticket, Work
 from abc_rag.errors import ImageError
 from abc_rag.images.read import describe_source
-from abc_rag.types import Input, Vectors
+from abc_rag.types import Vectors
 
 __all__ = ["Scheduler"]
 
@@ -40,6 +40,7 @@ class Scheduler:
         max_queued_bytes: Maximum bytes of opened pictures.
         alternate: Prepare the inputs of large calls only while the model waits. On a CPU both need all cores, and every
             step of the model ends with its slowest core, so overlapping them is slower than alternating.
+        beside: Another scheduler of the same model: its lock is shared, and what is ready here wakes the model too.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class Scheduler:
         max_queued: int,
         max_queued_bytes: int,
         alternate: bool = False,
+        beside: Scheduler | None = None,
     ) -> None:
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock() if beside is None else beside.lock
         self.max_batch_tokens = max_batch_tokens
         self._max_wait_s = max_wait_s
         self._max_queued = max_queued
@@ -65,7 +67,7 @@ class Scheduler:
         self._held_bytes = 0
         self._requests: set[Request] = set()
         self._for_preparation = threading.Condition(self.lock)
-        self._for_model = threading.Condition(self.lock)
+        self._for_model: threading.Condition = threading.Condition(self.lock) if beside is None else beside._for_model
         self._last_was_small = False
         self._alternate = alternate
         self._draining = False
@@ -85,7 +87,7 @@ class Scheduler:
         """Whether a call may submit another input now."""
         return self._waiting < self._max_queued or request.waiting < (_SMALL if request.small else 1)
 
-    def submit(self, request: Request, position: int, item: Input) -> None:
+    def submit(self, request: Request, position: int, item: Item) -> None:
         """Submit an input. Its result arrives in ``request.results``."""
         with self.lock:
             request.waiting += 1
@@ -184,17 +186,32 @@ class Scheduler:
             self._tell(told)
             if self._failure is not None:
                 self.fail_all(self._failure)  # these were in preparation when the others failed
-            self._for_model.notify()
+            self._for_model.notify_all()
 
     # --- The model ------------------------------------------------------------------------------------
 
-    def next_batch(self, *, wait: bool = True) -> list[Work] | None:
-        """Wait for a batch of one kind; None to stop. Without ``wait``, an empty list if there is none."""
+    def has_ready(self) -> bool:
+        """Whether a batch could be computed now or soon."""
+        with self.lock:
+            return any(self._ready.values())
+
+    def has_small(self) -> bool:
+        """Whether a small call has an input that could be computed now."""
+        with self.lock:
+            return any(work.small for works in self._ready.values() for work in works)
+
+    def next_batch(self, *, wait: bool = True, until: Callable[[], bool] | None = None) -> list[Work] | None:
+        """Wait for a batch of one kind; None to stop. Without ``wait``, an empty list if there is none.
+
+        Args:
+            wait: Whether to wait.
+            until: Wait only while this is false; it is asked under the lock.
+        """
         with self.lock:
             while not self._stopped:
                 left = self._left()
                 if left is None or left > 0:
-                    if not wait:
+                    if not wait or (until is not None and until()):
                         return []
                     self._for_model.wait(left)
                 elif batch := self._take():
@@ -358,7 +375,7 @@ def _is_wanted(work: Work) -> bool:
     return any(not ticket.request.closed for ticket in work.tickets)
 
 
-def _copied(error: BaseException, item: Input) -> BaseException:
+def _copied(error: BaseException, item: Item) -> BaseException:
     try:
         if isinstance(error, ImageError) and len(item.pictures) == 1:
             # Found for one of several names of the same content.

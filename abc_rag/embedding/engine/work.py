@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from abc_rag.models.chat import Conversation
 from abc_rag.models.family import Prepared
 from abc_rag.types import Input, Vectors
 
-__all__ = ["Request", "Ticket", "Work"]
+__all__ = ["Item", "Request", "Ticket", "Work"]
+
+Item = Input | Conversation
+"""What is prepared for the model."""
 
 
 @dataclass(eq=False)
@@ -17,7 +21,7 @@ class Ticket:
 
     request: Request
     position: int
-    item: Input
+    item: Item
 
 
 @dataclass(eq=False)

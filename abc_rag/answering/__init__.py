@@ -1,0 +1,8 @@
+"""Answers from what is found: the seam of generators, and loading a model behind it."""
+
+from __future__ import annotations
+
+from abc_rag.answering.generator import Generation, GenerationStream, Generator, Outcome
+from abc_rag.answering.load import load_generator
+
+__all__ = ["Generation", "GenerationStream", "Generator", "Outcome", "load_generator"]

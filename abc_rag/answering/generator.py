@@ -1,0 +1,439 @@
+"""The seam of every generator: a conversation with pictures in, an answer out."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+
+from abc_rag.embedding.threads import in_thread
+from abc_rag.errors import ABCRagError, GenerationError, InputError
+from abc_rag.types import Message
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = [
+    "AsyncGenerationStream",
+    "Generation",
+    "GenerationKeywords",
+    "GenerationRequest",
+    "GenerationStream",
+    "Generator",
+    "Outcome",
+]
+
+# Conversations of `generate_all` that are on their way at once.
+_AT_ONCE = 16
+_MOST_STOPS = 16
+_END: Any = object()
+
+
+class GenerationKeywords(TypedDict, total=False):
+    """What `Generator.generate` takes besides a conversation, for functions that hand it on."""
+
+    schema: Mapping[str, Any] | None
+    max_new_tokens: int
+    stop: Sequence[str]
+    temperature: float
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """A conversation and how it is to be answered, all checked; `Generator.generate` says what each part means."""
+
+    messages: tuple[Message, ...]
+    schema: Mapping[str, Any] | None = None
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an answer ended.
+
+    Attributes:
+        finish: ``"stop"``, or ``"length"`` where ``max_new_tokens`` or the context cut it off.
+        prompt_tokens: Tokens of the conversation, image tokens included; None where a server does not say.
+        new_tokens: Tokens of the answer; None likewise.
+    """
+
+    finish: Literal["stop", "length"]
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer.
+
+    Attributes:
+        text: What the model said.
+        outcome: How it ended.
+    """
+
+    text: str
+    outcome: Outcome
+
+    def json(self) -> Any:  # noqa: ANN401  (whatever the schema says)
+        """The answer as a value, where a schema was given."""
+        return json.loads(self.text)
+
+
+@dataclass
+class _Collected:
+    """The pieces of an answer, checked at its end."""
+
+    request: GenerationRequest
+    pieces: list[str] = field(default_factory=list)
+
+    def ended(self, outcome: Outcome) -> Generation:
+        text = "".join(self.pieces)
+        if self.request.schema is not None:
+            if outcome.finish != "stop":
+                raise GenerationError(
+                    f"the JSON was cut off after {outcome.new_tokens or self.request.max_new_tokens} tokens, before it "
+                    "was complete; raise max_new_tokens, or bound lengths in the schema"
+                )
+            try:
+                json.loads(text)
+            except ValueError as error:
+                raise GenerationError(f"the answer is no JSON ({error}): {text[:80]!r}; ask again") from error
+        return Generation(text, outcome)
+
+
+class GenerationStream(Iterator[str]):
+    """An answer as it comes: an iterator of its pieces. Closing it, or leaving its ``with``, ends the answer.
+
+    Attributes:
+        result: The whole answer, once the iterator is exhausted.
+    """
+
+    def __init__(self, parts: Iterator[str | Outcome], request: GenerationRequest) -> None:
+        self._parts = parts
+        self._collected = _Collected(request)
+        self.result: Generation | None = None
+
+    def __next__(self) -> str:
+        part = next(self._parts)
+        if isinstance(part, Outcome):
+            self.result = self._collected.ended(part)
+            self.close()
+            raise StopIteration
+        self._collected.pieces.append(part)
+        return part
+
+    def close(self) -> None:
+        """End the answer at its next token."""
+        if close := getattr(self._parts, "close", None):
+            close()
+
+    def __enter__(self) -> GenerationStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncGenerationStream(AsyncIterator[str]):
+    """`GenerationStream` for event loops."""
+
+    def __init__(self, parts: AsyncIterator[str | Outcome], request: GenerationRequest) -> None:
+        self._parts = parts
+        self._collected = _Collected(request)
+        self.result: Generation | None = None
+
+    async def __anext__(self) -> str:
+        part = await anext(self._parts)
+        if isinstance(part, Outcome):
+            self.result = self._collected.ended(part)
+            await self.aclose()
+            raise StopAsyncIteration
+        self._collected.pieces.append(part)
+        return part
+
+    async def aclose(self) -> None:
+        """End the answer at its next token."""
+        if close := getattr(self._parts, "aclose", None):
+            await close()
+
+    async def __aenter__(self) -> AsyncGenerationStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class Generator(ABC):
+    """Answers conversations that may hold pictures.
+
+    A subclass implements `model`, `_stream` and `_score`; this class checks, collects and batches. Implementations are
+    safe to call from many threads at once.
+    """
+
+    @property
+    @abstractmethod
+    def model(self) -> str:
+        """The model's name."""
+
+    @abstractmethod
+    def _stream(self, request: GenerationRequest) -> Iterator[str | Outcome]:
+        """The pieces of an answer, and an `Outcome` at the end. Closing the iterator ends the answer."""
+
+    @abstractmethod
+    def _score(self, messages: tuple[Message, ...], answers: tuple[str, ...]) -> list[float]:
+        """Log-probabilities of whole answers."""
+
+    @overload
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stream: Literal[False] = False,
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stream: Literal[True],
+    ) -> GenerationStream: ...
+
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> Generation | GenerationStream:
+        """Answer a conversation.
+
+        Args:
+            messages: Its turns, with any number of pictures; the last one is not the model's own.
+            schema: A JSON schema that the answer has to meet, token by token; it is then always valid JSON.
+            max_new_tokens: Maximum tokens of the answer.
+            stop: Texts that end the answer and are no part of it.
+            temperature: 0 always takes the likeliest token; above, tokens are drawn.
+            seed: Makes drawing repeatable.
+            stream: Return the answer as it comes.
+
+        Returns:
+            The answer, or with ``stream`` an iterator of its pieces.
+
+        Raises:
+            InputError: An argument is unusable, or the conversation is longer than the model reads.
+            ImageError: A picture cannot be opened or exceeds a limit.
+            GenerationError: The answer was cut off before its JSON was complete, or could not be computed.
+        """
+        request = self._checked(messages, schema, max_new_tokens, stop, temperature, seed)
+        answer = GenerationStream(self._stream(request), request)
+        return answer if stream else _whole(answer)
+
+    @overload
+    async def agenerate(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stream: Literal[False] = False,
+    ) -> Generation: ...
+
+    @overload
+    async def agenerate(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stream: Literal[True],
+    ) -> AsyncGenerationStream: ...
+
+    async def agenerate(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 512,
+        stop: Sequence[str] = (),
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> Generation | AsyncGenerationStream:
+        """`generate` for event loops; a cancelled task ends the answer at its next token."""
+        request = self._checked(messages, schema, max_new_tokens, stop, temperature, seed)
+        answer = AsyncGenerationStream(self._astream(request), request)
+        if stream:
+            return answer
+        async with answer:
+            async for _ in answer:
+                pass
+        assert answer.result is not None
+        return answer.result
+
+    async def _astream(self, request: GenerationRequest) -> AsyncIterator[str | Outcome]:
+        """`_stream` without blocking the event loop."""
+        parts = self._stream(request)
+        try:
+            while (part := await in_thread(next, parts, _END)) is not _END:
+                yield part
+        finally:
+            if close := getattr(parts, "close", None):
+                close()
+
+    @overload
+    def generate_all(
+        self,
+        conversations: Iterable[Sequence[Message]],
+        *,
+        return_errors: Literal[False] = False,
+        **options: Unpack[GenerationKeywords],
+    ) -> list[Generation]: ...
+
+    @overload
+    def generate_all(
+        self,
+        conversations: Iterable[Sequence[Message]],
+        *,
+        return_errors: Literal[True],
+        **options: Unpack[GenerationKeywords],
+    ) -> list[Generation | ABCRagError]: ...
+
+    def generate_all(
+        self,
+        conversations: Iterable[Sequence[Message]],
+        *,
+        return_errors: bool = False,
+        **options: Unpack[GenerationKeywords],
+    ) -> list[Generation] | list[Generation | ABCRagError]:
+        """Answer several conversations together; each answer is what it would be alone.
+
+        Args:
+            conversations: The turns of each.
+            return_errors: Put the error of a conversation in the place of its answer.
+            **options: As for `generate`, without ``stream``.
+
+        Raises:
+            ABCRagError: As for `generate`, for the first that fails, with its position.
+        """
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="abc-rag-generate") as pool:
+            found: list[Generation | ABCRagError] = list(pool.map(partial(self._one, options), list(conversations)))
+        if not return_errors:
+            for position, one in enumerate(found):
+                if isinstance(one, ABCRagError):
+                    raise one.at(position)
+        return found
+
+    def _one(self, options: GenerationKeywords, messages: Sequence[Message]) -> Generation | ABCRagError:
+        try:
+            return self.generate(messages, **options)
+        except ABCRagError as error:
+            return error
+
+    def score(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
+        """Probability that the model would say exactly each of some answers, and then end.
+
+        To choose among the answers, compare them, or divide each by their sum.
+
+        Args:
+            messages: As for `generate`.
+            answers: Whole answers, such as ``["yes", "no"]``.
+
+        Returns:
+            Probabilities in [0, 1], in the order of ``answers``.
+
+        Raises:
+            InputError: As for `generate`.
+        """
+        return [math.exp(one) for one in self._score(*_scored(messages, answers))]
+
+    async def ascore(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
+        """`score` for event loops."""
+        return await in_thread(self.score, messages, answers)
+
+    def _checked(
+        self,
+        messages: Sequence[Message],
+        schema: Mapping[str, Any] | None,
+        max_new_tokens: int,
+        stop: Sequence[str],
+        temperature: float,
+        seed: int | None,
+    ) -> GenerationRequest:
+        if schema is not None and not isinstance(schema, Mapping):
+            raise InputError(f"schema must be a JSON schema as a dict, not {type(schema).__name__}")
+        if type(max_new_tokens) is not int or max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be an int of at least 1, not {max_new_tokens!r}")
+        if isinstance(stop, str) or not all(isinstance(one, str) and one for one in stop) or len(stop) > _MOST_STOPS:
+            raise InputError(f"stop must be a list of up to {_MOST_STOPS} texts, none empty, not {stop!r}")
+        if schema is not None and stop:
+            raise InputError("stop could cut the JSON of a schema; leave one of them out")
+        if type(temperature) not in (int, float) or not 0 <= temperature < math.inf:
+            raise InputError(f"temperature must be a number of at least 0, not {temperature!r}")
+        if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
+            raise InputError(f"seed must be an int from 0 to 2**63 - 1 or None, not {seed!r}")
+        return GenerationRequest(
+            messages=_turns(messages),
+            schema=schema,
+            max_new_tokens=max_new_tokens,
+            stop=tuple(stop),
+            temperature=float(temperature),
+            seed=seed,
+        )
+
+
+def _whole(answer: GenerationStream) -> Generation:
+    with answer:
+        for _ in answer:
+            pass
+    assert answer.result is not None
+    return answer.result
+
+
+def _turns(messages: Sequence[Message]) -> tuple[Message, ...]:
+    if isinstance(messages, (str, bytes, Message)) or not isinstance(messages, Iterable):
+        raise InputError(f"messages must be a list of abc_rag.types.Message, not {type(messages).__name__}")
+    turns = tuple(messages)
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, Message):
+            raise InputError(
+                f"message {number} is a {type(turn).__name__}; wrap it as abc_rag.types.Message(role, parts)"
+            )
+    if not turns or turns[-1].role == "assistant":
+        raise InputError("a conversation ends with a message that is not the model's own; add one with role 'user'")
+    return turns
+
+
+def _scored(messages: Sequence[Message], answers: Sequence[str]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    if isinstance(answers, str) or not answers or not all(isinstance(one, str) for one in answers):
+        raise InputError(f"answers must be a list of texts, at least one, not {answers!r}")
+    return _turns(messages), tuple(answers)

@@ -1,0 +1,90 @@
+"""JSON schemas as rules for tokens, by llguidance.
+
+Of the libraries that constrain decoding, llguidance (MIT) needs nothing but itself: one wheel for all versions of
+Python, no torch, no compiler, and masks that are computed as they are needed rather than for a whole schema before the
+first token. xgrammar brings Triton and its own copies of tokenizers; outlines-core knows no recursive schemas.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from abc_rag.errors import GenerationError, InputError, MissingExtraError
+from abc_rag.models.chat import ChatFacts
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+__all__ = ["JsonRules", "SchemaCompiler"]
+
+
+class SchemaCompiler:
+    """Turns schemas into rules for the tokens of one model. Making it takes about a second; keep it.
+
+    Args:
+        facts: Of the model.
+
+    Raises:
+        MissingExtraError: llguidance is not installed.
+    """
+
+    def __init__(self, facts: ChatFacts) -> None:
+        try:
+            from llguidance import LLTokenizer
+        except ModuleNotFoundError as error:
+            raise MissingExtraError.for_module(error, "an answer with a schema", extra="generate") from error
+        self._facts = facts
+        self._tokenizer = LLTokenizer(
+            facts.tokenizer.to_str(), n_vocab=facts.vocabulary, eos_token=sorted(facts.stop_ids)
+        )
+
+    def __call__(self, schema: Mapping[str, Any]) -> JsonRules:
+        """Rules for one answer.
+
+        Raises:
+            InputError: The schema is none, or one that nothing can meet.
+        """
+        from llguidance import LLMatcher
+
+        try:
+            # Without free white space, with which a model could fill an answer for ever.
+            compact: Any = {"whitespace_flexible": False}
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=compact)
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"the JSON schema cannot be used ({str(error)[:300]}); simplify it") from error
+        if matcher.is_error():
+            raise InputError(f"the JSON schema cannot be used ({matcher.get_error()[:300]}); simplify it")
+        return JsonRules(matcher, self._facts)
+
+
+class JsonRules:
+    """See `abc_rag.embedding.engine.replies.Rules`."""
+
+    def __init__(self, matcher: LLMatcher, facts: ChatFacts) -> None:
+        self._matcher = matcher
+        self._facts = facts
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Which tokens may come next."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        found = np.zeros(self._facts.vocabulary, dtype=np.bool_)
+        told = np.unpackbits(bits, bitorder="little")[: len(found)].astype(np.bool_)
+        found[: len(told)] = told
+        return found
+
+    def accept(self, token: int) -> bool:
+        """Take a token; whether the JSON is complete."""
+        self._matcher.consume_token(token)
+        self._check()
+        return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GenerationError(f"the JSON schema cannot be met ({self._matcher.get_error()[:300]}); simplify it")
