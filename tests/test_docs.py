@@ -314,7 +314,16 @@ def check_command_line(names: dict[str, Any], folder: Path) -> None:
     assert (folder / "vectors.npy").exists()
 
 
+def check_answering(names: dict[str, Any], folder: Path) -> None:
+    assert set(names["found"]) == {"animal", "sure"}
+    assert len(names["answers"]) == 2
+    assert names["whole"].outcome.new_tokens <= 8
+    assert 0 <= names["share"] <= 1
+    assert names["vectors"].shape == (1, names["generator"].embedder.dim)
+
+
 CHECKS: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    "answering": check_answering,
     "chroma": check_chroma,
     "command-line": check_command_line,
     "evaluation": check_evaluation,

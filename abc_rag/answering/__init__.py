@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from abc_rag.answering.generator import Generation, GenerationStream, Generator, Outcome
 from abc_rag.answering.load import load_generator
+from abc_rag.answering.openai import OpenAIGenerator
 
-__all__ = ["Generation", "GenerationStream", "Generator", "Outcome", "load_generator"]
+__all__ = ["Generation", "GenerationStream", "Generator", "OpenAIGenerator", "Outcome", "load_generator"]
