@@ -1,1 +1,1 @@
-"""Models written for other libraries."""
+"""ABC models for sentence-transformers: the export, and the module that it names."""

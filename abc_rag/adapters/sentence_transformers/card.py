@@ -70,7 +70,7 @@ The folder is also an ABC checkpoint as it is, which `abc_rag.load_embedder("{fo
 | `{{"image": picture, "text": instruction}}` | the picture, seen under the instruction |
 | `{{"text": "a text"}}` | a text |
 | one message of the role `user` with at most one picture and one text | the same |
-| `abc_rag.Text`, `Image`, `InstructedImage` | what they say |
+| `abc_rag.Text`, `Image`, `InstructedImage` | a text, a picture, a picture seen under an instruction |
 
 A `str` as a picture is a path. Pictures are resized to {tokens} image tokens of 28x28 pixels;
 `processor_kwargs={{"min_tokens": ..., "max_tokens": ...}}` changes that, and
@@ -80,33 +80,33 @@ precision: `model_kwargs={{"dtype": "bfloat16"}}`. `load_sentence_transformer` t
 
 ## Limits
 
-- sentence-transformers guesses by a string's looks whether it is a picture, but only to see whether a model takes
-  pictures at all; for that it asks the disk whether a text that ends in `.jpg` or the like is a file. It opens and
-  fetches nothing, and the text is embedded as a text. Where other models take a bare path as a picture, this one needs
+- sentence-transformers guesses from a string whether it is a picture, but only to check that the model accepts
+  pictures. If a text ends in `.jpg` or the like, the library checks whether such a file exists. It opens and fetches
+  nothing, and the text is embedded as a text. Where other models take a bare path as a picture, this one needs
   `{{"image": path}}`.
 - An input longer than {longest} tokens is refused, not cut; `max_seq_length` cannot be set.
-- The model was trained without prompts. One that is given (`prompt=`, `prompt_name=`) goes before texts and
-  instructions, and not before pictures. Queries and documents are embedded alike.
-- One vector an input: no token embeddings, and `truncate_dim` cuts a vector that was not trained to be cut.
+- The model was trained without prompts. A prompt (`prompt=`, `prompt_name=`) is put before texts and instructions,
+  but not before pictures. Queries and documents are embedded alike.
+- One vector for each input: no token embeddings. `truncate_dim` works, but the model was not trained for it.
 - No ONNX, no OpenVINO, no `device_map`, no `torch.nn.DataParallel`.
 - The library's trainer works, on all weights or on those left unfrozen. There is no gradient checkpointing (its
   `Cached...` losses bound memory), and `load_best_model_at_end` needs a model loaded with `trust_remote_code=True`.
-- It prepares and computes in turn, and sees a picture anew under each instruction: abc-rag's own engine is faster.
+- It prepares and computes in turn, and computes a picture again for each instruction: abc-rag's own engine is faster.
 """
 
 
 def model_card(
     fingerprint: Fingerprint, *, folder: str, dim: int, longest: int, version: str, difference: float | None
 ) -> str:
-    """Text of ``README.md``.
+    """The text of ``README.md``.
 
     Args:
-        fingerprint: What was exported.
+        fingerprint: The fingerprint of the exported model.
         folder: Name of the export's folder, for the examples.
         dim: Length of a vector.
-        longest: Most tokens of an input.
-        version: Of abc-rag.
-        difference: Largest difference of any number to the engine's; None where that was not looked at.
+        longest: Maximum tokens of an input.
+        version: The version of abc-rag.
+        difference: Maximum absolute difference from the engine's vectors; None if they were not compared.
     """
     tokens = f"{fingerprint.min_tokens} to {fingerprint.max_tokens}"
     if fingerprint.min_tokens == fingerprint.max_tokens:
@@ -114,7 +114,7 @@ def model_card(
     checked = "It was not compared with abc-rag's own engine when it was made."
     if difference is not None:
         within = f"within {difference:.0e}" if difference else "to the last bit"
-        checked = f"When it was made, it was tried: its vectors are those of abc-rag's own engine, {within}."
+        checked = f"It was checked when it was made: its vectors equal those of abc-rag's own engine {within}."
     return _CARD.format(
         name=fingerprint.model,
         fingerprint=fingerprint,

@@ -29,17 +29,17 @@ _MODULE = "abc_rag.adapters.sentence_transformers.module.ABCModule"
 _MODULES_FILE = "modules.json"
 _SETTINGS_FILE = "config_sentence_transformers.json"
 _TOLERANCE = 1e-5
-_ABANDONED_S = 86_400.0  # a draft this old was left by a process that was killed
+_ABANDONED_S = 86_400.0  # an unfinished export this old was left by a process that was killed
 
 
 @dataclass(frozen=True)
 class SentenceTransformersExport:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        folder: Where it is.
-        fingerprint: What `abc_rag.load_embedder` says of the folder; for a local checkpoint the same as before.
-        difference: Largest difference of any number of the vectors compared to the engine's; None where none were.
+        folder: The folder that was written.
+        fingerprint: The fingerprint that `abc_rag.load_embedder` gives the folder; that of a local checkpoint is kept.
+        difference: Maximum absolute difference from the engine's vectors; None if they were not compared.
     """
 
     folder: Path
@@ -57,20 +57,20 @@ def export_sentence_transformers(
 ) -> SentenceTransformersExport:
     """Write a checkpoint for sentence-transformers 6; see `load_sentence_transformer`.
 
-    The weights are copied, not converted, so the folder is an ABC checkpoint as well, and that of a local checkpoint
-    keeps its fingerprint. It is written beside ``out`` and then renamed: ``out`` is whole, or not there.
+    The weights are copied, not converted, so the folder is an ABC checkpoint as well, and an export of a local
+    checkpoint keeps its fingerprint. It is written beside ``out`` and then renamed, so ``out`` is never incomplete.
 
     Args:
         model: As for `abc_rag.load_embedder`: ``"abc-mini"``, a checkpoint folder, ``"abc"`` or an `ABCCheckpoint`;
             the last two may be fetched from the hub.
-        out: A folder that is not there yet, or empty.
+        out: A folder that does not exist yet, or is empty.
         overwrite: Replace an earlier export in ``out``. Nothing else is ever replaced.
-        check: Load what was written, and compare its vectors of a text, a picture and a picture with an instruction
-            with the engine's. Needs the memory that the model needs.
+        check: Load the export, and compare its vectors of a text, a picture and a picture with an instruction with
+            the engine's. Needs as much memory as the model.
         device: For the check: ``"auto"``, or any torch device.
 
     Returns:
-        What was written.
+        The folder, its fingerprint, and the result of the check.
 
     Raises:
         InputError: There is no such model, or ``out`` holds something else.
@@ -128,12 +128,12 @@ def load_sentence_transformer(
     """Load an export without ``trust_remote_code``, which sentence-transformers wants for other packages' classes.
 
     Args:
-        folder: What `export_sentence_transformers`, or ``save_pretrained`` of what this returns, has written.
+        folder: A folder from `export_sentence_transformers`, or from ``save_pretrained`` of a model loaded by this.
         device: ``"auto"`` (a GPU if there is one), or any torch device.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; ``"auto"`` is ``"float32"``.
         attention: As for `abc_rag.load_embedder`.
-        min_tokens: Fewest image tokens of a picture; the checkpoint's own if not given.
-        max_tokens: Most image tokens of a picture; the checkpoint's own if not given.
+        min_tokens: Minimum image tokens of a picture; by default, the checkpoint's.
+        max_tokens: Maximum image tokens of a picture; by default, the checkpoint's.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
 
     Returns:
@@ -176,7 +176,7 @@ def load_sentence_transformer(
 
 
 def _require_library() -> None:
-    # Before anything is copied, and in one place: importing the module says which extra is missing.
+    # Before anything is copied: importing the module raises an error that names the missing extra.
     import abc_rag.adapters.sentence_transformers.module  # noqa: F401
 
 
@@ -209,7 +209,7 @@ def _library_settings() -> dict[str, Any]:
             "transformers": version("transformers"),
             "pytorch": version("torch"),
         },
-        # Empty, not missing: nothing goes before a question or a passage.
+        # Empty, not missing: no prompt is put before a query or a document.
         "prompts": {"query": "", "document": ""},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
@@ -217,10 +217,10 @@ def _library_settings() -> dict[str, Any]:
 
 
 def _difference(folder: Path, model: ModelName, device: str) -> float:
-    """Largest difference of any number between the export's vectors and the engine's.
+    """Maximum absolute difference between the export's vectors and the engine's.
 
     Raises:
-        CheckpointError: It is larger than rounding explains.
+        CheckpointError: The difference is larger than rounding explains.
     """
     import numpy as np
     import PIL.Image
@@ -232,7 +232,7 @@ def _difference(folder: Path, model: ModelName, device: str) -> float:
     inputs: list[Input] = [Text("two words"), Image(picture), InstructedImage(picture, "What is brighter?")]
     embedder = load_embedder(model, device=device, dtype="float32")
     expected = embedder.embed(inputs)
-    del embedder  # one of the two at a time, as each may fill the memory
+    del embedder  # only one model at a time, as each may fill the memory
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What users of sentence-transformers pass to ``encode``, as typed inputs."""
+"""Typed inputs for the values that ``encode`` of sentence-transformers takes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TAKEN = (
 
 
 def as_input(value: object) -> Input:
-    """One element of what ``encode`` was given.
+    """The typed input for one value that was passed to ``encode``.
 
-    A ``str`` by itself is a text, whatever it looks like; under the key ``"image"`` it is a path.
+    A ``str`` is always a text; under the key ``"image"`` it is a path.
 
     Raises:
-        InputError: It is nothing that this model embeds.
+        InputError: The model cannot embed such a value.
     """
     if isinstance(value, (Text, Image, InstructedImage)):
         return value
@@ -49,7 +49,7 @@ def _mapping(value: Mapping[object, object]) -> Input:
         raise InputError(f"a dict has the keys image, text or both, not {sorted(map(str, keys))}")
     if isinstance(value.get("image"), Sequence) and not isinstance(value["image"], (str, bytes)):
         raise InputError("a dict has one picture, not several; pass one dict for each")
-    # The dataclasses check what is inside.
+    # The dataclasses check the values.
     if "image" not in keys:
         return Text(value["text"])  # type: ignore[arg-type]
     if "text" not in keys:
@@ -58,7 +58,7 @@ def _mapping(value: Mapping[object, object]) -> Input:
 
 
 def _message(messages: Sequence[Mapping[object, object]]) -> Input:
-    """A conversation of one turn, which is all that this model was trained on."""
+    """The input of a conversation with one turn, the only kind that this model was trained on."""
     if len(messages) != 1 or messages[0]["role"] != "user":
         raise InputError('a conversation must be one message of the role "user", with at most one picture and one text')
     content = messages[0].get("content")
@@ -81,7 +81,7 @@ def with_prompt(item: Input, prompt: str) -> Input:
 
     Args:
         item: An input.
-        prompt: Goes before the text as it is, without a space in between.
+        prompt: Put directly before the text, without a space in between.
     """
     if isinstance(item, Text):
         return Text(prompt + item.text)

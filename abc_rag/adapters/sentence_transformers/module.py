@@ -1,7 +1,7 @@
 """ABC as a module of sentence-transformers 6: raw inputs in, unit vectors out.
 
-``modules.json`` of an export names `ABCModule`. The library hands its raw inputs to the first module of a model, before
-anything has guessed what a string might be, so nothing is guessed here either.
+``modules.json`` of an export names `ABCModule`. The library passes its raw inputs to the first module of a model,
+so this module decides what a string is, and never guesses.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class ABCModule(InputModule):  # type: ignore[misc]
     temperature, which belongs to ABC's own loss. Use from several threads is safe: one computes at a time.
 
     Args:
-        network: With its instruct adapter.
-        prompts: Of the same checkpoint.
-        fingerprint: Model, revision, and fewest and most image tokens of a picture.
-        settings: Of the checkpoint, to be saved again.
+        network: The network with its instruct adapter.
+        prompts: The prompts of the same checkpoint.
+        fingerprint: Model, revision, and minimum and maximum image tokens of a picture.
+        settings: The checkpoint's settings, which are saved again.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
-        files: Configuration, tokenizer and licence of ``base`` and ``instruct``, to be saved again.
+        files: Configuration, tokenizer and licence of ``base`` and ``instruct``, which are saved again.
     """
 
     config_file_name = "abc.json"
@@ -106,20 +106,20 @@ class ABCModule(InputModule):  # type: ignore[misc]
 
         Args:
             model_name_or_path: The export's folder, or a hub id.
-            subfolder: Where in it; the root.
-            token: For the hub.
-            cache_folder: For the hub.
-            revision: For the hub.
-            local_files_only: Whether the hub must not be asked.
+            subfolder: The module's folder in the export; always the root.
+            token: A token for the hub.
+            cache_folder: The hub's cache folder.
+            revision: A revision on the hub.
+            local_files_only: Do not contact the hub.
             model_kwargs: ``dtype`` (or ``torch_dtype``): ``"float32"``, the default, ``"bfloat16"`` or ``"float16"``,
                 or torch's own; ``attn_implementation``: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
             processor_kwargs: ``min_tokens`` and ``max_tokens``, image tokens of a picture, and ``image_limits``, an
                 `abc_rag.ImageLimits`.
-            config_kwargs: None are known.
-            backend: ``"torch"``.
+            config_kwargs: Must be empty or None.
+            backend: Must be ``"torch"``.
 
         Raises:
-            InputError: An argument is unusable, or it is no export.
+            InputError: An argument is unusable, or the folder is not an export.
             CheckpointError: Files are missing or do not fit.
         """
         if backend != "torch":
@@ -164,24 +164,24 @@ class ABCModule(InputModule):  # type: ignore[misc]
         safe_serialization: bool = True,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Write the weights as they are now; called by sentence-transformers. `abc_rag.load_embedder` reads it too.
+        """Save the current weights; called by sentence-transformers. `abc_rag.load_embedder` reads the folder too.
 
         Args:
-            output_path: A folder.
+            output_path: The folder to write to.
             *args: Not used.
-            safe_serialization: Only safetensors are written.
+            safe_serialization: Must be True: only safetensors are written.
             **kwargs: Not used.
 
         Raises:
-            InputError: A pickle was asked for.
-            CheckpointError: The disk is full, or may not be written to.
+            InputError: ``safe_serialization`` is false, which asks for a pickle.
+            CheckpointError: The disk is full or not writable.
         """
         if not safe_serialization:
             raise InputError("weights are written as safetensors only; leave safe_serialization as it is")
         write_checkpoint(Path(output_path), self.network, self.settings, **self._files)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies in other processes, as in multi-process encoding."""
+        """Copy the module to another process, as multi-process encoding does."""
         return {name: value for name, value in self.__dict__.items() if name != "_computing"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -192,12 +192,12 @@ class ABCModule(InputModule):  # type: ignore[misc]
 
     @property
     def modalities(self) -> list[str | tuple[str, str]]:
-        """What the library lets through: also mixed batches, which it calls messages."""
+        """Modalities that the library may pass on; it calls a mixed batch a message."""
         return ["text", "image", ("image", "text"), "message"]
 
     @property
     def max_seq_length(self) -> int:
-        """Most tokens of an input, the picture's included. Longer ones are refused, not cut."""
+        """Maximum tokens of an input, with those of its picture. Longer inputs are refused, not cut."""
         return int(self.network.backbone.text_config.max_position_embeddings)
 
     @max_seq_length.setter
@@ -208,7 +208,7 @@ class ABCModule(InputModule):  # type: ignore[misc]
         )
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What stands in ``abc.json``."""
+        """The contents of ``abc.json``."""
         return asdict(self.settings)
 
     def get_embedding_dimension(self) -> int:
@@ -216,7 +216,7 @@ class ABCModule(InputModule):  # type: ignore[misc]
         return self.network.backbone.hidden_size
 
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> NoReturn:  # noqa: ANN401
-        """Refused: a forward repeated during the backward pass would run under another input's adapter.
+        """Refuse: a forward repeated during the backward pass would use another input's adapter.
 
         Raises:
             InputError: Always.
@@ -238,9 +238,9 @@ class ABCModule(InputModule):  # type: ignore[misc]
 
         Args:
             inputs: Texts and pictures in any mix; see the export's model card.
-            prompt: Goes before every text and every instruction.
-            task: Makes no difference.
-            **others: Refused unless None.
+            prompt: Put before every text and every instruction.
+            task: Ignored, as all tasks are embedded alike.
+            **others: Must be None.
 
         Returns:
             ``input_ids`` and ``attention_mask`` (n, length), padded on the right with 0; ``instructed`` (n,);
@@ -289,7 +289,7 @@ class ABCModule(InputModule):  # type: ignore[misc]
 
         Raises:
             InputError: The model was cast to half precision after loading.
-            ABCRagError: It runs under ``torch.nn.DataParallel``.
+            ABCRagError: The model runs under ``torch.nn.DataParallel``.
         """
         if getattr(self, "_is_replica", False):
             raise ABCRagError(
@@ -307,7 +307,7 @@ class ABCModule(InputModule):  # type: ignore[misc]
 
     @contextmanager
     def _flags_kept(self) -> Iterator[None]:
-        """Switching the adapter changes what peft marks as trained; that is the caller's to decide."""
+        """Keep ``requires_grad`` as the caller set it: switching the adapter makes peft change it."""
         adapter = [p for name, p in self.network.named_parameters() if ".instruct." in name]
         flags = [p.requires_grad for p in adapter]
         try:
@@ -321,20 +321,20 @@ class ABCModule(InputModule):  # type: ignore[misc]
         ids, lengths = features["input_ids"], features["attention_mask"].sum(dim=1)
         order: list[int] = []
         rows = []
-        # One kind at a time, of similar length, and so many tokens at most.
+        # Batches of one kind and similar length, with a maximum number of tokens.
         for positions in _batches(prepared):
             chosen = [prepared[p] for p in positions]
             self.network.set_instruct(chosen[0].kind == _INSTRUCTED)
             patches = [picture.opened for p in chosen for picture in p.pictures]
             vision = self.network.backbone.image_features(patches) if patches else None
-            part = ids[positions, : chosen[0].tokens]  # the first is the longest
+            part = ids[positions, : chosen[0].tokens]  # the first input is the longest
             rows.append(self.network(part, lengths=lengths[positions], features=vision))
             order += positions
         return torch.cat(rows)[np.argsort(order)]
 
 
 def _batches(prepared: Sequence[Prepared]) -> Iterator[list[int]]:
-    """Positions of inputs of one kind, longest first, that are padded to at most so many tokens together."""
+    """Batches of positions: inputs of one kind, longest first, with a maximum number of tokens after padding."""
     order = sorted(range(len(prepared)), key=lambda i: (prepared[i].kind, -prepared[i].tokens))
     batch: list[int] = []
     for position in order:
@@ -349,7 +349,7 @@ def _batches(prepared: Sequence[Prepared]) -> Iterator[list[int]]:
 
 
 def _prepared(features: Mapping[str, Any]) -> list[Prepared]:
-    """The inputs of a batch again, one by one, from its tensors."""
+    """Split a batch's tensors into its inputs."""
     ids = features["input_ids"].cpu().numpy()
     lengths = features["attention_mask"].sum(dim=1).tolist()
     pictures = iter(_pictures(features))
@@ -378,7 +378,7 @@ def _chosen(
     processor_kwargs: Mapping[str, Any] | None,
     config_kwargs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Arguments of `load_embedder`; what is not known is refused, for it would be ignored without a word."""
+    """Arguments of `load_embedder`; unknown ones are refused, because they would be ignored silently."""
     given = dict(model_kwargs or {})
     for name, values, known in (
         ("model_kwargs", given, set(_MODEL_KWARGS)),

@@ -1,4 +1,4 @@
-"""The page on which a person accepts, rejects and edits pairs, and the server on this machine behind it."""
+"""A page for accepting, rejecting and editing pairs, and a server on this machine that saves the decisions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
 _SIDE = 1280
 _QUALITY = 85
-# Within the page: a thousand pictures must stay a file that a browser opens.
+# Longer side in a page without a server: a browser must be able to open a file with a thousand pictures.
 _SIDE_INSIDE = 640
 _MOST_BYTES = 16_384
 _Refusal = tuple[HTTPStatus, str]
@@ -45,21 +45,21 @@ _Refusal = tuple[HTTPStatus, str]
 class ReviewServer:
     """Serves the review of one benchmark to a browser on this machine, and saves each decision at once.
 
-    It listens on 127.0.0.1 only, and answers only requests whose path begins with a random token: other users of the
-    machine and other pages in the browser do not know it.
+    It listens on 127.0.0.1 only, and answers only requests whose path begins with a random token, which other users of
+    the machine and other pages in the browser do not know.
 
     Args:
         out: A folder that `build_ctrlbench` made.
-        port: 0 takes a free one.
+        port: The port to listen on; 0 is any free one.
         limits: Which pictures are opened.
 
     Attributes:
-        url: What to open in a browser.
-        port: Where it listens.
-        token: What the path of every request begins with.
+        url: The address to open in a browser.
+        port: The port that it listens on.
+        token: The first part of the path of every request.
 
     Raises:
-        InputError: ``out`` is no such folder, or holds nothing to review.
+        InputError: ``out`` was not made by `build_ctrlbench`, or there is nothing to review.
         ABCRagError: The port is taken.
 
     Example:
@@ -88,12 +88,12 @@ class ReviewServer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when the reviewer has pressed "Finish". An interrupt comes through."""
-        while not self._finished.wait(0.5):  # without a limit, Windows would hold an interrupt back
+        """Wait until the reviewer presses "Finish", or until an interrupt (Ctrl-C)."""
+        while not self._finished.wait(0.5):  # without a timeout, Windows would delay an interrupt
             pass
 
     def close(self) -> None:
-        """Stop serving. Decisions are on the disk already."""
+        """Stop serving. Decisions are already on disk."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -106,19 +106,19 @@ class ReviewServer:
     ) -> None:
         self.close()
 
-    # --- What requests are answered with ------------------------------------------------------------------
+    # --- Answers to requests ------------------------------------------------------------------
 
     def page(self) -> tuple[bytes, str]:
-        """The page, and the policy that its scripts run under."""
+        """The page, and its content security policy."""
         return _page(self._state() | {"mode": "server"})
 
     def picture(self, sha256: str) -> bytes:
         """A picture of the benchmark as JPEG.
 
         Raises:
-            InputError: There is none, or it cannot be shown.
+            InputError: There is no such picture, or it cannot be shown.
         """
-        # A hash is looked up among those of the benchmark: no request can name a file.
+        # The hash is looked up in the benchmark, so no request can name a file.
         found = [row for row in self._files.read_build()["pictures"] if row["sha256"] == sha256]
         if not found:
             raise InputError("no such picture")
@@ -128,7 +128,7 @@ class ReviewServer:
         """Save a decision.
 
         Raises:
-            InputError: It is none.
+            InputError: The decision is invalid.
         """
         if not isinstance(asked, dict):
             raise InputError("a decision is a JSON object")
@@ -153,13 +153,13 @@ class ReviewServer:
 
     def _state(self) -> dict[str, Any]:
         state = _state(self._files, lambda picture: f"picture/{picture.sha256}")
-        # Never fewer: another page may still show what this one no longer does.
+        # Never fewer, because another page may still show a picture that this one no longer shows.
         self._images |= {pair["id"]: picture["name"] for picture in state["pictures"] for pair in picture["pairs"]}
         return state
 
 
 class _Server(ThreadingHTTPServer):
-    """A server that asks no name service for its own name, and says nothing about browsers that go away."""
+    """A server that does not look up its own name, and does not report closed connections."""
 
     def server_bind(self) -> None:
         socketserver.TCPServer.server_bind(self)
@@ -170,9 +170,9 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request."""
+    """Handle one request."""
 
-    timeout = 30  # seconds for a browser that opened a connection and says nothing
+    timeout = 30  # seconds; for a browser that opens a connection and sends nothing
     server_version = "abc-rag"
     sys_version = ""
 
@@ -181,10 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Does nothing: the address holds the token."""
+        """Do nothing, because the address contains the token."""
 
     def do_GET(self) -> None:
-        """The page, or a picture."""
+        """Send the page or a picture."""
         path = self._path()
         if path is None:
             return
@@ -200,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, str(error))
 
     def do_POST(self) -> None:
-        """A decision, or the end."""
+        """Save a decision, or finish."""
         path = self._path()
         if path is None:
             return
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "decisions":
             try:
                 self._review.decide(json.loads(body))
-            except (ValueError, RecursionError) as error:  # an InputError is a ValueError
+            except (ValueError, RecursionError) as error:  # includes InputError
                 self._refuse(HTTPStatus.BAD_REQUEST, str(error))
             except OSError as error:
                 self._refuse(HTTPStatus.INSUFFICIENT_STORAGE, f"cannot be saved: {error.strerror}")
@@ -223,10 +223,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "no such page")
 
     def _path(self) -> str | None:
-        """What follows the token; None where the request has been refused."""
+        """The path after the token; None if the request was refused."""
         names = [f"{name}:{self._review.port}" for name in (_HOST, "localhost")]
         host, origin = self.headers.get("Host"), self.headers.get("Origin")
-        # A page elsewhere can have its own name lead here (DNS rebinding), but not with our name in these headers.
+        # A page elsewhere can point its own name at this server (DNS rebinding), but cannot forge these headers.
         if host not in names or (origin is not None and origin not in [f"http://{name}" for name in names]):
             self._refuse(HTTPStatus.FORBIDDEN, "this address is for this machine's browser alone")
             return None
@@ -237,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
         return parts[2]
 
     def _body(self) -> bytes | _Refusal:
-        # Forms of other pages cannot send this type without asking first, and nobody answers them.
+        # Another page needs a CORS preflight to send this type, and preflights are not answered.
         if self.headers.get_content_type() != "application/json":
             return HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json"
         length = self.headers.get("Content-Length", "")
@@ -265,8 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
 def write_review_page(out: str | os.PathLike[str], *, limits: ImageLimits = DEFAULT_LIMITS) -> Path:
     """Write ``OUT/review.html``: the same page with the pictures inside, which needs no server.
 
-    Decisions stay in the browser until "Download decisions" gives a ``review.jsonl``, whose place is OUT. Then
-    `write_ctrlbench` takes them up.
+    Decisions stay in the browser until "Download decisions" saves a ``review.jsonl``. Move it to OUT and call
+    `write_ctrlbench`.
 
     Args:
         out: A folder that `build_ctrlbench` made.
@@ -284,7 +284,7 @@ def write_review_page(out: str | os.PathLike[str], *, limits: ImageLimits = DEFA
         try:
             data = _shown(files.out / picture.image, picture.sha256, _SIDE_INSIDE, limits)
         except InputError:
-            return ""  # the page says that there is no picture
+            return ""  # the page says that the picture is missing
         return f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"
 
     state = _state(files, inside)
@@ -296,7 +296,7 @@ def write_review_page(out: str | os.PathLike[str], *, limits: ImageLimits = DEFA
 
 
 def _state(files: BuildFolder, source: Callable[[Picture], str]) -> dict[str, Any]:
-    """What the page shows: pairs that clash with others are not worth a reviewer's time, unless they were decided."""
+    """The data of the page. Pairs that clash with others are left out, unless they were decided."""
     build = files.read_build()
     pictures = []
     for picture, pairs in files.reviewed(build).pictures:
@@ -328,7 +328,7 @@ def _shown(path: Path, sha256: str, side: int, limits: ImageLimits) -> bytes:
 
 
 def _page(state: dict[str, Any]) -> tuple[bytes, str]:
-    """The page around a state, and its policy: only its own script and style, and pictures from here."""
+    """The page with its data, and its policy: only its own script and style, and pictures of this server."""
     nonce = secrets.token_urlsafe(16)
     mode: Literal["server", "page"] = state["mode"]
     connect = "connect-src 'self'; img-src 'self' data:" if mode == "server" else "img-src data:"
@@ -339,8 +339,8 @@ def _page(state: dict[str, Any]) -> tuple[bytes, str]:
     template = (
         importlib.resources.files("abc_rag.evaluation.authoring").joinpath("review.html").read_text(encoding="utf-8")
     )
-    # Within a script element only "<" can end it or begin a comment.
+    # Inside a script element, only "<" can end the element or begin a comment.
     data = json.dumps(state).replace("<", "\\u003c")
     parts = {"POLICY": html.escape(policy, quote=True), "NONCE": nonce, "DATA": data}
-    # In one pass, so that nothing within the data is taken for a place to fill.
+    # In one pass, so that nothing in the data is read as a placeholder.
     return re.sub(r"\{\{(POLICY|NONCE|DATA)\}\}", lambda place: parts[place[1]], template).encode(), policy

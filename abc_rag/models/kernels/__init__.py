@@ -1,1 +1,1 @@
-"""Products and attention over sequences without padding."""
+"""Matrix products and attention over sequences without padding."""

@@ -1,7 +1,8 @@
 """Attention within each of several sequences that lie end to end, without padding between them.
 
-Three ways, all exact: kernels for sequences of many lengths where the platform has them (torch's own, or
-flash-attention); one call for each length, which is quickest on a CPU; and padding for the attention alone, elsewhere.
+There are three implementations, all exact: kernels for sequences of different lengths where the platform has them
+(torch's own, or flash-attention); one call for each length, which is fastest on a CPU; and elsewhere, padding in the
+attention only.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "Segments", bool], 
 
 
 class Segments:
-    """Sequences that lie end to end in one tensor.
+    """The bounds of sequences that lie end to end in one tensor.
 
     Args:
-        lengths: Of each sequence, in tokens.
-        device: Where the tensors are.
+        lengths: The length of each sequence in tokens.
+        device: The device of the tensors.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
@@ -45,31 +46,31 @@ class Segments:
 
     @cached_property
     def bounds(self) -> torch.Tensor:
-        """int32 ``(n + 1,)``: where each sequence begins, and where the last one ends."""
+        """int32 ``(n + 1,)``: the start of each sequence, and the end of the last one."""
         ends = list(itertools.accumulate(self.lengths, initial=0))
         return torch.tensor(ends, dtype=torch.int32, device=self.device)
 
     @cached_property
     def positions(self) -> torch.Tensor:
         """int64 ``(total,)``: 0, 1, 2, ... within each sequence."""
-        # With the size given, a GPU need not be asked for it.
+        # Given the size, torch does not wait for a GPU to compute it.
         begins = self.bounds[:-1].long().repeat_interleave(self.counts, output_size=self.total)
         return torch.arange(self.total, device=self.device) - begins
 
     @cached_property
     def rows(self) -> torch.Tensor:
-        """int64 ``(total,)``: which sequence a token belongs to."""
+        """int64 ``(total,)``: the sequence of each token."""
         return torch.arange(len(self.lengths), device=self.device).repeat_interleave(
             self.counts, output_size=self.total
         )
 
     @cached_property
     def real(self) -> torch.Tensor:
-        """Of type bool, ``(n, longest)``: what is no padding where the sequences are padded."""
+        """Of type bool, ``(n, longest)``: False at the padding, if the sequences are padded."""
         return torch.arange(self.longest, device=self.device)[None] < self.counts[:, None]
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
-        """(begin, how many, length) of neighbours of one length."""
+        """``(start, count, length)`` of each run of sequences with the same length."""
         begin = 0
         for length, same in itertools.groupby(self.lengths):
             count = len(list(same))
@@ -78,12 +79,12 @@ class Segments:
 
 
 def choose_attention(name: str, *, device: torch.device, dtype: torch.dtype) -> Attend:
-    """The way to attend on a device.
+    """The attention function for a device.
 
     Args:
-        name: ``"sdpa"`` (the best of torch's own), ``"eager"`` or ``"flash_attention_2"``.
-        device: Where the tensors are.
-        dtype: Of the tensors.
+        name: ``"sdpa"`` (the fastest of torch's own), ``"eager"`` or ``"flash_attention_2"``.
+        device: The device of the tensors.
+        dtype: The dtype of the tensors.
 
     Raises:
         MissingExtraError: flash-attention was asked for and is not installed.
@@ -101,7 +102,7 @@ def choose_attention(name: str, *, device: torch.device, dtype: torch.dtype) -> 
 def attend_to_segments(
     attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool
 ) -> torch.Tensor:
-    """``attend`` for tensors with more rows than the segments have: the others come out as zeros."""
+    """``attend`` for tensors with more rows than the segments have: the extra rows of the result are zeros."""
     more = len(q) - segments.total
     if not more:
         return attend(q, k, v, segments, causal)
@@ -133,7 +134,7 @@ def _by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segm
             )
             into.copy_(found.transpose(1, 2).view_as(into))
             continue
-        # The heads that share keys are just more queries.
+        # Heads that share keys are treated as more queries.
         queries = q[part].view_as(into).permute(0, 2, 3, 1, 4).reshape(count, kv_heads, groups * length, dim)
         found = nn.functional.scaled_dot_product_attention(queries, keys, values)
         into.copy_(found.reshape(count, kv_heads, groups, length, dim).permute(0, 3, 1, 2, 4))
@@ -201,7 +202,7 @@ def _has_varlen() -> bool:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return False
-    # Its first versions knew no grouped heads.
+    # Its first versions did not support grouped heads.
     return {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
 
 

@@ -1,7 +1,7 @@
-"""Full attention on a CPU by plain matrix products, a block of queries at a time; exact.
+"""Exact full attention on a CPU by plain matrix products, one block of queries at a time.
 
 torch's own kernel multiplies through MKL; `abc_rag.models.kernels.layers` says why that is slow, and why sizes are
-rounded. MKL computes ``exp`` slowly too, but not ``exp2``: so scores are in powers of two. The maximum of a row is
+rounded. MKL computes ``exp`` slowly too, but ``exp2`` fast, so the softmax uses powers of two. The maximum of a row is
 subtracted only where a score could leave float32's range. Rows are divided by their sums after the product with the
 values, which is smaller.
 """
@@ -19,17 +19,17 @@ from abc_rag.models.kernels.layers import onednn_product, rounded_rows
 __all__ = ["LEAST_SCORES", "attend_by_blocks", "suits_blocks"]
 
 LEAST_SCORES = 400_000
-"""Below this many scores, torch's own kernel is as quick."""
-# At a time: few enough to stay in the caches, and enough that the steps take longer than their calls.
+"""With fewer scores, torch's own kernel is as fast."""
+# Scores of a block: few enough to stay in the CPU's caches, and enough to outweigh the overhead of a call.
 _SCORES = 1 << 21
-# Queries at a time: a power of two, as oneDNN keeps what it compiles for every shape.
+# Queries of a block: a power of two, as oneDNN keeps a compiled kernel for every shape.
 _MOST_ROWS, _LEAST_ROWS = 1024, 128
-# Of scores in powers of two: 2**80 leaves room in float32 for sums of many large values, and 2**-80 for small weights.
+# Exponents of two: 2**80 leaves room in float32 for sums of many large values, and 2**-80 for small weights.
 _LARGEST = 80.0
 
 
 def suits_blocks(queries: int, keys: int) -> bool:
-    """Whether there are enough scores, and rounding adds few."""
+    """Whether there are enough scores, and rounding the sizes adds few."""
     scores = queries * keys
     return scores >= LEAST_SCORES and _round(queries) * rounded_rows(keys) <= 1.4 * scores
 
@@ -38,16 +38,16 @@ def attend_by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: tor
     """Full attention within one sequence, in float32; only where `onednn_is_faster`.
 
     Args:
-        q: ``(n, heads, groups, dim)``: all queries of a group share keys. Without an order of tokens, a group is just
-            more queries.
+        q: ``(n, heads, groups, dim)``: all heads of a group share keys. As the attention is not causal, a
+            group's heads are treated as more queries.
         k: ``(m, heads, dim)``.
         v: ``(m, heads, dim)``.
-        out: Where to write what ``q`` finds, of its shape.
+        out: Receives the result; has the shape of ``q``.
     """
     count, heads, groups, dim = q.shape
     length = len(k)
     rows, columns = _round(count * groups), rounded_rows(length)
-    # Rows and columns that only round the sizes are zeros: such keys have scores of zero, which no sum contains, and
+    # The rows and columns that round the sizes are zeros: such keys have scores of zero, left out of every sum, and
     # values of zero.
     scaled, keys = q.new_zeros(heads, rows, dim), k.new_zeros(heads, columns, dim)
     values, found = v.new_zeros(heads, dim, columns), torch.empty_like(scaled)
@@ -63,7 +63,7 @@ def attend_by_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: tor
 
 
 def _weigh(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, *, length: int, safe: bool) -> None:
-    # A call of its own, at whose end the memory of the scores is free for the next ones, while it is in the caches.
+    # A function of its own: when it returns, its memory is reused for the next scores while still in the CPU's caches.
     scores = onednn_product(q, k)
     real = scores[:, :length]
     if not safe:
@@ -73,13 +73,13 @@ def _weigh(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
 
 
 def _longest(vectors: torch.Tensor) -> torch.Tensor:
-    """``(heads,)``: the largest norm; no product of two vectors is larger than that of their norms."""
+    """``(heads,)``: the largest norm. A dot product is never larger than the product of the norms."""
     largest: torch.Tensor = torch.linalg.vector_norm(vectors, dim=-1).amax(dim=-1)
     return largest
 
 
 def _blocks(rows: int, keys: int) -> Iterator[tuple[int, int]]:
-    """Where blocks begin and end: as large as the number of keys allows, and smaller ones for what is left."""
+    """Bounds of the blocks: as large as the number of keys allows, then smaller ones for the remaining queries."""
     size = _MOST_ROWS
     while size > _LEAST_ROWS and size * keys > 1.25 * _SCORES:
         size //= 2

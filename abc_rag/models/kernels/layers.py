@@ -1,10 +1,10 @@
 """The steps of a transformer layer on rows, without gradients: products, norms, rotations, activations.
 
-Matrix products on a CPU go to whichever of torch's libraries is faster on this machine. For float32 torch asks MKL,
-which reaches half of the peak on many chips that are not Intel's. torch also holds oneDNN, whose products have the same
-precision; it is used where a short trial finds it clearly faster.
+Matrix products on a CPU use whichever of torch's libraries is faster on this machine. For float32, torch calls MKL,
+which reaches half of the peak rate on many CPUs that Intel did not make. torch also contains oneDNN, whose products
+have the same precision; it is used where a short trial finds it clearly faster.
 
-oneDNN compiles a kernel for every shape and keeps it, half a megabyte each. `rounded_rows` makes the shapes few.
+oneDNN compiles a kernel for every shape and keeps it, half a megabyte each. `rounded_rows` keeps the shapes few.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
     "rounded_rows",
 ]
 
-# Below this many rows or columns the call costs more than the product.
+# With fewer rows or columns, the call costs more than the product.
 _LEAST_ROWS, _LEAST_COLUMNS = 128, 64
 _TRIAL = (512, 512, 512)
 _CLEARLY = 1.2
@@ -42,7 +42,7 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """``layer(x)`` for rows ``(n, in)``, without gradients.
 
     Args:
-        layer: An ``nn.Linear``, one with a LoRA adapter around it, ours or peft's (used if it is switched on), or any
+        layer: An ``nn.Linear``; one wrapped in a LoRA adapter, ours or peft's, which is used if it is enabled; or any
             other module, such as a quantised layer, which is called as it is.
         x: ``(n, in)``.
 
@@ -56,7 +56,7 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return called
     weight = layer.weight
     if (
-        not torch.compiler.is_compiling()  # whose own choice it is
+        not torch.compiler.is_compiling()  # its own forward decides
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and len(x) >= _LEAST_ROWS
@@ -75,7 +75,7 @@ def linears(x: torch.Tensor, *layers: nn.Module) -> list[torch.Tensor]:
 def _with_adapter(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  (peft's classes are mixins)
     off = layer.disable_adapters or layer.merged
     if not off and any(name in layer.lora_variant for name in layer.active_adapters):
-        varied: torch.Tensor = layer(x)  # DoRA and its like change more than they add
+        varied: torch.Tensor = layer(x)  # DoRA and similar adapters do more than add a product
         return varied
     base: torch.Tensor = linear(layer.get_base_layer(), x)
     if off:
@@ -88,20 +88,20 @@ def _with_adapter(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 
 
 
 def rotation_of(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `rotated` multiplies by: the sine with the sign that the swapped halves get."""
+    """The factors of `rotated`: the sine has the sign of the swapped halves."""
     first, second = sin.chunk(2, dim=-1)
     return cos, torch.cat([-first, second], dim=-1)
 
 
 def rotated(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Queries or keys, turned by their positions."""
+    """Apply the rotary position embedding to queries or keys."""
     cos, signed = rotation
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), signed)
 
 
 def rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    """``norm(x)`` of a root mean square norm of transformers'."""
+    """``norm(x)`` for an RMS norm of transformers."""
     if x.is_cuda:  # one kernel instead of seven
         return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
     wide = x.float()
@@ -119,7 +119,7 @@ class QuickGELU(nn.Module):
 
 
 def activated(activation: Any, wide: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    """``activation(wide)``, with one tensor less where it is the quick approximation of GELU."""
+    """``activation(wide)``, with one tensor fewer where it is the quick approximation of GELU."""
     # By its name: transformers' own class takes a second to import.
     if isinstance(activation, QuickGELU) or type(activation).__name__ == "QuickGELUActivation":
         return (wide * 1.702).sigmoid_().mul_(wide)
@@ -128,7 +128,7 @@ def activated(activation: Any, wide: torch.Tensor) -> torch.Tensor:  # noqa: ANN
 
 
 def rounded_rows(count: int) -> int:
-    """The next number of rows for which oneDNN is asked: one of 20 up to 4,096, and at most an eighth more above."""
+    """The next rounded number of rows: one of 20 values up to 4,096, and at most an eighth more above."""
     if count < _LEAST_ROWS:
         return count
     step = 128 if count <= 1024 else 256 if count <= 4096 else 1 << (count.bit_length() - 4)
@@ -143,7 +143,7 @@ def onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
 
 @lru_cache(maxsize=1)
 def onednn_is_faster() -> bool:
-    """Whether oneDNN is here, agrees with torch's default, and is clearly faster; a few milliseconds, once."""
+    """Whether oneDNN is available, agrees with torch's default, and is clearly faster. A few milliseconds, once."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not available or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
@@ -153,7 +153,7 @@ def onednn_is_faster() -> bool:
         try:
             if not torch.allclose(onednn_product(x, weight), nn.functional.linear(x, weight), rtol=1e-4, atol=1e-3):
                 return False
-        except (RuntimeError, NotImplementedError):  # an operator of torch's own, which another version may change
+        except (RuntimeError, NotImplementedError):  # a private operator of torch, which another version may change
             return False
         ours = _best(lambda: onednn_product(x, weight))
         return _CLEARLY * ours < _best(lambda: nn.functional.linear(x, weight))

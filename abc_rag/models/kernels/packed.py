@@ -1,4 +1,4 @@
-"""What the two backbones share in their forwards: ``qwen2_vl`` and ``phi3_v``, padded and packed."""
+"""The parts of a forward that ``qwen2_vl`` and ``phi3_v`` share, padded and packed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Layer = Callable[..., torch.Tensor]
 class PackedForward:
     """The forward of a backbone over sequences that lie end to end, without gradients.
 
-    A subclass walks over the modules of transformers, so weights, adapters and their names stay theirs.
+    A subclass calls the modules of transformers one by one, so weights, adapters and their names do not change.
 
     Args:
-        backbone: Its weights are used as they are at the time of each call.
+        backbone: The module whose current weights each call uses.
         vision: Computes a layer of the vision tower.
         text: Computes a layer of the language model.
         compiled: Run both through ``torch.compile``.
@@ -42,12 +42,12 @@ class PackedForward:
         # In half precision torch itself uses oneDNN.
         self._rounds = backbone.device.type == "cpu" and (backbone.dtype != torch.float32 or onednn_is_faster())
         attend = choose_attention(backbone.attention, device=backbone.device, dtype=backbone.dtype)
-        # The kernels need no compiling, and compiled code would be made anew for every mix of lengths.
+        # The kernels gain nothing from compiling, which would be repeated for every mix of lengths.
         self.attend: Attend = torch.compiler.disable(attend) if compiled else attend  # type: ignore[no-untyped-call]
         self.vision_layer, self.text_layer = (_compiled(layer) if compiled else layer for layer in (vision, text))
 
     def rounded(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of zeros added where matrix products want round sizes; see `abc_rag.models.kernels.layers`."""
+        """Add rows of zeros where matrix products need rounded sizes; see `abc_rag.models.kernels.layers`."""
         if not self._rounds:
             return rows
         more = rounded_rows(len(rows)) - len(rows)
@@ -65,24 +65,24 @@ def with_features(embeds: torch.Tensor, features: torch.Tensor, at_image: torch.
     Args:
         embeds: ``(batch, length, hidden)``.
         features: ``(image tokens, hidden)``.
-        at_image: bool ``(batch, length)``: where image tokens are.
+        at_image: bool ``(batch, length)``: True at image tokens.
     """
     at_image = at_image.flatten()
     rows = torch.arange(len(at_image), device=embeds.device)
     rows[at_image] = len(at_image) + torch.arange(len(features), device=embeds.device)
-    # One gather: its backward is far cheaper than that of a masked copy.
+    # A gather, because its backward is far cheaper than that of a masked copy.
     return torch.cat([embeds.flatten(0, 1), features.to(embeds.dtype)])[rows].view(embeds.shape)
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Prepared inputs end to end, the longest first, so that those of one length are neighbours.
+    """Prepared inputs end to end, the longest first, so that inputs of one length are neighbours.
 
     Attributes:
         input_ids: int64 ``(total,)``.
-        segments: Where each begins and ends.
-        features: Those of all pictures in turn, or None.
-        image_positions: int64 ``(image tokens,)``: where in ``input_ids`` they go.
+        segments: The bounds of the inputs.
+        features: The vision features of all pictures in order, or None.
+        image_positions: int64 ``(image tokens,)``: the positions of the features in ``input_ids``.
         first: The longest input.
     """
 
@@ -95,7 +95,7 @@ class PackedBatch:
 
     @classmethod
     def of(cls, batch: Sequence[Prepared], *, image_token_id: int, device: torch.device) -> PackedBatch:
-        """Pack inputs whose pictures have been seen."""
+        """Pack inputs whose vision features are computed."""
         order = sorted(range(len(batch)), key=lambda i: -len(batch[i].input_ids))
         chosen = [batch[i] for i in order]
         ids = np.concatenate([one.input_ids for one in chosen])
@@ -110,10 +110,10 @@ class PackedBatch:
         )
 
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of the inputs as they were given."""
+        """Put rows back into the order of the inputs."""
         return rows[torch.from_numpy(np.argsort(self._order)).to(rows.device)]
 
 
 def split_features(features: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:
-    """Each picture's own: copies, as a slice would keep all the others in memory."""
+    """Features of each picture; copies, because a slice would keep all others in memory."""
     return [part.clone() for part in torch.split(features, list(tokens))]

@@ -12,19 +12,19 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``tensor`` on ``device``."""
+    """Move ``tensor`` to ``device``."""
     if device.type != "cuda":
         return tensor.to(device)
-    # From pinned memory the copy runs beside the computation.
+    # From pinned memory, the copy overlaps with the computation.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def clip_normalised(pixels: torch.Tensor, *, axis: int) -> torch.Tensor:
-    """uint8 pixels in CLIP's normalisation, in float32, on the device that they are on.
+    """Normalise uint8 pixels as CLIP does, in float32 and on their own device.
 
     Args:
-        pixels: Of any shape with three channels.
-        axis: The one of the channels.
+        pixels: A tensor with three channels.
+        axis: The axis of the channels.
     """
     shape = [3 if at == axis else 1 for at in range(pixels.ndim)]
     mean, deviation = (torch.tensor(values, device=pixels.device).view(shape) for values in (_MEAN, _STD))

@@ -30,7 +30,7 @@ _BASES = MappingProxyType(
         "TIGER-Lab/VLM2Vec-LoRA": "microsoft/Phi-3.5-vision-instruct",
     }
 )
-"""The published models -> what their adapters were trained on; None where the weights are whole."""
+"""The published models -> the base of their adapters; None where the weights are complete."""
 
 _BACKBONES = ("qwen2_vl", "phi3_v")
 _LAYOUTS = (
@@ -39,14 +39,14 @@ _LAYOUTS = (
 )
 # Three of the four published models are an adapter in this form; see `abc_rag.models.torch_file`.
 _TORCH_ADAPTER = "adapter_model.bin"
-_HEAD = "mlp_head"  # an ABC adapter has one
+_HEAD = "mlp_head"  # an ABC adapter has this file
 
 
 @dataclass(frozen=True)
 class _Parts:
     base: Path
     adapter: Path | None
-    revision: str | None = None  # where a hub's commits say it
+    revision: str | None = None  # the hub's commits, where they are known
 
 
 class VLM2VecLoader(ModelLoader):
@@ -83,7 +83,7 @@ class VLM2VecLoader(ModelLoader):
         return _VLM2VecModel(name, None)
 
     def _foreign(self, folder: Path) -> str | None:
-        """Whether an adapter is another family's."""
+        """Why an adapter belongs to another family; None if it may be VLM2Vec's."""
         file = folder / "adapter_model.safetensors"
         if file.is_file() and any(_HEAD in name for name in _tensor_names(file)):
             return "holds an adapter with an MLP head, which is ABC's"
@@ -93,7 +93,7 @@ class VLM2VecLoader(ModelLoader):
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
-    """What an adapter says of the model that it was made for: ``class``, ``base``, ``task``."""
+    """The model that an adapter says it was made for: ``class``, ``base``, ``task``."""
     told = _read(folder / "adapter_config.json")
     mapping = told.get("auto_mapping")
     return {
@@ -104,7 +104,7 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _unsure(folder: Path) -> str | None:
-    """Why an adapter without its base beside it could be anybody's, before anything is fetched for it."""
+    """Why an adapter without its base could belong to any model; checked before anything is fetched."""
     told = _adapter_config(folder)
     base = told["base"]
     known = isinstance(base, str) and base in _BASES.values()
@@ -119,7 +119,7 @@ def _unsure(folder: Path) -> str | None:
 
 
 def _places(folder: Path, base: str) -> list[Path]:
-    """Where a base that is named as a folder may be."""
+    """Folders in which a base that is named as a folder may be."""
     return [folder / base, Path(base)] if is_folder(base) else []
 
 
@@ -144,10 +144,10 @@ class _VLM2VecModel(Checkpoint):
             folder = fetch(self._name, more=[_TORCH_ADAPTER])
             base: Path | str | None = _BASES.get(self._name)
             if not (folder / "adapter_config.json").is_file():
-                base = None  # whole weights, whatever is known of that name
+                base = None  # complete weights, whatever the table of names says
             elif base is None:
                 base = _base_of(folder)
-                if not isinstance(base, str):  # a file from the hub does not choose folders here
+                if not isinstance(base, str):  # a file from the hub must not choose folders on this machine
                     raise CheckpointError(
                         f"{self._name}: its adapter names a folder as its base; put both on the disk, as base/ and "
                         "adapter/, and load that folder"
@@ -227,14 +227,14 @@ class _VLM2VecModel(Checkpoint):
 def load_parts(
     base: Path, adapter: Path | None, *, attention: str, dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[VLM2VecBackbone, VLM2VecPrompts]:
-    """A base, on whichever backbone it is, and an adapter that is merged into it.
+    """Load a base on either backbone, and merge an adapter into it.
 
     Args:
-        base: The base's folder.
-        adapter: The adapter's.
+        base: The folder of the base.
+        adapter: The folder of the adapter.
         attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
-        dtype: What to compute in.
-        device: Where to.
+        dtype: The dtype to compute in.
+        device: The device to load to.
 
     Returns:
         A `VLM2VecBackbone` in inference mode, and its prompts.
@@ -273,7 +273,7 @@ def _model_type(folder: Path) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one: what is wrong with a file is said when it is loaded."""
+    """A JSON object, or an empty one: loading the file raises the error about it."""
     try:
         return read_json(file)
     except CheckpointError:
@@ -281,10 +281,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _base_of(folder: Path) -> Path | str | None:
-    """Where the base of a checkpoint in a folder is: a folder, a hub id, or None where its weights are whole.
+    """The base of a checkpoint in a folder: a folder, a hub id, or None where the weights are complete.
 
     Raises:
-        CheckpointError: The adapter does not say.
+        CheckpointError: The adapter does not name its base.
     """
     if (folder / "base").is_dir() and any(
         (place / "adapter_config.json").is_file() for place in (folder, folder / "adapter")
@@ -317,7 +317,7 @@ def _revision(parts: _Parts, weights: Weights, resolution: int | str | None) -> 
 
     folders = [parts.base] if parts.adapter is None else [parts.base, parts.adapter]
     files = parts.revision or folder_revision(*folders)
-    # A resolution with a name is not what its numbers of image tokens say by themselves.
+    # A named resolution is not described by its numbers of image tokens alone.
     named: list[str] = [weights] if weights != "full" else []
     named += [resolution] if isinstance(resolution, str) else []
     return "+".join([files, *named])
@@ -330,7 +330,7 @@ def _tensor_names(file: Path) -> list[str]:
             (length,) = struct.unpack("<Q", handle.read(8))
             header = json.loads(handle.read(min(length, 2**25)))
             return list(header) if isinstance(header, dict) else []
-    except (OSError, RecursionError, ValueError, struct.error):  # said when it is loaded
+    except (OSError, RecursionError, ValueError, struct.error):  # loading the file raises the error
         return []
 
 

@@ -1,4 +1,4 @@
-"""Clients of an embedded Chroma and of a Chroma server, and what their errors become."""
+"""Clients of an embedded Chroma and of a Chroma server, and the translation of their errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ C_co = TypeVar("C_co", covariant=True)
 
 
 class Backend(Protocol[C_co]):
-    """Where a client comes from: a directory that processes share, or a server."""
+    """Provides a client of a directory that processes share, or of a server."""
 
     def read(self, use: Callable[[C_co], T]) -> T:
         """Call ``use(client)`` with a client that has seen every finished write."""
@@ -34,7 +34,7 @@ class Backend(Protocol[C_co]):
         """Release the client. Idempotent."""
 
 
-# What Chroma, SQLite and the system say, and what to do about it. The first that fits counts.
+# Messages of Chroma, SQLite and the system, each with its remedy. The first match is used.
 _REMEDIES = (
     ("connect|refused|timed out|timeout|unreachable|disconnected|name or service|nodename",
      "start a Chroma server ('chroma run --path DIRECTORY --port PORT') or correct the url"),
@@ -51,8 +51,8 @@ _REMEDIES = (
 
 
 def close_client(client: Client) -> None:
-    """Close a client, its connections included."""
-    # Chroma stops but never closes its HTTP sessions, which would leave sockets behind.
+    """Close a client and its connections."""
+    # Chroma never closes its HTTP sessions, so their sockets would stay open.
     for owner in (client, client._admin_client):
         session = getattr(getattr(owner, "_server", None), "_session", None)
         if session is not None:
@@ -61,7 +61,7 @@ def close_client(client: Client) -> None:
 
 
 class Server:
-    """A Chroma server: it keeps order among its clients by itself."""
+    """A Chroma server, which coordinates its clients by itself."""
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         try:
@@ -83,7 +83,7 @@ class Server:
     def _client(self) -> Client:
         if self._closed:
             raise StoreError(f"{self._url}: this store has been closed; open a new one")
-        # A forked child must not talk through its parent's connections.
+        # A forked child must not use its parent's connections.
         if self._open is None or self._open[0] != os.getpid():
             import chromadb
             from chromadb.config import Settings
@@ -99,10 +99,10 @@ class Server:
         return self.write(use)
 
     def write(self, use: Callable[[Client], T]) -> T:
-        """Call ``use(client)``, again where the server is not ready for it yet."""
+        """Call ``use(client)``, and repeat the call while the server is not ready for it."""
         from chromadb.errors import InternalError
 
-        # While a server writes a collection's first index files, what reads vectors may find them half there (seen
+        # While a server writes a collection's first index files, a read of vectors may find them incomplete (seen
         # with chromadb 1.5.9 under sixteen threads); a moment later they are whole. An upsert may be repeated.
         for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6):
             try:
@@ -122,13 +122,13 @@ class Server:
 
 @contextlib.contextmanager
 def translated(place: str, where: object = None) -> Iterator[None]:
-    """The one way out for errors of Chroma, its transport and the file system."""
+    """Raise errors of Chroma, its transport and the file system as errors of abc-rag."""
     try:
         yield
     except ABCRagError:
         raise
     except BaseException as error:
-        # A panic in Chroma's native code is no Exception.
+        # A panic in Chroma's native code is not an Exception.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise _translate(error, place, where) from error
         raise

@@ -1,21 +1,21 @@
-"""One directory on disk, many objects and processes: who may write, and when an index may be loaded.
+"""Locks on a store's directory: which process may write, and when an index may be loaded.
 
-An embedded Chroma keeps its index in memory and on disk, and neither notices another process:
+An embedded Chroma keeps its index in memory and on disk, and does not notice changes by another process:
 
-- two processes that write lose vectors for good, even one after the other when the second had opened
-  the store before the first wrote;
-- a process that only *reads* rewrites index files while it loads them, so loading while another
-  process saves leaves a store that crashes whoever opens it next.
+- two processes that write lose vectors permanently, even one after the other, if the second opened the store before
+  the first wrote;
+- a process that only *reads* rewrites index files while it loads them. If another process saves at that time, the
+  store crashes every process that opens it afterwards.
 
-Hence two locks and a mark in the directory:
+Therefore the directory has two locks and a mark:
 
-- ``abc-writer.lock`` is held while a process writes and a short while after, so that writes that follow each other
-  need not load what another process has written in between;
-- ``abc-index.lock`` is held for the length of one write, and while an index is being loaded;
-- ``abc-writer.json`` names the writer, and carries a mark that changes with every write. Whoever sees
-  a new mark reopens the store before using it, so readers follow a writer of another process.
+- ``abc-writer.lock`` is held while a process writes and for a short time after, so that successive writes need not
+  reload the index;
+- ``abc-index.lock`` is held during one write, and while an index is loaded;
+- ``abc-writer.json`` names the writer, and has a mark that changes with every write. A process that sees a new mark
+  reopens the store before it uses it, so readers follow a writer of another process.
 
-The locks are the operating system's: they vanish with the process that held them.
+These are locks of the operating system, which releases them when a process ends.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ T = TypeVar("T")
 _WRITER_LOCK = "abc-writer.lock"
 _WRITER_FILE = "abc-writer.json"
 _INDEX_LOCK = "abc-index.lock"
-# Longer than the slowest single request (30 MB of vectors) takes to be indexed on a slow disk.
+# Longer than indexing the largest request (30 MB of vectors) takes on a slow disk.
 _INDEX_TIMEOUT_S = 300.0
 _POLL_S = 0.01
-# A note is a few hundred bytes. What is longer is not ours, and is not read.
+# A note has a few hundred bytes. A longer file is not ours, and is not read.
 _NOTE_BYTES = 4096
-# The beginning of a note, which holds its mark.
+# Bytes at the beginning of a note, which contain its mark.
 _MARK_BYTES = 64
 
 _registry: dict[str, _Directory] = {}
@@ -68,8 +68,8 @@ _forked = False
 
 
 def _after_fork_in_child() -> None:
-    # The parent's clients have lost their threads here, and its locks are not ours. Both must outlive even
-    # this process's exit: Chroma's finaliser would wait for those threads, a lock's would unlock the parent.
+    # The parent's clients have no threads in this process, and its locks are not ours. Both are kept until after
+    # the exit: Chroma's finaliser would wait for those threads, and a lock's would release the parent's lock.
     global _registry, _registry_lock, _forked
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_registry))
     _registry = {}
@@ -82,7 +82,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _refuse_fork(path: str) -> None:
-    # Chroma's native thread pool is one per process and does not survive a fork: every call would hang.
+    # Chroma has one native thread pool per process, which does not survive a fork: every call would hang.
     if _forked:
         raise StoreError(
             f"{path}: an embedded store cannot be used in a process forked from one that had used an embedded store; "
@@ -96,7 +96,7 @@ def _note_use() -> None:
 
 
 class _Gate:
-    """Many users at once, or one alone. Not re-entrant."""
+    """A lock for many shared holders or one exclusive holder. Not re-entrant."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -130,7 +130,7 @@ class _Gate:
 
 
 class _Directory:
-    """What all objects of this process share about one directory: the client, the journal and the locks."""
+    """The client, the journal and the locks that all objects of this process share for one directory."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -149,7 +149,7 @@ class _Directory:
         self._writer_lock = FileLock(self._file(_WRITER_LOCK), thread_local=False)
         self._writer_inode = 0
         self._since = ""
-        # A FileLock counts the threads of one process as one holder, hence the mutex beside it.
+        # A FileLock treats the threads of a process as one holder, so a mutex is needed as well.
         self._index_mutex = threading.Lock()
         self._index_lock = FileLock(self._file(_INDEX_LOCK), thread_local=False)
 
@@ -159,7 +159,7 @@ class _Directory:
     # -- the mark in the directory ---------------------------------------------------------------
 
     def _note_bytes(self, most: int) -> bytes:
-        """The beginning of the note; nothing where it is no regular file, as a pipe would never end."""
+        """The beginning of the note; empty if it is not a regular file, because reading a pipe would never end."""
         try:
             handle = os.open(self._file(_WRITER_FILE), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except OSError:
@@ -185,7 +185,7 @@ class _Directory:
             note |= {
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
-                # The name alone: arguments may carry secrets.
+                # Only the name, because arguments may contain secrets.
                 "command": os.path.basename(sys.argv[0] if sys.argv else "") or "python",
                 "since": self._since,
             }
@@ -195,12 +195,12 @@ class _Directory:
         write(path, json.dumps(note), durable=False)
 
     def _state(self) -> tuple[int, bytes]:
-        """Changes when anybody writes, and when the directory is deleted and made anew."""
+        """A value that changes with every write, and when the directory is deleted and created again."""
         try:
             inode = os.stat(self._file(CHROMA_FILE)).st_ino
         except OSError:
             inode = 0
-        # Who holds the lock is behind the mark, and is nobody else's concern.
+        # The holder of the lock is written after the mark, and is not part of the state.
         return inode, self._note_bytes(_MARK_BYTES).partition(b",")[0].rstrip(b"}")
 
     # -- the client ------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class _Directory:
         return self._client if self._client is not None and self._seen == self._state() else None
 
     def _reopen(self) -> None:
-        # Two processes that open a new directory at once both try to create its tables: hence the lock here.
+        # Without the lock, two processes that open a new directory at once would both create its tables.
         with self._gate.alone():
             if self._current() is not None:
                 return
@@ -250,7 +250,7 @@ class _Directory:
             close_client(client)
 
     def reopen_later(self) -> None:
-        """Open the client anew before the next use."""
+        """Reopen the client before the next use."""
         self._seen = None
 
     def read(self, lease: Lease, use: Callable[[Client], T]) -> T:
@@ -262,12 +262,12 @@ class _Directory:
                     try:
                         return use(client)
                     except Exception:
-                        # Another process may have written meanwhile, so that the files are ahead of the memory.
+                        # Another process may have written in the meantime, so the files may be newer than the memory.
                         if self._current() is client:
                             raise
                 elif client is not None:
                     with self._index():
-                        # A writer of another process may have finished while this one waited.
+                        # Another process may have finished writing while this one waited.
                         if self._current() is client:
                             lease.load(client)
                             self._loaded.add(lease)
@@ -290,20 +290,20 @@ class _Directory:
             self._rest(lease)
 
     def _write(self, client: Client, use: Callable[[Client], T]) -> T:
-        # The mark goes first: if this process dies half-way, others still reopen.
+        # The mark is written first: if this process dies during the write, others still reopen.
         self._write_note(uuid.uuid4().hex, holding=True)
         self._seen = self._state()
         try:
             return use(client)
         except BaseException as error:
-            if not isinstance(error, ABCRagError):  # what Chroma has in memory is unknown now
+            if not isinstance(error, ABCRagError):  # the state of Chroma's memory is unknown now
                 self.reopen_later()
             raise
 
     def _refuse_gone(self, lease: Lease) -> None:
         if lease not in self.leases:
             raise StoreError(f"{self.path}: this store has been closed; open a new one")
-        if not os.path.isdir(self.path):  # the locks and Chroma would make it anew, and empty
+        if not os.path.isdir(self.path):  # the locks and Chroma would create it again, empty
             raise StoreError(
                 f"{self.path}: the directory of this store has been deleted; open a new store at that path"
             )
@@ -314,7 +314,7 @@ class _Directory:
         with self._writer_mutex:
             self._refuse_gone(lease)
             if self._writer_lock.is_locked and self._writer_inode != _inode(self._file(_WRITER_LOCK)):
-                # The directory was deleted and made anew: what is held guards a file that is gone.
+                # The directory was deleted and created again: the held lock is on a file that is gone.
                 self._writer_lock.release(force=True)
             if not self._writer_lock.is_locked:
                 try:
@@ -328,7 +328,7 @@ class _Directory:
             self._writing += 1
 
     def _rest(self, lease: Lease) -> None:
-        """After a write: give the lock back soon, unless another write follows."""
+        """Release the lock some time after a write, unless another write follows."""
         with self._writer_mutex:
             self._writing -= 1
             self._idle_since = time.monotonic()
@@ -354,12 +354,12 @@ class _Directory:
                 self._unlock()
 
     def _unlock(self) -> None:
-        """The caller holds the writers' mutex."""
+        """Release the lock; the caller holds the writers' mutex."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._writer_lock.is_locked:
-            with contextlib.suppress(OSError, StoreError):  # a deleted directory or a full disk: the lock still goes
+            with contextlib.suppress(OSError, StoreError):  # a deleted directory or a full disk
                 self._write_note(str(self._read_note().get("mark", "")), holding=False)
             self._writer_lock.release(force=True)
 
@@ -396,11 +396,11 @@ def _inode(path: str) -> int:
 
 
 class Lease:
-    """One object's share of a directory. Safe to use from many threads.
+    """One object's lease on a directory. Safe to use from many threads.
 
     Args:
-        path: The directory; it must exist. Every spelling of it is the same directory.
-        load: Brings this object's indexes into memory; called without any writer of another process at work.
+        path: The directory; it must exist. Different spellings of its path share one client.
+        load: Loads this object's indexes into memory; called while no other process writes.
         timeout_s: How long a write waits for another process to stop writing, in seconds.
         hold_s: How long the right to write is kept after a write, in seconds.
     """
@@ -430,7 +430,7 @@ class Lease:
 
     @property
     def journal(self) -> Journal:
-        """The directory's journal; to be used within `read` and `write` only."""
+        """The directory's journal; use it only within `read` and `write`."""
         journal = self._shared().journal
         if journal is None:
             raise StoreError(f"{self.path}: this store has been closed; open a new one")
@@ -452,13 +452,13 @@ class Lease:
         return self._shared().write(self, use)
 
     def reopen(self) -> None:
-        """Let the next call open the client anew, with the collections' present settings."""
+        """Make the next call reopen the client, with the collections' current settings."""
         self._shared().reopen_later()
 
     def close(self) -> None:
-        """Give the share back; the last one closes the client, the last writer unlocks. Idempotent."""
+        """End the lease. The last one closes the client; the last writer releases the lock. Idempotent."""
         directory, self._directory = self._directory, None
-        if directory is None or directory.pid != os.getpid():  # a forked child leaves its parent's things alone
+        if directory is None or directory.pid != os.getpid():  # after a fork, these are the parent's
             return
         with _registry_lock:
             directory.release(self)
