@@ -61,16 +61,8 @@ class InstructionRetriever(BaseRetriever):
     ``image_path``, and its ``TransformRetriever`` blocks the event loop.
 
     In a chat engine, give the engine and the retriever the same ``memory``, and put the picture that the chat is about
-    into it. A follow-up without a picture ("and on the right?") is then about the last picture that the user sent:
-
-    ```python
-    memory = Memory.from_defaults()
-    retriever = InstructionRetriever(embed_model, store, memory=memory)
-    engine = MultiModalContextChatEngine.from_defaults(retriever=retriever, memory=memory, multi_modal_llm=llm)
-    memory.put(ChatMessage(role="user", blocks=[ImageBlock(path="photo.jpg")]))
-    engine.chat("what is on the left?")
-    engine.chat("and on the right?")
-    ```
+    into it: ``memory.put(ChatMessage(role="user", blocks=[ImageBlock(path="photo.jpg")]))``. A follow-up without a
+    picture ("and on the right?") is then about the last picture that the user sent. ``docs/llama-index.md`` has a chat.
 
     Args:
         embed_model: Embeds questions; must be the one that filled the store.
