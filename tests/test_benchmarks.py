@@ -16,6 +16,7 @@ from abc_rag import Text
 from abc_rag.embedding.fake import FakeEmbedder
 from benchmarks._harness import alternate, ratio, spread, timed
 from benchmarks._timeline import length, merged, shares
+from benchmarks.imports import Cost, costs
 from benchmarks.route import Route, Tracer
 from benchmarks.tables import render
 
@@ -65,6 +66,19 @@ def test_medians_and_ratios() -> None:
     assert spread([4.0, 1.0, 2.0, 3.0, 10.0]) == {"median": 3, "q1": 2, "q3": 4, "min": 1, "max": 10}
     found = ratio([2.0, 6.0, 4.0], [1.0, 2.0, 4.0])
     assert found == {"median": 2, "q1": 1.5, "q3": 2.5, "min": 1, "max": 3}
+
+
+def test_costs_of_imports_by_package() -> None:
+    lines = [
+        "import time: self [us] | cumulative | imported package",
+        "import time:      1000 |       1000 |     numpy.core",
+        "import time:      2000 |       3000 |   numpy",
+        "import time:      4000 |       4000 |   torch.nn",
+        "import time:       500 |       7500 | torch",
+        "import time:       250 |        250 | numpy.fft",
+        "a warning in between",
+    ]
+    assert costs(lines) == [Cost("torch", 2, 4.5, 7.5), Cost("numpy", 3, 3.25, 3.25)]
 
 
 def test_what_a_device_waits_for() -> None:
