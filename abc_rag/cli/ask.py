@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,18 +13,27 @@ from rich.table import Table
 
 from abc_rag.cli.options import (
     DEFAULT_STORE,
+    AsAskedOption,
     BackgroundOption,
     CollectionOption,
     DepthOption,
     DeviceOption,
     ImageLimitOption,
+    ItselfOption,
     JsonOption,
+    KOption,
     MaxTokensOption,
+    MinScoreOption,
     MinTokensOption,
+    MmrOption,
     ModelOption,
     OnlyOption,
+    QueryInstructionOption,
+    RerankOption,
     ResolutionOption,
+    RootOption,
     StoreOption,
+    TraceOption,
     UrlOption,
     WeightsOption,
     WhereOption,
@@ -37,48 +48,103 @@ from abc_rag.cli.output import cell, console, heading, labelled, place_of, print
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
+    from abc_rag.embedding.embedder import Embedder
     from abc_rag.images.limits import ImageLimits
     from abc_rag.search.answer import Answer
-    from abc_rag.types import Trace
+    from abc_rag.search.retriever import Retriever
+    from abc_rag.store.chroma.store import ChromaStore
+    from abc_rag.types import Modality, Trace
 
-__all__ = ["ask", "show_answer"]
+__all__ = ["Asking", "ask", "picture_of", "show_answer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How questions are answered: the options that ``ask`` and ``shell`` share.
+
+    Raises:
+        InputError: An option is out of its range.
+    """
+
+    k: int
+    only: Modality | None
+    itself: bool
+    rerank: bool | None
+    mmr: float | None
+    min_score: float | None
+    query_instruction: str | None
+    as_asked: bool
+    trace: bool
+    roots: Sequence[Path]
+    limits: ImageLimits
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without a model."""
+        for name, value in (("--mmr", self.mmr), ("--min-score", self.min_score)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise InputError(f"{name} takes a number between 0 and 1, not {value}")
+
+    def retriever(self, embedder: Embedder, store: ChromaStore) -> Retriever:
+        """What answers."""
+        from abc_rag.search.retriever import Retriever
+        from abc_rag.search.rewriting.rewriter import AsAsked
+
+        return Retriever(
+            embedder,
+            store,
+            rewriter=AsAsked() if self.as_asked else None,
+            image_limits=self.limits,
+            roots=self.roots,
+            query_instruction=self.query_instruction,
+        )
+
+    def filter(self, image: Path | None, condition: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The filter of a question, which by itself leaves out the very picture that is asked about."""
+        return condition if image is None or self.itself else _without(image, condition, self.limits)
+
+    def answer(
+        self, retriever: Retriever, question: str | None, image: Path | None, condition: dict[str, Any] | None
+    ) -> Answer:
+        """Ask one question; ``condition`` is from `filter`."""
+        return retriever.search(
+            question,
+            image=None if image is None else str(image),
+            k=self.k,
+            where=condition,
+            modality=self.only,
+            rerank="auto" if self.rerank is None else self.rerank,
+            mmr=self.mmr,
+            min_score=self.min_score,
+            trace=self.trace,
+        )
+
+
+def picture_of(image: Path) -> Path:
+    """The picture of a question.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not os.path.exists(expanded(image)):
+        raise InputError(f"{image}: no such picture")
+    return expanded(image)
 
 
 def ask(
     question: Annotated[str | None, typer.Argument(help="A question or a description; or only --image.")] = None,
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the question is about.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Maximum number of hits.")] = 4,
+    k: KOption = 4,
     where: WhereOption = None,
     only: OnlyOption = None,
-    itself: Annotated[bool, typer.Option("--itself", help="Let the picture of --image be found as well.")] = False,
-    rerank: Annotated[
-        bool | None,
-        typer.Option(
-            "--rerank/--no-rerank",
-            help="Rerank pictures under the instruction. Default: if the question names an aspect.",
-        ),
-    ] = None,
-    mmr: Annotated[
-        float | None,
-        typer.Option("--mmr", help="Diversify the hits: 1 ranks by score alone, 0 by difference."),
-    ] = None,
-    min_score: Annotated[
-        float | None, typer.Option("--min-score", help="Leave out hits below this, in [0, 1].")
-    ] = None,
-    query_instruction: Annotated[
-        str | None,
-        typer.Option("--query-instruction", help="Task instruction of a text, for models trained with one (VLM2Vec)."),
-    ] = None,
-    as_asked: Annotated[bool, typer.Option("--as-asked", help="Do not rewrite the question.")] = False,
-    trace: Annotated[bool, typer.Option("--trace", help="Show how each score came about.")] = False,
+    itself: ItselfOption = False,
+    rerank: RerankOption = None,
+    mmr: MmrOption = None,
+    min_score: MinScoreOption = None,
+    query_instruction: QueryInstructionOption = None,
+    as_asked: AsAskedOption = False,
+    trace: TraceOption = False,
     html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page with the pictures.")] = None,
-    root: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--root",
-            help="Folder whose pictures may be opened although they were not indexed on this machine; repeat for more.",
-        ),
-    ] = None,
+    root: RootOption = None,
     model: ModelOption = None,
     store: StoreOption = DEFAULT_STORE,
     url: UrlOption = None,
@@ -94,23 +160,26 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question of what was indexed, alone or about a picture."""
-    from abc_rag.search.retriever import Retriever
-    from abc_rag.search.rewriting.rewriter import AsAsked
-
     # Everything that can be checked without the model is checked before it is loaded, or even fetched.
     if question is None and image is None:
         raise InputError("nothing to search for: give a question, --image FILE, or both")
     if question is not None and not question.strip():
         raise InputError("the question is empty; ask something")
-    for name, value in (("--mmr", mmr), ("--min-score", min_score)):
-        if value is not None and not 0.0 <= value <= 1.0:
-            raise InputError(f"{name} takes a number between 0 and 1, not {value}")
-    if image is not None and not os.path.exists(expanded(image)):
-        raise InputError(f"{image}: no such picture")
-    condition = filter_of(where)
-    limits = image_limits(image_limit)
-    if image is not None and not itself:
-        condition = _without(expanded(image), condition, limits)
+    asking = Asking(
+        k=k,
+        only=only,
+        itself=itself,
+        rerank=rerank,
+        mmr=mmr,
+        min_score=min_score,
+        query_instruction=query_instruction,
+        as_asked=as_asked,
+        trace=trace,
+        roots=root or (),
+        limits=image_limits(image_limit),
+    )
+    picture = None if image is None else picture_of(image)
+    condition = asking.filter(picture, filter_of(where))
     require_filled(store, url, collection)
     embedder = open_embedder(
         model,
@@ -119,32 +188,13 @@ def ask(
         max_tokens=max_tokens,
         resolution=resolution,
         weights=weights,
-        limits=limits,
+        limits=asking.limits,
         background=background,
         depth=depth,
     )
     with open_store(store, url, collection, embedder.fingerprint) as opened:
-        source = str(expanded(image)) if image is not None else None
-        rewriter = AsAsked() if as_asked else None
-        retriever = Retriever(
-            embedder,
-            opened,
-            rewriter=rewriter,
-            image_limits=limits,
-            roots=root or (),
-            query_instruction=query_instruction,
-        )
-        answer = retriever.search(
-            question,
-            image=source,
-            k=k,
-            where=condition,
-            modality=only,
-            rerank="auto" if rerank is None else rerank,
-            mmr=mmr,
-            min_score=min_score,
-            trace=trace,
-        )
+        retriever = asking.retriever(embedder, opened)
+        answer = asking.answer(retriever, question, picture, condition)
     page = None
     if html is not None:
         from abc_rag.search.page import Shown, render_html, write_html
@@ -152,7 +202,7 @@ def ask(
         page = write_html(
             html,
             render_html(
-                [Shown(answer, source)],
+                [Shown(answer, None if picture is None else str(picture))],
                 title=question or f"pictures and passages like {image}",
                 subtitle=str(embedder.fingerprint),
                 pictures=retriever.pictures,

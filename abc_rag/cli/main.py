@@ -26,6 +26,7 @@ from abc_rag.cli.index import index
 from abc_rag.cli.info import info
 from abc_rag.cli.output import plain_logs, say, tell, visible
 from abc_rag.cli.records import list_records, remove, show, stats
+from abc_rag.cli.shell import shell
 from abc_rag.cli.store import store
 from abc_rag.cli.train import train
 from abc_rag.errors import ABCRagError, InputError
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 app.command()(index)
 app.command()(ask)
+app.command()(shell)
 app.command("list")(list_records)
 for _command in (show, remove, stats, embed, info, demo, bench):
     app.command()(_command)

@@ -20,18 +20,27 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_STORE",
     "PARTIAL",
+    "AsAskedOption",
     "BackgroundOption",
     "CollectionOption",
     "DepthOption",
     "DeviceOption",
     "ImageLimitOption",
+    "ItselfOption",
     "JsonOption",
+    "KOption",
     "MaxTokensOption",
+    "MinScoreOption",
     "MinTokensOption",
+    "MmrOption",
     "ModelOption",
     "OnlyOption",
+    "QueryInstructionOption",
+    "RerankOption",
     "ResolutionOption",
+    "RootOption",
     "StoreOption",
+    "TraceOption",
     "UrlOption",
     "WeightsOption",
     "WhereOption",
@@ -82,6 +91,31 @@ WhereOption = Annotated[
     typer.Option("--where", metavar="JSON", help='Filter by metadata: \'{"page": {"$gte": 3}}\'.'),
 ]
 OnlyOption = Annotated[Literal["image", "text"] | None, typer.Option("--only", help="Only pictures, or only passages.")]
+KOption = Annotated[int, typer.Option("-k", min=1, help="Maximum number of hits.")]
+ItselfOption = Annotated[bool, typer.Option("--itself", help="Let the picture of the question be found as well.")]
+RerankOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--rerank/--no-rerank", help="Rerank pictures under the instruction. Default: if the question names an aspect."
+    ),
+]
+MmrOption = Annotated[
+    float | None, typer.Option("--mmr", help="Diversify the hits: 1 ranks by score alone, 0 by difference.")
+]
+MinScoreOption = Annotated[float | None, typer.Option("--min-score", help="Leave out hits below this, in [0, 1].")]
+QueryInstructionOption = Annotated[
+    str | None,
+    typer.Option("--query-instruction", help="Task instruction of a text, for models trained with one (VLM2Vec)."),
+]
+AsAskedOption = Annotated[bool, typer.Option("--as-asked", help="Do not rewrite the question.")]
+TraceOption = Annotated[bool, typer.Option("--trace", help="Show how each score came about.")]
+RootOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--root",
+        help="Folder whose pictures may be opened although they were not indexed on this machine; repeat for more.",
+    ),
+]
 BackgroundOption = Annotated[
     str | None,
     typer.Option("--background", help="Colour behind transparent pixels, such as white. Default: as published, none."),

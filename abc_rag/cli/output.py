@@ -35,6 +35,7 @@ __all__ = [
     "place_of",
     "plain_logs",
     "print_json",
+    "read_line",
     "say",
     "tell",
     "visible",
@@ -133,6 +134,24 @@ def say(message: str = "") -> None:
 def tell(message: str = "") -> None:
     """A line on standard error: progress, warnings and errors."""
     typer.echo(visible(in_options(message)), err=True)
+
+
+def read_line(prompt: str) -> str | None:
+    """A line from standard input; None at its end.
+
+    At a terminal it is asked for, and can be edited, with a history where Python has readline.
+    """
+    if not sys.stdin.isatty():
+        return sys.stdin.readline() or None
+    try:
+        import readline  # noqa: F401  (changes what input does)
+    except ImportError:
+        pass
+    try:
+        return input(visible(prompt))
+    except EOFError:
+        typer.echo(err=True)
+        return None
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:

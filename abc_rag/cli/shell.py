@@ -1,0 +1,174 @@
+"""The command ``abc-rag shell``: many questions, with the model and the store loaded once."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from abc_rag.cli.ask import Asking, picture_of, show_answer
+from abc_rag.cli.options import (
+    DEFAULT_STORE,
+    PARTIAL,
+    AsAskedOption,
+    BackgroundOption,
+    CollectionOption,
+    DepthOption,
+    DeviceOption,
+    ImageLimitOption,
+    ItselfOption,
+    JsonOption,
+    KOption,
+    MaxTokensOption,
+    MinScoreOption,
+    MinTokensOption,
+    MmrOption,
+    ModelOption,
+    OnlyOption,
+    QueryInstructionOption,
+    RerankOption,
+    ResolutionOption,
+    RootOption,
+    StoreOption,
+    TraceOption,
+    UrlOption,
+    WeightsOption,
+    WhereOption,
+    filter_of,
+    image_limits,
+    open_embedder,
+    open_store,
+    require_filled,
+)
+from abc_rag.cli.output import print_json, read_line, tell
+from abc_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from abc_rag.search.retriever import Retriever
+
+__all__ = ["shell"]
+
+_COMMANDS = """\
+:image FILE    ask about this picture from now on; :image alone asks about none
+:where JSON    search only where this holds, such as {"page": 3}; :where alone searches everywhere
+:help          show this
+:quit          leave, as does Ctrl-D; Ctrl-C drops a question"""
+
+
+def shell(
+    k: KOption = 4,
+    where: WhereOption = None,
+    only: OnlyOption = None,
+    itself: ItselfOption = False,
+    rerank: RerankOption = None,
+    mmr: MmrOption = None,
+    min_score: MinScoreOption = None,
+    query_instruction: QueryInstructionOption = None,
+    as_asked: AsAskedOption = False,
+    trace: TraceOption = False,
+    root: RootOption = None,
+    model: ModelOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    url: UrlOption = None,
+    collection: CollectionOption = "abc",
+    device: DeviceOption = "auto",
+    min_tokens: MinTokensOption = None,
+    max_tokens: MaxTokensOption = None,
+    resolution: ResolutionOption = None,
+    weights: WeightsOption = "full",
+    background: BackgroundOption = None,
+    depth: DepthOption = "published",
+    image_limit: ImageLimitOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask many questions, one a line, with the model loaded once; :help lists what else can be typed.
+
+    Lines are read from a terminal or from anything else. With --json each answer is one line of JSON. Where standard
+    input is no terminal, the exit status is 3 if a question failed.
+    """
+    asking = Asking(
+        k=k,
+        only=only,
+        itself=itself,
+        rerank=rerank,
+        mmr=mmr,
+        min_score=min_score,
+        query_instruction=query_instruction,
+        as_asked=as_asked,
+        trace=trace,
+        roots=root or (),
+        limits=image_limits(image_limit),
+    )
+    condition = filter_of(where)
+    require_filled(store, url, collection)
+    embedder = open_embedder(
+        model,
+        device,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        resolution=resolution,
+        weights=weights,
+        limits=asking.limits,
+        background=background,
+        depth=depth,
+    )
+    with open_store(store, url, collection, embedder.fingerprint) as opened:
+        failed = _Shell(asking, asking.retriever(embedder, opened), condition, as_json=as_json).run()
+    if failed and not sys.stdin.isatty():
+        raise typer.Exit(PARTIAL)
+
+
+class _Shell:
+    def __init__(
+        self, asking: Asking, retriever: Retriever, condition: dict[str, Any] | None, *, as_json: bool
+    ) -> None:
+        self._asking, self._retriever, self._json = asking, retriever, as_json
+        self._condition = condition
+        self._image: Path | None = None
+
+    def run(self) -> int:
+        """Read lines until they end; the number of those that failed."""
+        failed = 0
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no text fails by itself
+        if sys.stdin.isatty():
+            tell("a question a line; :help lists what else can be typed")
+        while True:
+            try:
+                line = read_line(f"{self._image.name if self._image else 'abc-rag'}> ")
+                if line is None or line.strip() in (":quit", ":q"):
+                    return failed
+                self._take(line.strip())
+                sys.stdout.flush()
+            except KeyboardInterrupt:
+                tell("interrupted; :quit or Ctrl-D leaves")
+            except BrokenPipeError:
+                raise
+            except Exception as error:  # one bad question must not cost the session
+                failed += 1
+                tell(f"error: {error}")
+
+    def _take(self, line: str) -> None:
+        command, _, argument = line.partition(" ")
+        argument = argument.strip()
+        if command == ":image":
+            self._image = picture_of(Path(argument)) if argument else None
+        elif command == ":where":
+            self._condition = filter_of(argument) if argument else None
+        elif command == ":help":
+            tell(_COMMANDS)
+        elif line.startswith(":"):
+            raise InputError(f"there is no {command}; :help lists what there is")
+        elif line:
+            self._ask(line)
+
+    def _ask(self, question: str) -> None:
+        condition = self._asking.filter(self._image, self._condition)
+        answer = self._asking.answer(self._retriever, question, self._image, condition)
+        if self._json:
+            print_json(answer.as_dict(), indent=None)
+        else:
+            show_answer(answer, self._image.name if self._image else None)
