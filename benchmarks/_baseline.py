@@ -1,7 +1,7 @@
 """ABC as a competent user of transformers and peft would write it, as the baseline.
 
-Everything that decides a vector is right (bidirectional attention, plain positions, both resizes, padding out of the
-mean), as otherwise two different things would be compared. Nothing is done for speed but batching.
+Everything that affects a vector is correct (bidirectional attention, plain positions, both resizes, no padding in the
+mean), so that both sides compute the same vectors. Batching is the only optimisation.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from abc_rag import Image, Input, InstructedImage, Text
 
 _FACTOR = 28
-# Older adapters use these names. Without the mapping `PeftModel` loads none of them and only warns.
+# Older adapters use these names. Without the mapping, `PeftModel` loads none of them and only warns.
 _ADAPTER_KEYS = {r"^model\.layers": "language_model.layers"}
 
 
 class StockPictures:
     """Preprocessing as in the published code, with the processor of transformers.
 
-    The published code resizes twice, and its weights saw Pillow's passes in the order width, height; Pillow 13 may
-    take the other one. So both resizes happen here, an axis at a time; the processor finds nothing left to resize.
+    The published code resizes twice, and its weights were trained with Pillow's passes in the order width, height;
+    Pillow 13 may use the other order. So both resizes are done here, one axis at a time, and not by the processor.
     """
 
     def __init__(self, *, min_tokens: int, max_tokens: int) -> None:
         self._limits = ((4 * _FACTOR**2, 16384 * _FACTOR**2), (min_tokens * _FACTOR**2, max_tokens * _FACTOR**2))
-        # Limits that no picture exceeds afterwards.
+        # Limits that no resized picture exceeds.
         size = {"shortest_edge": _FACTOR**2, "longest_edge": 16384 * _FACTOR**2}
         self._processor = Qwen2VLImageProcessorPil(size=size)
 
@@ -59,14 +59,14 @@ class StockPictures:
 
 
 class Port:
-    """The straightforward port: one network, the adapter switched for each call.
+    """The straightforward port: one network, whose adapter is switched for each call.
 
     Args:
         folder: A checkpoint with ``base/``, ``pretrain/`` and ``instruct/``.
         device: Any torch device.
-        dtype: Of the network.
-        min_tokens: Fewest image tokens of a picture.
-        max_tokens: Most image tokens of a picture.
+        dtype: The dtype of the network.
+        min_tokens: Minimum image tokens of a picture.
+        max_tokens: Maximum image tokens of a picture.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Port:
         model.config.text_config.is_causal = False
         self._image_id = model.config.image_token_id
         model = _with_adapter(model, folder / "pretrain").merge_and_unload()
-        # The instruct adapter is the only one left, so that it can be switched on and off.
+        # Only the instruct adapter remains, so that it can be switched on and off.
         self._model = _with_adapter(model, folder / "instruct").to(device).eval()
         self._head = _Head(load_file(folder / "pretrain" / "adapter_model.safetensors")).to(device).eval()
 
@@ -98,7 +98,7 @@ class Port:
     def padded(self, items: Sequence[Input], batch_size: int = 16) -> np.ndarray:
         """Vectors ``(n, dim)``, in padded batches in the order of arrival.
 
-        A batch is split only where it has to be: the adapter is on for all of a call, or off.
+        A batch is split only by whether its inputs need the adapter, which is on or off for a whole call.
         """
         vectors: list[Any] = [None] * len(items)
         for start in range(0, len(items), batch_size):
@@ -128,7 +128,7 @@ class Port:
             else:
                 with self._model.disable_adapter():
                     states = self._states(ids, mask, pictures)
-            # Token 0 is counted in the published mean, but not summed.
+            # The published mean counts token 0, but does not sum it.
             summed = (states.float() * (mask.bool() & (ids != 0)).unsqueeze(-1)).sum(dim=1)
             return self._head(summed / mask.sum(dim=1, keepdim=True)).cpu().numpy()
 
@@ -173,7 +173,7 @@ def _with_adapter(model: nn.Module, folder: Path) -> Any:  # noqa: ANN401
     config = LoraConfig.from_pretrained(str(folder))
     config.modules_to_save, config.inference_mode = None, True
     with warnings.catch_warnings():
-        # peft warns about head and temperature, which are read by name.
+        # peft warns about the head and the temperature, which are loaded by name.
         warnings.simplefilter("ignore")
         loaded: Any = PeftModel.from_pretrained(model, str(folder), config=config, key_mapping=_ADAPTER_KEYS)
     return loaded

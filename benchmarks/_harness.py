@@ -60,11 +60,11 @@ def prepare(arguments: argparse.Namespace) -> None:
 def alternate(sides: Mapping[str, Callable[[int], float]], *, rounds: int) -> dict[str, list[float]]:
     """Seconds of each side in each round.
 
-    Each round has its own inputs, the same for all sides, and begins with another side, so that neither caches nor
-    other programs favour one of them. The first round is a warm-up and does not count.
+    Each round has new inputs, the same for all sides, and starts with another side, so that neither caches nor other
+    programs favour one of them. The first round is a warm-up and does not count.
 
     Args:
-        sides: Name -> function that runs the round of that number and returns its seconds.
+        sides: Name -> function of a round's number that runs the round and returns its seconds.
         rounds: Number of rounds.
     """
     names = list(sides)
@@ -104,11 +104,11 @@ class Child:
         # All sides load at the same time; measuring starts when each has answered.
 
     def __enter__(self) -> Child:
-        """Itself."""
+        """Return this side, when its process is started."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it."""
+        """End the process."""
         self._process.kill()
         self._process.communicate()
 
@@ -181,7 +181,7 @@ def machine() -> dict[str, Any]:
 
 
 def finish(benchmark: str, arguments: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    """Write the results, with everything that is needed to repeat the run."""
+    """Write the results, and everything that is needed to repeat the run."""
     options = {name: str(v) if isinstance(v, Path) else v for name, v in vars(arguments).items()}
     document = {
         "benchmark": benchmark,

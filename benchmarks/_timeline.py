@@ -1,4 +1,4 @@
-"""A timeline of the device and of preparation, and what the device waited for."""
+"""A timeline of computation and preparation, and the reasons why the device waits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Interval = tuple[float, float]
 class Recorder:
     """Records when a family computes and prepares, in seconds since the recorder was made.
 
-    Opening a picture and `prepare` are preparation, `see` and `forward` are computation.
+    Opening a picture and `prepare` are preparation; `see` and `forward` are computation.
 
-    On CUDA a forward counts from when the device begins it to when it ends it, as events on its stream say; the host
-    is far ahead by then. What other processes prepare is not seen.
+    On CUDA, a forward is timed on the device, by events on its stream, because the host runs far ahead. Preparation in
+    other processes is not recorded.
     """
 
     def __init__(self, family: ABCFamily) -> None:
@@ -38,10 +38,12 @@ class Recorder:
         self._start = time.perf_counter()
 
     def __enter__(self) -> Recorder:
-        # On the instance only; the class stays as it is.
+        # On the instance only, not on the class.
         family: Any = self._family
         recipe = family.facts.recipe
-        object.__setattr__(recipe, "open", self._watch(recipe.open, self._host, self._prepared))  # it is frozen
+        object.__setattr__(
+            recipe, "open", self._watch(recipe.open, self._host, self._prepared)
+        )  # the dataclass is frozen
         family.prepare = self._watch(family.prepare, self._host, self._prepared)
         on_device = self._device if self._cuda else self._host
         family.see = self._watch(family.see, on_device, self._computed)
@@ -100,7 +102,7 @@ def merged(intervals: Sequence[Interval]) -> list[Interval]:
 
 
 def length(intervals: Sequence[Interval]) -> float:
-    """Total seconds of the union."""
+    """Seconds in the union of intervals."""
     return sum(end - start for start, end in merged(intervals))
 
 
@@ -108,13 +110,13 @@ def shares(computed: Sequence[Interval], prepared: Sequence[Interval], seconds: 
     """How the device spent the time.
 
     Args:
-        computed: When it computed.
-        prepared: When something was being prepared.
-        seconds: How long all of it took.
+        computed: Intervals in which the device computed.
+        prepared: Intervals in which inputs were prepared.
+        seconds: Duration of the run.
 
     Returns:
-        Shares that add up to 1: ``busy``; ``waiting_for_preparation``: not computing while something was being
-        prepared; ``waiting_otherwise``: not computing, and nothing was being prepared either.
+        Shares with a sum of 1: ``busy``; ``waiting_for_preparation``: not computing while inputs were prepared;
+        ``waiting_otherwise``: neither computing nor preparing.
     """
     busy = length(computed)
     either = length([*computed, *prepared])

@@ -1,6 +1,6 @@
 """The engine against the alternatives.
 
-Sides, all with the same weights, each in a process of its own as a user would have it, and measured in turn:
+All sides have the same weights, run in processes of their own, as a user would run them, and are measured in turn:
 
 * ``engine``: abc-rag, as `load_embedder` gives it
 * ``one``: the straightforward port (transformers, peft), one item at a time
@@ -9,8 +9,8 @@ Sides, all with the same weights, each in a process of its own as a user would h
 * ``recompute`` (rows with instructions): abc-rag without its vision cache, one call for each instruction
 * ``compiled`` (only with ``--sides compiled``): abc-rag with ``EngineSettings(compile=True)``
 
-Before anything is timed, the vectors of all sides have to agree. Every round has texts and pictures that no side has
-seen before; no vectors are cached. The image token limits are the published 256 to 1024 for every shape.
+Before anything is timed, the vectors of all sides are compared. Every round has texts and pictures that no side has
+embedded before; no vectors are cached. The image token limits are the published 256 to 1024 for every shape.
 
     python -m benchmarks.compare --shape mini --json results/compare-mini.json
 """
@@ -144,7 +144,7 @@ def make_rows(texts: int, pictures: int, seed: int) -> dict[str, Callable[[int],
         return [Image(file) for file in files("images", number, pictures)]
 
     def instructed(instructions: int) -> Callable[[int], list[Input]]:
-        # Fewer pictures for more instructions, so that all rows take about as long.
+        # Fewer pictures for more instructions, so that all rows take about the same time.
         count = max(2, pictures // instructions)
         return lambda number: [
             InstructedImage(file, question)
@@ -170,14 +170,14 @@ def make_rows(texts: int, pictures: int, seed: int) -> dict[str, Callable[[int],
 
 
 def compared(rows: dict[str, Callable[[int], list[Input]]], first: int) -> list[Input]:
-    """The first inputs of every row, shuffled; the round's number is used by no measured round."""
+    """The first inputs of every row, shuffled; no measured round has this round's number."""
     items = [item for make in rows.values() for item in make(10**6)[:first]]
     random.Random(0).shuffle(items)
     return items
 
 
 def compare_vectors(sides: dict[str, Child], folder: Path) -> dict[str, float]:
-    """The largest difference of any coordinate between each side's vectors and the engine's."""
+    """The maximum absolute difference between each side's vectors and the engine's."""
     vectors = {name: side.vectors("compared", 0, folder / f"{name}.npy") for name, side in sides.items()}
     engine = vectors.pop("engine")
     return {name: float(np.abs(found - engine).max()) for name, found in vectors.items()}

@@ -1,12 +1,11 @@
 """Utilisation of the chip: pictures from JPEG files at 256, 512 and 1024 tokens, passages of 12, 100 and 512.
 
-The limit is what the chip reaches in a large matrix product in the same precision, measured in the same run. The
-utilisation is the share of it that the matrix products of the inputs make up (`abc_rag.models.flops`). A further pass
-records a timeline: when the device computed, when inputs were prepared, and what the device waited for. ``busy`` is the
-share of the time in which it had work, ``while busy`` the utilisation within that time: together they say what holds
-the rest.
+The limit is the rate of a large matrix product in the same precision, measured in the same run. The utilisation is the
+rate of the inputs' matrix products (`abc_rag.models.flops`) as a share of it. A further pass records a timeline: when
+the device computed, when inputs were prepared, and what the device waited for. ``busy`` is the share of the time in
+which the device had work, and ``while busy`` the utilisation within that time.
 
-Vectors and vision features are not cached. The network has random weights, made on the device; nothing is fetched.
+Vectors and vision features are not cached. The network has random weights, made on the device; nothing is downloaded.
 
     python -m benchmarks.gpu --shape 7b --device cuda --dtype bfloat16 --json results/gpu-7b.json --timeline results
 """
@@ -73,12 +72,12 @@ def main() -> int:
 
 
 def memory(device: torch.device) -> int | None:
-    """Peak memory of the device, in bytes."""
+    """Peak memory on the device, in bytes."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def measure(name: str, shared: ABCFamily, tokens: int, arguments: Any, limit: float) -> dict[str, Any]:  # noqa: ANN401
-    """One row: pictures of that many tokens or, if negative, passages."""
+    """Measure one row: pictures with this number of tokens or, if it is negative, passages."""
     of_pictures = tokens > 0
     family = shared.at(min_tokens=tokens, max_tokens=tokens) if of_pictures else shared
     with tempfile.TemporaryDirectory(prefix="abc-rag-benchmark-") if of_pictures else nullcontext("") as folder:
@@ -113,7 +112,7 @@ def settings(arguments: Any, **others: Any) -> EngineSettings:  # noqa: ANN401
 
 
 def warm_up(embedder: LocalEmbedder, make: Callable[[int], list[Input]], arguments: Any) -> int:  # noqa: ANN401
-    """Warm up, and return how many inputs fill a round."""
+    """Warm up, and return the number of inputs for a round."""
     count, took = 2, 0.0
     while took < arguments.seconds / 4:
         count *= 2
@@ -125,7 +124,7 @@ def warm_up(embedder: LocalEmbedder, make: Callable[[int], list[Input]], argumen
 
 
 def record(name: str, family: ABCFamily, inputs: list[Input], arguments: Any) -> dict[str, Any]:  # noqa: ANN401
-    """One pass with a recorder, which watches threads but not other processes."""
+    """One pass with a recorder, which records threads but not other processes."""
     embedder = LocalEmbedder(lambda: family, settings(arguments, worker_kind="thread"))
     with Recorder(family) as recorder:
         start = time.perf_counter()
@@ -148,7 +147,7 @@ def record(name: str, family: ABCFamily, inputs: list[Input], arguments: Any) ->
 
 
 def rounded(intervals: list[tuple[float, float]]) -> list[list[float]]:
-    """Rounded to a tenth of a millisecond; the first thousand intervals suffice."""
+    """The first thousand intervals, rounded to a tenth of a millisecond."""
     return [[round(start, 4), round(end, 4)] for start, end in intervals[:1000]]
 
 
@@ -170,7 +169,7 @@ def pictures(folder: Path, tokens: int, arguments: Any) -> Callable[[int], list[
 
 
 def passages(family: ABCFamily, tokens: int, seed: int) -> Callable[[int], list[Input]]:
-    """Distinct passages of that many tokens, prompt included."""
+    """Distinct passages with this number of tokens, including the prompt."""
     rng = random.Random(seed)
     words = max(1, tokens - family.prepare(Text("")).tokens)
     return lambda count: [Text(random_passage(rng, words)) for _ in range(count)]

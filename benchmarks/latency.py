@@ -1,7 +1,7 @@
-"""Latency of one query: alone, and while a thread indexes in the background with the same embedder.
+"""Latency of one query: alone, and while a thread indexes with the same embedder.
 
-Queries are a passage of about 12 tokens, and a picture (JPEG, never seen before) with a question. They come one after
-the other with a short pause, as a user's do. The background embeds passages and pictures in turn, without end.
+Queries are a passage of about 12 tokens, and a new JPEG picture with a question. They are sent one after the other with
+a short pause, as a user would. The background thread embeds passages and pictures in turn until it is stopped.
 
     python -m benchmarks.latency --shape mini --json results/latency-mini.json
 """
@@ -76,7 +76,7 @@ def measure(
     count: int,
     pause: float,
 ) -> list[float]:
-    """Milliseconds of each query."""
+    """Latency of each query in milliseconds."""
     took = []
     for _ in range(count):
         item = make(rng)
@@ -104,7 +104,7 @@ class Background:
     """An index run in a thread while the block runs.
 
     Attributes:
-        count: How many inputs it has embedded.
+        count: Number of inputs embedded.
     """
 
     def __init__(self, embedder: LocalEmbedder, seed: int) -> None:
@@ -116,14 +116,14 @@ class Background:
         self._thread = threading.Thread(target=self._run, name="index run", daemon=True)
 
     def __enter__(self) -> Background:
-        """Return when the index run is busy."""
+        """Wait until the index run is busy."""
         self._thread.start()
         while self.count == 0 and self._thread.is_alive():
             time.sleep(0.01)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Return when the index run has ended, so that the next measurement is alone."""
+        """Wait until the index run has ended, so that it does not disturb the next measurement."""
         self._ended.set()
         self._thread.join()
         if self._error is not None:

@@ -1,8 +1,8 @@
-"""Does memory grow with the number of inputs? Peak resident set for longer and longer streams.
+"""Does memory grow with the number of inputs? Peak resident set for streams of increasing length.
 
-Every size runs in a process of its own, which reports its own peak (``VmHWM``). Passages and pictures are made one by
-one while the engine asks for them, each another one, and every vector is thrown away. The first sizes are large enough
-to fill what is kept in any case (weights, inputs that are prepared ahead, caches); from there on nothing may grow.
+Every size runs in its own process, which reports its peak (``VmHWM``). Passages and pictures are generated on demand,
+all different, and vectors are discarded. The first sizes are large enough to fill the caches and the queue of prepared
+inputs; after that, memory must not grow.
 
     python -m benchmarks.memory --shape tiny --json results/memory.json
 """
@@ -36,7 +36,7 @@ QUICK_SIZES = {"texts": [20, 40], "pictures": [4]}
 def main() -> int:
     """Run the benchmark."""
     options = parser(__doc__)
-    # This measures bounds, not speed: small pictures and a small network stream as much in less time.
+    # This measures memory, not speed: with small pictures and a small network, it takes less time.
     options.set_defaults(shape="tiny", min_tokens=16, max_tokens=64)
     options.add_argument("--kinds", nargs="*", default=list(SIZES), choices=list(SIZES))
     options.add_argument("--texts", nargs="*", type=int, default=None, help="numbers of passages, ascending")
@@ -70,7 +70,7 @@ def in_a_process(kind: str, count: int) -> dict[str, Any]:
 
 
 def stream(kind: str, count: int, arguments: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Embed that many inputs, and report the peak memory."""
+    """Embed this number of inputs, and report the peak memory."""
     embedder = LocalEmbedder(
         lambda: random_family(
             arguments.shape,
@@ -110,7 +110,7 @@ def peak_bytes() -> int:
     if status.exists():
         lines = status.read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-    # In bytes on macOS. Linux has the file above.
+    # In bytes on macOS; on Linux, the file above is read.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

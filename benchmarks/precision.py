@@ -1,8 +1,8 @@
 """Accuracy, memory and time of each precision against float32: ``python -m benchmarks.precision --json out.json``.
 
-Two checkpoints: the tests' fixture, whose weights are random and which therefore shows rounding at its worst, and
-abc-mini, which also says how many answers change and how long it takes (a second call on the same inputs: pictures
-are opened and resized again, what the vision tower saw is remembered).
+There are two checkpoints. The tests' fixture has random weights, so its rounding errors are largest. abc-mini also
+shows how many answers change and how long a call takes. The time is that of a second call on the same inputs: pictures
+are opened and resized again, but their vision features are cached.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1 + 4 / 64, "i
 
 @dataclass
 class Row:
-    """One precision on one checkpoint. Cosines and coordinates are against float32 on the same device."""
+    """One precision on one checkpoint. Cosines and coordinates are compared with float32 on the same device."""
 
     checkpoint: str
     dtype: str
@@ -70,7 +70,7 @@ def fixture_inputs() -> list[Input]:
 
 
 def mini_inputs(scenes: int) -> tuple[list[Input], list[int]]:
-    """All phrases of abc-mini's world, then questions of held-out scenes; and the right phrase of each question."""
+    """All phrases of abc-mini's world, then questions on held-out scenes; and the right phrase of each question."""
     answers = phrases()
     rng = random.Random(SEED)
     inputs: list[Input] = [Text(phrase) for phrase in answers]
@@ -86,7 +86,7 @@ def mini_inputs(scenes: int) -> tuple[list[Input], list[int]]:
 def measure(
     checkpoint: str | Path, inputs: Sequence[Input], device: str, dtype: str, weights: str, repeats: int
 ) -> tuple[Vectors, int, float]:
-    """Vectors, bytes of weights, and the fastest of some calls."""
+    """Vectors, bytes of weights, and the time of the fastest of several calls."""
     embedder = load_embedder(checkpoint, device=device, dtype=dtype, weights=weights)  # type: ignore[arg-type]
     assert isinstance(embedder, LocalEmbedder)
     vectors = embedder.embed(inputs)
@@ -104,7 +104,7 @@ def measure(
 def rows_of(
     checkpoint: str | Path, inputs: Sequence[Input], right: Sequence[int], device: str, repeats: int
 ) -> list[Row]:
-    """Measure every precision. One that is unavailable here is reported and left out."""
+    """Measure every precision. Those that are unavailable on this machine are reported and skipped."""
     rows: list[Row] = []
     reference, _, base = measure(checkpoint, inputs, device, "float32", "full", repeats)
     answers = _answers(reference, len(right))
@@ -173,7 +173,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def main() -> None:
     """Measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(description="Accuracy, memory and time of each precision against float32.")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--scenes", type=int, default=200, help="held-out scenes for abc-mini, at most 1000")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls; the fastest counts")

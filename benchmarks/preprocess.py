@@ -1,9 +1,9 @@
 """Opening pictures and cutting them into patches: abc-rag against the processor of transformers, and its scaling.
 
-Each case fixes the number of image tokens. ``ready`` pictures are in memory and have the right size already, so that
-only the cutting up remains; ``memory`` pictures have to be resized; ``jpeg`` files are opened as well. The results have
-to be bit-identical: the pixels that abc-rag hands to the network, normalised, against ``pixel_values`` of transformers.
-abc-rag leaves the normalisation to the device, so it is not in its time; a second ratio adds what it takes on this CPU.
+Each case fixes the number of image tokens. ``ready`` pictures are in memory and already have the right size, so they
+are only cut into patches; ``memory`` pictures are resized; ``jpeg`` files are opened and resized. The results must be
+bit-identical: the pixels that abc-rag passes to the network, normalised, and ``pixel_values`` of transformers. abc-rag
+normalises on the device, so its time does not include that; a second ratio adds the time of normalising on this CPU.
 
 Scaling: JPEG files through `Family.prepare` in 1, 2, ... threads.
 
@@ -42,7 +42,7 @@ def main() -> int:
     options.add_argument("--pictures", type=int, default=24, help="pictures per round at 256 tokens")
     arguments = options.parse_args()
     prepare(arguments)
-    # One picture at a time on one thread, to compare the work and not its distribution.
+    # One picture at a time on one thread, to compare the work rather than its parallelism.
     torch.set_num_threads(arguments.threads or 1)
     tokens = (4, 16) if arguments.quick else TOKENS
     pictures = 4 if arguments.quick else arguments.pictures
@@ -58,7 +58,7 @@ def main() -> int:
 def make_pictures(tokens: int, source: str, seed: Sequence[int], count: int) -> list[Any]:
     """Pictures in memory, or the bytes of JPEG files."""
     side = 28 * round(tokens**0.5)
-    # A photograph with about 1.5 times the pixels; its sides need both passes of the resize.
+    # A photograph with about 1.5 times the pixels, so that both axes are resized.
     width, height = (side, side) if source == "ready" else (round(1.4 * side), round(1.05 * side))
     rng = np.random.default_rng(list(seed))
     files = [random_jpeg(rng, width, height) for _ in range(count)]
@@ -68,7 +68,7 @@ def make_pictures(tokens: int, source: str, seed: Sequence[int], count: int) -> 
 
 
 def measure(tokens: int, source: str, arguments: Any, pictures: int) -> dict[str, Any]:  # noqa: ANN401
-    """One row of the table; seconds are those of one picture."""
+    """One row of the table, in seconds per picture."""
     family = random_family("tiny", min_tokens=tokens, max_tokens=tokens)
     stock = StockPictures(min_tokens=tokens, max_tokens=tokens)
     count = max(2, pictures * 256 // max(256, tokens))
@@ -118,7 +118,7 @@ def measure_workers(tokens: int, arguments: Any, pictures: int) -> dict[str, Any
     workers = [n for n in (1, 2, 4, 8, 16, 32) if n <= max(2, cores)]
 
     def prepare_all(pool: ThreadPoolExecutor) -> Callable[[list[bytes]], object]:
-        # With prompt and tokens, as the engine does it.
+        # With the prompt and its tokens, as the engine does.
         return lambda files: list(pool.map(lambda file: family.prepare(Image(file)), files))
 
     pools = {n: ThreadPoolExecutor(n) for n in workers}

@@ -9,9 +9,9 @@ Counted on abc-mini, on a CPU, with the model loaded and the pictures' vision fe
 - ``search``: one `Retriever.search` with a second look (instruction-conditioned reranking) at the 24 pictures of
   ``abc-rag demo``, each of which is embedded again under the instruction.
 
-A call is one call event of `sys.setprofile` for a function of `abc_rag`, in any thread: a function that is entered, a
-comprehension, or a generator that goes on. Methods that dataclasses generate do not count, as they are in no file.
-A switch is a call whose file differs from that of the call before it in the same thread; all threads are added up. Each
+A call is one call event of `sys.setprofile` for a function of `abc_rag`, in any thread: entering a function or a
+comprehension, or resuming a generator. Methods that dataclasses generate are not counted, as they are in no file. A
+switch is a call whose file differs from that of the previous call in the same thread; all threads are added up. Each
 figure is the median of several rounds, as the number of batches varies.
 """
 
@@ -48,9 +48,9 @@ class Route:
 
     Attributes:
         what: ``"text"`` or ``"search"``.
-        files: Number of files of `abc_rag` that were involved.
+        files: Number of files of `abc_rag` that were called.
         calls: Number of calls.
-        switches: Number of calls in another file than the call before.
+        switches: Number of calls in another file than the previous call.
     """
 
     what: str
@@ -69,7 +69,7 @@ class Tracer:
         sys.setprofile(self._profile)
 
     def close(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         sys.setprofile(None)
         threading.setprofile(None)
 
@@ -104,7 +104,7 @@ def measure(rounds: int = 5) -> tuple[list[Route], dict[str, Counter[tuple[str, 
     """Both routes, and the switches of the last round of each.
 
     Args:
-        rounds: How often each is taken.
+        rounds: Number of rounds.
     """
     from abc_rag import ChromaStore, Retriever, Text, load_embedder
     from abc_rag.ingest.paths import index_paths
@@ -137,7 +137,7 @@ def measure(rounds: int = 5) -> tuple[list[Route], dict[str, Counter[tuple[str, 
 def _taken(
     tracer: Tracer, what: str, call: Callable[[int], None], rounds: int
 ) -> tuple[Route, Counter[tuple[str, str]]]:
-    call(0)  # loads what is loaded once
+    call(0)  # loads everything that is loaded only once
     routes = []
     for number in range(1, rounds + 1):
         with tracer.counting():
@@ -153,9 +153,9 @@ def _taken(
 def main() -> None:
     """Count, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each route is taken")
-    parser.add_argument("--pairs", action="store_true", help="list between which files the switches are")
-    parser.add_argument("--json", type=Path, default=None, help="write the results here; standard output if not given")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    parser.add_argument("--pairs", action="store_true", help="list the pairs of files between which the switches are")
+    parser.add_argument("--json", type=Path, default=None, help="file for the results; default: standard output")
     arguments = parser.parse_args()
     routes, pairs = measure(arguments.rounds)
     results: dict[str, Any] = {"routes": [asdict(route) for route in routes]}

@@ -1,4 +1,4 @@
-"""Results as tables in Markdown, for ``benchmarks/README.md``.
+"""Print results as Markdown tables, for ``benchmarks/README.md``.
 
 python -m benchmarks.tables results/*.json
 """
@@ -15,7 +15,7 @@ Result = dict[str, Any]
 
 
 def main() -> int:
-    """Print the tables of results files, each under a line with its source."""
+    """Print the tables of results files, each below a line with its command."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("files", nargs="+", type=Path)
     for file in options.parse_args().files:
@@ -84,7 +84,7 @@ def _compare(result: Result) -> list[str]:
     worst = max(result["differences"].values())
     return [
         _table([*columns, "x recomputing", "x compiled"], rows),
-        f"Largest difference of any number of the vectors of all sides: {worst:.0e}.",
+        f"Maximum absolute difference between the vectors of all sides: {worst:.0e}.",
     ]
 
 

@@ -1,7 +1,7 @@
-"""What storing costs as a store grows, what the journal adds, and what filters add to a search.
+"""The time of adding records as a store grows, of its journal, and of filters in a search.
 
-Random unit vectors are added in batches to a new embedded store; the time for each further 1,000 is printed, and what
-is on the disk. The journal alone is timed apart. Then searches are timed, plain and behind filters.
+Random unit vectors are added in batches to a new embedded store; the time of each further 1,000 records is printed, and
+the size on disk. The journal is also timed alone. Then searches are timed, with and without filters.
 
     python -m benchmarks.writing --records 200000 --dim 192 --json results/writing-192.json
 """
@@ -25,7 +25,7 @@ from abc_rag.types import Modality, Record, Vectors
 
 _THOUSAND = 1000
 _JOURNAL_ROUNDS = 5
-# Name -> filter and modality; the share of the records that passes stands in the name.
+# Name -> filter and modality; the name has the share of the records that pass.
 _FILTERS: dict[str, tuple[Mapping[str, Any] | None, Modality | None]] = {
     "plain": (None, None),
     "modality (50 %)": (None, "text"),
@@ -43,7 +43,7 @@ def main() -> int:
     options.add_argument("--dim", type=int, default=192)
     options.add_argument("--batch", type=int, default=250, help="records in one call of add")
     options.add_argument("--searches", type=int, default=20, help="of each kind")
-    options.add_argument("--json", type=Path, help="write the figures to this file")
+    options.add_argument("--json", type=Path, help="file for the results")
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "store")
@@ -78,7 +78,7 @@ def main() -> int:
 
 def _rows(start: int, count: int, dim: int) -> tuple[list[Record], Vectors]:
     rng = np.random.default_rng(start)
-    # Around 200 places, as the vectors of real things are.
+    # In 200 clusters, because vectors of real data are clustered.
     places = np.random.default_rng(0).standard_normal((200, dim))
     rows = places[rng.integers(0, 200, count)] + 0.7 * rng.standard_normal((count, dim))
     records = [

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("font", type=Path)
     parser.add_argument("--out", type=Path, default=Path("abc_rag/models/bundled"))
     arguments = parser.parse_args()
-    # 109 is the only size at which the font holds bitmaps.
+    # 109 is the only size for which the font has bitmaps.
     font = ImageFont.truetype(str(arguments.font), 109)
     characters = {kind: char for kinds in CATEGORIES.values() for kind, char in kinds.items()}
     sheet = Image.new("RGBA", (_COLUMNS * _SIZE, math.ceil(len(characters) / _COLUMNS) * _SIZE))

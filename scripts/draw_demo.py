@@ -3,7 +3,7 @@
     python scripts/draw_demo.py             # asks abc-mini and draws
     python scripts/draw_demo.py --html      # prints the page that is drawn
 
-The PNG file carries the page's words, by which the tests tell whether the picture still shows what the model answers.
+The PNG file contains the page's words, so that the tests can compare them with what the model answers today.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ body { margin: 0; width: 980px; height: 330px; box-sizing: border-box; padding: 
 
 
 def page() -> tuple[str, str]:
-    """The page, and the words on it."""
+    """Ask abc-mini; return the page and the words on it."""
     _, answers = run_demo(load_embedder("abc-mini", device="cpu"))
     chosen = [one.answer for one in answers if one.image is not None and Path(str(one.image)).name == SHOWN]
     with demo_folder() as folder:
@@ -66,7 +66,7 @@ def page() -> tuple[str, str]:
 
 
 def draw(drawn: str, words: str) -> None:
-    """Have Chromium draw the page; write the picture with its words."""
+    """Draw the page with Chromium, and write the picture with its words."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         sys.exit("no Chromium here: docs/demo.png is as it was (Debian: apt-get install chromium)")

@@ -1,4 +1,4 @@
-"""Draw the demo's pictures into ``abc_rag/models/bundled/demo``: scenes whose pairs of objects abc-mini never saw.
+"""Draw the demo's pictures into ``abc_rag/models/bundled/demo``: pairs of objects that abc-mini was not trained on.
 
 python scripts/draw_demo_pictures.py
 """
@@ -15,7 +15,7 @@ _SEED = 2026
 
 
 def main() -> None:
-    """Write 24 JPEG files, named by what they show, with as many different kinds in them as chance allows."""
+    """Write 24 JPEG files, named after what they show, with as many different kinds of objects as chance allows."""
     out = Path("abc_rag/models/bundled/demo")
     seen: set[str] = set()
     written = 0

@@ -50,7 +50,7 @@ def svg(width: int, height: int, label: str, parts: list[str]) -> str:
 
 
 def retrieval() -> str:
-    """The way of a question: each step with an example under it."""
+    """The path of a question: each step with an example below it."""
     steps = [
         ("Question", ["could you show me", "the picture with a", "blue background?"], "box"),
         ("Rewrite", ["instruction: what colour", "is the background?", "target: a blue background"], "box"),
@@ -79,7 +79,7 @@ def retrieval() -> str:
 
 
 def models() -> str:
-    """Memory of each model's weights, by the machine that it fits."""
+    """Memory for the weights of each model, by the machine that it fits."""
     rows = [
         ("any machine, for development", "abc-mini: emoji only", 0.01, "0.01 GB"),
         ("no GPU, photographs", "st: CLIP, without instructions", 0.6, "0.6 GB"),

@@ -3,8 +3,8 @@
     python scripts/run_notebooks.py                    # all of notebooks/, in place
     python scripts/run_notebooks.py --to FOLDER A.ipynb B.ipynb
 
-In place, a notebook that fails is left as it was. With ``--to``, it is written as far as it came. The exit status is 1
-if any failed.
+In place, a notebook that fails is not changed. With ``--to``, it is written up to the cell that failed. The exit status
+is 1 if any failed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-# Kernels at once; most of the time goes into importing torch, on one core.
+# Concurrent kernels; most of the time is spent on importing torch, on one core.
 AT_ONCE = 2
 CELL_SECONDS = 300
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# Run in each kernel before its first cell. Jupyter itself does not go through Python's sockets.
+# Run in each kernel before its first cell. Jupyter itself does not use Python's sockets.
 OFFLINE = """
 def _stay_offline():
     import sys
@@ -60,10 +60,10 @@ async def run(path: Path, folder: Path) -> tuple[nbformat.NotebookNode, str]:
 
     Args:
         path: The notebook.
-        folder: Holds ``kernels/`` with this interpreter's kernel.
+        folder: Contains ``kernels/`` with this interpreter's kernel.
 
     Returns:
-        The notebook with outputs, and what failed, or ``""``.
+        The notebook with outputs, and the error message, or ``""``.
     """
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata = nbformat.from_dict(METADATA)
@@ -71,7 +71,7 @@ async def run(path: Path, folder: Path) -> tuple[nbformat.NotebookNode, str]:
     with tempfile.TemporaryDirectory(dir=folder) as own:
         scratch = os.path.join(own, "scratch")
         os.mkdir(scratch)
-        # Not over TCP, so that no port is open. The address is a prefix of socket files, whose paths must be short.
+        # Not TCP, so that no port is open. The address is the prefix of socket files, whose paths must be short.
         kernel = AsyncKernelManager(
             kernel_name="python3", kernel_spec_manager=kernels, transport="ipc", ip=os.path.join(own, "k")
         )
@@ -107,7 +107,7 @@ async def run(path: Path, folder: Path) -> tuple[nbformat.NotebookNode, str]:
 
 
 def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Outputs with what was printed in a row as one, however many messages it came in."""
+    """Outputs in which successive prints are joined, because the number of messages varies."""
     kept: list[nbformat.NotebookNode] = []
     for output in outputs:
         if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
@@ -118,17 +118,17 @@ def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
 
 
 async def run_all(paths: list[Path], to: Path | None) -> int:
-    """Run notebooks and write them; return how many failed."""
+    """Run notebooks and write them; return the number that failed."""
     with tempfile.TemporaryDirectory(prefix="notebooks-") as name:
         folder = Path(name)
         write_kernel_spec(folder / "kernels" / "python3")
-        # So that nothing of the user's (start-up files, history) counts, and outputs are the same on every machine.
+        # Without the user's start-up files and history, outputs are the same on every machine.
         os.environ["IPYTHONDIR"] = str(folder / "ipython")
         os.environ["JUPYTER_RUNTIME_DIR"] = str(folder / "runtime")
-        os.environ["TMPDIR"] = tempfile.mkdtemp(dir=folder)  # what is left there goes with the folder
+        os.environ["TMPDIR"] = tempfile.mkdtemp(dir=folder)  # deleted with the folder
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["OMP_NUM_THREADS"] = "1"
-        # What tqdm says in a notebook where ipywidgets is not installed.
+        # tqdm's warning where ipywidgets is not installed.
         os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
         turn = asyncio.Semaphore(AT_ONCE)
 
@@ -146,8 +146,8 @@ async def run_all(paths: list[Path], to: Path | None) -> int:
 def main() -> int:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, help="by default, all of notebooks/")
-    parser.add_argument("--to", type=Path, help="folder to write to, in place of the notebooks themselves")
+    parser.add_argument("notebooks", nargs="*", type=Path, help="notebooks to run; default: all of notebooks/")
+    parser.add_argument("--to", type=Path, help="folder to write to; default: in place")
     arguments = parser.parse_args()
     paths = arguments.notebooks or sorted(NOTEBOOKS.glob("*.ipynb"))
     return 1 if asyncio.run(run_all(paths, arguments.to)) else 0

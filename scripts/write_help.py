@@ -21,7 +21,7 @@ COLUMNS = 100
 
 
 def names(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:  # noqa: ANN401
-    """The words of a command and of those below it."""
+    """The words of a command and of its subcommands."""
     yield path
     for name, below in getattr(command, "commands", {}).items():
         yield from names(below, (*path, name))
@@ -29,7 +29,7 @@ def names(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 
 def page(words: tuple[str, ...]) -> str:
     """The help page of one command, as Markdown."""
-    # No variable of the user's may show up as a default.
+    # The user's environment variables must not appear as defaults.
     variables = {name: None for name in os.environ if name.startswith("ABC_RAG_")}
     runner = CliRunner(env={**variables, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": str(COLUMNS)})
     done = runner.invoke(
@@ -42,7 +42,7 @@ def page(words: tuple[str, ...]) -> str:
 
 
 def with_help(guide: str) -> str:
-    """The guide with today's help pages between the two marks."""
+    """The guide with the current help pages between the two marks."""
     before, rest = guide.split(BEGIN)
     _, after = rest.split(END)
     pages = "\n".join(page(words) for words in names(get_command(app)))

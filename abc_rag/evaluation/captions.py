@@ -1,4 +1,4 @@
-"""Pictures with captions, in the published formats of image-text retrieval and in JSON lines."""
+"""Read pictures with captions, from the published formats of image-text retrieval and from JSON lines."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_captioned(
     captions: int | None = None,
     limit: int | None = None,
 ) -> tuple[str, list[CaptionedRow]]:
-    """Read a file in any of the formats; its content tells which.
+    """Read a file in any of the formats, which is detected from its content.
 
     Args:
         path: The file.
@@ -78,7 +78,7 @@ def read_captioned(
 
 
 def _recognise(path: Path) -> tuple[str, dict[str, Any]]:
-    """The format by the content of the file, whatever its name; and the content, if it is one JSON object."""
+    """Detect the format from the content, not the name; also return the content if it is one JSON object."""
     try:
         with path.open("rb") as handle:
             first = next((line for line in handle if line.strip()), b"")
@@ -124,9 +124,9 @@ def _jsonl(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: Bad
 def _captioned(
     folder: Path, columns: set[str], dropped: list[Unusable], raw: dict[str, Any]
 ) -> tuple[str, Path, tuple[str, ...]]:
-    """A row. The first usable row decides which column all rows must have.
+    """Read a row. The first usable row decides which column all rows must have.
 
-    An unusable caption does not affect the others: it goes to ``dropped``, which is cleared for each row.
+    An unusable caption does not affect the others: it is added to ``dropped``, which is cleared for each row.
     """
     dropped.clear()
     column = "captions" if "captions" in raw else "caption"
@@ -203,7 +203,7 @@ def _sentences(raw: Mapping[str, Any], folder: Path, dropped: list[Unusable]) ->
     captions = texts_of({"raw": texts}, "raw", dropped)
     if not captions:
         raise dropped[0] if dropped else Unusable("picture without a caption", name)
-    within = raw.get("filepath")  # MSCOCO's pictures lie in train2014/ and val2014/, or all in one folder
+    within = raw.get("filepath")  # MSCOCO's pictures are in train2014/ and val2014/, or all in one folder
     if isinstance(within, str) and within and (folder / within / name).is_file():
         name = f"{within}/{name}"
     return CaptionedRow(name, str(find_image({"image": name}, folder)), captions)
@@ -222,7 +222,7 @@ def _objects(path: Path, whole: Mapping[str, Any], name: str, bad: BadRows) -> I
 
 
 def _require_new(raw: Mapping[str, Any], name: str, seen: set[int | str]) -> None:
-    """Refuse an id that another row has; rows without an id are fine."""
+    """Refuse an id that another row has; rows may have no id."""
     if raw.get(name) is None:
         return
     key = _identity(raw, name)

@@ -1,4 +1,4 @@
-"""Renders an evaluation as one HTML page: figures, plots, the worst mistakes with their pictures, and the settings."""
+"""Render an evaluation as one HTML page: tables, plots, the worst mistakes with their pictures, and the settings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ul { margin: 0; padding-left: 20px; } ul li { border: 0; padding: 2px 0; }
 
 
 def render_page(results: Results) -> str:
-    """The page as a string; everything from outside is escaped."""
+    """Render the page; all text from models and data is escaped."""
     title = f"{results.benchmark}: {results.model}"
     parts = [
         "".join(f'<section class="wide">{_table(table)}</section>' for table in results.tables),

@@ -1,4 +1,4 @@
-"""Draws plots as inline SVG whose text and lines take the colours of the page."""
+"""Plots as inline SVG, with text and lines in the colours of the page."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from abc_rag.evaluation.results import Plot
 
 __all__ = ["draw"]
 
-# Legible on light and on dark backgrounds.
+# Colours that are legible on light and dark backgrounds.
 _COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#a855f7", "#ef4444", "#64748b", "#06b6d4", "#84cc16")
-# Placeholders: matplotlib knows no CSS variables, so these are replaced in its output.
+# Placeholders: matplotlib does not support CSS variables, so these colours are replaced in its output.
 _INK, _LINE = "#010203", "#040506"
 _MOST_UPRIGHT = 6
 _LONGEST_LABEL = 36
@@ -78,7 +78,7 @@ def _shortened(label: str) -> str:
 
 
 def _scale(axes: Any, plot: Plot, lying: bool) -> None:  # noqa: ANN401
-    """Start the axis at zero, and leave room for the figures beside the bars."""
+    """Start the axis at zero, and leave room for the numbers beside the bars."""
     values = [value for series in plot.series.values() for value in series if math.isfinite(value)]
     top = 100.0 if plot.unit == "%" else max(values, default=1.0)
     (axes.set_xlim if lying else axes.set_ylim)(min(0.0, *values, 0.0), 1.1 * top or 1.0)
@@ -93,7 +93,7 @@ def _lines(axes: Any, plot: Plot, labels: Sequence[str]) -> None:  # noqa: ANN40
         colour = _COLOURS[number % len(_COLOURS)]
         axes.plot(places, values, marker="o", color=colour, linewidth=2, label=name)
     for place in places:
-        # The highest only: figures of lines that run close together would overlap.
+        # Only the highest value: the numbers of lines that are close together would overlap.
         value = max((series[place] for series in plot.series.values() if math.isfinite(series[place])), default=None)
         if value is not None:
             axes.annotate(_figure(value), (place, value), (0, 7), textcoords="offset points", ha="center", fontsize=9)

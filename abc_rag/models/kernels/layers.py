@@ -56,7 +56,7 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return called
     weight = layer.weight
     if (
-        not torch.compiler.is_compiling()  # its own forward decides
+        not torch.compiler.is_compiling()  # the compiler chooses the library
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and len(x) >= _LEAST_ROWS
