@@ -5,6 +5,7 @@
     ABCRagError
     ├── InputError (ValueError)          an argument or an input is unusable
     │   ├── PartialIndexError            some of many could not be stored, the others were
+    │   ├── DocumentError                a document cannot be read; carries .source
     │   ├── DatasetError                 a data set cannot be read, or too many of its rows are unusable
     │   └── ImageError                   a picture is; carries .source
     │       ├── ImageLimitError          it exceeds a limit (bytes, pixels, aspect ratio, frames)
@@ -27,6 +28,7 @@ __all__ = [
     "ABCRagError",
     "CheckpointError",
     "DatasetError",
+    "DocumentError",
     "FingerprintMismatchError",
     "GenerationError",
     "ImageError",
@@ -107,6 +109,23 @@ class PartialIndexError(InputError):
 
     def __reduce__(self) -> tuple[type[PartialIndexError], tuple[list[str | None], list[tuple[int, InputError]]]]:
         return type(self), (self.ids, self.failed)
+
+
+class DocumentError(InputError):
+    """A document, such as a PDF, cannot be read.
+
+    Attributes:
+        source: Its path.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DocumentError], tuple[str, str], dict[str, int | None]]:
+        return type(self), (self.source, self.reason), {"position": self.position}
 
 
 class DatasetError(InputError):

@@ -322,6 +322,32 @@ class Record:
             return Path(self.source)
         return URL(self.source) if self.source_type == "url" else None
 
+    @property
+    def document(self) -> str:
+        """The path of the document that this is a part of (``metadata["document"]``); empty if it is of none."""
+        value = self.metadata.get("document")
+        return value if isinstance(value, str) else ""
+
+    @property
+    def page(self) -> int | None:
+        """Its page in `document`, counted from 1 (``metadata["page"]``); None if it is of no page."""
+        value = self.metadata.get("page")
+        return value if self.document and type(value) is int else None
+
+    @property
+    def box(self) -> tuple[float, float, float, float] | None:
+        """Where it is on that page (``metadata["box"]``): left, top, right, bottom in points (1/72 inch).
+
+        Counted from the top left corner of the page as it is shown; None where that is not known.
+        """
+        value = self.metadata.get("box")
+        if not self.document or not isinstance(value, list) or len(value) != 4:
+            return None
+        if not all(type(side) in (int, float) for side in value):
+            return None
+        left, top, right, bottom = (float(side) for side in value)
+        return left, top, right, bottom
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -381,6 +407,21 @@ class Hit:
     def text(self) -> str:
         """The passage, or the picture's caption."""
         return self.record.text
+
+    @property
+    def document(self) -> str:
+        """The path of the document that the record is a part of; empty if it is of none."""
+        return self.record.document
+
+    @property
+    def page(self) -> int | None:
+        """The record's page in its document, counted from 1."""
+        return self.record.page
+
+    @property
+    def box(self) -> tuple[float, float, float, float] | None:
+        """Where the record is on its page: left, top, right, bottom in points from the top left corner."""
+        return self.record.box
 
 
 BASIC_TYPES: tuple[type, ...] = (Text, Image, InstructedImage)

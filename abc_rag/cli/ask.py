@@ -250,6 +250,10 @@ def show_answer(answer: Answer, picture: str | None) -> None:
         what = hit.record.text or hit.record.source
         if hit.record.modality == "image":
             what = place_of(hit.record)
+            if hit.document and hit.text:
+                what += f"\n{hit.text}"
+        elif hit.document:
+            what = f"{place_of(hit.record)}\n{hit.text}"
         row = [rank, f"{hit.score:.3f}", hit.record.modality, what, *([] if hit.trace is None else [_how(hit.trace)])]
         table.add_row(*map(cell, row))
     out.print(table)

@@ -37,7 +37,7 @@ __all__ = ["index"]
 
 
 def index(
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, .txt and .md files, and folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, documents, .txt and .md files, and folders of them.")],
     facet: Annotated[
         list[str] | None,
         typer.Option("--facet", "-f", help="Also embed each picture under this instruction; repeat for more."),
@@ -57,6 +57,13 @@ def index(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Prune even where more than half of a folder's files are gone.")
     ] = False,
+    dpi: Annotated[
+        int, typer.Option("--dpi", min=20, max=600, help="Resolution of the pages of documents, in pixels per inch.")
+    ] = 110,
+    password: Annotated[
+        str | None,
+        typer.Option("--document-password", envvar="ABC_RAG_DOCUMENT_PASSWORD", help="Opens encrypted documents."),
+    ] = None,
     background: BackgroundOption = None,
     depth: DepthOption = "published",
     image_limit: ImageLimitOption = None,
@@ -72,7 +79,8 @@ def index(
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed pictures and passages into a store. What is stored already is not embedded again."""
+    """Embed pictures, documents and passages into a store. What is stored already is not embedded again."""
+    from abc_rag.ingest.documents.options import DocumentOptions
     from abc_rag.ingest.paths import index_paths
 
     limits = image_limits(image_limit)
@@ -104,6 +112,7 @@ def index(
                 prune=prune,
                 prune_most=1.0 if yes else 0.5,
                 limits=limits,
+                documents=DocumentOptions(dpi=dpi, password=password),
                 progress=not as_json,
             )
         except KeyboardInterrupt:

@@ -64,6 +64,7 @@ def _spelled(character: str, newlines: bool) -> str:
 # What a Python caller passes, as the options that are the same.
 _OPTIONS = (
     (re.compile(r"(?:limits=)?ImageLimits\((\w+)=(\S*?)\)"), r"--image-limit \1=\2"),
+    (re.compile(r"DocumentOptions\(password=\.\.\.\)"), "--document-password"),
     (re.compile(r"ImageLimits\.(?=\w+=)"), "--image-limit "),
     (re.compile(r"ImageLimits\."), "the limit "),
     (re.compile(r"pass prune_most=1\b"), "pass --yes"),
@@ -123,6 +124,9 @@ def labelled(label: str, value: str) -> Text:
 def place_of(record: Record) -> str:
     """Where a record came from, as short as it can be opened from here: two cameras both have an IMG_0001.jpg."""
     here = os.path.join(os.getcwd(), "")
+    if record.document:
+        label = record.metadata.get("page_label", record.page)
+        return record.document.removeprefix(here) + ("" if record.page is None else f", p. {label}")
     return (record.source.removeprefix(here) if record.source_type == "path" else record.source) or record.id
 
 

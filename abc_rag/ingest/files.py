@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pathspec import GitIgnoreSpec
 
 from abc_rag.errors import InputError
-from abc_rag.images.formats import HEAD_BYTES, format_of, kind_of_file
+from abc_rag.images.formats import format_of, kind_of_file
+from abc_rag.ingest.documents.readers import head_and_tail, reader_of
+from abc_rag.ingest.regular import open_regular
 from abc_rag.ingest.report import IndexReport
 from abc_rag.types import Modality
 
-__all__ = ["IGNORE_FILE", "IMAGE_SUFFIXES", "TEXT_SUFFIXES", "Found", "find_files", "kind_of_name", "open_regular"]
+__all__ = ["IGNORE_FILE", "IMAGE_SUFFIXES", "TEXT_SUFFIXES", "FileKind", "Found", "find_files", "kind_of_name"]
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -25,6 +26,8 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 """Files with one of these names are pictures; one that is none is reported. Others are told by their first bytes."""
+FileKind = Modality | Literal["document"]
+"""What a file is."""
 TEXT_SUFFIXES = frozenset({".md", ".txt"})
 IGNORE_FILE = ".abcignore"
 """Patterns of what to leave out of a folder and its sub-folders, in the syntax of ``.gitignore``."""
@@ -58,7 +61,7 @@ class Found(NamedTuple):
     """
 
     path: Path
-    kind: Modality | None
+    kind: FileKind | None
 
 
 def find_files(
@@ -87,7 +90,7 @@ def find_files(
         if not os.path.exists(path):
             raise InputError(f"{path}: no such file or folder")
     walk = _Walk([Path(os.path.realpath(path)) for path in given], exclude, follow_links, report)
-    found: dict[Path, Modality | None] = {}
+    found: dict[Path, FileKind | None] = {}
     for path in given:
         if os.path.isdir(path):
             found.update(walk.folder(Path(os.path.realpath(path))))
@@ -104,45 +107,17 @@ def kind_of_name(path: str | os.PathLike[str]) -> Modality | None:
     return "image" if suffix in IMAGE_SUFFIXES else "text" if suffix in TEXT_SUFFIXES else None
 
 
-def open_regular(path: Path) -> int:
-    """A descriptor of a regular file for reading; opening never waits, as it would for a pipe's writer.
-
-    Raises:
-        InputError: It is a device, a pipe, a socket or a folder.
-        OSError: It cannot be opened.
-    """
-    flags = os.O_RDONLY
-    for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"):
-        flags |= getattr(os, flag, 0)  # not every platform has each
-    # Looked at before opening, for opening a device can have effects; and after, for it may have changed.
-    _require_regular(path, os.stat(path))
-    opened = os.open(path, flags)
-    try:
-        _require_regular(path, os.fstat(opened))
-    except BaseException:
-        os.close(opened)
-        raise
-    return opened
-
-
-def _require_regular(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: not a regular file but a device, a pipe, a socket or a folder")
-
-
-def _kind_of(path: Path) -> Modality | None:
-    kind = kind_of_name(path)
+def _kind_of(path: Path) -> FileKind | None:
+    kind: FileKind | None = kind_of_name(path)
     if kind is None:
         try:
-            kind = "image" if format_of(_head(path)) is not None else None
+            head, tail = head_and_tail(path)
         except (OSError, InputError):
             return None
+        if format_of(head) is not None:
+            return "image"
+        kind = "document" if reader_of(head, tail) is not None else None
     return kind
-
-
-def _head(path: Path) -> bytes:
-    with open(open_regular(path), "rb", buffering=0) as file:
-        return file.read(HEAD_BYTES)
 
 
 class _Rules:
@@ -174,7 +149,7 @@ class _Walk:
         self._report = report
         self._seen: set[Path] = set()
 
-    def folder(self, root: Path) -> Iterator[tuple[Path, Modality]]:
+    def folder(self, root: Path) -> Iterator[tuple[Path, FileKind]]:
         """The files of a folder and its sub-folders, those of a folder first."""
         waiting: list[tuple[Path, _Rules]] = [(root, _Rules(root, self._exclude, None))]
         while waiting:
@@ -198,7 +173,7 @@ class _Walk:
             for entry in entries:
                 path, is_folder = folder / entry.name, entry.is_dir()
                 target = Path(os.path.realpath(path)) if entry.is_symlink() else path
-                kind: Modality | None = None
+                kind: FileKind | None = None
                 why = self._why_not(path, target, rules, is_folder=is_folder)
                 if why is None and not is_folder:
                     kind, why = self._kind(path)
@@ -228,7 +203,7 @@ class _Walk:
         target = Path(os.path.realpath(path))
         return not self._follow_links and not any(root == target or root in target.parents for root in self._roots)
 
-    def _kind(self, path: Path) -> tuple[Modality | None, str | None]:
+    def _kind(self, path: Path) -> tuple[FileKind | None, str | None]:
         """What a file is, or why it is left out."""
         if _KEPT_COPY.fullmatch("/".join(path.parts[-2:])):
             return None, _STORES
@@ -236,12 +211,19 @@ class _Walk:
         if kind is not None:
             return kind, None
         try:
-            head = _head(path)
+            head, tail = head_and_tail(path)
         except InputError:
             return None, _SPECIAL
         except OSError:
             return None, _UNREADABLE
-        return ("image", None) if format_of(head) is not None else (None, kind_of_file(head))
+        if format_of(head) is not None:
+            return "image", None
+        reader = reader_of(head, tail)
+        if reader is None:
+            return None, kind_of_file(head)
+        if reader.missing() is not None:
+            return None, f"{reader.name} (pip install 'abc-rag[{reader.extra}]')"
+        return "document", None
 
     def _count(self, why: str) -> None:
         if why:  # the ignore file itself is nothing to tell of

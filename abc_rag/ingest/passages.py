@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from abc_rag.errors import InputError
-from abc_rag.ingest.files import open_regular
+from abc_rag.ingest.regular import open_regular
 
 __all__ = ["passages_of"]
 

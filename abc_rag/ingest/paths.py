@@ -18,6 +18,11 @@ from abc_rag.errors import ABCRagError, InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.open import mime_type_of
 from abc_rag.images.read import read_bytes
+from abc_rag.ingest.documents.open import OpenDocument
+from abc_rag.ingest.documents.options import DEFAULT_OPTIONS, DocumentOptions
+from abc_rag.ingest.documents.process import DocumentProcess
+from abc_rag.ingest.documents.readers import READERS
+from abc_rag.ingest.documents.records import Documents, Made, is_part, moved
 from abc_rag.ingest.facets import checked_facets, store_facets
 from abc_rag.ingest.files import IMAGE_SUFFIXES, TEXT_SUFFIXES, Found, find_files, kind_of_name
 from abc_rag.ingest.passages import passages_of
@@ -70,6 +75,11 @@ class _Run:
         pending: What is embedded and not stored yet, with the results.
         in_flight: Ids of what is being embedded or pending.
         stored_at: When anything was stored last, by the monotonic clock.
+        options: How documents are read.
+        process: Where.
+        documents: What was stored of documents at the start.
+        read: Hashes of the documents that were found.
+        closed: Documents whose last record is stored, but does not say yet that all are.
     """
 
     store: Store
@@ -84,6 +94,11 @@ class _Run:
     pending: list[tuple[_Item, list[Vectors | ABCRagError]]] = field(default_factory=list)
     in_flight: set[str] = field(default_factory=set)
     stored_at: float = field(default_factory=time.monotonic)
+    options: DocumentOptions = DEFAULT_OPTIONS
+    process: DocumentProcess = field(default_factory=DocumentProcess)
+    documents: Documents = field(default_factory=Documents)
+    read: set[str] = field(default_factory=set)
+    closed: list[Record] = field(default_factory=list)
 
     def fail(self, error: ABCRagError, *paths: Path) -> None:
         """Report files that cannot be used."""
@@ -118,7 +133,7 @@ class _Run:
         store_facets(self.store, facets)
         self.report.added += len(records)
         self.report.facets += len(facets)
-        self.seen.update((record.id, record.source) for record in records)
+        self.seen.update((record.id, record.document or record.source) for record in records)
         self.in_flight.difference_update(item.record.id for item, _ in self.pending)
         self.pending.clear()
         self.stored_at = time.monotonic()
@@ -135,11 +150,14 @@ def index_paths(
     prune: bool = False,
     prune_most: float = 0.5,
     limits: ImageLimits = DEFAULT_LIMITS,
+    documents: DocumentOptions = DEFAULT_OPTIONS,
     progress: bool = False,
 ) -> IndexReport:
-    """Embed and store the pictures and passages of files and folders.
+    """Embed and store the pictures, passages and documents of files and folders.
 
-    Pictures are recognised by their content, whatever their names; ``.txt`` and ``.md`` files are cut into paragraphs.
+    Pictures and documents are recognised by their content, whatever their names; ``.txt`` and ``.md`` files are cut
+    into paragraphs. Of a document, its pages are stored as pictures, and its figures and passages with their places
+    (`abc_rag.Record.document`, ``page``, ``box``); pictures of pages and figures are kept in the store's folder.
     Both are identified by their content, so a second run embeds nothing again, and a run that was cut short goes on
     where it stopped: what is finished is stored every few seconds. What several files hold is stored once, under one
     of them. A file whose content has changed since takes the place of what was stored from it before, except what
@@ -162,6 +180,7 @@ def index_paths(
         prune_most: Maximum share of a folder's indexed files that may be gone, in [0, 1]: the folders of a disk that is
             not connected look as if all had been deleted.
         limits: Which pictures are accepted. The embedder's own limits hold as well.
+        documents: How documents are read, and what one may cost.
         progress: Show a progress bar with rate and time left.
 
     Returns:
@@ -178,10 +197,10 @@ def index_paths(
     if follow_links:
         store.roots.add(found.path for found in files if os.path.realpath(found.path) != str(found.path))
     with progress_bar("indexing", total=len(files), enabled=progress) as bar:
-        run = _Run(store, limits, chosen, report, bar)
+        run = _Run(store, limits, chosen, report, bar, options=documents)
         _look_up(run)
         orphans = _orphans(paths, files, prune_most, run) if prune else {}
-        with closing(embedded(embedder, _items(files, run))) as items:
+        with run.process, closing(embedded(embedder, _items(files, run))) as items:
             try:
                 for item, results in items:
                     run.finish(item, results)
@@ -190,7 +209,8 @@ def index_paths(
                 # After an interrupt, too: what is embedded need not be embedded again.
                 run.commit()
     places = {str(found.path): place for place, found in enumerate(files)}
-    report.failed.sort(key=lambda failure: places.get(failure[0], -1))
+    # What cannot be read of a document has its page behind its name.
+    report.failed.sort(key=lambda failure: places.get(failure[0], places.get(failure[0].rpartition(", p. ")[0], -1)))
     # Only now that all new content is safe, and that it is known which file holds what: a run that dies before
     # leaves too much, never too little, and the next one tidies up.
     _move(run)
@@ -226,6 +246,11 @@ def _orphans(paths: Iterable[str | os.PathLike[str]], files: Sequence[Found], mo
 
 def _look_up(run: _Run) -> None:
     for record in run.store.records():
+        if is_part(record):
+            run.documents.note(record)
+            run.sources[record.id] = record.document
+            run.known.setdefault(record.document, set()).add(record.id)
+            continue
         run.sources[record.id] = record.source
         # Records that a caller made, with ids of their own or about a file of another kind, are left alone.
         made_here = (
@@ -240,7 +265,7 @@ def _look_up(run: _Run) -> None:
 
 def _items(files: Sequence[Found], run: _Run) -> Iterator[_Item | None]:
     """What has to be embedded, read as it is asked for."""
-    for count, items in _chunks(files, run):
+    for count, items in _chunks([found for found in files if found.kind != "document"], run):
         if not run.in_flight.isdisjoint(items):
             yield None  # what is stored is known only after these
             run.commit()
@@ -251,6 +276,56 @@ def _items(files: Sequence[Found], run: _Run) -> Iterator[_Item | None]:
         else:
             run.bar.advance(count)
         yield from lacking
+    for path, kind in files:
+        if kind == "document":
+            yield from _parts(path, run)
+            run.bar.advance(1)
+
+
+def _parts(path: Path, run: _Run) -> Iterator[_Item]:
+    """What has to be embedded of a document."""
+    name = str(path)
+    try:
+        document = OpenDocument.of(path, run.options)
+    except ABCRagError as error:
+        run.report.failed.append((name, str(error).removeprefix(f"{name}: ")))
+        return
+    sha256 = document.sha256
+    ids = run.documents.ids(sha256)
+    # Equal documents are one, under the first of their names.
+    if sha256 in run.read or run.documents.is_complete(sha256, document.reading, run.store, run.facets):
+        if sha256 not in run.read:
+            run.report.unchanged += len(ids)
+            run.seen.update(dict.fromkeys(ids, name))
+    else:
+        stored, ids = ids, set()
+        try:
+            for chunk in document.chunks(run.process):
+                ids.update(made.record.id for made in chunk)
+                yield from _lacking_of(path, chunk, run)
+        except InputError as error:
+            run.fail(error, path)
+            return
+        # What an earlier run could read of a page stays.
+        ids |= run.documents.on(sha256, {unread.page for unread in document.unread})
+        for unread in document.unread:
+            page = "" if unread.page is None else f", p. {unread.page}"
+            run.report.failed.append((name + page, unread.reason))
+        if document.last is not None and document.last.record.id in stored:
+            run.closed.append(document.last.record)
+    run.read.add(sha256)
+    run.stale.update((old, name) for old in run.known.get(name, set()) - ids)
+
+
+def _lacking_of(path: Path, chunk: Sequence[Made], run: _Run) -> list[_Item]:
+    """Those parts of a document that are not stored, or not with all facets; pictures are kept from here on."""
+    items = {made.record.id: _Item([], len(made.data), made.record, [path], made.data) for made in chunk}
+    lacking = _lacking(items, run)
+    for item in lacking:
+        # A store on a server may have no folder for pictures: there they can be found, but not shown.
+        if item.is_new and item.data and run.store.keeps_pictures:
+            item.record = replace(item.record, source=run.store.keep_picture(item.data, item.record.mime_type))
+    return lacking
 
 
 def _chunks(files: Sequence[Found], run: _Run) -> Iterator[tuple[int, dict[str, _Item]]]:
@@ -289,7 +364,7 @@ def _records_of(path: Path, kind: str | None, limits: ImageLimits) -> tuple[list
     if kind == "text":
         passages = dict.fromkeys(passages_of(path))
         return [Record(text_id(text), "text", text=text, source=str(path)) for text in passages], b""
-    known = ", ".join(sorted(IMAGE_SUFFIXES | TEXT_SUFFIXES))
+    known = ", ".join([*sorted(IMAGE_SUFFIXES | TEXT_SUFFIXES), *(reader.name for reader in READERS)])
     raise InputError(f"{path}: files of this kind are not indexed; these are: {known}")
 
 
@@ -297,7 +372,7 @@ def _lacking(items: Mapping[str, _Item], run: _Run) -> list[_Item]:
     """Those that are not stored, or not with all facets."""
     stored = run.store.has(items)
     run.report.unchanged += len(stored)
-    run.seen.update((known, items[known].record.source) for known in items if known in stored)
+    run.seen.update((known, str(items[known].paths[0])) for known in items if known in stored)
     pictures = [item for item in items.values() if item.record.modality == "image"]
     have = run.store.facet_names([p.record.id for p in pictures if p.record.id in stored]) if run.facets else {}
     for picture in pictures:
@@ -323,15 +398,21 @@ def _lacking(items: Mapping[str, _Item], run: _Run) -> list[_Item]:
 
 def _move(run: _Run) -> None:
     """Stored content whose file is gone, or holds something else now, gets the path at which it was found."""
-    moved = [
-        found
-        for found, path in run.seen.items()
-        if (source := run.sources.get(found, path)) != path
+    found = [
+        id_
+        for id_, path in run.seen.items()
+        if (source := run.sources.get(id_, path)) != path
         # What is no absolute path is the caller's own word, such as a URL.
-        and (found in run.stale or (os.path.isabs(source) and not os.path.exists(source)))
+        and (id_ in run.stale or (os.path.isabs(source) and not os.path.exists(source)))
     ]
-    for start in range(0, len(moved), _PAGE):
-        page = moved[start : start + _PAGE]
+    for start in range(0, len(found), _PAGE):
+        page = found[start : start + _PAGE]
         vectors = run.store.vectors(page)
         records = run.store.get(page)
-        run.store.add([replace(r, source=run.seen[r.id]) for r in records], [vectors[r.id] for r in records])
+        run.store.add([moved(r, run.seen[r.id]) for r in records], [vectors[r.id] for r in records])
+    # Only now is all of these documents stored.
+    for last in run.closed:
+        stored = run.store.get([last.id])
+        if stored and dict(stored[0].metadata) != {**last.metadata, "document": stored[0].document}:
+            closed = replace(stored[0], metadata={**last.metadata, "document": stored[0].document})
+            run.store.add([closed], [run.store.vectors([last.id])[last.id]])

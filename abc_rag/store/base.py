@@ -257,6 +257,11 @@ class Store(ABC):
         """The vectors of those of ``ids`` that have a facet of exactly this instruction."""
         return self._facets.vectors(ids, instruction)
 
+    @property
+    def keeps_pictures(self) -> bool:
+        """Whether `keep_picture` has a folder to copy into."""
+        return self._pictures is not None
+
     def keep_picture(self, data: bytes, mime_type: str) -> str:
         """Copy a picture's encoded bytes into the store's folder; return the path, to be a record's source.
 

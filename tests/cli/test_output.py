@@ -12,6 +12,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from pdf_helpers import encrypted, manual
 from rich.table import Table
 
 import abc_rag
@@ -212,14 +213,29 @@ def test_left_out_files_are_told_of(run: Callable[..., tuple[int, str, str]]) ->
     folder = Path("mixed")
     folder.mkdir()
     (folder / "a.txt").write_text("words")
-    (folder / "b.pdf").write_bytes(b"%PDF-1.7")
-    (folder / "c.pdf").write_bytes(b"%PDF-1.7")
+    (folder / "b.ps").write_bytes(b"%!PS-Adobe")
+    (folder / "c.ps").write_bytes(b"%!PS-Adobe")
     (folder / ".hidden").touch()
     (folder / "d.txt").write_text("more words")
     code, out, _ = run("index", folder, "--exclude", "d.*")
     assert code == 0
-    assert out.splitlines()[1] == "left out: 2 PDF, 1 excluded, 1 hidden"
-    assert json.loads(run("index", folder, "--json")[1])["left_out"] == {"PDF": 2, "hidden": 1}
+    assert out.splitlines()[1] == "left out: 2 PostScript, 1 excluded, 1 hidden"
+    assert json.loads(run("index", folder, "--json")[1])["left_out"] == {"PostScript": 2, "hidden": 1}
+
+
+def test_a_hit_in_a_document_says_its_page(run: Callable[..., tuple[int, str, str]]) -> None:
+    Path("manual.pdf").write_bytes(manual())
+    Path("locked.pdf").write_bytes(encrypted("letmein"))
+    code, out, err = run("index", "manual.pdf", "locked.pdf")
+    assert (code, out.splitlines()[0][:29]) == (3, "5 added, 0 unchanged, 0 remov")
+    assert "is encrypted; pass --document-password" in err
+    assert run("index", "locked.pdf", "--document-password", "letmein")[1].startswith("2 added")
+    assert run("index", "manual.pdf")[1].startswith("0 added, 5 unchanged")
+    shown = run("ask", "how is the filter cleaned?", "-k", "7")[1]
+    assert "manual.pdf, p. ii" in shown
+    assert "locked.pdf, p. 1" in shown
+    hits = json.loads(run("ask", "how is the filter cleaned?", "-k", "7", "--json")[1])["hits"]
+    assert sorted(hit["metadata"]["page"] for hit in hits) == [1, 1, 1, 1, 2, 2, 2]
 
 
 def test_two_pictures_of_one_name_can_be_told_apart(run: Callable[..., tuple[int, str, str]]) -> None:

@@ -134,8 +134,8 @@ def test_pictures_are_told_by_their_content(folder: Path, store: ChromaStore, in
     picture(folder / "white.jpg", "white").rename(folder / "white.png")
     passage(folder / "BM.txt", "BMW builds cars")
     (folder / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
-    (folder / "paper.pdf").write_bytes(b"%PDF-1.7 and so on")
-    (folder / "letter.pdf").write_bytes(b"%PDF-1.7 and so on")
+    (folder / "paper.ps").write_bytes(b"%!PS-Adobe-3.0")
+    (folder / "letter.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF")
     passage(folder / "program.py", "print()")
     (folder / "empty").touch()
     (folder / "noise").write_bytes(bytes(range(256)))
@@ -143,7 +143,7 @@ def test_pictures_are_told_by_their_content(folder: Path, store: ChromaStore, in
     report, _ = index()
     assert counts(report) == (5, 0, 0, 0)
     assert report.left_out == {
-        "PDF": 2,
+        "PostScript": 2,
         "film": 1,
         "text": 1,
         "empty file": 1,

@@ -1,16 +1,11 @@
 """Processes that open pictures: they keep this interpreter free, and a hang or a crash costs one picture.
 
-They are plain children that run `abc_rag.embedding.engine.worker` and talk over pipes. Nothing of the caller's program
-is imported again, nothing is forked, nothing is pickled.
+They are plain children (`abc_rag.embedding.engine.child`) that run `abc_rag.embedding.engine.worker`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
-import subprocess
 import sys
 import threading
 from typing import Any
@@ -18,75 +13,16 @@ from typing import Any
 import numpy as np
 
 import abc_rag.errors
+from abc_rag.embedding.engine.child import Child
 from abc_rag.embedding.engine.watchdog import Watchdog
-from abc_rag.embedding.engine.worker import limits_as_json, read_exactly, recipe_as_json, write_message
+from abc_rag.embedding.engine.worker import limits_as_json, recipe_as_json
 from abc_rag.errors import ABCRagError, ImageError, ImageFormatError
 from abc_rag.models.family import FamilyFacts
 
 __all__ = ["PictureProcesses", "too_long"]
 
 _START_S = 60.0
-# A child imports from the parent's path. The working folder and environment variables have no influence.
-_PROGRAM = """
-import sys, json
-sys.path[:] = json.loads(sys.argv[1])
-from abc_rag.embedding.engine.worker import main
-main()
-"""
-
-
-class _Child:
-    """A process, used by one thread at a time."""
-
-    def __init__(self) -> None:
-        path = json.dumps([os.path.abspath(entry) for entry in sys.path])
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _PROGRAM, path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._requests, self._answers = self._process.stdin, self._process.stdout
-        self.started = False
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def ask(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytearray]:
-        """Raises EOFError or OSError if the process has ended."""
-        write_message(_Whole(self._requests), header, data)
-        return read_exactly(self._answers)
-
-    def kill(self) -> None:
-        with contextlib.suppress(OSError):
-            self._process.kill()
-
-    def end(self) -> int:
-        """End the process, close its pipes, and return its exit status."""
-        self.kill()
-        status = self._process.wait()
-        for pipe in (self._requests, self._answers):
-            with contextlib.suppress(OSError):
-                pipe.close()
-        return status
-
-
-class _Whole:
-    """An unbuffered pipe whose writes are complete."""
-
-    def __init__(self, pipe: Any) -> None:  # noqa: ANN401
-        self._pipe = pipe
-
-    def write(self, data: Any) -> None:  # noqa: ANN401
-        view = memoryview(data)
-        while view.nbytes:
-            view = view[self._pipe.write(view) :]
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
+_WORKER = "abc_rag.embedding.engine.worker"
 
 
 class PictureProcesses:
@@ -107,8 +43,8 @@ class PictureProcesses:
         }
         self._timeout_s = timeout_s
         self._watchdog = watchdog
-        self._idle: list[_Child] = []
-        self._all: set[_Child] = set()
+        self._idle: list[Child] = []
+        self._all: set[Child] = set()
         self._lock = threading.Lock()
         self._usable: bool | None = None
         self._closed = False
@@ -131,7 +67,7 @@ class PictureProcesses:
         if not sys.executable:
             return False
         try:
-            child = _Child()
+            child = Child(_WORKER)
         except OSError:
             return False
         self._all.add(child)
@@ -146,7 +82,7 @@ class PictureProcesses:
         child.end()
         return False
 
-    def _start(self, child: _Child) -> dict[str, Any]:
+    def _start(self, child: Child) -> dict[str, Any]:
         """Wait until a child has imported its modules, which does not count as a picture's time."""
         with self._watchdog.limit(_START_S, child.kill):
             # A working child answers with an error of ours, as this is no picture.
@@ -169,7 +105,7 @@ class PictureProcesses:
             child = self._taken(new=attempt == 2)
             overdue = threading.Event()
 
-            def end(child: _Child = child, overdue: threading.Event = overdue) -> None:
+            def end(child: Child = child, overdue: threading.Event = overdue) -> None:
                 overdue.set()
                 child.kill()
 
@@ -206,18 +142,18 @@ class PictureProcesses:
         for child in children:
             child.end()
 
-    def _taken(self, *, new: bool) -> _Child:
+    def _taken(self, *, new: bool) -> Child:
         with self._lock:
             if self._closed:
                 raise ABCRagError("the embedder was closed while it opened pictures; open another one")
             # Something else may have killed all idle processes. If a new one dies, the picture is the cause.
             if self._idle and not new:
                 return self._idle.pop()
-            child = _Child()
+            child = Child(_WORKER)
             self._all.add(child)
             return child
 
-    def _gone(self, child: _Child) -> int:
+    def _gone(self, child: Child) -> int:
         with self._lock:
             self._all.discard(child)
         return child.end()

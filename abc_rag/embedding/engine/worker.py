@@ -12,6 +12,8 @@ import json
 import os
 import signal
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +24,7 @@ from abc_rag.images.limits import ImageLimits
 from abc_rag.images.open import rendered
 from abc_rag.images.pixels import Rendering
 
-__all__ = ["limits_as_json", "main", "read_exactly", "recipe_as_json", "write_message"]
+__all__ = ["answering", "limits_as_json", "main", "read_exactly", "recipe_as_json", "write_message"]
 
 _LENGTHS = struct.Struct(">QQ")
 
@@ -49,13 +51,15 @@ def write_message(out: Any, header: dict[str, Any], *parts: Any) -> None:  # noq
     out.flush()
 
 
-def read_exactly(source: Any) -> tuple[dict[str, Any], bytearray]:  # noqa: ANN401
+def read_exactly(source: Any, most_bytes: int | None = None) -> tuple[dict[str, Any], bytearray]:  # noqa: ANN401
     """Read what `write_message` wrote.
 
     Raises:
-        EOFError: The other side has ended.
+        EOFError: The other side has ended, or announces more than ``most_bytes``.
     """
     header_bytes, payload_bytes = _LENGTHS.unpack(_take(source, _LENGTHS.size))
+    if most_bytes is not None and header_bytes + payload_bytes > most_bytes:
+        raise EOFError("the other side announces more than it may send")
     header: dict[str, Any] = json.loads(_take(source, header_bytes))
     return header, _take(source, payload_bytes)
 
@@ -106,8 +110,9 @@ def _answer(header: dict[str, Any], data: bytearray) -> tuple[dict[str, Any], li
     return {"numbers": numbers, "arrays": arrays}, parts
 
 
-def main() -> None:
-    """Answer requests until the other side closes the pipe."""
+@contextmanager
+def answering() -> Iterator[tuple[Any, Any]]:
+    """Where a child process reads requests, and writes answers (buffered)."""
     # Ctrl-C reaches the whole process group, but the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whatever a library prints must not end up between the answers.
@@ -115,10 +120,13 @@ def main() -> None:
     os.dup2(2, 1)
     source = os.fdopen(0, "rb", buffering=0, closefd=False)
     with open(out.fileno(), "wb", buffering=1 << 16, closefd=False) as buffered:
+        yield source, buffered
+
+
+def main() -> None:
+    """Answer requests until the other side closes the pipe."""
+    with answering() as (source, out), suppress(EOFError, BrokenPipeError):
         while True:
-            try:
-                header, data = read_exactly(source)
-                answer, parts = _answer(header, data)
-                write_message(buffered, answer, *parts)
-            except (EOFError, BrokenPipeError):
-                return
+            header, data = read_exactly(source)
+            answer, parts = _answer(header, data)
+            write_message(out, answer, *parts)

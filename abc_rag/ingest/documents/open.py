@@ -1,0 +1,91 @@
+"""A document on its way into a store: what it is, and its records a few at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from abc_rag.errors import DocumentError
+from abc_rag.ingest.documents.options import DocumentOptions
+from abc_rag.ingest.documents.parts import Part, Unread
+from abc_rag.ingest.documents.process import DocumentProcess
+from abc_rag.ingest.documents.read import document_bytes, reader_for
+from abc_rag.ingest.documents.reader import Reader
+from abc_rag.ingest.documents.records import Documents, Made, reading_of, records_of
+from abc_rag.ingest.documents.splitting import passages
+
+__all__ = ["OpenDocument"]
+
+_CHUNK = 32
+_MOST_BYTES = 16 * 2**20
+
+
+@dataclass
+class OpenDocument:
+    """A document whose kind is known.
+
+    Attributes:
+        path: Its file.
+        data: Its content.
+        sha256: The hash of that.
+        reader: What reads it.
+        reading: How it is read; see `abc_rag.ingest.documents.records.reading_of`.
+        options: The same, as options.
+        unread: Pages that could not be read; complete when `chunks` has ended.
+        last: The last record, which says how many there are; None if not all pages could be read.
+    """
+
+    path: Path
+    data: bytes = field(repr=False)
+    sha256: str
+    reader: Reader
+    reading: str
+    options: DocumentOptions
+    unread: list[Unread] = field(default_factory=list)
+    last: Made | None = None
+
+    @classmethod
+    def of(cls, path: Path, options: DocumentOptions) -> OpenDocument:
+        """Open a file.
+
+        Raises:
+            DocumentError: It cannot be read, or is no document.
+            MissingExtraError: Its reader's library is not installed.
+        """
+        data = document_bytes(path, options)
+        reader = reader_for(data, str(path))
+        return cls(path, data, hashlib.sha256(data).hexdigest(), reader, reading_of(reader, options), options)
+
+    def chunks(self, process: DocumentProcess) -> Iterator[list[Made]]:
+        """The records, some at a time; the last one of a document that could be read whole says so.
+
+        Raises:
+            DocumentError: It cannot be read, or has nothing to index; what was yielded before is sound.
+        """
+        chunk: list[Made] = []
+        count = 0
+        with closing(process.parts(self.data, self.reader, self.options, str(self.path))) as parts:
+            for made in records_of(passages(self._readable(parts), self.options), self.sha256):
+                # The newest record is held back, as it may be the last one.
+                if len(chunk) > _CHUNK or sum(len(one.data) for one in chunk) > _MOST_BYTES:
+                    yield chunk[:-1]
+                    chunk = chunk[-1:]
+                chunk.append(made)
+                count += 1
+        if not count and not self.unread:
+            raise DocumentError(str(self.path), "has nothing to index: no text and no pictures; leave it out")
+        if chunk and not self.unread:
+            self.last = replace(chunk[-1], record=Documents.closed(chunk[-1].record, count, self.reading))
+            chunk[-1] = self.last
+        if chunk:
+            yield chunk
+
+    def _readable(self, parts: Iterator[Part]) -> Iterator[Part]:
+        for part in parts:
+            if isinstance(part, Unread):
+                self.unread.append(part)
+            else:
+                yield part

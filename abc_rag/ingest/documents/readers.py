@@ -1,0 +1,42 @@
+"""Which readers there are, and which one reads a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from abc_rag.ingest.documents.pdf import PDFReader
+from abc_rag.ingest.documents.reader import HEAD_BYTES, TAIL_BYTES, Reader
+from abc_rag.ingest.regular import open_regular
+
+__all__ = ["READERS", "head_and_tail", "reader_named", "reader_of"]
+
+READERS: tuple[Reader, ...] = (PDFReader(),)
+"""In the order in which they are asked."""
+
+
+def reader_of(head: bytes, tail: bytes) -> Reader | None:
+    """The reader of a document, by its first `HEAD_BYTES` and its last `TAIL_BYTES`; None for anything else."""
+    return next((reader for reader in READERS if reader.recognises(head, tail)), None)
+
+
+def head_and_tail(path: Path) -> tuple[bytes, bytes]:
+    """The bytes of a file by which readers recognise it.
+
+    Raises:
+        InputError: It is not a regular file.
+        OSError: It cannot be opened.
+    """
+    with open(open_regular(path), "rb", buffering=0) as file:
+        head = file.read(HEAD_BYTES)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        return head, file.read(TAIL_BYTES)
+
+
+def reader_named(name: str) -> Reader:
+    """The reader with a name.
+
+    Raises:
+        KeyError: There is none.
+    """
+    return {reader.name: reader for reader in READERS}[name]

@@ -1,0 +1,106 @@
+"""A process that reads documents: bytes in, parts out. `abc_rag.ingest.documents.process` starts it.
+
+It needs no file, no address and no program, so all are refused once the reader's libraries are loaded: by an audit hook
+for what runs in Python, and by limits of the operating system on memory and on the size of what is written.
+"""
+
+from __future__ import annotations
+
+import importlib
+import mimetypes
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+from abc_rag.embedding.engine.worker import answering, read_exactly, write_message
+from abc_rag.errors import InputError
+from abc_rag.ingest.documents.options import DocumentLimits, DocumentOptions
+from abc_rag.ingest.documents.parts import part_as_json
+from abc_rag.ingest.documents.readers import reader_named
+
+__all__ = ["main"]
+
+_REFUSED = (
+    *("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "os.kill", "pty."),
+    *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate", "shutil."),
+    *("ftplib.", "smtplib.", "urllib.", "http.", "webbrowser.", "os.putenv", "os.listdir", "os.scandir"),
+)
+
+
+def _guard() -> None:
+    """Refuse files, addresses and programs from here on."""
+    places = [os.path.realpath(place) for place in (*sys.path, sys.prefix, sys.base_prefix) if place]
+    files = {os.path.realpath(file) for file in mimetypes.knownfiles}
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event.startswith(_REFUSED):
+            raise PermissionError(f"documents are read without {event}")
+        if event == "open":
+            path, mode, flags = arguments[:3]
+            if isinstance(path, int):
+                return
+            writes = any(letter in str(mode or "") for letter in "wax+") or int(flags or 0) & (
+                os.O_WRONLY | os.O_RDWR | os.O_CREAT
+            )
+            real = os.path.realpath(os.fsdecode(path))
+            inside = real in files or any(os.path.commonpath((place, real)) == place for place in places)
+            # Modules are still imported, from where they are installed.
+            if writes or not inside:
+                raise PermissionError(f"documents are read without opening {real}")
+
+    for name in _REFUSED:
+        importlib.import_module(name.partition(".")[0])
+    sys.addaudithook(hook)
+
+
+def _limit(limits: DocumentLimits) -> None:
+    with suppress(ImportError, OSError, ValueError):  # not every system has them
+        import resource
+
+        now = 0
+        with suppress(OSError), open("/proc/self/statm") as status:
+            now = int(status.read().split()[0]) * resource.getpagesize()
+        for what, most in (
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_FSIZE, 0),
+            (resource.RLIMIT_AS, now + limits.max_memory),
+        ):
+            hard = resource.getrlimit(what)[1]
+            fits = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(what, (fits, hard))
+
+
+def main() -> None:
+    """Read documents until the other side closes the pipe."""
+    limited = False
+    with answering() as (source, out), suppress(EOFError, BrokenPipeError):
+        while True:
+            header, data = read_exactly(source)
+            told = header["options"]
+            options = DocumentOptions(**{**told, "limits": DocumentLimits(**told["limits"])})
+            reader = reader_named(header["reader"])
+            for name in reader.modules:
+                importlib.import_module(name)
+            if not limited:
+                _limit(options.limits)
+                _guard()
+                limited = True
+            answer: dict[str, Any] = {"end": True}
+            try:
+                for part in reader.parts(bytes(data), options, header["start"]):
+                    if isinstance(part, int):
+                        write_message(out, {"page": part})
+                    else:
+                        write_message(out, *part_as_json(part))
+            except InputError as error:
+                answer = {"error": str(error)}
+            except MemoryError:
+                answer = {"memory": True}
+            except RecursionError:
+                answer = {"error": "is nested too deeply; save it anew"}
+            except Exception as error:
+                answer = {"error": f"cannot be read ({type(error).__name__}: {error}); save it anew"}
+            write_message(out, answer)
+            if "memory" in answer:
+                return
