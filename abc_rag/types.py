@@ -362,6 +362,9 @@ class Trace:
         facet: The instruction of the stored facet that was nearest in the first search; None for the
             picture as a whole, and for passages.
         note: Why a second look was not possible, such as a picture that has been deleted since.
+        rank_by_vectors: The hit's place in the search by vectors, from 1; None where only keywords found it, and
+            where no keywords were searched for.
+        rank_by_words: Its place in the search by keywords, from 1; None where only vectors found it.
     """
 
     instruction: str | None
@@ -369,6 +372,8 @@ class Trace:
     second: float | None = None
     facet: str | None = None
     note: str = ""
+    rank_by_vectors: int | None = None
+    rank_by_words: int | None = None
 
 
 @dataclass(frozen=True)
@@ -377,8 +382,8 @@ class Hit:
 
     Attributes:
         record: The record that was found.
-        score: In [0, 1], higher is nearer: ``(1 + cosine) / 2`` of the first search; after a second look, both scores
-            fused (see `abc_rag.search.retriever`).
+        score: In [0, 1], higher is nearer: ``(1 + cosine) / 2`` of the first search; after keywords or a second look,
+            fused with these (see `abc_rag.search.retriever`).
         facet: The instruction of the stored facet that was nearest; None for the picture as a whole.
         trace: How the score came about, if it was asked for.
     """

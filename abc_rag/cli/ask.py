@@ -21,6 +21,8 @@ from abc_rag.cli.options import (
     ImageLimitOption,
     ItselfOption,
     JsonOption,
+    KeywordIndexOption,
+    KeywordsOption,
     KOption,
     MaxTokensOption,
     MinScoreOption,
@@ -70,6 +72,7 @@ class Asking:
     only: Modality | None
     itself: bool
     rerank: bool | None
+    keywords: bool | None
     mmr: float | None
     min_score: float | None
     query_instruction: str | None
@@ -113,6 +116,7 @@ class Asking:
             where=condition,
             modality=self.only,
             rerank="auto" if self.rerank is None else self.rerank,
+            keywords="auto" if self.keywords is None else self.keywords,
             mmr=self.mmr,
             min_score=self.min_score,
             trace=self.trace,
@@ -138,6 +142,7 @@ def ask(
     only: OnlyOption = None,
     itself: ItselfOption = False,
     rerank: RerankOption = None,
+    keywords: KeywordsOption = None,
     mmr: MmrOption = None,
     min_score: MinScoreOption = None,
     query_instruction: QueryInstructionOption = None,
@@ -148,6 +153,7 @@ def ask(
     model: ModelOption = None,
     store: StoreOption = DEFAULT_STORE,
     url: UrlOption = None,
+    keyword_index: KeywordIndexOption = None,
     collection: CollectionOption = "abc",
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
@@ -170,6 +176,7 @@ def ask(
         only=only,
         itself=itself,
         rerank=rerank,
+        keywords=keywords,
         mmr=mmr,
         min_score=min_score,
         query_instruction=query_instruction,
@@ -192,7 +199,7 @@ def ask(
         background=background,
         depth=depth,
     )
-    with open_store(store, url, collection, embedder.fingerprint) as opened:
+    with open_store(store, url, collection, embedder.fingerprint, keyword_index) as opened:
         retriever = asking.retriever(embedder, opened)
         answer = asking.answer(retriever, question, picture, condition)
     page = None
@@ -261,6 +268,8 @@ def show_answer(answer: Answer, picture: str | None) -> None:
 
 def _how(trace: Trace) -> str:
     parts = [f"first {trace.first:.3f}"]
+    if trace.rank_by_words is not None or trace.rank_by_vectors is not None:
+        parts.append(f"rank by vectors {trace.rank_by_vectors or '-'}, by words {trace.rank_by_words or '-'}")
     if trace.facet is not None:
         parts.append(f"facet {trace.facet!r}")
     if trace.second is not None:

@@ -29,6 +29,8 @@ __all__ = [
     "ItselfOption",
     "JsonOption",
     "KOption",
+    "KeywordIndexOption",
+    "KeywordsOption",
     "MaxTokensOption",
     "MinScoreOption",
     "MinTokensOption",
@@ -71,6 +73,14 @@ StoreOption = Annotated[
 UrlOption = Annotated[
     str | None, typer.Option("--url", envvar="ABC_RAG_URL", help="Chroma server to use instead of a folder.")
 ]
+KeywordIndexOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--keyword-index",
+        envvar="ABC_RAG_KEYWORD_INDEX",
+        help="With --url: folder on this machine for the keyword index. Default: none. A folder has its own.",
+    ),
+]
 CollectionOption = Annotated[str, typer.Option("--collection", "-c", help="Collection within the store.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
 MinTokensOption = Annotated[int | None, typer.Option("--min-tokens", help="Minimum of image tokens per picture.")]
@@ -97,6 +107,13 @@ RerankOption = Annotated[
     bool | None,
     typer.Option(
         "--rerank/--no-rerank", help="Rerank pictures under the instruction. Default: if the question names an aspect."
+    ),
+]
+KeywordsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--keywords/--no-keywords",
+        help="Search for words too, counting hits with any of them. Default: counting hits with all of them.",
     ),
 ]
 MmrOption = Annotated[
@@ -228,7 +245,13 @@ def resolution_of(given: str | None) -> int | str | None:
     return int(given) if given is not None and given.isascii() and given.isdigit() else given
 
 
-def open_store(path: Path, url: str | None, collection: str, fingerprint: Fingerprint | None) -> ChromaStore:
+def open_store(
+    path: Path,
+    url: str | None,
+    collection: str,
+    fingerprint: Fingerprint | None,
+    keyword_index: Path | None = None,
+) -> ChromaStore:
     """The store that the options describe. A folder becomes one.
 
     Raises:
@@ -237,7 +260,8 @@ def open_store(path: Path, url: str | None, collection: str, fingerprint: Finger
     from abc_rag.store.chroma.store import ChromaStore
 
     if url is not None:
-        return ChromaStore(url=url, collection=collection, fingerprint=fingerprint)
+        words = None if keyword_index is None else expanded(keyword_index)
+        return ChromaStore(url=url, collection=collection, fingerprint=fingerprint, keywords=words)
     return ChromaStore(path=expanded(path), collection=collection, fingerprint=fingerprint)
 
 

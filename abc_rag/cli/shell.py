@@ -21,6 +21,8 @@ from abc_rag.cli.options import (
     ImageLimitOption,
     ItselfOption,
     JsonOption,
+    KeywordIndexOption,
+    KeywordsOption,
     KOption,
     MaxTokensOption,
     MinScoreOption,
@@ -64,6 +66,7 @@ def shell(
     only: OnlyOption = None,
     itself: ItselfOption = False,
     rerank: RerankOption = None,
+    keywords: KeywordsOption = None,
     mmr: MmrOption = None,
     min_score: MinScoreOption = None,
     query_instruction: QueryInstructionOption = None,
@@ -73,6 +76,7 @@ def shell(
     model: ModelOption = None,
     store: StoreOption = DEFAULT_STORE,
     url: UrlOption = None,
+    keyword_index: KeywordIndexOption = None,
     collection: CollectionOption = "abc",
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
@@ -94,6 +98,7 @@ def shell(
         only=only,
         itself=itself,
         rerank=rerank,
+        keywords=keywords,
         mmr=mmr,
         min_score=min_score,
         query_instruction=query_instruction,
@@ -115,7 +120,7 @@ def shell(
         background=background,
         depth=depth,
     )
-    with open_store(store, url, collection, embedder.fingerprint) as opened:
+    with open_store(store, url, collection, embedder.fingerprint, keyword_index) as opened:
         failed = _Shell(asking, asking.retriever(embedder, opened), condition, as_json=as_json).run()
     if failed and not sys.stdin.isatty():
         raise typer.Exit(PARTIAL)

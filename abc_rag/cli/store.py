@@ -8,6 +8,7 @@ from abc_rag.cli.options import (
     DEFAULT_STORE,
     CollectionOption,
     JsonOption,
+    KeywordIndexOption,
     StoreOption,
     UrlOption,
     open_store,
@@ -28,12 +29,13 @@ _SHOWN = 20
 def check(
     store: StoreOption = DEFAULT_STORE,
     url: UrlOption = None,
+    keyword_index: KeywordIndexOption = None,
     collection: CollectionOption = "abc",
     as_json: JsonOption = False,
 ) -> None:
-    """Search for every record by its own vector; exit status 1 if one is not found (then: abc-rag store repair)."""
+    """Search for all records by their vectors, and check the keyword index; exit status 1 if something is not found."""
     require_filled(store, url, collection)
-    with open_store(store, url, collection, None) as opened:
+    with open_store(store, url, collection, None, keyword_index) as opened:
         problems, count = opened.check(), opened.count()
     if as_json:
         print_json({"records": count, "problems": problems})
@@ -50,9 +52,11 @@ def check(
 @store.command()
 def repair(
     store: StoreOption = DEFAULT_STORE,
+    url: UrlOption = None,
+    keyword_index: KeywordIndexOption = None,
     collection: CollectionOption = "abc",
 ) -> None:
-    """Build the index of a store's folder anew from its journal, without the model."""
-    require_filled(store, None, collection)
-    with open_store(store, None, collection, None) as opened:
+    """Build the indexes of a store's folder anew from its journal, or a server's keyword index, without the model."""
+    require_filled(store, url, collection)
+    with open_store(store, url, collection, None, keyword_index) as opened:
         say(f"{opened.repair()} records, the index is built anew")

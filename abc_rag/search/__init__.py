@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from abc_rag.search.answer import Answer
 from abc_rag.search.citations import cited_numbers
+from abc_rag.search.fusion import demanding, hybrid
 from abc_rag.search.page import Shown, render_html, write_html
 from abc_rag.search.pictures import Pictures
 from abc_rag.search.query import Query
 from abc_rag.search.ranking import diverse
 from abc_rag.search.retriever import Retriever
 
-__all__ = ["Answer", "Pictures", "Query", "Retriever", "Shown", "cited_numbers", "diverse", "render_html", "write_html"]
+__all__ = [
+    "Answer",
+    "Pictures",
+    "Query",
+    "Retriever",
+    "Shown",
+    "cited_numbers",
+    "demanding",
+    "diverse",
+    "hybrid",
+    "render_html",
+    "write_html",
+]

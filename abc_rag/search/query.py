@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from abc_rag.search.rewriting.rewriter import Rewrite, Wants
+from abc_rag.store.keywords import Keywords
 from abc_rag.types import Image, ImageSource, Input, InstructedImage, InstructedText, Text, Vectors
 
 __all__ = ["Query"]
@@ -23,6 +24,7 @@ class Query:
         vector: The vector to search with, float32 of shape ``(dim,)`` and unit length; None where it has to be
             embedded.
         query_instruction: What a question is for, where the model takes an `abc_rag.InstructedText`.
+        keywords: The question as a keyword search reads it; None where keywords are not searched for.
     """
 
     question: str | None = None
@@ -31,6 +33,7 @@ class Query:
     texts: tuple[str, ...] = ()
     vector: Vectors | None = None
     query_instruction: str | None = None
+    keywords: Keywords | None = None
 
     @property
     def wants(self) -> Wants:

@@ -9,14 +9,20 @@ A search has these steps:
 3.  **Search**: ``where`` and ``modality`` hold within the store. A picture has the best score of its own vector and
     its facets', and occurs once. A question that asks for pictures (or for passages) searches only these, unless the
     caller says otherwise; where there are none, it searches everything.
-4.  **Second look**, our name for instruction-conditioned reranking, if ``rerank`` says so: the pictures among the
+4.  **Keywords**, if ``keywords`` says so and the store has an index of them: what the words of the question find (by
+    BM25) is fused with what its vector found, by ranks (`abc_rag.search.fusion`). A question that is nothing but names
+    such as ``MX-4471-B`` has what keywords find first. A phrase in quotation marks must be there, and a word or phrase
+    after a minus sign must not be, in hits of vectors too; neither the marks nor what must not be there is embedded.
+    ``keywords="auto"`` counts only hits that have all names of the question or, where it has none, all its words; it
+    does not hold to a phrase that no record has, and leaves questions about a given picture and given vectors alone.
+5.  **Second look**, our name for instruction-conditioned reranking, if ``rerank`` says so: the pictures among the
     first candidates are embedded under the instruction, or their facet of that very instruction is read from the
     store. They are compared with the target or, where a picture came with the question, with that picture under the
     same instruction. Passages keep their score.
-5.  **Threshold**: hits below ``min_score`` are dropped.
-6.  **MMR**: with ``mmr``, hits are chosen one by one for their score and for their difference from those already
+6.  **Threshold**: hits below ``min_score`` are dropped.
+7.  **MMR**: with ``mmr``, hits are chosen one by one for their score and for their difference from those already
     chosen.
-7.  **Cut** to ``k``.
+8.  **Cut** to ``k``.
 
 The second look's scores are fused with those of the first search as ``first + w * (second - mean(second) - (first -
 mean(first)))``, with both means over the pictures that were looked at. So pictures move among themselves and, as far
@@ -43,12 +49,14 @@ from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.search.answer import Answer
+from abc_rag.search.fusion import demanding, hybrid
 from abc_rag.search.pictures import Pictures
 from abc_rag.search.query import Query
 from abc_rag.search.ranking import diverse
 from abc_rag.search.rewriting.rewriter import Rewriter
 from abc_rag.search.rewriting.rules import RuleRewriter
 from abc_rag.store.base import Store
+from abc_rag.store.keywords import Keywords
 from abc_rag.types import Hit, Image, ImageSource, InstructedImage, InstructedText, Modality, Trace, Vectors
 
 __all__ = ["Retriever"]
@@ -108,6 +116,7 @@ class Retriever:
         image: ImageSource | None = None,
         texts: Sequence[str] = (),
         vector: npt.ArrayLike | None = None,
+        keywords: bool | Literal["auto"] = "auto",
     ) -> Query:
         """Check and rewrite a question; nothing is embedded or searched yet.
 
@@ -117,6 +126,7 @@ class Retriever:
             texts: Texts to search with besides the picture or, without one, in place of the question: such as made-up
                 answers (HyDE). The query's vector is the mean of theirs. Name the question among them to keep it.
             vector: The vector to search with, shape ``(dim,)``, in place of one that is embedded.
+            keywords: As for `search`.
 
         Returns:
             What `search` takes.
@@ -127,11 +137,20 @@ class Retriever:
         texts = tuple(text for text in texts if text.strip())
         if question is None and image is None and vector is None and not texts:
             raise InputError("nothing to search for: pass a question, image=..., or both")
-        rewrite = None if question is None else self.rewriter.rewrite(question, has_image=image is not None)
+        words = self._words(question, keywords, plain=image is None and vector is None)
+        asked = words.text if words is not None and words.strict else question
+        rewrite = None if asked is None else self.rewriter.rewrite(asked, has_image=image is not None)
         if image is not None:
             image = Image(image).source  # refuses what is no picture's source
         unit = None if vector is None else _unit(vector, self.embedder.dim)
-        return Query(question, image, rewrite, texts, unit, self.query_instruction)
+        return Query(question, image, rewrite, texts, unit, self.query_instruction, words)
+
+    def _words(self, question: str | None, keywords: bool | Literal["auto"], *, plain: bool = True) -> Keywords | None:
+        # What is no str is refused by the rewriter.
+        if not isinstance(question, str) or keywords is False or (keywords == "auto" and not plain):
+            return None
+        # Without an index, a search that insists on keywords says so.
+        return Keywords.of(question) if keywords is True or self.store.has_words else None
 
     def search(
         self,
@@ -142,6 +161,7 @@ class Retriever:
         where: Mapping[str, Any] | None = None,
         modality: Modality | None = None,
         rerank: bool | Literal["auto"] = "auto",
+        keywords: bool | Literal["auto"] = "auto",
         mmr: float | None = None,
         min_score: float | None = None,
         trace: bool = False,
@@ -159,6 +179,8 @@ class Retriever:
                 ``"auto"``: where the question names an aspect and, if it came with a picture, asks for pictures. True:
                 always, if there is a question. A picture's vision features stay in memory, so further instructions
                 cost less.
+            keywords: Whether to search for the words of the question too; see this module. ``"auto"``: where the store
+                has an index of them, and counting only what has all of the words. True: counting what has any.
             mmr: Weight of the score against difference from earlier hits, in [0, 1]; 1 is the plain order.
             min_score: Minimum score of a hit, in [0, 1].
             trace: Give each hit its `Trace`.
@@ -170,10 +192,11 @@ class Retriever:
         Raises:
             InputError: Neither a question nor a picture is given, or the question is blank, or an argument is unusable.
             ImageError: ``image`` cannot be used.
+            StoreError: ``keywords`` is True, and the store has no index of them.
         """
-        _check_options(k, rerank, mmr, min_score)
+        _check_options(k, rerank, keywords, mmr, min_score)
         if not isinstance(question, Query):
-            query = self.prepare(question, image=image)
+            query = self.prepare(question, image=image, keywords=keywords)
         elif image is None:
             query = question
         else:
@@ -191,9 +214,10 @@ class Retriever:
             )
         )
         wanted = max(k, self.candidates) if look or mmr is not None else k
-        hits = self._candidates(query, vector, wanted, where, modality)
-        if trace:
-            hits = [replace(hit, trace=Trace(None, hit.score, facet=hit.facet)) for hit in hits]
+        words = query.keywords if keywords == "auto" else self._words(query.question, keywords)
+        if words is not None and keywords == "auto":
+            words = demanding(self.store, words, where)
+        hits = self._candidates(query, vector, wanted, where, modality, words, trace)
         instruction = query.instruction
         if look and rewrite is not None and any(hit.record.modality == "image" for hit in hits):
             instruction = rewrite.instruction
@@ -212,6 +236,7 @@ class Retriever:
         where: Mapping[str, Any] | None = None,
         modality: Modality | None = None,
         rerank: bool | Literal["auto"] = "auto",
+        keywords: bool | Literal["auto"] = "auto",
         mmr: float | None = None,
         min_score: float | None = None,
         trace: bool = False,
@@ -226,6 +251,7 @@ class Retriever:
                 where=where,
                 modality=modality,
                 rerank=rerank,
+                keywords=keywords,
                 mmr=mmr,
                 min_score=min_score,
                 trace=trace,
@@ -241,20 +267,37 @@ class Retriever:
         return rows[0] if len(rows) == 1 else _unit(rows.mean(axis=0), rows.shape[1])
 
     def _candidates(
-        self, query: Query, vector: Vectors, k: int, where: Mapping[str, Any] | None, modality: Modality | None
+        self,
+        query: Query,
+        vector: Vectors,
+        k: int,
+        where: Mapping[str, Any] | None,
+        modality: Modality | None,
+        words: Keywords | None,
+        trace: bool,
     ) -> list[Hit]:
         wants = query.wants
-        if modality is None and wants != "any" and (hits := self._nearest(vector, k, where, wants)):
+        if modality is None and wants != "any" and (hits := self._found(vector, k, where, wants, words, trace)):
             return hits
-        return self._nearest(vector, k, where, modality)
+        return self._found(vector, k, where, modality, words, trace)
 
-    def _nearest(
-        self, vector: Vectors, k: int, where: Mapping[str, Any] | None, modality: Modality | None
+    def _found(
+        self,
+        vector: Vectors,
+        k: int,
+        where: Mapping[str, Any] | None,
+        modality: Modality | None,
+        words: Keywords | None,
+        trace: bool,
     ) -> list[Hit]:
-        if modality is None or self._kinds is None:
-            return self.store.search(vector, k, where, modality=modality)
-        kind = self._kinds[modality]
-        return self.store.search(vector, k, {"$and": [where, kind]} if where else kind)
+        """What vectors and keywords find: at least ``k`` hits where there are as many."""
+        if modality is not None and self._kinds is not None:
+            kind = self._kinds[modality]
+            where, modality = {"$and": [where, kind]} if where else kind, None
+        if words is None:
+            hits = self.store.search(vector, k, where, modality=modality)
+            return [replace(hit, trace=Trace(None, hit.score, facet=hit.facet)) for hit in hits] if trace else hits
+        return hybrid(self.store, vector, words, k, where, modality=modality, candidates=self.candidates, trace=trace)
 
     # -- the second look -----------------------------------------------------------------------
 
@@ -319,14 +362,15 @@ def _unit(vector: npt.ArrayLike, dim: int) -> Vectors:
     return unit
 
 
-def _check_options(k: object, rerank: object, mmr: object, min_score: object) -> None:
+def _check_options(k: object, rerank: object, keywords: object, mmr: object, min_score: object) -> None:
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise InputError(f"k must be a positive int, not {k!r}")
-    if not isinstance(rerank, bool) and rerank != "auto":
-        raise InputError(f"rerank must be True, False or 'auto', not {rerank!r}")
-    for name, value in (("mmr", mmr), ("min_score", min_score)):
-        if value is not None:
-            _checked_share(name, value)
+    for name, value in (("rerank", rerank), ("keywords", keywords)):
+        if not isinstance(value, bool) and value != "auto":
+            raise InputError(f"{name} must be True, False or 'auto', not {value!r}")
+    for name, share in (("mmr", mmr), ("min_score", min_score)):
+        if share is not None:
+            _checked_share(name, share)
 
 
 def _checked_share(name: str, value: object) -> float:

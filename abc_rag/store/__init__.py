@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc_rag.store.base import Store
 from abc_rag.store.chroma import ChromaStore
+from abc_rag.store.keywords import Keywords
 from abc_rag.store.records import filterable, image_id, text_id
 from abc_rag.store.roots import Roots
 
-__all__ = ["ChromaStore", "Roots", "Store", "filterable", "image_id", "text_id"]
+__all__ = ["ChromaStore", "Keywords", "Roots", "Store", "filterable", "image_id", "text_id"]

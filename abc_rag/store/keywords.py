@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["Keywords", "by_trigrams", "by_words"]
 
@@ -48,6 +48,7 @@ class Keywords:
         phrases: What must be there, word for word.
         without: Words and phrases that must not be there.
         identifier: Whether the question is nothing but names such as ``MX-4471-B``.
+        needed: Words that must be there as well.
     """
 
     text: str
@@ -55,6 +56,12 @@ class Keywords:
     phrases: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     identifier: bool = False
+    needed: tuple[str, ...] = ()
+
+    def demanding(self) -> Keywords:
+        """The same, but only for what has all of its phrases; or all its names, or all its words."""
+        names = tuple(word for word in self.words if _is_name(word))
+        return replace(self, needed=self.phrases or names or self.words)
 
     @property
     def strict(self) -> bool:

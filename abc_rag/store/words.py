@@ -216,9 +216,10 @@ class Words:
     def _musts(self, keywords: Keywords) -> tuple[str, list[str]]:
         """What rows have to meet, as an SQL condition with its values."""
         condition, values = "", []
-        for pieces, test in ((keywords.phrases, "IN"), (keywords.without, "NOT IN")):
+        for pieces, test in ((keywords.phrases, "IN"), (keywords.needed, "IN"), (keywords.without, "NOT IN")):
             for piece in pieces:
-                plain = by_words(piece)
+                # What is needed may be a part of a name; a phrase is whole words.
+                plain = by_words(piece) and not (pieces is keywords.needed and by_trigrams(piece))
                 index, said = ("words_plain", _quoted(piece)) if plain else ("words_grams", self._in_grams(piece))
                 if said:
                     condition += f" AND key {test} (SELECT rowid FROM {index} WHERE {index} MATCH ?)"

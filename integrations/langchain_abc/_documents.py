@@ -167,6 +167,7 @@ def hit_document(hit: Hit) -> FoundDocument | None:
         # All keys, even if their values are None.
         own |= {"instruction": hit.trace.instruction, "first": hit.trace.first, "second": hit.trace.second}
         own |= {"facet": hit.trace.facet, "note": hit.trace.note}
+        own |= {"rank_by_vectors": hit.trace.rank_by_vectors, "rank_by_words": hit.trace.rank_by_words}
     document.add(own, of_search=True)
     return document
 

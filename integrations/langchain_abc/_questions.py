@@ -16,7 +16,7 @@ from abc_rag.search.rewriting import follows_up
 Asked = tuple[str | None, ImageSource | None]
 
 # Settings that can also be passed with a call.
-SETTINGS = ("k", "filter", "modality", "rerank", "mmr", "min_score", "trace")
+SETTINGS = ("k", "filter", "modality", "rerank", "keywords", "mmr", "min_score", "trace")
 _HISTORY = ("chat_history", "history", "messages")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,15 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from abc_rag import Embedder, Hit, Image, ImageLimits, ImageSource, InstructedImage
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
-from abc_rag.store import Store
+from abc_rag.search import demanding, hybrid
+from abc_rag.store import Keywords, Store
 from abc_rag.types import Modality
 from langchain_abc._documents import to_document, to_documents, to_where
 
 T = TypeVar("T")
 Filter = Mapping[str, Any] | None
 Scored = list[tuple[Document, float]]
+Keywording = bool | Literal["auto"]
 
 
 class Searches(VectorStore):
@@ -54,7 +56,14 @@ class Searches(VectorStore):
     # -- by a question ---------------------------------------------------------------------------
 
     def similarity_search(
-        self, query: str, k: int = 4, filter: Filter = None, *, modality: Modality | None = None, **kwargs: object
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        keywords: Keywording = False,
+        **kwargs: object,
     ) -> list[Document]:
         """Find what is nearest to a question or a description.
 
@@ -63,6 +72,9 @@ class Searches(VectorStore):
             k: Maximum number of documents; at least 1.
             filter: A metadata filter, such as ``{"page": {"$gte": 3}}``.
             modality: Only pictures (``"image"``), or only passages (``"text"``).
+            keywords: Search for the words of the question too: True counts documents with any of them, ``"auto"`` those
+                with all of them; see ``abc_rag.search.retriever``. A phrase in quotes must then be there, and what
+                follows a minus sign must not.
             **kwargs: Refused, because unknown options must not be ignored.
 
         Returns:
@@ -72,16 +84,34 @@ class Searches(VectorStore):
             abc_rag.errors.InputError: The question is empty, or ``k`` or the filter cannot be used.
             abc_rag.errors.FingerprintMismatchError: The store holds another model's vectors.
         """
-        return _documents(self.similarity_search_with_score(query, k, filter, modality=modality, **kwargs))
+        return _documents(
+            self.similarity_search_with_score(query, k, filter, modality=modality, keywords=keywords, **kwargs)
+        )
 
     async def asimilarity_search(
-        self, query: str, k: int = 4, filter: Filter = None, *, modality: Modality | None = None, **kwargs: object
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        keywords: Keywording = False,
+        **kwargs: object,
     ) -> list[Document]:
         """See `similarity_search`; does not block the event loop."""
-        return _documents(await self.asimilarity_search_with_score(query, k, filter, modality=modality, **kwargs))
+        return _documents(
+            await self.asimilarity_search_with_score(query, k, filter, modality=modality, keywords=keywords, **kwargs)
+        )
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: Filter = None, *, modality: Modality | None = None, **kwargs: object
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        keywords: Keywording = False,
+        **kwargs: object,
     ) -> Scored:
         """See `similarity_search`; each document with its score.
 
@@ -89,14 +119,27 @@ class Searches(VectorStore):
         `similarity_search_with_relevance_scores` gives the same.
         """
         refuse_keywords(kwargs)
-        return self._near(self._question(query, k), k, filter, modality)
+        _check(query, k)
+        words = self._words(query, keywords, filter)
+        return self._near(self._question(_embedded(query, words), k), k, filter, modality, words)
 
     async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, filter: Filter = None, *, modality: Modality | None = None, **kwargs: object
+        self,
+        query: str,
+        k: int = 4,
+        filter: Filter = None,
+        *,
+        modality: Modality | None = None,
+        keywords: Keywording = False,
+        **kwargs: object,
     ) -> Scored:
         """See `similarity_search_with_score`; does not block the event loop."""
         refuse_keywords(kwargs)
-        return await self._asked(query, k, lambda vector: self._near(vector, k, filter, modality))
+        _check(query, k)
+        words = await self._worker.run(self._words, query, keywords, filter)
+        return await self._asked(
+            _embedded(query, words), k, lambda vector: self._near(vector, k, filter, modality, words)
+        )
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda score: score
@@ -349,8 +392,19 @@ class Searches(VectorStore):
         vector: npt.ArrayLike = self._need_embedder().embed([asked])[0]
         return vector
 
-    def _near(self, vector: npt.ArrayLike, k: int, where: Filter, modality: Modality | None) -> Scored:
-        hits = self.store.search(vector, k, to_where(where), modality=modality)
+    def _words(self, query: str, keywords: Keywording, where: Filter) -> Keywords | None:
+        if keywords is False or (keywords == "auto" and not self.store.has_words):
+            return None
+        words = Keywords.of(query)
+        return demanding(self.store, words, to_where(where)) if keywords == "auto" else words
+
+    def _near(
+        self, vector: npt.ArrayLike, k: int, where: Filter, modality: Modality | None, words: Keywords | None = None
+    ) -> Scored:
+        if words is None:
+            hits = self.store.search(vector, k, to_where(where), modality=modality)
+        else:
+            hits = hybrid(self.store, vector, words, k, to_where(where), modality=modality)[:k]
         return [(found, hit.score) for hit in hits if (found := to_document(hit.record)) is not None]
 
     def _varied(
@@ -394,6 +448,10 @@ def _check_k(k: object) -> None:
     # Checked before embedding, which is expensive.
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(f"k must be a positive int, not {k!r}")
+
+
+def _embedded(query: str, words: Keywords | None) -> str:
+    return words.text if words is not None and words.strict else query
 
 
 def _check(query: object, k: object) -> None:

@@ -45,6 +45,8 @@ class InstructionRetriever(BaseRetriever):
         llm: A chat model that does so instead; see `chat_model_rewriter`.
         rerank: Whether to take a second look at pictures that were found, which is our name for reranking under the
             instruction; see ``abc_rag.search.retriever``.
+        keywords: Whether to search for the words of the question too: ``"auto"``, True or False; see
+            ``abc_rag.search.retriever``.
         mmr: Weight of the score against difference from earlier documents, in [0, 1]; None turns MMR off.
         min_score: Minimum score of a document, in [0, 1].
         filter: A metadata filter, such as ``{"page": {"$gte": 3}}``; what documents show can be filtered by.
@@ -71,12 +73,13 @@ class InstructionRetriever(BaseRetriever):
             await retriever.ainvoke({"image": "scene.jpg"}, k=1)
 
         The image is a path (a ``str`` is always a path), ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or a PIL image.
-        ``k``, ``filter``, ``modality``, ``rerank``, ``mmr``, ``min_score`` and ``trace`` can be given with a call.
+        ``k``, ``filter``, ``modality``, ``rerank``, ``keywords``, ``mmr``, ``min_score`` and ``trace`` can be given
+        with a call.
         Callbacks and traces get the question, and a picture's name in place of the picture.
 
         Documents are as `ABCVectorStore` gives them, with ``modality`` and ``score`` in their metadata, and with
-        ``trace=True`` also ``instruction``, ``first``, ``second``, ``facet`` and ``note``: see
-        ``abc_rag.types.Trace``.
+        ``trace=True`` also ``instruction``, ``first``, ``second``, ``facet``, ``note``, ``rank_by_vectors`` and
+        ``rank_by_words``: see ``abc_rag.types.Trace``.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
@@ -86,6 +89,7 @@ class InstructionRetriever(BaseRetriever):
     rewriter: Rewriter | None = None
     llm: BaseChatModel | None = None
     rerank: bool | Literal["auto"] = "auto"
+    keywords: bool | Literal["auto"] = "auto"
     mmr: float | None = Field(None, ge=0, le=1)
     min_score: float | None = Field(None, ge=0, le=1)
     filter: dict[str, Any] | None = None
@@ -160,7 +164,8 @@ class InstructionRetriever(BaseRetriever):
         question, image = asked_of(query) if asked is None else asked
         settings = self._settings(kwargs)
         retriever = self._retriever()
-        return _documents(retriever.search(retriever.prepare(question, image=image), **settings))
+        prepared = retriever.prepare(question, image=image, keywords=settings["keywords"])
+        return _documents(retriever.search(prepared, **settings))
 
     async def _aget_relevant_documents(
         self,
@@ -174,7 +179,7 @@ class InstructionRetriever(BaseRetriever):
         settings = self._settings(kwargs)
         retriever = await self.vectorstore._worker.run(self._retriever)
         # In another thread, so that the store answers other questions while a chat model rewrites this one.
-        prepared = await self._waiting.run(retriever.prepare, question, image=image)
+        prepared = await self._waiting.run(retriever.prepare, question, image=image, keywords=settings["keywords"])
         return _documents(await self.vectorstore._worker.run(retriever.search, prepared, **settings))
 
     def _settings(self, given: Mapping[str, Any]) -> dict[str, Any]:

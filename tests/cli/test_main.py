@@ -251,6 +251,15 @@ def test_ask_with_a_second_look_diversity_threshold_and_trace(filled: Path, run:
     assert len(run("ask", "a boat", "--mmr", "0.3", "--json").json["hits"]) == 4
 
 
+def test_ask_by_words(filled: Path, run: Run) -> None:
+    phrase = '"red bicycle"'
+    assert [hit["text"] for hit in run("ask", phrase, "--json").json["hits"]] == ["a red bicycle"]
+    assert len(run("ask", phrase, "--no-keywords", "--json").json["hits"]) == 4
+    assert "by words 1" in run("ask", phrase, "--keywords", "--trace").out
+    assert run("ask", "red bicycle", "--no-keywords", "--trace", "--json").json["hits"][0]["trace"]["first"] <= 1
+    assert "by words" not in run("ask", phrase, "--no-keywords", "--trace").out
+
+
 def test_index_with_facets(fake: FakeEmbedder, photos: Path, run: Run) -> None:
     facets = ["--facet", "the background", "-f", "the object"]
     first = run("index", photos, *facets)

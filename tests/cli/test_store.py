@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import chromadb
@@ -46,3 +47,22 @@ def test_a_folder_that_is_no_store(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (status, out) == (2, "")
     assert "no store here" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_with_its_keyword_index_here(
+    tmp_path: Path, server_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = ["--url", server_url, "--collection", "check-words"]
+    with ChromaStore(url=server_url, collection="check-words") as store:
+        store.add(texts(3), vectors(3))
+    assert "keeps its own files" in run(capsys, "store", "repair", *here)[2]
+    here += ["--keyword-index", str(tmp_path / "words")]
+    assert run(capsys, "store", "check", *here) == (0, "3 records, all are found\n", "")
+    with ChromaStore(url=server_url, collection="check-words") as store:
+        store.add([replace(texts(1)[0], text="changed")], vectors(1))
+    assert run(capsys, "store", "check", *here)[:2] == (
+        1,
+        "the keyword index is behind: record 't00000'\n3 records, 1 problems\n",
+    )
+    assert run(capsys, "store", "repair", *here)[:2] == (0, "3 records, the index is built anew\n")
+    assert run(capsys, "store", "check", *here)[0] == 0

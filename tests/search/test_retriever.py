@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
 from abc_rag.ingest.pictures import index_images
 from abc_rag.search.answer import Answer
 from abc_rag.search.retriever import Retriever
+from abc_rag.search.rewriting.rewriter import AsAsked
 from abc_rag.search.rewriting.rules import RuleRewriter
 from abc_rag.store.records import text_id
 from abc_rag.types import Trace
@@ -178,7 +180,7 @@ def test_an_answer_is_the_sequence_of_its_hits(retriever: Retriever) -> None:
 
 def test_a_trace_only_where_it_is_asked_for(retriever: Retriever) -> None:
     assert [hit.trace for hit in retriever.search("red bicycle")] == [None] * 4
-    for hit in retriever.search("red bicycle", trace=True, mmr=0.9, min_score=0.1):
+    for hit in retriever.search("red bicycle", trace=True, mmr=0.9, min_score=0.1, keywords=False):
         assert hit.trace == Trace(None, hit.score)
 
 
@@ -363,3 +365,72 @@ def test_the_instruction_steers_abc_mini(mini: Embedder, tmp_path: Path) -> None
         assert found(right)[0] == "a rabbit"
         with pytest.raises(ImageError, match="passages"):
             retriever.search("what is on the left?", image=folder / "passages.json")
+
+
+# --- Keywords ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def manual(tmp_path: Path) -> Iterator[Retriever]:
+    """Passages whose vectors say nothing of their words: each is nearer to the question than the one after it."""
+    embedder = FakeEmbedder(dim=256)
+    said = ["the oil filter", "a filter for oil", "MX-4471-B bolt", "MX-4471-C bolt", "a diesel engine", "an engine"]
+    with ChromaStore(path=tmp_path / "store", fingerprint=embedder.fingerprint) as store:
+        vector = embedder.embed_texts(["question"])[0]
+        rows = np.stack([np.roll(vector, 1) * (i + 1) / 10 + vector for i in range(len(said))])
+        store.add([Record(f"p{i}", "text", text, metadata={"page": i}) for i, text in enumerate(said)], rows)
+        yield Retriever(embedder, store, rewriter=AsAsked())
+
+
+def asked(retriever: Retriever, question: str, **options: Any) -> str:
+    query = replace(retriever.prepare(question, keywords=options.get("keywords", "auto")))
+    query = replace(query, vector=retriever.embedder.embed_texts(["question"])[0])
+    return " ".join(hit.id for hit in retriever.search(query, **options))
+
+
+def test_a_name_goes_to_keywords_first(manual: Retriever) -> None:
+    assert asked(manual, "MX-4471-C", k=2) == "p3 p0"
+    assert asked(manual, "mx-4471", k=3) == "p2 p3 p0"
+    assert asked(manual, "which bolt is MX-4471-C?", k=2) == "p3 p0"
+    assert asked(manual, "MX-4471-C", k=2, keywords=False) == "p0 p1"
+    assert asked(manual, "MX-4471-C", k=1, where={"page": {"$ne": 3}}) == "p0"
+
+
+def test_keywords_count_where_all_or_any_are_there(manual: Retriever) -> None:
+    assert asked(manual, "diesel engine", k=2) == "p4 p0"
+    assert asked(manual, "red diesel engine", k=2) == "p0 p1"
+    assert asked(manual, "red diesel engine", k=2, keywords=True) == "p4 p5"
+
+
+def test_phrases_and_what_must_not_be_there_hold_for_vectors_too(manual: Retriever) -> None:
+    assert asked(manual, '"oil filter"', k=9) == "p0"
+    assert asked(manual, "filter -the", k=9) == "p1 p2 p3 p4 p5"
+    assert asked(manual, 'oil -"oil filter" -bolt', k=9) == "p1 p4 p5"
+    assert asked(manual, 'oil -"oil filter" -bolt', k=9, keywords=False) == "p0 p1 p2 p3 p4 p5"
+    # A phrase that is nowhere: quotation marks were meant as such, unless keywords are insisted on.
+    assert asked(manual, 'the "blue moon"', k=2) == "p0 p1"
+    assert asked(manual, 'the "blue moon"', k=2, keywords=True) == ""
+    query = manual.prepare('engine "oil filter" -diesel')
+    assert query.inputs == [Text("engine oil filter")]
+    assert query.question == 'engine "oil filter" -diesel'
+    assert manual.prepare('engine "oil filter"', keywords=False).inputs == [Text('engine "oil filter"')]
+
+
+def test_exclusions_are_filled_up_with_what_is_further_away(manual: Retriever) -> None:
+    few = Retriever(manual.embedder, manual.store, rewriter=AsAsked(), candidates=1)
+    assert asked(few, "something -filter -bolt", k=1) == "p4"
+
+
+def test_a_trace_tells_both_ranks(manual: Retriever) -> None:
+    first, second = manual.search("MX-4471-C", k=2, trace=True)
+    assert first.trace is not None
+    assert second.trace is not None
+    assert (first.id, first.trace.rank_by_words, second.trace.rank_by_words) == ("p3", 1, None)
+    assert first.trace.first <= first.score
+    assert {first.trace.rank_by_vectors, second.trace.rank_by_vectors} <= set(range(1, 7))
+
+
+def test_a_question_about_a_picture_is_no_search_for_words(manual: Retriever, pictures: dict[str, Path]) -> None:
+    assert manual.prepare("MX-4471-C", image=pictures["red"]).keywords is None
+    answer = manual.search("MX-4471-C", image=pictures["red"], k=1, keywords=True)
+    assert answer[0].id == "p3"

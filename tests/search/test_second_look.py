@@ -130,7 +130,7 @@ def test_the_weight_of_a_second_look_is_the_callers(seeing: Retriever) -> None:
 
 
 def test_scores_are_fused_as_documented(seeing: Retriever, mini: Embedder) -> None:
-    answer = seeing.search("a pig on the right", k=7, trace=True)
+    answer = seeing.search("a pig on the right", k=7, trace=True, keywords=False)
     query = mini.embed([Text("a pig on the right")])[0]
     pictures = [hit for hit in answer if hit.modality == "image"]
     first = np.array([(1 + mini.embed([Image(hit.source)])[0] @ query) / 2 for hit in pictures])

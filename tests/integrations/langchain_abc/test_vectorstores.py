@@ -1041,3 +1041,42 @@ async def test_an_error_about_one_text_names_its_place_in_the_call() -> None:
                 store.add_texts(texts, ids=ids, batch_size=2)
             with pytest.raises(InputError, match=r"^document 9 \(id '(text-|id-9).*'\): too bad"):
                 await store.aadd_texts(texts, ids=ids, batch_size=2)
+
+
+# -- words beside vectors ------------------------------------------------------------------------
+
+PARTS = ["an engine", "the MX-4471-B bolt", "a diesel engine", "the oil filter", "a filter for oil"]
+
+
+def contents(documents: list[Document]) -> list[str]:
+    return [document.page_content for document in documents]
+
+
+async def test_words_are_searched_for_where_they_are_asked_for(store: ABCVectorStore) -> None:
+    store.add_texts(PARTS)
+    plain = contents(store.similarity_search("MX-4471-B", k=5))
+    assert contents(store.similarity_search("MX-4471-B", k=5, keywords="auto"))[0] == PARTS[1]
+    assert contents(store.similarity_search("MX-4471-B", k=5, keywords=False)) == plain
+    assert contents(store.similarity_search('"oil filter"', k=5, keywords=True)) == [PARTS[3]]
+    assert set(contents(store.similarity_search("engine -diesel -bolt", k=5, keywords="auto"))) == {
+        PARTS[0],
+        PARTS[3],
+        PARTS[4],
+    }
+    for question in ("MX-4471-B", '"oil filter"', "engine -diesel"):
+        scored = store.similarity_search_with_score(question, k=3, keywords=True)
+        assert await store.asimilarity_search_with_score(question, k=3, keywords=True) == scored
+        assert await store.asimilarity_search(question, k=3, keywords=True) == [document for document, _ in scored]
+    retriever = store.as_retriever(search_kwargs={"k": 1, "keywords": True})
+    assert contents(retriever.invoke("diesel")) == [PARTS[2]]
+
+
+async def test_a_retriever_finds_by_words_unless_told_not_to(store: ABCVectorStore) -> None:
+    store.add_texts(PARTS)
+    retriever = store.as_instruction_retriever(k=5, trace=True)
+    found = retriever.invoke("MX-4471-B")
+    assert (found[0].page_content, found[0].metadata["rank_by_words"]) == (PARTS[1], 1)
+    assert found[1].metadata["rank_by_words"] is None
+    assert contents(await retriever.ainvoke("MX-4471-B")) == contents(found)
+    assert len(retriever.invoke("engine -diesel")) == 4
+    assert len(retriever.invoke("engine -diesel", keywords=False)) == 5

@@ -30,6 +30,7 @@ from abc_rag.types import Modality
 
 __all__ = ["InstructionRetriever"]
 
+_PASSED = ("modality", "rerank", "keywords", "mmr", "min_score", "trace")
 # Metadata key of a hit's trace.
 _TRACE = "abc_trace"
 
@@ -71,6 +72,7 @@ class InstructionRetriever(BaseRetriever):
         rewriter: Makes instructions of questions. If not given: rules (`abc_rag.search.rewriting.llm.RuleRewriter`).
         llm: A LlamaIndex LLM to rewrite questions with, in place of ``rewriter``; if it fails, the rules do.
         rerank: Whether found pictures are looked at again: True, False or ``"auto"``.
+        keywords: Whether to search for the words of the question too: True, False or ``"auto"``.
         mmr: Weight of the score against difference from the hits before, in [0, 1]; None: off.
         min_score: Least score of a hit, in [0, 1].
         where: A filter in Chroma's own words.
@@ -96,6 +98,7 @@ class InstructionRetriever(BaseRetriever):
         rewriter: Rewriter | None = None,
         llm: BaseLLM | None = None,
         rerank: bool | Literal["auto"] = "auto",
+        keywords: bool | Literal["auto"] = "auto",
         mmr: float | None = None,
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
@@ -122,6 +125,7 @@ class InstructionRetriever(BaseRetriever):
             "rewriter": rewriter,
             "llm": llm,
             "rerank": rerank,
+            "keywords": keywords,
             "mmr": mmr,
             "min_score": min_score,
             "where": where,
@@ -143,7 +147,7 @@ class InstructionRetriever(BaseRetriever):
             query_instruction=embed_model.query_instruction,
             kinds=OF_KIND,
         )
-        self._options = {name: self._settings[name] for name in ("modality", "rerank", "mmr", "min_score", "trace")}
+        self._options = {name: self._settings[name] for name in _PASSED}
         self._options["where"] = all_of(where, to_where(filters))
         self._checked = False
         # Several threads, because a search may wait for a language model.
@@ -183,6 +187,7 @@ class InstructionRetriever(BaseRetriever):
             image=query_bundle.image_path or picture,
             texts=query_bundle.custom_embedding_strs or (),
             vector=query_bundle.embedding,
+            keywords=self._settings["keywords"],
         )
         # A captioned picture is found up to twice.
         found = self._retriever.search(query, k=2 * self.similarity_top_k, **self._options)

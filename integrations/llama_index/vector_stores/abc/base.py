@@ -26,8 +26,8 @@ from abc_rag import Hit, ImageLimits, Record
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
 from abc_rag.images.limits import DEFAULT_LIMITS
-from abc_rag.search import Pictures, diverse
-from abc_rag.store import Store
+from abc_rag.search import Pictures, diverse, hybrid
+from abc_rag.store import Keywords, Store
 from abc_rag.store.filters import matches, parse
 from abc_rag.types import Modality
 
@@ -35,6 +35,10 @@ __all__ = ["ABCVectorStore"]
 
 # MMR candidates per requested node, as in LlamaIndex's own Chroma store.
 _MMR_CANDIDATES = 4
+_CANDIDATES = 50
+_HYBRID = (VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SEMANTIC_HYBRID)
+_WORDS = (VectorStoreQueryMode.TEXT_SEARCH, *_HYBRID)
+_MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR, *_WORDS)
 
 
 class ABCVectorStore(BasePydanticVectorStore):
@@ -58,8 +62,10 @@ class ABCVectorStore(BasePydanticVectorStore):
     once: ``persist`` has nothing to do.
 
     Filters: ``==``, ``!=``, ``>``, ``>=``, ``<``, ``<=``, ``in`` and ``nin``, joined by ``and`` and ``or``, over
-    metadata values that are str, int or float; ``ref_doc_id`` is among them. Query modes: ``default``, and ``mmr`` with
-    ``mmr_threshold``, the weight of relevance in [0, 1]. Scores are ``(1 + cosine) / 2``.
+    metadata values that are str, int or float; ``ref_doc_id`` is among them. Query modes: ``default``; ``mmr`` with
+    ``mmr_threshold``, the weight of relevance in [0, 1]; ``text_search``, by keywords alone; and ``hybrid``, also named
+    ``semantic_hybrid``, by vectors and keywords, whose ranks are fused. Scores are ``(1 + cosine) / 2``, for
+    ``text_search`` ``bm25 / (1 + bm25)``.
 
     Args:
         store: What is viewed.
@@ -219,20 +225,27 @@ class ABCVectorStore(BasePydanticVectorStore):
         """The nodes nearest to a vector, best first; see the class for filters and modes.
 
         Args:
-            query: With ``query_embedding``; ``similarity_top_k``, ``filters``, ``node_ids``, ``doc_ids`` and ``mode``
-                are used.
+            query: With ``query_embedding``, with ``query_str`` or with both, as the mode needs; ``similarity_top_k``,
+                ``filters``, ``node_ids``, ``doc_ids`` and ``mode`` are used, in hybrid modes also ``hybrid_top_k`` and
+                ``sparse_top_k``, the number of candidates.
             kwargs: ``where``, a filter in Chroma's own words; ``mmr_threshold``.
 
         Raises:
-            InputError: There is no vector, or a mode, filter or keyword that is not supported.
+            InputError: There is no vector or no text, or a mode, filter or keyword that is not supported.
+            StoreError: The mode needs a keyword index, and the store has none.
         """
         threshold, where = kwargs.pop("mmr_threshold", None), kwargs.pop("where", None)
         if kwargs:
             raise InputError(f"unknown query options {sorted(kwargs)}; these are known: mmr_threshold, where")
-        if not query.query_embedding:
+        if query.mode not in _MODES:
+            known = ", ".join(repr(mode.value) for mode in _MODES)
+            raise InputError(f"query mode {query.mode.value!r} is not supported; use one of {known}")
+        if not query.query_embedding and query.mode != VectorStoreQueryMode.TEXT_SEARCH:
             raise InputError("the query has no embedding; search with an embedding model, or use get_nodes to look up")
-        if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
-            raise InputError(f"query mode {query.mode.value!r} is not supported; use 'default' or 'mmr'")
+        if query.mode in _WORDS and not (query.query_str or "").strip():
+            raise InputError(f"query mode {query.mode.value!r} needs the question's words: set query_str")
+        if query.mode in _HYBRID and query.alpha is not None:
+            raise InputError("alpha is not used: the ranks of vectors and keywords are fused; leave it out")
         k = query.similarity_top_k
         where = all_of(
             to_where(query.filters),
@@ -241,10 +254,13 @@ class ABCVectorStore(BasePydanticVectorStore):
             {REF_DOC_ID: {"$in": list(query.doc_ids)}} if query.doc_ids else None,
         )
         if query.mode == VectorStoreQueryMode.MMR:
-            hits = self._nearest(query.query_embedding, _MMR_CANDIDATES * k, where)
+            hits = self._nearest(query.query_embedding or [], _MMR_CANDIDATES * k, where)
             hits = self._diverse(hits, k, query.mmr_threshold if threshold is None else threshold)
+        elif query.mode in _WORDS:
+            k = k if query.mode == VectorStoreQueryMode.TEXT_SEARCH else query.hybrid_top_k or k
+            hits = self._by_words(query, k, where)
         else:
-            hits = self._nearest(query.query_embedding, k, where)
+            hits = self._nearest(query.query_embedding or [], k, where)
         nodes = nodes_of([hit.record for hit in hits], self._store, self._pictures, with_bytes=True)
         found = [(node, hit.score) for node, hit in zip(nodes, hits, strict=True) if node is not None]
         return VectorStoreQueryResult(
@@ -254,12 +270,20 @@ class ABCVectorStore(BasePydanticVectorStore):
         )
 
     def _nearest(self, vector: Embedding, k: int, where: Mapping[str, Any] | None) -> list[Hit]:
+        return _nodes_once(self._store.search(vector, self._wanted(k), where, modality=self.modality), k)
+
+    def _wanted(self, k: int) -> int:
         # A captioned picture is found up to twice.
-        wanted = 2 * k if self.modality is None else k
-        hits: dict[str, Hit] = {}
-        for hit in self._store.search(vector, wanted, where, modality=self.modality):
-            hits.setdefault(node_id_of(hit.record), hit)
-        return list(hits.values())[:k]
+        return 2 * k if self.modality is None else k
+
+    def _by_words(self, query: VectorStoreQuery, k: int, where: Mapping[str, Any] | None) -> list[Hit]:
+        words, wanted = Keywords.of(query.query_str or ""), self._wanted(k)
+        if query.mode == VectorStoreQueryMode.TEXT_SEARCH:
+            return _nodes_once(self._store.search_words(words, wanted, where, modality=self.modality), k)
+        depth = _CANDIDATES if query.sparse_top_k is None else query.sparse_top_k
+        vector = query.query_embedding or []
+        found = hybrid(self._store, vector, words, wanted, where, modality=self.modality, candidates=depth)
+        return _nodes_once(found, k)
 
     def _diverse(self, hits: Sequence[Hit], k: int, weight: float | None) -> list[Hit]:
         """Maximal marginal relevance. LlamaIndex's own function compares with the last one chosen only."""
@@ -300,6 +324,14 @@ class ABCVectorStore(BasePydanticVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:  # noqa: ANN401
         """`query` in a thread of its own."""
         return await self._worker.run(partial(self.query, query, **kwargs))
+
+
+def _nodes_once(found: Iterable[Hit], k: int) -> list[Hit]:
+    """The first hit of each of ``k`` nodes."""
+    hits: dict[str, Hit] = {}
+    for hit in found:
+        hits.setdefault(node_id_of(hit.record), hit)
+    return list(hits.values())[:k]
 
 
 def _once(records: Sequence[Record]) -> list[Record]:

@@ -21,7 +21,7 @@ from llama_index.core.schema import ImageDocument, ImageNode, IndexNode, Metadat
 from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.embeddings.abc import ABCEmbeddings
 from llama_index.retrievers.abc import InstructionRetriever, llm_rewriter
-from llama_index.vector_stores.abc import ABCMultiModalIndex
+from llama_index.vector_stores.abc import ABCMultiModalIndex, ABCVectorStore
 from pydantic import PrivateAttr
 
 import abc_rag
@@ -86,7 +86,8 @@ class Means(Rewriter):
 
 
 def test_a_question_a_picture_and_both(embed_model: ABCEmbeddings, filled: ChromaStore) -> None:
-    retriever = InstructionRetriever(embed_model, filled, rewriter=AsAsked(), rerank=False, similarity_top_k=9)
+    settings: dict[str, Any] = {"rewriter": AsAsked(), "rerank": False, "keywords": False, "similarity_top_k": 9}
+    retriever = InstructionRetriever(embed_model, filled, **settings)
     embedder = embed_model.embedder
     for query, vector in (
         ("a rose", embedder.embed_texts(["a rose"])[0]),
@@ -174,7 +175,8 @@ def test_the_second_look(embed_model: ABCEmbeddings, filled: ChromaStore) -> Non
 def test_a_trace_is_hidden_from_models_and_absent_unasked(embed_model: ABCEmbeddings, filled: ChromaStore) -> None:
     found = InstructionRetriever(embed_model, filled, trace=True).retrieve("a rose")
     for one in found:
-        assert set(one.metadata["abc_trace"]) == {"instruction", "first", "second", "facet", "note"}
+        ranks = {"rank_by_vectors", "rank_by_words"}
+        assert set(one.metadata["abc_trace"]) == {"instruction", "first", "second", "facet", "note"} | ranks
         for mode in (MetadataMode.LLM, MetadataMode.EMBED):
             assert "abc_trace" not in one.node.get_content(mode)
             assert "abc_trace" not in one.node.get_metadata_str(mode)
@@ -430,3 +432,19 @@ async def test_a_search_blocks_nobody_and_a_cancelled_one_never_runs(
     await asyncio.gather(*shared)
     assert sorted(waits.asked) == ["last", *(f"search {n}" for n in range(4))]
     assert waits.threads == {"llama-index-abc-search"}
+
+
+def test_keywords(embed_model: ABCEmbeddings, store: ChromaStore) -> None:
+    view = ABCVectorStore(store)
+    texts = ["the manual of a pump", "the MX-4471-B bolt", "a rose", "a fox"]
+    nodes = [TextNode(id_=text.split()[-1], text=text) for text in texts]
+    for node, row in zip(nodes, embed_model.get_text_embedding_batch(texts), strict=True):
+        node.embedding = row
+    view.add(nodes)
+    choices: list[Any] = ["auto", True]
+    for keywords in choices:
+        found = InstructionRetriever(embed_model, store, keywords=keywords).retrieve("MX-4471-B")
+        assert (found[0].node.node_id, len(found)) == ("bolt", 4)
+    without = InstructionRetriever(embed_model, store, keywords=True).retrieve("the manual -pump -bolt")
+    assert {one.node.node_id for one in without} == {"rose", "fox"}
+    assert len(InstructionRetriever(embed_model, store, keywords=False).retrieve("the manual -pump -bolt")) == 4

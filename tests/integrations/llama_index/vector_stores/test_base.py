@@ -6,6 +6,7 @@ import asyncio
 import base64
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,8 +307,13 @@ def test_what_is_not_supported_is_refused(views: Views) -> None:
     *_, both = views
     with pytest.raises(InputError, match="no embedding"):
         both.query(VectorStoreQuery(query_str="words"))
-    with pytest.raises(InputError, match="'hybrid' is not supported"):
-        both.query(asked(1, mode=VectorStoreQueryMode.HYBRID))
+    with pytest.raises(InputError, match="'svm' is not supported; use one of 'default', 'mmr', 'text_search'"):
+        both.query(asked(1, mode=VectorStoreQueryMode.SVM))
+    for mode in (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.HYBRID):
+        with pytest.raises(InputError, match="needs the question's words: set query_str"):
+            both.query(asked(1, mode=mode))
+    with pytest.raises(InputError, match="alpha is not used"):
+        both.query(asked(1, mode=VectorStoreQueryMode.HYBRID, query_str="words", alpha=0.5))
     with pytest.raises(InputError, match="unknown query options"):
         both.query(asked(1), alpha=0.5)
     with pytest.raises(InputError, match="mmr_threshold must be"):
@@ -375,3 +381,26 @@ def test_a_file_that_goes_between_is_an_image_error_of_the_model(
     with pytest.raises(ImageError, match=r"gone\.png"):
         pipeline.run(nodes=[ImageNode(image_path="gone.png"), TextNode(text="mud")])
     assert store.count() == 0
+
+
+@pytest.mark.parametrize("mode", [VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.SEMANTIC_HYBRID])
+def test_words_and_vectors_in_one_search(store: ChromaStore, mode: VectorStoreQueryMode) -> None:
+    view = ABCVectorStore(store)
+    texts = {"near": "an engine", "named": "the MX-4471-B bolt", "far": "a diesel engine"}
+    rows = [vector(1), vector(0.9, 1), vector(0.5, 2)]
+    view.add(
+        [TextNode(id_=id_, text=text, embedding=row) for (id_, text), row in zip(texts.items(), rows, strict=True)]
+    )
+    pig = ImageNode(id_="pig", image_path=str(PIG), text="a pig", embedding=vector(0, 0, 1))
+    view.add([pig])
+    assert found(view, asked(1, k=2, mode=mode, query_str="MX-4471-B")) == ["named", "near"]
+    assert found(view, asked(1, k=2, mode=mode, query_str="engine -diesel")) == ["near", "named"]
+    assert found(view, asked(1, k=1, mode=mode, query_str="MX-4471-B", hybrid_top_k=2)) == ["named", "near"]
+    only = MetadataFilters(filters=[MetadataFilter(key="page", value=3)])
+    assert found(view, asked(1, mode=mode, query_str="MX-4471-B", filters=only)) == []
+    words = VectorStoreQuery(query_str="diesel engine", similarity_top_k=9, mode=VectorStoreQueryMode.TEXT_SEARCH)
+    result = view.query(words)
+    assert result.ids == ["far", "near"]
+    assert 1 > (result.similarities or [])[0] > (result.similarities or [])[1] > 0
+    assert found(ABCVectorStore(store, modality="image"), words) == []
+    assert view.query(replace(words, query_str="pig")).ids == ["pig"]
