@@ -26,6 +26,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from llama_index.core.llms import ChatMessage, ChatResponse, LLMMetadata, MockLLM
+from pdf_helpers import manual
 from pydantic import Field
 
 from abc_rag import ChromaStore, EngineSettings, ImageLimits
@@ -110,6 +111,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the pages' blocks find where they are run."""
     with demo_folder() as demo:
         shutil.copytree(demo, tmp_path / "photos", ignore=shutil.ignore_patterns("*.json"))
+    (tmp_path / "manual.pdf").write_bytes(manual())
     (tmp_path / "manual.md").write_text("The pig rolls in mud.\n\nA car has thirty thousand parts.\n")
     (tmp_path / "notes.md").write_text("The pig rolls in mud to stay cool.\n\nA rose has thorns.\n")
     captions, pairs = [], []

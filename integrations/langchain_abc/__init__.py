@@ -6,6 +6,7 @@ try:
     from langchain_abc.content import cited_documents, to_content_blocks
     from langchain_abc.describers import chat_model_describer
     from langchain_abc.embeddings import ABCEmbeddings
+    from langchain_abc.loaders import ABCLoader
     from langchain_abc.retrievers import InstructionRetriever
     from langchain_abc.rewriters import chat_model_rewriter
     from langchain_abc.tools import retriever_tool
@@ -15,6 +16,7 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "ABCEmbeddings",
+    "ABCLoader",
     "ABCVectorStore",
     "InstructionRetriever",
     "chat_model_describer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc_rag.ingest.documents.open import document_records
 from abc_rag.ingest.documents.options import DocumentLimits, DocumentOptions, Splitter
 from abc_rag.ingest.documents.parts import Box, Figure, PagePicture, Part, Passage, Unread
 from abc_rag.ingest.documents.process import DocumentProcess
@@ -23,6 +24,7 @@ __all__ = [
     "Reader",
     "Splitter",
     "Unread",
+    "document_records",
     "read_document",
     "split_text",
 ]

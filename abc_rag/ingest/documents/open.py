@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from abc_rag.errors import DocumentError
-from abc_rag.ingest.documents.options import DocumentOptions
+from abc_rag.ingest.documents.options import DEFAULT_OPTIONS, DocumentOptions
 from abc_rag.ingest.documents.parts import Part, Unread
 from abc_rag.ingest.documents.process import DocumentProcess
 from abc_rag.ingest.documents.read import document_bytes, reader_for
 from abc_rag.ingest.documents.reader import Reader
 from abc_rag.ingest.documents.records import Documents, Made, reading_of, records_of
 from abc_rag.ingest.documents.splitting import passages
+from abc_rag.store.pictures import KeptPictures
+from abc_rag.types import Record
 
-__all__ = ["OpenDocument"]
+__all__ = ["OpenDocument", "document_records"]
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 32
 _MOST_BYTES = 16 * 2**20
@@ -89,3 +95,36 @@ class OpenDocument:
                 self.unread.append(part)
             else:
                 yield part
+
+
+def document_records(
+    path: str | os.PathLike[str],
+    *,
+    options: DocumentOptions = DEFAULT_OPTIONS,
+    pictures: str | os.PathLike[str] | None = None,
+) -> Iterator[Record]:
+    """A document's parts as records, as `abc_rag.ingest.index_paths` stores them, without a store; read lazily.
+
+    A page that cannot be read is left out with a logged warning.
+
+    Args:
+        path: The file; its kind is told by its content.
+        options: How it is read.
+        pictures: A folder that receives the pictures of pages and figures; made if missing. Without, passages alone.
+
+    Raises:
+        DocumentError: It cannot be read, is encrypted, or has nothing to index.
+        MissingExtraError: Its reader's library is not installed.
+        StoreError: A picture cannot be written.
+    """
+    if pictures is None:
+        options = replace(options, page_pictures=False, figures=False)
+    kept = None if pictures is None else KeptPictures(Path(os.path.expanduser(pictures)))
+    document = OpenDocument.of(Path(os.path.abspath(os.path.expanduser(path))), options)
+    with DocumentProcess() as process:
+        for chunk in document.chunks(process):
+            for made in chunk:
+                source = kept.keep(made.data, made.record.mime_type) if kept and made.data else made.record.source
+                yield replace(made.record, source=source)
+    for unread in document.unread:
+        logger.warning("%s, p. %s is left out: %s", document.path, unread.page, unread.reason)
