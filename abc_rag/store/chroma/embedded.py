@@ -5,16 +5,19 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from abc_rag.store.chroma.client import translated
 from abc_rag.store.chroma.collections import tuned, upsert
+from abc_rag.store.chroma.exact import Comparison
+from abc_rag.store.chroma.fields import Keys
 from abc_rag.store.chroma.journal import Journal
 from abc_rag.store.chroma.lock import Lease
 from abc_rag.store.chroma.recovery import adopt, rebuild
-from abc_rag.store.chroma.table import ChromaTable
+from abc_rag.store.chroma.table import ChromaTable, Ranking
 from abc_rag.store.filters import Condition, matches
 from abc_rag.store.keywords import Keywords
 from abc_rag.store.table import PAGE, Column, Page
@@ -25,6 +28,15 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
 
 __all__ = ["EmbeddedTable"]
+
+# How many rows are compared with rather than asking the index: their vectors are read from the disk, or in memory.
+_FEW = 1000
+_FEW_IN_MEMORY = 5000
+# Numbers: vectors in memory with which a query is compared each time that a filter comes again.
+_MOST_COMPARED = 2**24
+# What the index is asked for where a filter lets many through.
+_LEAST_CANDIDATES = 64
+_MOST_CANDIDATES = 2000
 
 
 class EmbeddedTable(ChromaTable):
@@ -41,6 +53,7 @@ class EmbeddedTable(ChromaTable):
         super().__init__(lease, place, name, wanted)
         self._lease = lease
         self._absent: Journal | None = None
+        self._comparison = Comparison(name)
 
     @property
     def _journal(self) -> Journal:
@@ -131,6 +144,50 @@ class EmbeddedTable(ChromaTable):
             self._dim = known = self._journal, len(self._journal.vectors(self._name, ids)[1][0])
         return known[1]
 
+    def read(
+        self,
+        column: Column,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Condition | None = None,
+        offset: int = 0,
+    ) -> Page | None:
+        """See `Table.read`."""
+        if ids is not None or where is None:
+            return super().read(column, ids=ids, offset=offset)
+        return self._use(
+            lambda _: self._by_key(column, self._journal.matching(self._name, where)[offset : offset + PAGE].tolist()),
+            None,
+        )
+
+    def scan(self, column: Column, where: Condition | None = None) -> Iterator[Page]:
+        """See `Table.scan`. Pages do not shift under a writer, as keys stay what they are."""
+        if where is None:
+            nothing: list[int] = []
+            keys = self._use(partial(self._after, -1), nothing)
+            while keys:
+                if page := self._use(partial(self._by_key, column, keys), None):
+                    yield page
+                keys = self._use(partial(self._after, keys[-1]), nothing)
+            return
+        found = self._use(lambda _: self._journal.matching(self._name, where), np.zeros(0, np.int64))
+        for start in range(0, len(found), PAGE):
+            if page := self._use(partial(self._by_key, column, found[start : start + PAGE].tolist()), None):
+                yield page
+
+    def _after(self, key: int, _: object) -> list[int]:
+        return self._journal.after(self._name, key)
+
+    def _by_key(self, column: Column, keys: Sequence[int], _: object = None) -> Page | None:
+        names = [id_ for _, id_ in self._journal.by_key(self._name, keys, "id")]
+        if not names:
+            return None
+        if column == "records":
+            return Page(names, [record for _, record in self._journal.by_key(self._name, keys, "record")])
+        if column == "vectors":
+            return Page(names, vectors=[vector for _, vector in self._journal.by_key(self._name, keys, "vector")])
+        return Page(names)
+
     def _page(
         self,
         column: Column,
@@ -139,12 +196,9 @@ class EmbeddedTable(ChromaTable):
         offset: int,
         collection: Collection,
     ) -> Page | None:
+        assert where is None, "filters are answered by the journal"
         if ids is None:
-            if where is None:
-                ids = self._journal.page(self._name, offset)
-            else:
-                found = super()._page("ids", None, where, offset, collection)
-                ids = [] if found is None else found.ids
+            ids = self._journal.page(self._name, offset)
         if column == "vectors":
             known, vectors = self._journal.vectors(self._name, ids)
             return Page(known, vectors=vectors) if known else None
@@ -153,6 +207,56 @@ class EmbeddedTable(ChromaTable):
             return Page(list(ids), records) if ids else None
         known = self._journal.ids(self._name, ids)
         return Page(known) if known else None
+
+    # -- searching -----------------------------------------------------------------------------
+
+    def _filtered(
+        self, rows: Vectors, k: int, where: Condition, records: dict[str, Record], collection: Collection
+    ) -> list[Ranking]:
+        """See `ChromaTable._filtered`: few rows are compared with, of many the index's nearest are looked at first."""
+        journal, count = self._journal, self._journal.count(self._name)
+        in_memory = self._comparison.holds(journal)
+        most = _FEW_IN_MEMORY if in_memory else _FEW
+        keys: Keys | None = None
+        again = in_memory and count * rows.shape[1] <= _MOST_COMPARED and journal.knows(self._name, where)
+        if count <= most or again:
+            keys = journal.matching(self._name, where)
+        else:
+            keys = journal.few_matching(self._name, where, most)
+        found: dict[int, Ranking] = {}
+        if keys is None:
+            found = self._near(rows, k, where, collection, records)
+        rest = [i for i in range(len(rows)) if i not in found]
+        if rest:
+            wide = keys is None
+            keys = journal.matching(self._name, where) if keys is None else keys
+            nearest = self._comparison.nearest(journal, keys, rows[rest], k, partial(matches, where), load=wide)
+            for i, ranking in zip(rest, nearest, strict=True):
+                records.update((record.id, record) for _, record in ranking)
+                found[i] = [(far, record.id) for far, record in ranking]
+        return [found[i] for i in range(len(rows))]
+
+    def _near(
+        self, rows: Vectors, k: int, where: Condition, collection: Collection, records: dict[str, Record]
+    ) -> dict[int, Ranking]:
+        """The ``k`` nearest that match, of those rows for which the index's nearest records hold as many."""
+        found = {}
+        n = max(_LEAST_CANDIDATES, 15 * k)
+        if n > _MOST_CANDIDATES:
+            return {}
+        for i, ranking in enumerate(self._ask(rows, n, None, collection)):
+            fit: Ranking = []
+            for start in range(0, len(ranking), 4 * k):
+                part = ranking[start : start + 4 * k]
+                self._look_up((id_ for _, id_ in part), records, collection)
+                fit += [one for one in part if one[1] in records and matches(where, records[one[1]])]
+                # What is farther than all candidates cannot come before the last hit.
+                if len(fit) >= k and fit[k - 1][0] < ranking[-1][0]:
+                    found[i] = fit[:k]
+                    break
+        return found
+
+    # -- writing -------------------------------------------------------------------------------
 
     def _put(self, records: Sequence[Record], vectors: Vectors, client: Client) -> None:
         collection = self._writable(client, len(records), vectors)

@@ -22,14 +22,18 @@ import re
 import sqlite3
 import stat
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
 from abc_rag.errors import StoreError
+from abc_rag.store.chroma.fields import FIELD_TABLES, Keys, change_fields, few_keys, forget_fields, keys_of
+from abc_rag.store.filters import Condition
 from abc_rag.store.table import PAGE
 from abc_rag.store.words import Words
 from abc_rag.types import Record, Vectors
@@ -50,9 +54,16 @@ CREATE TABLE IF NOT EXISTS pending (name TEXT NOT NULL, id TEXT NOT NULL, PRIMAR
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, fingerprint TEXT);
 CREATE TABLE IF NOT EXISTS state (files TEXT NOT NULL);
 """
+_Column = Literal["id", "record", "vector"]
 # Instead of an id: all rows of the collection.
 _ALL = ""
 _VECTOR = np.dtype("<f4")
+# 1: rows are indexed by their fields.
+_VERSION = 1
+# What filters let through is remembered until something is written: bytes of keys.
+_MOST_REMEMBERED = 2**25
+# Rows that changed since, of which those who keep vectors in memory can learn.
+_MOST_CHANGES = 20_000
 
 
 class Journal:
@@ -68,6 +79,8 @@ class Journal:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._lock = threading.RLock()
+        self._found: OrderedDict[tuple[str, str], Keys] = OrderedDict()
+        self._changed: dict[str, tuple[int, list[int]]] = {}
         path = os.path.join(folder, _FILE)
         check_regular(path)
         try:
@@ -86,11 +99,25 @@ class Journal:
         try:
             # A write-ahead log takes one flush a write, and readers of other processes never wait for it.
             self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.executescript(_SCHEMA)
+            self._connection.executescript(_SCHEMA + FIELD_TABLES)
+            if self._connection.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
+                self._index_all()
             self.words = Words(self._connection, self._lock, path)
         except BaseException:
             self._connection.close()
             raise
+
+    def _index_all(self) -> None:
+        """Index what was written before there was an index of fields."""
+        with self._transaction(durable=True) as to:
+            last = -1
+            while rows := to.execute(
+                "SELECT key, name, record FROM rows WHERE key > ? ORDER BY key LIMIT ?", (last, PAGE)
+            ).fetchall():
+                last = rows[-1][0]
+                for name in {name for _, name, _ in rows}:
+                    change_fields(to, name, [(key, None, _record(text)) for key, of, text in rows if of == name])
+            to.execute(f"PRAGMA user_version = {_VERSION}")
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -134,11 +161,12 @@ class Journal:
         with self._transaction(durable=True) as to:
             to.execute("INSERT OR IGNORE INTO pending VALUES (?, ?)", (name, _ALL))
 
-    @staticmethod
     def _change(
-        to: sqlite3.Connection, name: str, rows: Iterable[tuple[Record, Vectors]], removed: Sequence[str]
+        self, to: sqlite3.Connection, name: str, rows: Iterable[tuple[Record, Vectors]], removed: Sequence[str]
     ) -> None:
+        fields: list[tuple[int, Record | None, Record | None]] = []
         for record, vector in rows:
+            old = self._stored(to, name, record.id)
             # An update keeps the key, and with it the record's place in the order.
             (key,) = to.execute(
                 "INSERT INTO rows (name, id, record) VALUES (?, ?, ?)"
@@ -147,10 +175,28 @@ class Journal:
             ).fetchone()
             to.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?)", (key, vector.astype(_VECTOR).tobytes()))
             to.execute("INSERT OR IGNORE INTO pending VALUES (?, ?)", (name, record.id))
+            fields.append((key, old[1] if old else None, record))
         for id_ in removed:
-            to.execute("DELETE FROM vectors WHERE key = (SELECT key FROM rows WHERE name = ? AND id = ?)", (name, id_))
-            to.execute("DELETE FROM rows WHERE name = ? AND id = ?", (name, id_))
+            if old := self._stored(to, name, id_):
+                to.execute("DELETE FROM vectors WHERE key = ?", old[:1])
+                to.execute("DELETE FROM rows WHERE key = ?", old[:1])
+                fields.append((*old, None))
             to.execute("INSERT OR IGNORE INTO pending VALUES (?, ?)", (name, id_))
+        change_fields(to, name, fields)
+        self._note_change(name, [key for key, _, _ in fields])
+
+    @staticmethod
+    def _stored(of: sqlite3.Connection, name: str, id_: str) -> tuple[int, Record] | None:
+        row = of.execute("SELECT key, record FROM rows WHERE name = ? AND id = ?", (name, id_)).fetchone()
+        return None if row is None else (row[0], _record(row[1]))
+
+    def _note_change(self, name: str, keys: Sequence[int]) -> None:
+        # Before it is committed, under the lock: a change that is taken back costs no more than a second look.
+        self._found.clear()
+        first, known = self._changed.get(name, (0, []))
+        known.extend(keys)
+        dropped = len(known) - _MOST_CHANGES if len(known) > 2 * _MOST_CHANGES else 0
+        self._changed[name] = first + dropped, known[dropped:] if dropped else known
 
     def done(self) -> None:
         """Chroma has followed: nothing is pending, and its files are what they should be."""
@@ -163,6 +209,9 @@ class Journal:
     def forget(self, name: str) -> None:
         """Drop a collection that is gone from Chroma."""
         with self._transaction(durable=True) as to:
+            forget_fields(to, name)
+            keys = [key for (key,) in to.execute("SELECT key FROM rows WHERE name = ?", (name,))]
+            self._note_change(name, keys)
             to.execute("DELETE FROM vectors WHERE key IN (SELECT key FROM rows WHERE name = ?)", (name,))
             for table in ("rows", "pending", "marks"):
                 to.execute(f"DELETE FROM {table} WHERE name = ?", (name,))
@@ -229,7 +278,7 @@ class Journal:
     def records(self, name: str, ids: Sequence[str]) -> list[Record]:
         """The records of at most `PAGE` ids, in the order in which they came."""
         rows = self._all(f"SELECT record FROM rows WHERE {_among(ids)} ORDER BY key", (name, *ids))
-        return [Record(**json.loads(row[0])) for row in rows]
+        return [_record(row[0]) for row in rows]
 
     def vectors(self, name: str, ids: Sequence[str]) -> tuple[list[str], list[Vectors]]:
         """The ids of at most `PAGE` that there are, with their vectors, in the order in which they came."""
@@ -242,6 +291,79 @@ class Journal:
         """At most `PAGE` ids in the order in which they came, from an offset on."""
         rows = self._all("SELECT id FROM rows WHERE name = ? ORDER BY key LIMIT ? OFFSET ?", (name, PAGE, offset))
         return [row[0] for row in rows]
+
+    # -- by key --------------------------------------------------------------------------------
+
+    def matching(self, name: str, condition: Condition | None) -> Keys:
+        """The keys of the rows that a filter lets through, ascending: in the order in which they came."""
+        # By its text, as 1, 1.0 and True are one key of a dict.
+        asked = name, repr(condition)
+        with self._lock:
+            known = self._found.get(asked)
+            if known is None:
+                if condition is None:
+                    rows = self._all("SELECT key FROM rows WHERE name = ? ORDER BY key", (name,))
+                    known = np.fromiter((row[0] for row in rows), dtype=np.int64)
+                else:
+                    known = keys_of(self._connection, name, condition)
+                self._found[asked] = known
+                while sum(keys.nbytes for keys in self._found.values()) > _MOST_REMEMBERED and len(self._found) > 1:
+                    self._found.popitem(last=False)
+            self._found.move_to_end(asked)
+            return known
+
+    def knows(self, name: str, condition: Condition) -> bool:
+        """Whether `matching` has this answer, and nothing has been written since."""
+        return (name, repr(condition)) in self._found
+
+    def few_matching(self, name: str, condition: Condition, most: int) -> Keys | None:
+        """At most ``most`` keys that include all rows that a filter lets through; None where there may be more."""
+        with self._lock:
+            return few_keys(self._connection, name, condition, most)
+
+    def by_key(self, name: str, keys: Sequence[int], column: _Column) -> list[tuple[int, Any]]:
+        """The key and a column of at most `PAGE` keys, in the order of keys."""
+        table = "rows JOIN vectors USING (key)" if column == "vector" else "rows"
+        marks = ", ".join("?" * len(keys))
+        # The plus keeps SQLite from looking through the whole collection.
+        rows = self._all(
+            f"SELECT key, {column} FROM {table} WHERE key IN ({marks}) AND +name = ? ORDER BY key", (*keys, name)
+        )
+        if column == "id":
+            return rows
+        use = _record if column == "record" else partial(np.frombuffer, dtype=_VECTOR)
+        return [(key, use(value)) for key, value in rows]
+
+    def after(self, name: str, key: int) -> list[int]:
+        """The next `PAGE` keys behind one."""
+        # The plus keeps SQLite from sorting all of them for each page.
+        rows = self._all("SELECT key FROM rows WHERE key > ? AND +name = ? ORDER BY key LIMIT ?", (key, name, PAGE))
+        return [row[0] for row in rows]
+
+    def all_vectors(self, name: str) -> Iterator[tuple[list[int], bytes]]:
+        """The keys of all rows in their order, and their vectors one behind the other, a page at a time."""
+        last = -1
+        while rows := self._all(
+            "SELECT key, vector FROM rows JOIN vectors USING (key) WHERE key > ? AND +name = ? ORDER BY key LIMIT ?",
+            (last, name, PAGE),
+        ):
+            last = rows[-1][0]
+            yield [row[0] for row in rows], b"".join(row[1] for row in rows)
+
+    def changes(self, name: str) -> int:
+        """How many rows of a collection have been changed through this object."""
+        first, known = self._changed.get(name, (0, []))
+        return first + len(known)
+
+    def changed_since(self, name: str, changes: int) -> list[int] | None:
+        """The keys of the rows that were changed since `changes` was this much; None where that was too long ago."""
+        with self._lock:
+            first, known = self._changed.get(name, (0, []))
+            return None if changes < first else sorted(set(known[changes - first :]))
+
+
+def _record(text: str) -> Record:
+    return Record(**json.loads(text))
 
 
 def _among(ids: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["ChromaTable"]
+__all__ = ["ChromaTable", "Ranking"]
 
 # A Chroma server refuses requests of 40 MB.
 _REQUEST_BYTES = 30_000_000
