@@ -109,14 +109,16 @@ def change_fields(
             label = labels[entry.field, entry.kind] = _label(to, name, entry.field, entry.kind) or 0
         return label, entry.value, key
 
-    gone, new = [], []
+    gone: list[tuple[int, str | float, int]] = []
+    new: list[tuple[int, str | float, int]] = []
     for key, old, record in changes:
         before = set() if old is None else _entries(name, old)
         after = set() if record is None else _entries(name, record)
         gone += [row(entry, key) for entry in before - after]
         new += [row(entry, key) for entry in after - before]
     to.executemany("DELETE FROM fields WHERE label = ? AND value = ? AND key = ?", gone)
-    to.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?, ?)", sorted(new, key=lambda one: (one[0], one[2])))
+    new.sort(key=lambda one: one[0])  # what stands together is written together
+    to.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?, ?)", new)
 
 
 def forget_fields(to: sqlite3.Connection, name: str) -> None:

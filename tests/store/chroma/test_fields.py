@@ -63,7 +63,7 @@ def test_every_filter_finds_what_the_rules_find(journal: Journal) -> None:
     records = {id_: record for id_, record in records.items() if id_ not in gone}
     put(journal, [some_record(i, rng) for i in range(50)], name="other")
     narrow = 0
-    for _ in range(1500):
+    for _ in range(500):
         condition = some_condition(rng)
         expected = {id_ for id_, record in records.items() if matches(condition, record)}
         keys = journal.matching("abc", condition)
@@ -74,7 +74,7 @@ def test_every_filter_finds_what_the_rules_find(journal: Journal) -> None:
             narrow += 1
             assert len(few) <= 40
             assert set(keys.tolist()) <= set(few.tolist()), condition
-    assert narrow > 100
+    assert narrow > 30
 
 
 def test_numbers_and_bools_are_not_taken_for_each_other(journal: Journal) -> None:
