@@ -37,7 +37,7 @@ print("open", flush=True)
 while True:
     rows = np.random.default_rng(number).standard_normal((int(size), 16))
     ids = [f"r{number}-{i}" for i in range(int(size))]
-    store.add([Record(id_, "image", f"round{number}", f"{id_}.png", {"number": number}) for id_ in ids], rows)
+    store.add([Record(id_, "image", f"round{number:04}", f"{id_}.png", {"number": number}) for id_ in ids], rows)
     store.add_facets(ids[:2], "what is on the left?", -rows[:2])
     store.delete(ids[-1:])
     print(number, flush=True)
@@ -134,14 +134,14 @@ def _problems(folder: Path, acknowledged: list[int]) -> list[str]:
         facets = store.facet_names(list(expected))
         hits = store.search_many([rows[number][i] for number, i in expected.values()], 1) if expected else []
         for (id_, (number, i)), best in zip(expected.items(), hits, strict=True):
-            if found.get(id_) != Record(id_, "image", f"round{number}", f"{id_}.png", {"number": number}):
+            if found.get(id_) != Record(id_, "image", f"round{number:04}", f"{id_}.png", {"number": number}):
                 wrong.append(f"{id_} is lost")
             elif best[0].id != id_ or best[0].score < 0.9999:
                 wrong.append(f"{id_} is not found by its own vector")
             elif i < 2 and facets.get(id_) != {"what is on the left?"}:
                 wrong.append(f"{id_} has lost its facet")
         for number in acknowledged:
-            named = sorted(hit.id for hit in store.search_words(f"round{number}", 10))
+            named = sorted(hit.id for hit in store.search_words(f"round{number:04}", 10))
             if named != sorted(f"r{number}-{i}" for i in range(_SIZE - 1)):
                 wrong.append(f"the words of round {number} find {named}")
         deleted = store.has([f"r{number}-{_SIZE - 1}" for number in acknowledged])

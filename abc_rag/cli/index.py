@@ -57,6 +57,9 @@ def index(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Prune even where more than half of a folder's files are gone.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file, even if size and time of change are as before.")
+    ] = False,
     dpi: Annotated[
         int, typer.Option("--dpi", min=20, max=600, help="Resolution of the pages of documents, in pixels per inch.")
     ] = 110,
@@ -111,6 +114,7 @@ def index(
                 follow_links=follow_links,
                 prune=prune,
                 prune_most=1.0 if yes else 0.5,
+                verify=verify,
                 limits=limits,
                 documents=DocumentOptions(dpi=dpi, password=password),
                 progress=not as_json,

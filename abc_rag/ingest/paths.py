@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from abc_rag.embedding.ahead import Part, embedded, named
@@ -25,6 +26,8 @@ from abc_rag.ingest.documents.readers import READERS
 from abc_rag.ingest.documents.records import Documents, Made, is_part, moved
 from abc_rag.ingest.facets import checked_facets, store_facets
 from abc_rag.ingest.files import IMAGE_SUFFIXES, TEXT_SUFFIXES, Found, find_files, kind_of_name
+from abc_rag.ingest.notes import FileNotes
+from abc_rag.ingest.ondisk import OnDisk
 from abc_rag.ingest.passages import passages_of
 from abc_rag.ingest.report import IndexReport
 from abc_rag.store.base import Store
@@ -40,6 +43,7 @@ _MOST_BYTES = 64 * 2**20
 _MOST_ITEMS = 256
 _COMMIT_S = 3.0
 _PAGE = 256
+_RECORDS = 1000  # looked up together
 
 
 @dataclass
@@ -69,11 +73,12 @@ class _Run:
 
     Attributes:
         sources: Id -> where the store says that it came from, at the start.
-        known: File -> ids that were made from it before.
+        known: Id -> file, of those that were made from files before.
         seen: Id -> the first file in which it was found now; only what is stored.
         stale: Ids that are no longer in the file they came from -> that file.
         pending: What is embedded and not stored yet, with the results.
         in_flight: Ids of what is being embedded or pending.
+        notes: What was in which file when it was read last.
         stored_at: When anything was stored last, by the monotonic clock.
         options: How documents are read.
         process: Where.
@@ -87,10 +92,11 @@ class _Run:
     facets: Sequence[str]
     report: IndexReport
     bar: Progress
-    sources: dict[str, str] = field(default_factory=dict)
-    known: dict[str, set[str]] = field(default_factory=dict)
-    seen: dict[str, str] = field(default_factory=dict)
-    stale: dict[str, str] = field(default_factory=dict)
+    notes: FileNotes
+    sources: OnDisk = field(default_factory=OnDisk)
+    known: OnDisk = field(default_factory=OnDisk)
+    seen: OnDisk = field(default_factory=OnDisk)
+    stale: OnDisk = field(default_factory=OnDisk)
     pending: list[tuple[_Item, list[Vectors | ABCRagError]]] = field(default_factory=list)
     in_flight: set[str] = field(default_factory=set)
     stored_at: float = field(default_factory=time.monotonic)
@@ -133,10 +139,15 @@ class _Run:
         store_facets(self.store, facets)
         self.report.added += len(records)
         self.report.facets += len(facets)
-        self.seen.update((record.id, record.document or record.source) for record in records)
+        self.seen.put((record.id, record.document or record.source) for record in records)
         self.in_flight.difference_update(item.record.id for item, _ in self.pending)
         self.pending.clear()
         self.stored_at = time.monotonic()
+
+    def close(self) -> None:
+        """Remove temporary files."""
+        for kept in (self.sources, self.known, self.seen, self.stale):
+            kept.close()
 
 
 def index_paths(
@@ -149,6 +160,7 @@ def index_paths(
     follow_links: bool = False,
     prune: bool = False,
     prune_most: float = 0.5,
+    verify: bool = False,
     limits: ImageLimits = DEFAULT_LIMITS,
     documents: DocumentOptions = DEFAULT_OPTIONS,
     progress: bool = False,
@@ -163,6 +175,10 @@ def index_paths(
     of them. A file whose content has changed since takes the place of what was stored from it before, except what
     another file of this run holds. What came from a file that can no longer be used stays, and, unless ``prune`` is
     set, what came from one that is gone.
+
+    A file that has the size and the time of change that it had when it was read last is not read again, unless
+    ``verify`` is set: what was in it is noted beside the store (`abc_rag.store.Store.notes_file`). A file that changed
+    only a moment before it was read is read once more by the next run.
 
     Left out, and counted in the report: hidden files and folders, thumbnails and recycle bins of network storage,
     stores and the copies that they keep, links that lead out of ``paths``, what ``exclude`` and ``.abcignore`` files
@@ -179,6 +195,7 @@ def index_paths(
         prune: Remove what came from files of the given folders that are gone.
         prune_most: Maximum share of a folder's indexed files that may be gone, in [0, 1]: the folders of a disk that is
             not connected look as if all had been deleted.
+        verify: Read every file, whatever its size and time of change say.
         limits: Which pictures are accepted. The embedder's own limits hold as well.
         documents: How documents are read, and what one may cost.
         progress: Show a progress bar with rate and time left.
@@ -196,10 +213,13 @@ def index_paths(
     store.roots.add(paths)
     if follow_links:
         store.roots.add(found.path for found in files if os.path.realpath(found.path) != str(found.path))
-    with progress_bar("indexing", total=len(files), enabled=progress) as bar:
-        run = _Run(store, limits, chosen, report, bar, options=documents)
+    with (
+        progress_bar("indexing", total=len(files), enabled=progress) as bar,
+        FileNotes(store.notes_file, trust=not verify) as notes,
+        closing(_Run(store, limits, chosen, report, bar, notes, options=documents)) as run,
+    ):
         _look_up(run)
-        orphans = _orphans(paths, files, prune_most, run) if prune else {}
+        orphans = _orphans(paths, files, prune_most, run) if prune else OnDisk()
         with run.process, closing(embedded(embedder, _items(files, run))) as items:
             try:
                 for item, results in items:
@@ -208,59 +228,70 @@ def index_paths(
             finally:
                 # After an interrupt, too: what is embedded need not be embedded again.
                 run.commit()
-    places = {str(found.path): place for place, found in enumerate(files)}
-    # What cannot be read of a document has its page behind its name.
-    report.failed.sort(key=lambda failure: places.get(failure[0], places.get(failure[0].rpartition(", p. ")[0], -1)))
-    # Only now that all new content is safe, and that it is known which file holds what: a run that dies before
-    # leaves too much, never too little, and the next one tidies up.
-    _move(run)
-    run.stale.update(orphans)
-    failed = {path for path, _ in report.failed}
-    report.removed = store.delete(
-        [old for old, path in run.stale.items() if old not in run.seen and path not in failed]
-    )
+        # Only now that all new content is safe, and that it is known which file holds what: a run that dies before
+        # leaves too much, never too little, and the next one tidies up.
+        _move(run)
+        run.stale.put(orphans.pairs())
+        failed = {path for path, _ in report.failed}
+        # What cannot be read of a document has its page behind its name.
+        named = failed | {path.rpartition(", p. ")[0] for path in failed}
+        places = {name: place for place, found in enumerate(files) if (name := str(found.path)) in named}
+        report.failed.sort(key=lambda one: places.get(one[0], places.get(one[0].rpartition(", p. ")[0], -1)))
+        gone = (old for old, path in run.stale.pairs() if old not in run.seen and path not in failed)
+        while page := list(islice(gone, _PAGE)):
+            report.removed += store.delete(page)
+        notes.forget(orphans.distinct())
     return report
 
 
-def _orphans(paths: Iterable[str | os.PathLike[str]], files: Sequence[Found], most: float, run: _Run) -> dict[str, str]:
+def _orphans(paths: Iterable[str | os.PathLike[str]], files: Sequence[Found], most: float, run: _Run) -> OnDisk:
     """Id -> file, of what came from files that were in one of the given folders and are gone."""
-    orphans: dict[str, str] = {}
+    orphans = OnDisk()
     for given in paths:
         if not os.path.isdir(folder := Path(os.path.realpath(os.path.expanduser(given)))):
             continue
-        known = [source for source in run.known if folder in Path(source).parents]
-        gone = [source for source in known if not os.path.lexists(source)]
-        if gone and not any(folder in found.path.parents for found in files):
+        known, gone = 0, OnDisk()
+        for source in run.known.distinct():
+            if folder in Path(source).parents:
+                known += 1
+                if not os.path.lexists(source):
+                    gone[source] = ""
+        if len(gone) and not any(folder in found.path.parents for found in files):
             raise InputError(
                 f"{folder}: has become empty, and {len(gone):,} files in it are indexed; is its disk connected? "
                 "Nothing was removed"
             )
-        if len(gone) > most * len(known):
+        if len(gone) > most * known:
             raise InputError(
-                f"{folder}: {len(gone):,} of {len(known):,} indexed files are gone, more than prune_most={most:g} of "
+                f"{folder}: {len(gone):,} of {known:,} indexed files are gone, more than prune_most={most:g} of "
                 "them; is a disk not connected? Nothing was removed; to remove them, pass prune_most=1"
             )
-        orphans.update((id_, source) for source in gone for id_ in run.known[source])
+        for source in gone:
+            orphans.put((id_, source) for id_ in run.known.keys_of(source))
+        gone.close()
     return orphans
 
 
 def _look_up(run: _Run) -> None:
-    for record in run.store.records():
-        if is_part(record):
+    records = run.store.records()
+    while page := list(islice(records, _RECORDS)):
+        parts = [record for record in page if is_part(record)]
+        for record in parts:
             run.documents.note(record)
-            run.sources[record.id] = record.document
-            run.known.setdefault(record.document, set()).add(record.id)
-            continue
-        run.sources[record.id] = record.source
+        run.sources.put((r.id, r.document if is_part(r) else r.source) for r in page)
+        run.known.put((record.id, record.document) for record in parts)
         # Records that a caller made, with ids of their own or about a file of another kind, are left alone.
-        made_here = (
-            record.id == text_id(record.text)
-            if record.modality == "text"
-            else re.fullmatch("image-[0-9a-f]{32}", record.id) is not None and os.path.isabs(record.source)
-        )
-        # A picture may have any name, but that of a text.
-        if made_here and (kind_of_name(record.source) or "image") == record.modality:
-            run.known.setdefault(record.source, set()).add(record.id)
+        run.known.put((r.id, r.source) for r in page if not is_part(r) and _made_here(r))
+
+
+def _made_here(record: Record) -> bool:
+    made = (
+        record.id == text_id(record.text)
+        if record.modality == "text"
+        else re.fullmatch("image-[0-9a-f]{32}", record.id) is not None and os.path.isabs(record.source)
+    )
+    # A picture may have any name, but that of a text.
+    return made and (kind_of_name(record.source) or "image") == record.modality
 
 
 def _items(files: Sequence[Found], run: _Run) -> Iterator[_Item | None]:
@@ -296,7 +327,7 @@ def _parts(path: Path, run: _Run) -> Iterator[_Item]:
     if sha256 in run.read or run.documents.is_complete(sha256, document.reading, run.store, run.facets):
         if sha256 not in run.read:
             run.report.unchanged += len(ids)
-            run.seen.update(dict.fromkeys(ids, name))
+            run.seen.put((id_, name) for id_ in ids)
     else:
         stored, ids = ids, set()
         try:
@@ -314,7 +345,7 @@ def _parts(path: Path, run: _Run) -> Iterator[_Item]:
         if document.last is not None and document.last.record.id in stored:
             run.closed.append(document.last.record)
     run.read.add(sha256)
-    run.stale.update((old, name) for old in run.known.get(name, set()) - ids)
+    _replaced(path, ids, run)
 
 
 def _lacking_of(path: Path, chunk: Sequence[Made], run: _Run) -> list[_Item]:
@@ -332,23 +363,53 @@ def _chunks(files: Sequence[Found], run: _Run) -> Iterator[tuple[int, dict[str, 
     """Some files, and what is in them."""
     count = held = 0
     items: dict[str, _Item] = {}
-    for path, kind in files:
+    for path, kind in _changed(files, run):
         if count and (count >= _CHUNK or held >= _MOST_BYTES):
             yield count, items
             count, held, items = 0, 0, {}
         count += 1
+        before = run.notes.before(str(path))
         try:
             found, data = _records_of(path, kind, run.limits)
         except InputError as error:
             run.fail(error, path)
             continue
+        run.notes.put(str(path), str(kind), before, [record.id for record in found])
         held += len(data)
         for record in found:
             items.setdefault(record.id, _Item([], len(data), record, [], data)).paths.append(path)
-        gone = run.known.get(str(path), set()) - {record.id for record in found}
-        run.stale.update((old, str(path)) for old in gone)
+        _replaced(path, {record.id for record in found}, run)
     if count:
         yield count, items
+
+
+def _changed(files: Sequence[Found], run: _Run) -> Iterator[Found]:
+    """The files that have to be read; what is known to be in the others, and complete, has been found with them."""
+    for start in range(0, len(files), _CHUNK):
+        part = files[start : start + _CHUNK]
+        noted = {str(found.path): run.notes.ids(str(found.path), str(found.kind)) for found in part}
+        ids = {id_ for some in noted.values() for id_ in some or ()}
+        complete = run.store.has(ids) if ids else set()
+        if run.facets and complete:
+            have = run.store.facet_names(complete)
+            lacking = {id_ for id_ in complete if not set(run.facets) <= have.get(id_, set())}
+            complete -= {record.id for record in run.store.get(lacking) if record.modality == "image"}
+        for found in part:
+            name = str(found.path)
+            inside = noted[name]
+            if inside is None or not complete.issuperset(inside):
+                yield found
+                continue
+            new = [id_ for id_ in dict.fromkeys(inside) if id_ not in run.seen]
+            run.report.unchanged += len(new)
+            run.seen.put((id_, name) for id_ in new)
+            _replaced(found.path, set(inside), run)
+            run.bar.advance(1)
+
+
+def _replaced(path: Path, ids: set[str], run: _Run) -> None:
+    """What came from a file and is not in it any more is stale."""
+    run.stale.put((old, str(path)) for old in run.known.keys_of(str(path)) - ids)
 
 
 def _records_of(path: Path, kind: str | None, limits: ImageLimits) -> tuple[list[Record], bytes]:
@@ -372,7 +433,7 @@ def _lacking(items: Mapping[str, _Item], run: _Run) -> list[_Item]:
     """Those that are not stored, or not with all facets."""
     stored = run.store.has(items)
     run.report.unchanged += len(stored)
-    run.seen.update((known, str(items[known].paths[0])) for known in items if known in stored)
+    run.seen.put((known, str(items[known].paths[0])) for known in items if known in stored)
     pictures = [item for item in items.values() if item.record.modality == "image"]
     have = run.store.facet_names([p.record.id for p in pictures if p.record.id in stored]) if run.facets else {}
     for picture in pictures:
@@ -398,15 +459,14 @@ def _lacking(items: Mapping[str, _Item], run: _Run) -> list[_Item]:
 
 def _move(run: _Run) -> None:
     """Stored content whose file is gone, or holds something else now, gets the path at which it was found."""
-    found = [
+    found = (
         id_
-        for id_, path in run.seen.items()
+        for id_, path in run.seen.pairs()
         if (source := run.sources.get(id_, path)) != path
         # What is no absolute path is the caller's own word, such as a URL.
         and (id_ in run.stale or (os.path.isabs(source) and not os.path.exists(source)))
-    ]
-    for start in range(0, len(found), _PAGE):
-        page = found[start : start + _PAGE]
+    )
+    while page := list(islice(found, _PAGE)):
         vectors = run.store.vectors(page)
         records = run.store.get(page)
         run.store.add([moved(r, run.seen[r.id]) for r in records], [vectors[r.id] for r in records])

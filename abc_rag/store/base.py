@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from abc_rag.store.filters import SOURCE, Test, parse
 from abc_rag.store.keywords import Keywords
 from abc_rag.store.pictures import KEPT, KeptPictures
 from abc_rag.store.records import checked_ids, checked_records, unit_rows
-from abc_rag.store.roots import Roots
+from abc_rag.store.roots import Roots, state_folder
 from abc_rag.store.table import Table
 from abc_rag.types import Hit, Modality, Record, Vectors
 
@@ -136,6 +137,11 @@ class Store(ABC):
     def roots(self) -> Roots:
         """The files and folders from which pictures of this store may be opened again on this machine."""
         return self._roots
+
+    @property
+    def notes_file(self) -> Path:
+        """Where `abc_rag.ingest.index_paths` notes which files it has read: beside the user's state on this machine."""
+        return state_folder() / "files.sqlite3"
 
     @property
     def dim(self) -> int | None:

@@ -154,6 +154,12 @@ class ChromaStore(Store):
         """The mark of the collection; before there is one, the mark it will get, if any."""
         return self._tables[0].fingerprint() or self._wanted
 
+    @property
+    def notes_file(self) -> Path:
+        """Where `abc_rag.ingest.index_paths` notes which files it has read: in the store's folder, if it has one."""
+        path = self._settings["path"]
+        return super().notes_file if path is None else Path(path, "abc-files.sqlite3")
+
     def repair(self) -> int:
         """Build the index of an embedded store anew from its journal; return how many records there are.
 

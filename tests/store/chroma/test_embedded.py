@@ -85,7 +85,9 @@ def test_a_reader_sees_what_another_process_wrote(tmp_path: Path, elsewhere: Els
 
 def test_pages_do_not_shift_under_a_writer(tmp_path: Path) -> None:
     with ChromaStore(tmp_path) as store:
-        store.add([Record(f"r{i:04}", "text") for i in range(2100)], np.random.default_rng(0).standard_normal((2100, DIM)))
+        store.add(
+            [Record(f"r{i:04}", "text") for i in range(2100)], np.random.default_rng(0).standard_normal((2100, DIM))
+        )
         ids = store.ids()
         first = [next(ids) for _ in range(1000)]
         store.delete(first[:500])
