@@ -62,6 +62,8 @@ _VECTOR = np.dtype("<f4")
 _VERSION = 1
 # What filters let through is remembered until something is written: bytes of keys.
 _MOST_REMEMBERED = 2**25
+_MOST_ANSWERS = 100
+_TOO_MANY: Keys = np.zeros(0, np.int64)
 # Rows that changed since, of which those who keep vectors in memory can learn.
 _MOST_CHANGES = 20_000
 
@@ -80,6 +82,7 @@ class Journal:
         self.folder = folder
         self._lock = threading.RLock()
         self._found: OrderedDict[tuple[str, str], Keys] = OrderedDict()
+        self._counts: dict[str, int] = {}
         self._changed: dict[str, tuple[int, list[int]]] = {}
         path = os.path.join(folder, _FILE)
         check_regular(path)
@@ -193,6 +196,7 @@ class Journal:
     def _note_change(self, name: str, keys: Sequence[int]) -> None:
         # Before it is committed, under the lock: a change that is taken back costs no more than a second look.
         self._found.clear()
+        self._counts.clear()
         first, known = self._changed.get(name, (0, []))
         known.extend(keys)
         dropped = len(known) - _MOST_CHANGES if len(known) > 2 * _MOST_CHANGES else 0
@@ -269,7 +273,10 @@ class Journal:
 
     def count(self, name: str) -> int:
         """How many rows a collection has."""
-        return int(self._all("SELECT count(*) FROM rows WHERE name = ?", (name,))[0][0])
+        with self._lock:
+            if name not in self._counts:  # SQLite counts by looking at each
+                self._counts[name] = int(self._all("SELECT count(*) FROM rows WHERE name = ?", (name,))[0][0])
+            return self._counts[name]
 
     def ids(self, name: str, ids: Sequence[str]) -> list[str]:
         """Which of at most `PAGE` ids there are."""
@@ -306,11 +313,16 @@ class Journal:
                     known = np.fromiter((row[0] for row in rows), dtype=np.int64)
                 else:
                     known = keys_of(self._connection, name, condition)
-                self._found[asked] = known
-                while sum(keys.nbytes for keys in self._found.values()) > _MOST_REMEMBERED and len(self._found) > 1:
-                    self._found.popitem(last=False)
+                self._remember(asked, known)
             self._found.move_to_end(asked)
             return known
+
+    def _remember(self, asked: tuple[str, str], keys: Keys) -> None:
+        self._found[asked] = keys
+        while len(self._found) > 1 and (
+            len(self._found) > _MOST_ANSWERS or sum(keys.nbytes for keys in self._found.values()) > _MOST_REMEMBERED
+        ):
+            self._found.popitem(last=False)
 
     def knows(self, name: str, condition: Condition) -> bool:
         """Whether `matching` has this answer, and nothing has been written since."""
@@ -318,8 +330,13 @@ class Journal:
 
     def few_matching(self, name: str, condition: Condition, most: int) -> Keys | None:
         """At most ``most`` keys that include all rows that a filter lets through; None where there may be more."""
+        asked = name, f"at most {most}: {condition!r}"
         with self._lock:
-            return few_keys(self._connection, name, condition, most)
+            if asked not in self._found:
+                keys = few_keys(self._connection, name, condition, most)
+                self._remember(asked, _TOO_MANY if keys is None else keys)
+            known = self._found[asked]
+            return None if known is _TOO_MANY else known
 
     def by_key(self, name: str, keys: Sequence[int], column: _Column) -> list[tuple[int, Any]]:
         """The key and a column of at most `PAGE` keys, in the order of keys."""
