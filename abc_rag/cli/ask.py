@@ -211,7 +211,7 @@ def ask(
             render_html(
                 [Shown(answer, None if picture is None else str(picture))],
                 title=question or f"pictures and passages like {image}",
-                subtitle=str(embedder.fingerprint),
+                subtitle=f"answered by {embedder.fingerprint.model}",
                 pictures=retriever.pictures,
             ),
         )

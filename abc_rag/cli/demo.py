@@ -46,6 +46,13 @@ DEMO_QUESTIONS = (
     DemoQuestion("what colour is the background?", "pig-car.jpg", "text"),
 )
 
+_LEAD = (
+    "Each question searches the same pictures and passages. A question about a picture becomes an instruction, under "
+    "which the model embeds the picture anew: so one picture finds the burger for one question and the rabbit for "
+    "another. "
+    "The blue card is the best answer; every bar is the cosine of question and hit, on one scale from 0 to 1."
+)
+
 
 @contextmanager
 def demo_folder() -> Iterator[Path]:
@@ -104,12 +111,12 @@ def demo(
     report, shown = run_demo(embedder, k=k, progress=not as_json)
     if html is None:
         html = Path(tempfile.mkdtemp(prefix="abc-rag-")) / "demo.html"
-    subtitle = f"{len(shown)} questions, answered by {embedder.fingerprint}"
-    page = write_html(html, render_html(shown, title="abc-rag demo", subtitle=subtitle))
+    subtitle = f"{len(shown)} questions, answered by {embedder.fingerprint.model}"
+    page = write_html(html, render_html(shown, title="abc-rag demo", subtitle=subtitle, lead=_LEAD))
     if as_json:
         print_json({"indexed": report.added, "html": str(page), "questions": [s.answer.as_dict() for s in shown]})
         return
-    say(f"indexed {report.added} pictures and passages with {embedder.fingerprint}")
+    say(f"indexed {report.added} pictures and passages with {embedder.fingerprint.model}")
     for one in shown:
         show_answer(one.answer, Path(str(one.image)).name if one.image is not None else None)
     say()

@@ -7,7 +7,8 @@ import html
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,33 +19,44 @@ from abc_rag.files import write
 from abc_rag.images.open import open_image
 from abc_rag.images.read import describe_source
 from abc_rag.search.answer import Answer
+from abc_rag.search.markdown import render_markdown
 from abc_rag.search.pictures import Pictures
 from abc_rag.types import URL, Hit, ImageSource, Record
 
 __all__ = ["STYLE", "Shown", "render_html", "thumbnail", "write_html"]
 
 STYLE = """
-:root { color-scheme: light dark; --bar: #3b82f6;
-  --line: #d5d9e0; --soft: #667; --card: #fff; --page: #f4f6f9; --ink: #1c2330; }
+:root { color-scheme: light dark; --bar: #3b82f6; --best: #2563eb; --tint: #eff5ff; --track: #e6e9ef;
+  --line: #d5d9e0; --soft: #5b6675; --card: #fff; --page: #f4f6f9; --ink: #1c2330; }
 @media (prefers-color-scheme: dark) {
-  :root { --line: #333a46; --soft: #9aa4b5; --card: #1c212b; --page: #12161d; --ink: #e7ebf2; }
+  :root { --best: #6ea8fe; --tint: #1d2a44; --track: #2a303b;
+    --line: #333a46; --soft: #9aa4b5; --card: #1c212b; --page: #12161d; --ink: #e7ebf2; }
 }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; background: var(--page); color: var(--ink); }
-main { max-width: 1120px; margin: 0 auto; padding: 24px; }
+main { max-width: 1440px; margin: 0 auto; padding: clamp(12px, 2vw, 28px); }
 h1 { font-size: 1.5rem; margin: 0 0 4px; } h2 { font-size: 1.15rem; margin: 0; }
-p { margin: 4px 0; } .soft { color: var(--soft); font-size: .875rem; }
+p { margin: 4px 0; } .soft { color: var(--soft); font-size: .875rem; } .lead { max-width: 110ch; margin: 8px 0; }
+a { color: inherit; text-decoration-color: var(--soft); } a:hover { color: var(--best); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 18px; margin: 18px 0; }
 .ask { display: flex; gap: 18px; align-items: center; margin-bottom: 14px; }
-.ask img { width: 120px; border-radius: 8px; }
+.ask:empty { display: none; } .ask img { width: 120px; border-radius: 8px; }
 ol { list-style: none; padding: 0; margin: 0; display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); }
-li { border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow-wrap: anywhere; }
-li img { width: 100%; border-radius: 6px; display: block; }
-.bar { height: 4px; border-radius: 2px; background: var(--bar); margin: 8px 0 4px; }
-code { font-size: .9em; }
+  grid-template-columns: repeat(auto-fit, minmax(min(220px, 100%), 1fr)); }
+ol > li { border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow-wrap: anywhere;
+  display: grid; grid-row: span 3; grid-template-rows: subgrid; row-gap: 0; }
+li img { width: 100%; max-height: 320px; object-fit: contain; border-radius: 6px; display: block; }
+li.best { border-color: var(--best); box-shadow: 0 0 0 1px var(--best); background: var(--tint); }
+.badge { background: var(--best); color: var(--card); border-radius: 99px; padding: 0 10px;
+  font-size: .75rem; font-weight: 600; display: inline-block; margin-bottom: 8px; }
+.text { white-space: pre-line; } .scale { background: var(--track); border-radius: 2px; margin: 10px 0 4px; }
+.bar { height: 4px; border-radius: 2px; background: var(--bar); }
+code, pre { font-size: .9em; } pre { overflow-x: auto; margin: 4px 0; }
+blockquote { margin: 4px 0; padding-left: 10px; border-left: 3px solid var(--line); }
+li ul { margin: 4px 0; padding-left: 20px; list-style: disc; }
 """
 """Style sheet of this package's pages."""
 _THUMBNAIL = 220
+_MARKDOWN = (".md", ".markdown")
 
 
 @dataclass(frozen=True)
@@ -55,19 +67,56 @@ class Shown:
     image: ImageSource | None = None
 
 
-def _hit(rank: int, hit: Hit, best: float, pictures: Pictures) -> str:
+def _hit(rank: int, hit: Hit, names: Mapping[str, str], pictures: Pictures) -> str:
     record = hit.record
     shown = ""
     if record.modality == "image" and record.source:
         shown = _no_preview("the picture is on the web") if record.source_type == "url" else _found(record, pictures)
-    text = f"<p>{html.escape(record.text)}</p>" if record.text else ""
-    # The bar shows the cosine, whose differences the score halves.
-    width = round(100 * max(0.0, 2 * hit.score - 1) / max(1e-9, 2 * best - 1))
+    # One scale for the whole page: the cosine from 0 to 1, whose differences the score halves.
+    width = round(100 * min(1.0, max(0.0, 2 * hit.score - 1)))
+    name = html.escape(names.get(str(record.source)) or record.id)
+    place = _address(record)
+    if place is not None:
+        name = f'<a rel="noreferrer noopener" href="{html.escape(place, quote=True)}">{name}</a>'
+    best = ' class="best"' if rank == 1 else ""
+    badge = '<span class="badge">best answer</span>' if rank == 1 else ""
     return (
-        f'<li>{shown}{text}<div class="bar" style="width:{width}%"></div>'
-        f'<span class="soft">{rank}. score {hit.score:.3f} &middot; {record.modality} &middot; '
-        f"{html.escape(Path(str(record.source)).name or record.id)}</span></li>"
+        f"<li{best}><div>{badge}{shown}{_text(record)}</div>"
+        f'<div class="scale"><div class="bar" style="width:{width}%"></div></div>'
+        f'<span class="soft">{rank}. score {hit.score:.3f} &middot; {record.modality} &middot; {name}</span></li>'
     )
+
+
+def _text(record: Record) -> str:
+    if not record.text:
+        return ""
+    if record.source_type == "path" and str(record.source).lower().endswith(_MARKDOWN):
+        return render_markdown(record.text)
+    return f'<p class="text">{html.escape(record.text)}</p>'
+
+
+def _address(record: Record) -> str | None:
+    """Where a link to a record's file leads. Nothing is opened before somebody follows it."""
+    source = str(record.source)
+    if record.source_type == "url":
+        return source if re.match("https?://", source, re.IGNORECASE) else None
+    if record.source_type == "path" and os.path.isabs(source) and "\0" not in source:
+        return Path(source).as_uri()
+    return None
+
+
+def _names(sources: Iterable[str]) -> dict[str, str]:
+    """The end of each path, as long as it takes to tell it from the others."""
+    left = {source: [part for part in re.split(r"[/\\]", source) if part] for source in sources if source}
+    names: dict[str, str] = {}
+    count = 0
+    while left:
+        count += 1
+        ends = {source: "/".join(parts[-count:]) for source, parts in left.items()}
+        often = Counter(ends.values())
+        names |= {source: end for source, end in ends.items() if often[end] == 1 or count >= len(left[source])}
+        left = {source: parts for source, parts in left.items() if source not in names}
+    return names
 
 
 def _found(record: Record, pictures: Pictures) -> str:
@@ -102,7 +151,7 @@ def _copy(source: ImageSource, name: str) -> str:
     return f'<img alt="{html.escape(name, quote=True)}" src="data:image/jpeg;base64,{data}">'
 
 
-def _section(shown: Shown, pictures: Pictures) -> str:
+def _section(shown: Shown, names: Mapping[str, str], pictures: Pictures, *, heading: bool) -> str:
     answer = shown.answer
     picture = thumbnail(shown.image) if shown.image is not None else ""
     instruction = (
@@ -110,33 +159,41 @@ def _section(shown: Shown, pictures: Pictures) -> str:
     )
     if shown.image is None and answer.rewrite is not None and answer.rewrite.target != answer.question:
         instruction = f"<p>searched for: <code>{html.escape(answer.rewrite.target)}</code></p>" + instruction
-    # After MMR the first hit need not be the one with the highest score.
-    best = max((hit.score for hit in answer.hits), default=0.0)
-    hits = "".join(_hit(rank, hit, best, pictures) for rank, hit in enumerate(answer.hits, 1))
-    return (
-        f'<section><div class="ask">{picture}<div><h2>{html.escape(answer.question or "(picture alone)")}</h2>'
-        f"{instruction}</div></div><ol>{hits or '<li>nothing found</li>'}</ol></section>"
-    )
+    hits = "".join(_hit(rank, hit, names, pictures) for rank, hit in enumerate(answer.hits, 1))
+    title = f"<h2>{html.escape(answer.question or '(picture alone)')}</h2>" if heading else ""
+    about = f"<div>{title}{instruction}</div>" if title or instruction else ""
+    return f'<section><div class="ask">{picture}{about}</div><ol>{hits or "<li>nothing found</li>"}</ol></section>'
 
 
-def render_html(shown: Sequence[Shown], *, title: str, subtitle: str = "", pictures: Pictures | None = None) -> str:
+def render_html(
+    shown: Sequence[Shown], *, title: str, subtitle: str = "", lead: str = "", pictures: Pictures | None = None
+) -> str:
     """The page as a string; everything that came from outside is escaped.
 
     Args:
         shown: Answers, in order.
         title: Heading of the page.
         subtitle: A line below it.
+        lead: What the page shows, in a sentence or two.
         pictures: Opens the pictures that were found, such as `Retriever.pictures`. If not given, only those that were
             indexed on this machine are shown.
     """
     pictures = pictures or Pictures()
-    sections = "".join(_section(one, pictures) for one in shown)
+    names = _names({str(hit.record.source) for one in shown for hit in one.answer.hits})
+    sections = "".join(_section(one, names, pictures, heading=not _headed(one, title, len(shown))) for one in shown)
+    introduction = f'<p class="lead">{html.escape(lead)}</p>' if lead else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f'<h1>{html.escape(title)}</h1><p class="soft">{html.escape(subtitle)}</p>{sections}</main></body></html>\n'
+        f'<h1>{html.escape(title)}</h1><p class="soft">{html.escape(subtitle)}</p>{introduction}{sections}'
+        "</main></body></html>\n"
     )
+
+
+def _headed(shown: Shown, title: str, count: int) -> bool:
+    """Whether the page's heading already says what was asked."""
+    return shown.answer.question == title or (count == 1 and shown.answer.question is None)
 
 
 def write_html(path: str | os.PathLike[str], page: str) -> Path:

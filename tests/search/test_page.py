@@ -1,4 +1,4 @@
-"""The HTML page: everything from outside is escaped, and nothing outside is referred to."""
+"""The HTML page: everything from outside is escaped, and nothing outside is loaded."""
 
 from __future__ import annotations
 
@@ -91,14 +91,15 @@ def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
             ],
             title=EVIL,
             subtitle=EVIL,
+            lead=EVIL,
             pictures=Pictures(roots=[tmp_path, "/gone"]),
         )
     )
     assert {tag for tag, _ in page.tags} == {
         *("html", "head", "meta", "title", "style", "body", "main", "h1", "p", "section"),
-        *("div", "img", "h2", "code", "ol", "li", "span"),
+        *("div", "img", "h2", "code", "ol", "li", "span", "a"),
     }
-    assert page.text.count(EVIL) == 8  # title twice, subtitle, question, instruction, two passages, an id
+    assert page.text.count(EVIL) == 8  # title twice, subtitle, lead, instruction, two passages, an id
     assert {a["alt"] for a in page.all("img")} == {path}
     assert page.text.count(name) == 3
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
@@ -119,7 +120,7 @@ def test_nothing_outside_the_page_is_needed(tmp_path: Path) -> None:
             assert small.size == (440, 147)
             assert all(abs(a - b) < 5 for a, b in zip(small.getpixel((200, 70)), (255, 0, 0), strict=True))  # type: ignore[arg-type]
     for tag, attributes in page.tags:
-        assert "href" not in attributes
+        assert tag == "a" or "href" not in attributes
         assert "srcset" not in attributes
         assert tag in ("img",) or "src" not in attributes
     plain = render_html([shown(hit(text="words"))], title="t")
@@ -184,13 +185,48 @@ def test_ranks_scores_and_bars() -> None:
     for said in ("1. score 0.900", "2. score 0.700", "3. score 0.400", "nothing found"):
         assert said in page.text
     bars = [a["style"] for a in page.all("div") if a.get("class") == "bar"]
-    assert bars == ["width:100%", "width:50%", "width:0%", "width:0%"]  # cosines of 0.8, 0.4, -0.2; and -1
+    assert bars == ["width:80%", "width:40%", "width:0%", "width:0%"]  # cosines of 0.8, 0.4, -0.2; and -1
+    assert [a.get("class") for a in page.all("li")] == ["best", None, None, None, "best"]
+    assert page.text.count("best answer") == 2
 
 
 def test_what_was_asked_is_said() -> None:
     assert "instruction:" not in Page(render_html([shown()], title="t")).text
     assert "instruction: on the left?" in Page(render_html([shown(instruction="on the left?")], title="t")).text
-    assert "(picture alone)" in Page(render_html([shown(question=None)], title="t")).text
+    assert "(picture alone)" in Page(render_html([shown(question=None), shown()], title="t")).text
+
+
+def test_what_the_heading_says_is_not_said_again() -> None:
+    page = Page(render_html([shown(question="what?")], title="what?"))
+    assert (len(page.all("h1")), page.all("h2")) == (1, [])
+    assert Page(render_html([shown(question=None)], title="like a.png")).all("h2") == []
+    assert len(Page(render_html([shown(), shown(question="why?")], title="demo")).all("h2")) == 2
+
+
+def test_names_tell_files_apart_and_lead_to_them(tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "2024", tmp_path / "b" / "2024", tmp_path / "c #1"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    paths = [picture(folder / "IMG_0001.jpg") for folder in folders[:2]] + [picture(folders[2] / "other.png")]
+    hits = [hit("image", source=path) for path in [*paths, paths[0]]]
+    web = [
+        hit(source="https://example.org/?a=1&b=2", source_type="url", text="w"),
+        hit(source="javascript:alert(1)", source_type="url", text="j"),
+    ]
+    page = Page(render_html([shown(*hits, *web)], title="t", pictures=Pictures(roots=[tmp_path])))
+    for name in ("a/2024/IMG_0001.jpg", "b/2024/IMG_0001.jpg", "image \u00b7 other.png"):
+        assert name in page.text
+    assert [a["href"] for a in page.all("a")] == [
+        *(Path(path).as_uri() for path in [*paths, paths[0]]),
+        "https://example.org/?a=1&b=2",
+    ]
+
+
+def test_passages_of_markdown_files_are_rendered_and_others_are_not() -> None:
+    for source, bold in (("/notes/a.md", 1), ("/notes/a.txt", 0), ("", 0)):
+        page = Page(render_html([shown(hit(source=source, text="a **pig**"))], title="t"))
+        assert len(page.all("strong")) == bold
+        assert ("a pig" in page.text) == bool(bold)
 
 
 def test_any_source_of_a_picture_can_be_shown(tmp_path: Path) -> None:
@@ -237,10 +273,12 @@ def test_a_place_that_cannot_be_written_is_named(where: str, tmp_path: Path, mon
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_the_bar_is_as_long_as_the_best_score_wherever_it_stands() -> None:
-    # After MMR the best hit need not be the first one.
-    page = Page(render_html([shown(hit(score=0.7, text="first"), hit(score=0.9, text="second"))], title="t"))
-    assert [bar["style"] for bar in page.all("div") if bar.get("class") == "bar"] == ["width:50%", "width:100%"]
+def test_all_bars_of_a_page_have_one_scale() -> None:
+    # After MMR the hit with the highest score need not be the first one.
+    first = shown(hit(score=0.7, text="first"), hit(score=0.9, text="second"))
+    page = Page(render_html([first, shown(hit(score=0.6))], title="t"))
+    bars = [bar["style"] for bar in page.all("div") if bar.get("class") == "bar"]
+    assert bars == ["width:40%", "width:80%", "width:20%"]
 
 
 def test_what_was_searched_for_is_shown_where_it_is_not_the_question() -> None:
