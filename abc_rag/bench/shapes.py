@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import Qwen2VLConfig
 
+from abc_rag.bench.memory import free_memory, require_memory
 from abc_rag.errors import InputError
 from abc_rag.images.limits import ImageLimits
 from abc_rag.models.abc.family import ABCFamily
@@ -25,7 +26,7 @@ from abc_rag.models.abc.save import small_files, write_checkpoint
 from abc_rag.models.config import read_json
 from abc_rag.models.lora import lora_config
 from abc_rag.models.lora_layers import inject_adapter_in_model
-from abc_rag.models.qwen2_vl.network import build_backbone
+from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, build_backbone
 from abc_rag.types import Fingerprint
 
 if TYPE_CHECKING:
@@ -130,13 +131,16 @@ def random_family(
         The family, ready to embed. Its instruct adapter does something.
 
     Raises:
-        InputError: There is no such shape.
+        InputError: There is no such shape, or too little memory for it.
     """
     config = shape_config(shape)
     if dtype == "auto":
         dtype = "bfloat16" if torch.device(device).type == "cuda" else "float32"
     precision: torch.dtype = getattr(torch, dtype)
     chosen = "sdpa" if attention == "auto" else attention
+    with torch.device("meta"):
+        needed = sum(p.numel() for p in Qwen2VLBackbone(config).parameters()) * precision.itemsize
+    require_memory(shape, needed, free_memory(torch.device(device)))
     backbone = build_backbone(config, attention=chosen, dtype=precision, device=device)
     network = ABCNetwork(backbone, head_hidden=_head_hidden(shape)).to(device)
     inject_adapter_in_model(lora_config(_mini() / "instruct", backbone), backbone, "instruct")

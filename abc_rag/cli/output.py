@@ -67,6 +67,8 @@ _OPTIONS = (
     (re.compile(r"DocumentOptions\(password=\.\.\.\)"), "--document-password"),
     (re.compile(r"ImageLimits\.(?=\w+=)"), "--image-limit "),
     (re.compile(r"ImageLimits\."), "the limit "),
+    (re.compile(r"^(error: )?shape '(\w+)' needs"), r"\1--shape \2 needs"),
+    (re.compile(r"choose a smaller shape, dtype='bfloat16'"), "choose a smaller --shape, --dtype bfloat16"),
     (re.compile(r"pass prune_most=1\b"), "pass --yes"),
     (re.compile(r"more than prune_most=\S+ of them"), "more than --prune takes for deleted"),
     (re.compile(r"load_embedder\(\.\.\., (\w+)='([^']*)'\)"), r"--\1 \2"),
