@@ -500,7 +500,7 @@ def test_the_demo_shows_its_questions_and_writes_a_page(
     assert (done.code, done.err) == (0, "")
     for asked in DEMO_QUESTIONS:
         assert asked.question in done.out
-    assert str(mini.fingerprint) in done.out
+    assert f"pictures and passages with {mini.fingerprint.model}\n" in done.out
     written = re.search(r"the same with the pictures: (.+)\n$", done.out)
     assert written is not None
     page = Path(written[1])
@@ -509,6 +509,7 @@ def test_the_demo_shows_its_questions_and_writes_a_page(
     assert text.count("<section>") == len(DEMO_QUESTIONS)
     assert text.count("<img ") == sum(2 if q.modality == "image" else 1 for q in DEMO_QUESTIONS)
     assert "no preview" not in text
+    assert "image tokens" not in done.out + text
     # The store has gone; the page has stayed.
     assert [p.name for p in page.parent.parent.glob("abc-rag-*")] == [page.parent.name]
 
