@@ -199,23 +199,22 @@ class AdapterSwitch:
 
     Args:
         module: The base, with all adapters injected.
+        first: The adapter that computes until another is asked for.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._layers: list[Any] = [layer for layer in module.modules() if is_adapted(layer)]
-        self._on: tuple[str, ...] | None = None
+    def __init__(self, module: nn.Module, first: str) -> None:
+        layers: list[Any] = [layer for layer in module.modules() if is_adapted(layer)]
+        for layer in layers:
+            layer.set_adapter([first], inference_mode=True)
+        self._layers = [layer for layer in layers if set(layer.lora_A) != {first}]
+        self._on: tuple[str, ...] = (first,)
 
     def use(self, *adapters: str) -> None:
-        """Compute with these, and no others, from now on; without any, as the base was published."""
-        if adapters == self._on:
-            return
-        for layer in self._layers:
-            if adapters:
+        """Compute with these, and no others, from now on."""
+        if adapters != self._on:
+            for layer in self._layers:
                 layer.set_adapter(list(adapters), inference_mode=True)
-            if layer.disable_adapters == bool(adapters):
-                layer.enable_adapters(bool(adapters))
-                layer.requires_grad_(False)
-        self._on = adapters
+            self._on = adapters
 
 
 def put_adapters_beside(
@@ -233,7 +232,7 @@ def put_adapters_beside(
         others: Name -> more tensors that the adapter's file holds.
 
     Returns:
-        What switches them; all are off.
+        What switches them; the first is on.
 
     Raises:
         CheckpointError: One does not fit, or is a DoRA that was trained on top of another: its magnitudes belong to the
@@ -256,9 +255,7 @@ def put_adapters_beside(
             for path, parameter in adapted.named_parameters():
                 if not path.startswith("base_layer."):
                     parameter.data = parameter.data.to(weight.dtype)
-    switch = AdapterSwitch(module)
-    switch.use()
-    return switch
+    return AdapterSwitch(module, next(iter(folders)))
 
 
 def load_adapter(

@@ -131,9 +131,11 @@ class Runner:
     def _run(self) -> None:
         before: _Launched | None = None
         waited_from = time.perf_counter()
-        speech = self._speech
+        speech, spoken = self._speech, 0.0
         while True:
-            works = self._scheduler.next_batch(wait=before is None, until=None if speech is None else speech.busy)
+            works = self._scheduler.next_batch(
+                wait=before is None, until=None if speech is None else speech.busy, patience_s=spoken
+            )
             if works is None:
                 if before is not None:
                     self._finish(before)
@@ -151,7 +153,7 @@ class Runner:
             del works, launched
             if speech is not None:
                 # As much time for answers as the batch took; a small call waits for one token at most.
-                speech.speak(time.perf_counter() - begun, self._scheduler.has_small)
+                spoken = speech.speak(time.perf_counter() - begun, self._scheduler.has_small)
             waited_from = time.perf_counter()
 
     def _launch(self, works: list[Work], waited_from: float) -> _Launched | None:

@@ -200,19 +200,29 @@ class Scheduler:
         with self.lock:
             return any(work.small for works in self._ready.values() for work in works)
 
-    def next_batch(self, *, wait: bool = True, until: Callable[[], bool] | None = None) -> list[Work] | None:
+    def next_batch(
+        self, *, wait: bool = True, until: Callable[[], bool] | None = None, patience_s: float = 0.0
+    ) -> list[Work] | None:
         """Wait for a batch of one kind; None to stop. Without ``wait``, an empty list if there is none.
 
         Args:
             wait: Whether to wait.
             until: Wait only while this is false; it is asked under the lock.
+            patience_s: Wait up to this long even so, where this scheduler alternates and inputs are being prepared:
+                they are prepared slowly while the model computes something else.
         """
+        patient_until = time.monotonic() + patience_s
         with self.lock:
             while not self._stopped:
                 left = self._left()
                 if left is None or left > 0:
-                    if not wait or (until is not None and until()):
+                    if not wait:
                         return []
+                    if until is not None and until():
+                        rest = patient_until - time.monotonic() if self._alternate and self._comes() else 0.0
+                        if rest <= 0:
+                            return []
+                        left = rest if left is None else min(left, rest)
                     self._for_model.wait(left)
                 elif batch := self._take():
                     return batch
@@ -236,12 +246,15 @@ class Scheduler:
         max_wait, phase = self._max_wait_s, 1
         if self._alternate and not any(work.small for works in ready for work in works):
             max_wait, phase = max(max_wait, _PHASE_S), _AHEAD
-        comes = self._preparing or any(self._to_prepare[: 1 if self._draining else 2])
         full = any(tokens >= phase * self.max_batch_tokens for tokens in self._ready_tokens.values())
         full = full or self._held_bytes >= self._max_queued_bytes  # nothing more can be prepared
-        if self._draining or full or not comes:
+        if self._draining or full or not self._comes():
             return 0.0
         return min(works[0].since for works in ready) + max_wait - time.monotonic()
+
+    def _comes(self) -> bool:
+        """Whether inputs are being prepared."""
+        return bool(self._preparing or any(self._to_prepare[: 1 if self._draining else 2]))
 
     def _take(self) -> list[Work]:
         self._draining = self._alternate

@@ -122,13 +122,15 @@ class Speech:
         """Whether `step` has something to do."""
         return bool(self._rows or self._ready or self._scheduler.has_ready())
 
-    def speak(self, seconds: float, interrupted: Callable[[], bool]) -> None:
-        """Go on for some time, by one token at least, until ``interrupted``."""
-        until = time.perf_counter() + seconds
+    def speak(self, seconds: float, interrupted: Callable[[], bool]) -> float:
+        """Go on for some time, by one token at least, until ``interrupted``; the seconds that it took."""
+        begun = now = time.perf_counter()
         while self.busy():
             self.step()
-            if time.perf_counter() >= until or interrupted():
-                return
+            now = time.perf_counter()
+            if now - begun >= seconds or interrupted():
+                break
+        return now - begun
 
     def step(self) -> None:
         """Read one conversation, or add a token to every reply."""

@@ -87,8 +87,6 @@ class ABCFamily(Family):
     def see(self, opened: Sequence[Patches]) -> list[torch.Tensor]:
         """Vision features of some pictures; see `Family.see`."""
         with torch.inference_mode():
-            if self.network.beside is not None:
-                self.network.set_instruct(False)
             features = self.network.packed.image_features(opened)
             return split_features(features, [self.picture_tokens(one) for one in opened])
 

@@ -15,9 +15,8 @@ from abc_rag.models.hub import is_folder, part_folder
 from abc_rag.models.loader import Checkpoint, LoadOptions, ModelLoader, Weights, as_folder, token_limits
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from abc_rag.models.family import Family
+    from abc_rag.models.qwen2_vl.network import SpeakingBase
 
 __all__ = ["LOADER", "ABCCheckpoint", "ABCLoader", "ABCParts", "abc_parts", "checkpoint_folder"]
 
@@ -254,10 +253,10 @@ def _build(parts: ABCParts, options: LoadOptions) -> Family:
     )
     folders = (parts.base, parts.pretrain, parts.instruct)
     common: Any = {"attention": options.attention, "dtype": options.dtype, "device": str(options.device)}
-    lm_head: nn.Linear | None = None
+    speaking: SpeakingBase | None = None
     if options.adapters == "beside":
         refuse_options(options)
-        network, lm_head = load_beside(*folders, **common, head_hidden=settings.head_hidden)
+        network, speaking = load_beside(*folders, **common, head_hidden=settings.head_hidden)
     else:
         network = load_network(*folders, **common, head_hidden=settings.head_hidden, weights=options.weights)
     network.compiled = options.compiled
@@ -267,10 +266,10 @@ def _build(parts: ABCParts, options: LoadOptions) -> Family:
         fingerprint=Fingerprint(settings.name or parts.name, parts.revision_with(options.weights), least, most),
         image_limits=options.image_limits,
     )
-    if lm_head is not None and network.beside is not None:
+    if speaking is not None:
         from abc_rag.models.qwen2_vl.chat import load_chat
 
-        family.chat = load_chat(parts.base, network.backbone, lm_head, network.beside, family.facts)
+        family.chat = load_chat(parts.base, speaking, family.facts)
     return family
 
 

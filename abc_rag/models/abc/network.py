@@ -28,7 +28,13 @@ from abc_rag.models.config import MAX_SIZE, Config
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.lora import AdapterSwitch, adapter_tensors, put_adapter, put_adapters_beside
 from abc_rag.models.lora_linear import is_adapted
-from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone, load_speaking
+from abc_rag.models.qwen2_vl.network import (
+    Qwen2VLBackbone,
+    SpeakingBase,
+    backbone_name,
+    load_backbone,
+    load_speaking,
+)
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 
 __all__ = ["FIRST_RESIZE", "ABCNetwork", "ABCSettings", "MLPHead", "load_beside", "load_merged", "load_network"]
@@ -225,18 +231,18 @@ def load_beside(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     head_hidden: int = _HEAD_HIDDEN,
-) -> tuple[ABCNetwork, nn.Linear]:
-    """`load_network` with both adapters beside the base, and the base's output layer.
+) -> tuple[ABCNetwork, SpeakingBase]:
+    """`load_network` with both adapters beside the base, and the base without them.
 
     Raises:
         CheckpointError: As `load_merged`; or the base has no output layer.
     """
-    backbone, lm_head = load_speaking(base, attention=attention, dtype=dtype, device=device)
+    backbone, speaking = load_speaking(base, attention=attention, dtype=dtype, device=device)
     adapter_tensors(pretrain).check_size("head_hidden", head_hidden)
     network = ABCNetwork(backbone, head_hidden=head_hidden).to(device)
     folders = {"pretrain": pretrain, "instruct": instruct}
     network.beside = put_adapters_beside(backbone, folders, backbone_name, {"pretrain": _kept_whole(network)})
-    return network.eval().requires_grad_(False), lm_head.requires_grad_(False)
+    return network.eval().requires_grad_(False), speaking
 
 
 def load_network(

@@ -1,7 +1,7 @@
 """Qwen2-VL as it was published: a chat model that sees.
 
 transformers' own modules compute, with causal attention, 3-D rotary positions, a cache of keys and values and the
-output layer. They are those of the embedder's backbone; adapters that lie beside it are switched off meanwhile.
+output layer. Their tensors are those of the embedder's backbone, which has its adapters on modules of its own.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from abc_rag.models.chat import ChatFacts, ChatModel, Conversation, Decoding
 from abc_rag.models.config import Config
 from abc_rag.models.family import FamilyFacts, Picture, Prepared
 from abc_rag.models.kernels.packed import split_features
-from abc_rag.models.lora import AdapterSwitch
-from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone
+from abc_rag.models.qwen2_vl.network import SpeakingBase
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 from abc_rag.models.qwen2_vl.pictures import Patches
 from abc_rag.models.qwen2_vl.prompts import ChatPrompts, load_chat_tokenizer
@@ -37,9 +36,7 @@ class Qwen2VLChat(ChatModel):
     """The base of a Qwen2-VL.
 
     Args:
-        backbone: Vision tower and language model.
-        lm_head: ``(vocabulary, hidden)``.
-        beside: The adapters on the backbone.
+        base: Vision tower, language model and output layer.
         prompts: Of the base.
         facts: Of the embedder: where pictures are concerned, both do the same.
         chat: What else is fixed.
@@ -48,9 +45,7 @@ class Qwen2VLChat(ChatModel):
 
     def __init__(
         self,
-        backbone: Qwen2VLBackbone,
-        lm_head: nn.Linear,
-        beside: AdapterSwitch,
+        base: SpeakingBase,
         prompts: ChatPrompts,
         facts: FamilyFacts,
         chat: ChatFacts,
@@ -58,13 +53,12 @@ class Qwen2VLChat(ChatModel):
         end: int,
     ) -> None:
         super().__init__(facts, chat)
-        self._backbone = backbone
-        self._lm_head = lm_head
-        self._beside = beside
+        self._backbone = base.backbone
+        self._lm_head = base.lm_head
         self._prompts = prompts
         self._end = end
         with torch.device("meta"):  # its positions are asked for, not its weights
-            self._positions: Any = Qwen2VLModel(backbone.config)
+            self._positions: Any = Qwen2VLModel(base.backbone.config)
 
     def picture_tokens(self, opened: Patches) -> int:
         """How many image tokens an opened picture has."""
@@ -101,7 +95,6 @@ class Qwen2VLChat(ChatModel):
     def see(self, opened: Sequence[Patches]) -> list[torch.Tensor]:
         """Vision features of some pictures by the base's own tower."""
         with torch.inference_mode():
-            self._beside.use()
             features = PackedQwen2VL(self._backbone).image_features(opened)
             merge = self._backbone.merge
             # In the shape of the picture, which positions are made of: a cache keeps nothing but features.
@@ -124,7 +117,12 @@ class Qwen2VLChat(ChatModel):
         """
         self.see_all([prepared])
         ids = [[*self._prompts.plain(answer), self._end] for answer in answers]
-        length = prepared.tokens
+        length, most = prepared.tokens, self.chat_facts.max_length
+        if (whole_length := length + sum(map(len, ids))) > most:
+            raise InputError(
+                f"a conversation and {len(ids):,} answers of {whole_length:,} tokens together are longer than the "
+                f"{most:,} that {self.facts.fingerprint.model} reads at once; give fewer or shorter answers"
+            )
         with torch.inference_mode():
             positions, after = self.positions(prepared)
             tokens = [np.array(one[:-1], dtype=np.int64) for one in ids]
@@ -190,7 +188,6 @@ class Qwen2VLChat(ChatModel):
             allowed: What may attend to what, ``(rows or 1, 1, length, cached + length)``; None for all before.
             cache: Keys and values so far; the new ones are appended.
         """
-        self._beside.use()
         if allowed is not None and self._backbone.attention == "eager":
             allowed = torch.zeros_like(allowed, dtype=embeds.dtype).masked_fill(~allowed, torch.finfo(embeds.dtype).min)
         states: torch.Tensor = self._backbone.language_model(
@@ -293,39 +290,35 @@ def _pairs(cache: DynamicCache) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield layer.keys, layer.values
 
 
-def load_chat(
-    base: Path, backbone: Qwen2VLBackbone, lm_head: nn.Linear, beside: AdapterSwitch, facts: FamilyFacts
-) -> Qwen2VLChat:
-    """The chat model of a base's folder, on modules that are loaded.
+def load_chat(folder: Path, base: SpeakingBase, facts: FamilyFacts) -> Qwen2VLChat:
+    """The chat model of a base, whose folder has its tokenizer and its settings.
 
     Raises:
         CheckpointError: The tokenizer, the chat template or ``generation_config.json`` is missing or unusable.
     """
-    tokenizer, image_token_id = load_chat_tokenizer(base)
-    file = base / "generation_config.json"
+    tokenizer, image_token_id = load_chat_tokenizer(folder)
+    file = folder / "generation_config.json"
     if not file.is_file():
         raise CheckpointError(
-            f"{base}: holds no generation_config.json, so it was not made to generate (abc-mini's base, for one, was "
+            f"{folder}: holds no generation_config.json, so it was not made to generate (abc-mini's base, for one, was "
             "trained to embed only); use a base that was, such as Qwen2-VL-7B-Instruct"
         )
     raw = Config.read(file)
     stop = raw.values.get("eos_token_id")
     stop = [stop] if type(stop) is int else stop
-    rows = int(lm_head.out_features)
+    rows = int(base.lm_head.out_features)
     if not (isinstance(stop, list) and 0 < len(stop) <= _MAX_STOP_IDS) or not all(
         type(one) is int and 0 <= one < rows for one in stop
     ):
         raw.refuse("eos_token_id", f"a token id below {rows:,}, or a list of some")
     return Qwen2VLChat(
-        backbone,
-        lm_head,
-        beside,
+        base,
         ChatPrompts(tokenizer, image_token_id=image_token_id),
         facts,
         ChatFacts(
             tokenizer=tokenizer.backend_tokenizer,
             vocabulary=rows,
-            max_length=backbone.max_length,
+            max_length=base.backbone.max_length,
             stop_ids=frozenset(stop),
             repetition_penalty=raw.number("repetition_penalty", 1.0, least=0.01, most=100),
         ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Qwen2VLBackbone",
+    "SpeakingBase",
     "backbone_name",
     "base_state_dict",
     "build_backbone",
@@ -263,30 +265,47 @@ def load_backbone(
     return _load(folder, {}, attention=attention, dtype=dtype, device=device)
 
 
+@dataclass(frozen=True)
+class SpeakingBase:
+    """A base as it was published, to generate with.
+
+    Attributes:
+        backbone: Modules of its own over the tensors of another backbone, which adapters may be put on.
+        lm_head: ``(vocabulary, hidden)``; the embeddings themselves where it is tied.
+    """
+
+    backbone: Qwen2VLBackbone
+    lm_head: nn.Linear
+
+
 def load_speaking(
     folder: Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> tuple[Qwen2VLBackbone, nn.Linear]:
-    """`load_backbone`, and the output layer ``(vocabulary, hidden)``; the embeddings themselves where it is tied.
+) -> tuple[Qwen2VLBackbone, SpeakingBase]:
+    """`load_backbone`, and the same weights once more without taking more memory, with the output layer.
 
-    The layer is no part of the backbone, so that an adapter of "all linear layers" does not count it.
+    Adapters that are put on the first leave the second as it is: nothing has to be switched between the two.
 
     Raises:
         CheckpointError: As `load_backbone`, or there is no output layer.
     """
     tied = ties_embeddings(folder)
-    text: Any = read_config(folder).text_config
+    config: Any = read_config(folder)
+    text = config.text_config
     head = nn.Linear(text.hidden_size, text.vocab_size, bias=False, device="meta", dtype=dtype)
-    if not tied:
-        if _LM_HEAD not in stored_tensors(folder, "model").shapes:
-            raise CheckpointError(
-                f"{folder}: holds no {_LM_HEAD}, and config.json does not tie it to the embeddings; this base embeds "
-                "but cannot generate: use one with its output layer"
-            )
+    if not tied and _LM_HEAD not in stored_tensors(folder, "model").shapes:
+        raise CheckpointError(
+            f"{folder}: holds no {_LM_HEAD}, and config.json does not tie it to the embeddings; this base embeds "
+            "but cannot generate: use one with its output layer"
+        )
     backbone = _load(folder, {} if tied else {_LM_HEAD: head}, attention=attention, dtype=dtype, device=device)
-    backbone.use_library()  # generates too, and before adapters are put on it
     if tied:
         head.weight = backbone.language_model.embed_tokens.weight
-    return backbone, head.eval()
+    twin = _outline(config, attention)
+    twin.load_state_dict(backbone.state_dict(), assign=True)
+    for rotary in (twin.language_model.rotary_emb, twin.visual.rotary_pos_emb):
+        rotary.compute(device)
+    twin.use_library()
+    return backbone, SpeakingBase(twin.eval().requires_grad_(False), head.eval().requires_grad_(False))
 
 
 def _load(

@@ -197,12 +197,11 @@ class _VLM2VecModel(Checkpoint):
                 f"{self._name} cannot generate: its adapter is merged into its weights, so the base that was published "
                 f"is not there; {GENERATING}"
             )
-        network, prompts, lm_head = load_vlm2vec_beside(
+        network, prompts, speaking = load_vlm2vec_beside(
             parts.base, parts.adapter, attention=options.attention, dtype=options.dtype, device=str(options.device)
         )
         family = self._family(parts, network, prompts, options)
-        assert network.beside is not None
-        family.chat = load_chat(parts.base, network.model, lm_head, network.beside, family.facts)
+        family.chat = load_chat(parts.base, speaking, family.facts)
         return family
 
     def _family(

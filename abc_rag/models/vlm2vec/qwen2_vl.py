@@ -14,15 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 
 from abc_rag.errors import InputError
 from abc_rag.models.config import Config
 from abc_rag.models.flops import count_flops
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.loader import token_limits
-from abc_rag.models.lora import AdapterSwitch, put_adapter, put_adapters_beside
-from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, backbone_name, load_backbone, load_speaking
+from abc_rag.models.lora import put_adapter, put_adapters_beside
+from abc_rag.models.qwen2_vl.network import (
+    Qwen2VLBackbone,
+    SpeakingBase,
+    backbone_name,
+    load_backbone,
+    load_speaking,
+)
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
 from abc_rag.models.tokenizer import PlainTokenizer, check_vocabulary, load_tokenizer
@@ -30,7 +35,6 @@ from abc_rag.models.vlm2vec.backbone import VLM2VecBackbone
 
 __all__ = ["VLM2VecQwen2VL", "VLM2VecQwen2VLPrompts", "load_vlm2vec_beside", "load_vlm2vec_qwen2_vl"]
 
-_ADAPTER = "vlm2vec"
 _SQUARES = {"low": 128, "mid": 672, "high": 1344}
 # Of Qwen2-VL's published preprocessor_config.json.
 _MIN_PIXELS, _MAX_PIXELS = 3136, 12845056
@@ -49,7 +53,6 @@ class VLM2VecQwen2VL(VLM2VecBackbone):
         self, backbone: Qwen2VLBackbone, *, min_pixels: int = _MIN_PIXELS, max_pixels: int = _MAX_PIXELS
     ) -> None:
         super().__init__(backbone)
-        self.beside: AdapterSwitch | None = None
         area = (backbone.patch * backbone.merge) ** 2
         self._limits = (max(1, min_pixels // area), max(1, max_pixels // area))
 
@@ -92,7 +95,6 @@ class VLM2VecQwen2VL(VLM2VecBackbone):
         self, input_ids: torch.Tensor, *, lengths: torch.Tensor, features: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See `VLM2VecBackbone`."""
-        self._switch_on()
         states: torch.Tensor = self.model.hidden_states(input_ids, lengths=lengths, features=features, causal=True)
         return states
 
@@ -105,13 +107,8 @@ class VLM2VecQwen2VL(VLM2VecBackbone):
         states = self._packed.hidden_states(input_ids, segments, causal=True, **pictures)
         return states[segments.bounds[1:].long() - 1]
 
-    def _switch_on(self) -> None:
-        if self.beside is not None:
-            self.beside.use(_ADAPTER)
-
     @property
     def _packed(self) -> PackedQwen2VL:
-        self._switch_on()
         return PackedQwen2VL(self.model, compiled=self.compiled)
 
 
@@ -156,17 +153,15 @@ def load_vlm2vec_qwen2_vl(
 
 def load_vlm2vec_beside(
     base: Path, adapter: Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> tuple[VLM2VecQwen2VL, VLM2VecQwen2VLPrompts, nn.Linear]:
-    """`load_vlm2vec_qwen2_vl` with the adapter beside the base, and the base's output layer.
+) -> tuple[VLM2VecQwen2VL, VLM2VecQwen2VLPrompts, SpeakingBase]:
+    """`load_vlm2vec_qwen2_vl` with the adapter beside the base, and the base without it.
 
     Raises:
         CheckpointError: As there; or the base has no output layer.
     """
-    backbone, lm_head = load_speaking(base, attention=attention, dtype=dtype, device=device)
-    beside = put_adapters_beside(backbone, {_ADAPTER: adapter}, backbone_name)
-    network, prompts = _with_prompts(backbone, base)
-    network.beside = beside
-    return network, prompts, lm_head.requires_grad_(False)
+    backbone, speaking = load_speaking(base, attention=attention, dtype=dtype, device=device)
+    put_adapters_beside(backbone, {"vlm2vec": adapter}, backbone_name)
+    return *_with_prompts(backbone, base), speaking
 
 
 def _with_prompts(backbone: Qwen2VLBackbone, base: Path) -> tuple[VLM2VecQwen2VL, VLM2VecQwen2VLPrompts]:

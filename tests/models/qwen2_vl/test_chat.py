@@ -128,6 +128,19 @@ def test_embedding_in_between_changes_nothing() -> None:
     assert (torch.stack(found) - logits).abs().max() == 0
 
 
+def test_the_base_is_in_memory_once(tmp_path: Path) -> None:
+    for folder in (FIXTURE, tied_checkpoint(tmp_path / "checkpoint")):
+        embedder = open_embedder(folder, adapters="beside")
+        network, chat = embedder.family.network, embedder.family.chat  # type: ignore[attr-defined]
+        adapted = {tensor.data_ptr() for tensor in network.backbone.parameters()}
+        plain = dict(chat._backbone.named_parameters())
+        assert plain
+        assert {name for name, tensor in plain.items() if tensor.data_ptr() not in adapted} == set()
+        assert not any("lora" in name for name in plain)
+        tied = chat._lm_head.weight.data_ptr() == chat._backbone.language_model.embed_tokens.weight.data_ptr()
+        assert tied == (folder != FIXTURE)
+
+
 # --- Scores -----------------------------------------------------------------------------------------------
 
 
@@ -142,6 +155,13 @@ def test_scores_are_the_products_of_probabilities(name: str, attention: str) -> 
         ids = [*reference.tokenizer(answer)["input_ids"], reference.tokenizer.convert_tokens_to_ids("<|im_end|>")]
         logits = reference.logits(CONVERSATIONS[name], ids)[:-1].log_softmax(dim=-1)
         assert score == pytest.approx(float(logits.gather(1, torch.tensor(ids)[:, None]).sum()), abs=1e-4)
+
+
+def test_more_answers_than_the_model_reads_at_once_are_refused() -> None:
+    chat = chat_of(FIXTURE)
+    prepared = chat.prepare(Conversation(CONVERSATIONS["text"]))
+    with pytest.raises(InputError, match=r"20,000 answers.*give fewer"):
+        chat.score(prepared, ["yes no"] * 20_000)
 
 
 def test_probabilities_of_all_single_tokens_and_the_end_add_up() -> None:
