@@ -16,7 +16,7 @@ from langchain_abc.content import to_content_blocks
 
 __all__ = ["retriever_tool"]
 
-_Found = tuple[list[ContentBlock], list[Document]]
+_ToolOutput = tuple[list[ContentBlock], list[Document]]
 
 
 def retriever_tool(
@@ -48,14 +48,14 @@ def retriever_tool(
         raise InputError(f"retriever must be a LangChain retriever, not {type(retriever).__name__}")
     allowed = tuple(roots)
 
-    def shown(documents: list[Document]) -> _Found:
+    def shown(documents: list[Document]) -> _ToolOutput:
         blocks = to_content_blocks(documents, max_side=max_side, image_limits=image_limits, roots=allowed)
         return blocks, documents
 
-    def search(query: str) -> _Found:
+    def search(query: str) -> _ToolOutput:
         return shown(retriever.invoke(query))
 
-    async def asearch(query: str) -> _Found:
+    async def asearch(query: str) -> _ToolOutput:
         return shown(await retriever.ainvoke(query))
 
     return StructuredTool.from_function(
