@@ -54,7 +54,7 @@ def new_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if before is not None and hasattr(os, "chown"):
             with suppress(OSError):  # only root may give a file away
                 os.chown(draft, before.st_uid, before.st_gid)
-        draft.chmod(mode)  # whoever filled the draft may have made it anew, with other permissions
+        draft.chmod(mode)  # the caller may have created the draft again, with other permissions
         move(draft, path, durable=durable)
     except BaseException as error:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Embedding inputs that nobody vetted: what cannot be embedded costs only itself."""
+"""Embed untrusted inputs: one that cannot be embedded does not affect the others."""
 
 from __future__ import annotations
 

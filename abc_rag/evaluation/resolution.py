@@ -45,7 +45,7 @@ _COUNTED = {"ctrlbench": "queries", "retrieval": "pictures", "classification": "
 
 @dataclass(frozen=True)
 class _Measured:
-    """One resolution; ``results`` is None if the model cannot embed pictures of so many tokens."""
+    """One resolution; ``results`` is None if the model cannot embed pictures with this number of tokens."""
 
     asked: int
     embedder: Embedder
@@ -236,7 +236,7 @@ def _openable(embedder: Embedder, pictures: Sequence[ImageSource], most: int) ->
     """The first pictures that can be embedded.
 
     Raises:
-        InputError: The model cannot take so many tokens, or no picture can be opened.
+        InputError: The model cannot take this number of tokens, or no picture can be opened.
     """
     found: list[ImageSource] = []
     problem: ImageError | None = None

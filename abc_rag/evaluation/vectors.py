@@ -182,7 +182,7 @@ class KnownTexts:
 
 
 def require_left(count: int, what: str, cache: VectorCache) -> None:
-    """Refuse an evaluation of which nothing is left.
+    """Refuse an evaluation in which nothing is left.
 
     Raises:
         DatasetError: ``count`` is 0; the message says why.

@@ -1,4 +1,4 @@
-"""Opening pictures that nobody vetted; `abc_rag.images.open` says how pixels become RGB."""
+"""Opening untrusted pictures; `abc_rag.images.open` says how pixels become RGB."""
 
 from __future__ import annotations
 

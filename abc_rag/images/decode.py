@@ -1,4 +1,4 @@
-"""From encoded bytes that nobody vetted to decoded pixels, within the limits."""
+"""Decode untrusted bytes to pixels, within the limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening pictures that nobody vetted.
+"""Opening untrusted pictures.
 
 `open_image` takes a picture from a path, a URL, a data URI, bytes or a PIL image, and returns it
 decoded, upright and in RGB, or raises an `abc_rag.errors.ImageError` that says why not. What a
@@ -97,7 +97,7 @@ def open_image(
         ImageLimitError: It exceeds a limit.
         ImageFormatError: It is corrupt, truncated, empty, or of a format that is not read.
         ImageFetchError: It could not be read or fetched, or fetching is not allowed.
-        InputError: ``source`` is none of the above.
+        InputError: ``source`` has another type.
     """
     name = describe_source(source) if name is None else name
     if isinstance(source, PIL.Image.Image):
@@ -188,7 +188,7 @@ def mime_type_of(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, name: str
 
     Args:
         data: Encoded bytes.
-        limits: What the picture may cost; all limits are checked, none of which needs decoding.
+        limits: What the picture may cost; all limits are checked, without decoding.
         name: What it is called in messages, where ``"bytes (123 KB)"`` says less.
 
     Returns:

@@ -36,7 +36,7 @@ _WORDS = re.compile(rb"[\x20-\x7e]{16}")
 def share_image(
     source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, max_side: int | None = None, name: str | None = None
 ) -> tuple[bytes, str]:
-    """A picture's file with its pixels alone: encoded anew, upright and in RGB, unless it has nothing else already.
+    """A picture's file with its pixels only: encoded again, upright and in RGB, unless it contains nothing else.
 
     Files carry more than pixels: where a photo was taken, who took it, a thumbnail of what was cut away, comments,
     whatever was appended. No such thing is passed on, in whichever segment or chunk it hides, because a file passes

@@ -1,4 +1,4 @@
-"""What was in which file when it was read: a file of which neither size nor time of change differs is not read again.
+"""What was in which file when it was read: a file with the same size and time of change is not read again.
 
 These are facts about files on this machine and say nothing of any record: whoever relies on a note looks up whether
 what was in the file is stored. A time of change says nothing where the file was read within the same tick of its clock:

@@ -1,4 +1,4 @@
-"""Opening files that nobody vetted: regular files alone."""
+"""Open untrusted files, and only regular ones."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Instructing(ABCObjective[PairsRow]):
         super().__init__(config, network, load_prompts(base), lora, self._pairs)
 
     def plan(self, rows: list[PairsRow], indices: list[int], step: int) -> Plan:
-        """Up to ``pairs`` pairs of each row, drawn anew each time; every phrase is one candidate."""
+        """Up to ``pairs`` pairs of each row, drawn again each time; every phrase is one candidate."""
         rng = random.Random(seeded(self._config.seed, "pairs", step))
         asked = []
         for n, row in enumerate(rows):

@@ -89,7 +89,7 @@ def plan_of(
         rows: Number of rows in the batch.
         queries: (row, input) of each query.
         targets: Each query's own candidate.
-        excluded: Which candidates are true of which queries, bool ``(queries, candidates)``; own ones may be among
+        excluded: True where a candidate is true of a query, bool ``(queries, candidates)``; own ones may be among
             them.
         negatives: (row, input) of further candidates.
     """

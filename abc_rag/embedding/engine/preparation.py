@@ -150,7 +150,7 @@ class Preparation:
             return
         with slot.lock:
             if slot.abandoned:
-                return  # the ticket has failed already; nobody would finish a work claimed now
+                return  # the ticket has failed already; nobody would finish work that is claimed now
             work = self._scheduler.claim(ticket, key)
             if work is None:
                 return
@@ -203,7 +203,7 @@ class Preparation:
         *,
         small: bool,
     ) -> None:
-        """Finish a work with one picture. If another thread is opening that picture, it finishes the work."""
+        """Finish an input with one picture. If another thread is opening that picture, it finishes the input."""
         with self._lock:
             picture = self._pictures.get(read.digest)
             if picture is None:
@@ -235,7 +235,7 @@ class Preparation:
         *,
         small: bool,
     ) -> None:
-        """Finish a work with several pictures. It does not wait for pictures that other threads are opening."""
+        """Finish an input with several pictures. It does not wait for pictures that other threads are opening."""
         found: dict[str, Picture] = {}
         for one in read:
             if one.digest in found:

@@ -198,7 +198,7 @@ class Runner:
         kind = works[0].prepared.kind if works[0].prepared is not None else ""
         tokens = sum(work.tokens for work in works)
         for work in works:
-            # A waiting thread may keep a work alive; it must not keep the picture alive as well.
+            # A waiting thread may keep the input alive; it must not keep the picture alive as well.
             work.prepared = None
         self._scheduler.done(results)
         if (listener := self._reports.listener) is None:

@@ -25,7 +25,7 @@ LEAST_PAIRS = 2  # with one pair, a model that ignores instructions is right
 _TRIES = 3
 _QUALITY = 90
 _POLL_S = 0.5
-# If so many requests fail before the first answer, the pictures are not the cause.
+# If this number of requests fails before the first answer, the pictures are not the cause.
 _HOPELESS = 10
 
 

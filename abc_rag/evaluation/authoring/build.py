@@ -70,7 +70,7 @@ class BuildReport:
         reviewed: Whether a person accepted the pairs; False before a review.
         review: Number of pairs accepted, rejected, undecided, and edited (which are among the accepted).
         ceiling: Highest R@1, in [0, 1], without looking at the instruction: pictures / pairs. 0 if there are no pairs.
-        pairs_per_picture: Number of pairs -> number of pictures with so many.
+        pairs_per_picture: Number of pairs -> number of pictures with that number.
         distinct_instructions: Number of distinct instructions; all phrases are distinct.
         left_out: Number of answered pairs, or pictures, that are not in the file, by reason.
         run: Counts of the last run: files ``looked_at``; pictures left out as ``identical`` or ``similar``; pictures
@@ -124,8 +124,8 @@ def build_ctrlbench(
         describer: The chat model: `OpenAIDescriber`, ``langchain_abc.chat_model_describer(...)``, or your own.
         pairs: Number of pairs to ask for, 2 to 20. The paper has 5.
         side: Maximum pixels of the longer side of a picture that is sent.
-        near: Pictures count as duplicates if at most so many of the 256 bits of a difference hash differ, and colours
-            and detail agree; 0 leaves out identical files only.
+        near: Maximum number of the 256 bits of a difference hash in which duplicates differ, if their colours and
+            detail agree; 0 leaves out identical files only.
         concurrency: Number of concurrent requests.
         limit: Maximum number of pictures, for a trial.
         embedder: Leave out phrases that this model can hardly tell from an earlier one of the same picture, and pairs

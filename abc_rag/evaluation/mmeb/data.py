@@ -25,7 +25,7 @@ _COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 _LAYOUTS = ("{0}/test-*.parquet", "{0}/test/*.parquet", "{0}/*.parquet", "{0}.parquet", "{0}/test/data-*.arrow",
             "{0}/data-*.arrow", "{0}/test*.jsonl", "{0}/*.jsonl", "{0}.jsonl")  # fmt: skip
 _IMAGE_FOLDERS = ("images", "eval_images")
-_NONE_FOUND = 20  # if none of so many first pictures is there, the folder is the wrong one
+_NONE_FOUND = 20  # if none of the first pictures is found, the folder is the wrong one
 
 
 @dataclass(frozen=True)

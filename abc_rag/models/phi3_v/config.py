@@ -64,7 +64,7 @@ class Phi3VConfig:
 
     Attributes:
         text: The language model.
-        vision: The whole vision tower, of which the last layer is never computed.
+        vision: The whole vision tower; its last layer is never computed.
         rotary: Positions of the language model.
     """
 

@@ -116,7 +116,7 @@ class PictureEmbedding(nn.Module):
         return self.img_processor["vision_model"]
 
     def tokens(self, rows: int, columns: int) -> int:
-        """Image tokens of a picture of so many crops: its own, a separator, and those of the whole."""
+        """Image tokens of a picture with this number of crops: those of the crops, a separator, and of the whole."""
         grid = self.grid
         return rows * grid * (columns * grid + 1) + 1 + grid * (grid + 1)
 

@@ -79,7 +79,7 @@ def open_directory(folder: str, journal: Journal) -> Client:
 
 
 def rebuild(client: Client, journal: Journal, name: str) -> None:
-    """Build a collection anew from the journal."""
+    """Rebuild a collection from the journal."""
     from chromadb.errors import NotFoundError
 
     mark, count = journal.marks().get(name), journal.count(name)
@@ -167,7 +167,7 @@ def _set_aside(folder: str, known: Names[str]) -> None:
 
 
 def _damaged(folder: str, known: Names[str]) -> set[str]:
-    """The collections of which index files cannot be read: Chroma would end the process."""
+    """Collections with unreadable index files: Chroma would end the process."""
     damaged = set()
     for segment in index_folders(folder):
         reason = _damage_of(segment)

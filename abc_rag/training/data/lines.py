@@ -21,7 +21,7 @@ __all__ = ["Ids", "LineFile", "describe_files", "read_jsonl"]
 _NOT_JSON = "not JSON"
 _LARGE = 64 * 2**20  # bytes from which a progress bar is shown
 _MOST_HASHED = 2**30
-_ENOUGH = 5  # if none of so many first lines is JSON, the file is of another kind
+_ENOUGH = 5  # if none of the first lines is JSON, the file has another format
 
 
 class Ids:

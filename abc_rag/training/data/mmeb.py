@@ -103,7 +103,7 @@ class PairRow:
 
 
 class _File(Protocol):
-    """A file of rows, of which only an index is kept in memory."""
+    """A file of rows; only an index is kept in memory."""
 
     name: str
 

@@ -178,7 +178,7 @@ def _check(epsilon: object, count: object, query: object, index: object, memory_
 def _choose(
     index: Literal["auto", "exact", "approximate"], vectors: int, memory: int
 ) -> Literal["exact", "approximate"]:
-    """Exact if vectors of so many bytes fit into memory."""
+    """Exact if the vectors fit into memory."""
     if index != "auto":
         return index
     return "exact" if vectors + _WORK_BYTES <= memory else "approximate"
