@@ -1,4 +1,4 @@
-"""The commands ``abc-rag evaluate ctrlbench | retrieval | classification | vqa | resolution | mini | twins``."""
+"""The commands ``abc-rag evaluate``: ctrlbench, retrieval, classification, vqa, resolution, mini, twins, keywords."""
 
 from __future__ import annotations
 
@@ -330,3 +330,18 @@ def evaluate_twins_command(
     for path in report.paths:
         aspects.add_row(cell(path.name), *(f"{100 * share:.1f}" for share in path.by_aspect.values()))
     console().print(aspects)
+
+
+@evaluate.command("keywords")
+def evaluate_keywords_command(
+    passages: Annotated[int, typer.Option("--passages", min=100, help="Passages of Python's manual to use.")] = 600,
+    model: ModelOption = "abc-mini",
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what keywords add to vectors: 200 questions of four kinds over a generated corpus and Python's manual."""
+    from abc_rag.evaluation.keywords import evaluate_keywords
+
+    results = evaluate_keywords(open_embedder(model, device), passages=passages, progress=not as_json)
+    finish(results, out=out, as_json=as_json)
