@@ -1,6 +1,6 @@
 """A generator behind a server with OpenAI's ``chat/completions``, such as vLLM.
 
-By httpx, which is all that one request and its stream need; OpenAI's own package would bring pydantic and four more.
+By httpx, which is all that one request and its stream need; OpenAI's own package requires pydantic and jiter besides.
 """
 
 from __future__ import annotations

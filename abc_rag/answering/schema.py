@@ -1,8 +1,8 @@
 """JSON schemas as rules for tokens, by llguidance.
 
-Of the libraries that constrain decoding, llguidance (MIT) needs nothing but itself: one wheel for all versions of
-Python, no torch, no compiler, and masks that are computed as they are needed rather than for a whole schema before the
-first token. xgrammar brings Triton and its own copies of tokenizers; outlines-core knows no recursive schemas.
+Of the libraries that constrain decoding, llguidance (MIT) requires no other package, has one wheel for all versions of
+Python, and computes masks as they are needed, for recursive schemas too. xgrammar requires Triton and pydantic;
+outlines-core turns a schema into a regular expression, which cannot nest without end.
 """
 
 from __future__ import annotations
