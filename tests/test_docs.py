@@ -266,9 +266,9 @@ def check_langchain_guide(names: dict[str, Any], folder: Path) -> None:
 
 def check_llama_index_guide(names: dict[str, Any], folder: Path) -> None:
     assert "pig" in names["passage"]
-    first, second = (found.node for found in names["answers"][:2])
-    assert first.get_content() == "A rose has thorns."
-    assert Path(second.image_path).name == "rose-fox.jpg"
+    best = [found.node for found in names["answers"][:2]]
+    assert {Path(getattr(node, "image_path", None) or "").name for node in best} == {"rose-fox.jpg", ""}
+    assert "A rose has thorns." in {node.get_content() for node in best}
     assert str(names["response"]) == "I was shown 1 pictures."
     assert [turn.source_nodes[0].node.node_id for turn in names["turns"]] == ["pig", "car"]
     assert [str(turn) for turn in names["turns"]] == ["I was shown 1 pictures."] * 2
