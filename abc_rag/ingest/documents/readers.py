@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from abc_rag.ingest.documents.docx import DOCXReader
 from abc_rag.ingest.documents.pdf import PDFReader
+from abc_rag.ingest.documents.pptx import PPTXReader
 from abc_rag.ingest.documents.reader import HEAD_BYTES, TAIL_BYTES, Reader
 from abc_rag.ingest.regular import open_regular
 
 __all__ = ["READERS", "head_and_tail", "reader_named", "reader_of"]
 
-READERS: tuple[Reader, ...] = (PDFReader(),)
+READERS: tuple[Reader, ...] = (PDFReader(), DOCXReader(), PPTXReader())
 """In the order in which they are asked."""
 
 

@@ -24,7 +24,7 @@ __all__ = ["main"]
 _REFUSED = (
     *("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "os.kill", "pty."),
     *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate", "shutil."),
-    *("ftplib.", "smtplib.", "urllib.", "http.", "webbrowser.", "os.putenv", "os.listdir", "os.scandir"),
+    *("ftplib.", "smtplib.", "urllib.", "http.", "webbrowser.", "os.putenv"),
 )
 
 
@@ -36,8 +36,10 @@ def _guard() -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(_REFUSED):
             raise PermissionError(f"documents are read without {event}")
-        if event == "open":
-            path, mode, flags = arguments[:3]
+        # Modules are still imported, from where they are installed: their folders are listed, their files read.
+        if event in ("open", "os.listdir", "os.scandir"):
+            path, mode, flags = (*arguments, None, None)[:3]
+            path = "." if path is None else path
             if isinstance(path, int):
                 return
             writes = any(letter in str(mode or "") for letter in "wax+") or int(flags or 0) & (
@@ -45,9 +47,8 @@ def _guard() -> None:
             )
             real = os.path.realpath(os.fsdecode(path))
             inside = real in files or any(os.path.commonpath((place, real)) == place for place in places)
-            # Modules are still imported, from where they are installed.
             if writes or not inside:
-                raise PermissionError(f"documents are read without opening {real}")
+                raise PermissionError(f"documents are read without {event} of {real}")
 
     for name in _REFUSED:
         importlib.import_module(name.partition(".")[0])

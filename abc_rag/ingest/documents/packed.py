@@ -1,0 +1,47 @@
+"""Packed documents (ZIP files of XML): what is in them, checked before anything is unpacked."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+from abc_rag.errors import InputError
+from abc_rag.images.formats import MIME_TYPES, format_of
+from abc_rag.ingest.documents.options import DocumentLimits
+
+__all__ = ["check_packed", "has_member", "picture_type"]
+
+_MOST_MEMBERS = 20_000
+
+
+def has_member(head: bytes, tail: bytes, name: bytes) -> bool:
+    """Whether a file is a ZIP file that lists a member."""
+    return head.startswith(b"PK\x03\x04") and name in tail
+
+
+def check_packed(data: bytes, limits: DocumentLimits) -> None:
+    """Check the sizes that a ZIP file declares, which bind its reader, and that its XML defines no entities.
+
+    Raises:
+        InputError: It is damaged, has too much in it, or has XML that defines a document type.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            members = packed.infolist()
+            size = sum(member.file_size for member in members)
+            if len(members) > _MOST_MEMBERS or size > limits.max_unpacked:
+                limit = f"DocumentLimits.max_unpacked={limits.max_unpacked:,}"
+                raise InputError(f"unpacks to {size:,} bytes in {len(members):,} members, more than {limit}; raise it")
+            for member in members:
+                if member.filename.endswith((".xml", ".rels")) and b"<!DOCTYPE" in packed.read(member):
+                    raise InputError(f"defines a document type in {member.filename}, as bombs do; save it anew")
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"is damaged and cannot be unpacked ({error}); save it anew") from error
+
+
+def picture_type(data: bytes) -> str:
+    """The type of an embedded picture; empty if it is of no format that is read, such as a drawing."""
+    kind = format_of(data[:64])
+    return "" if kind is None else MIME_TYPES[kind]
