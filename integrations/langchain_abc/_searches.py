@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,26 @@ from abc_rag.store import Keywords, Store
 from abc_rag.types import Modality
 from langchain_abc._documents import to_document, to_documents, to_where
 
+P = ParamSpec("P")
+S = TypeVar("S", bound="Searches")
 T = TypeVar("T")
 Filter = Mapping[str, Any] | None
 Scored = list[tuple[Document, float]]
 Keywording = bool | Literal["auto"]
+
+
+def in_worker(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """The async twin of a method: it runs the method in the store's own threads."""
+    name = method.__name__
+
+    @wraps(method)
+    async def twin(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+        # By name, so that a subclass's own method is called.
+        return await self._worker.run(getattr(self, name), *args, **kwargs)
+
+    twin.__name__, twin.__qualname__ = f"a{name}", method.__qualname__.replace(name, f"a{name}")
+    twin.__doc__ = f"See `{name}`; does not block the event loop."
+    return twin
 
 
 class Searches(VectorStore):
@@ -160,18 +177,7 @@ class Searches(VectorStore):
             self.similarity_search_by_vector_with_score(embedding, k, filter, modality=modality, **kwargs)
         )
 
-    async def asimilarity_search_by_vector(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        filter: Filter = None,
-        *,
-        modality: Modality | None = None,
-        **kwargs: object,
-    ) -> list[Document]:
-        """See `similarity_search_by_vector`; does not block the event loop."""
-        refuse_keywords(kwargs)
-        return _documents(await self._worker.run(self._near, embedding, k, filter, modality))
+    asimilarity_search_by_vector = in_worker(similarity_search_by_vector)
 
     def similarity_search_by_vector_with_score(
         self,
@@ -186,18 +192,7 @@ class Searches(VectorStore):
         refuse_keywords(kwargs)
         return self._near(embedding, k, filter, modality)
 
-    async def asimilarity_search_by_vector_with_score(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        filter: Filter = None,
-        *,
-        modality: Modality | None = None,
-        **kwargs: object,
-    ) -> Scored:
-        """See `similarity_search_by_vector_with_score`; does not block the event loop."""
-        refuse_keywords(kwargs)
-        return await self._worker.run(self._near, embedding, k, filter, modality)
+    asimilarity_search_by_vector_with_score = in_worker(similarity_search_by_vector_with_score)
 
     # -- by a picture ----------------------------------------------------------------------------
 
@@ -228,17 +223,7 @@ class Searches(VectorStore):
         """
         return _documents(self.similarity_search_by_image_with_score(image, k, filter, instruction, modality=modality))
 
-    async def asimilarity_search_by_image(
-        self,
-        image: ImageSource,
-        k: int = 4,
-        filter: Filter = None,
-        instruction: str | None = None,
-        *,
-        modality: Modality | None = None,
-    ) -> list[Document]:
-        """See `similarity_search_by_image`; does not block the event loop."""
-        return await self._worker.run(self.similarity_search_by_image, image, k, filter, instruction, modality=modality)
+    asimilarity_search_by_image = in_worker(similarity_search_by_image)
 
     def similarity_search_by_image_with_score(
         self,
@@ -252,19 +237,7 @@ class Searches(VectorStore):
         """See `similarity_search_by_image`; each document with its score, as in `similarity_search_with_score`."""
         return self._near(self._picture(image, instruction, k), k, filter, modality)
 
-    async def asimilarity_search_by_image_with_score(
-        self,
-        image: ImageSource,
-        k: int = 4,
-        filter: Filter = None,
-        instruction: str | None = None,
-        *,
-        modality: Modality | None = None,
-    ) -> Scored:
-        """See `similarity_search_by_image_with_score`; does not block the event loop."""
-        return await self._worker.run(
-            self.similarity_search_by_image_with_score, image, k, filter, instruction, modality=modality
-        )
+    asimilarity_search_by_image_with_score = in_worker(similarity_search_by_image_with_score)
 
     # -- maximal marginal relevance --------------------------------------------------------------
 
@@ -328,20 +301,7 @@ class Searches(VectorStore):
         refuse_keywords(kwargs)
         return self._varied(embedding, k, fetch_k, lambda_mult, filter, modality)
 
-    async def amax_marginal_relevance_search_by_vector(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: Filter = None,
-        *,
-        modality: Modality | None = None,
-        **kwargs: object,
-    ) -> list[Document]:
-        """See `max_marginal_relevance_search_by_vector`; does not block the event loop."""
-        refuse_keywords(kwargs)
-        return await self._worker.run(self._varied, embedding, k, fetch_k, lambda_mult, filter, modality)
+    amax_marginal_relevance_search_by_vector = in_worker(max_marginal_relevance_search_by_vector)
 
     def max_marginal_relevance_search_by_image(
         self,
@@ -357,20 +317,7 @@ class Searches(VectorStore):
         """See `max_marginal_relevance_search`; by a picture, as in `similarity_search_by_image`."""
         return self._varied(self._picture(image, instruction, k), k, fetch_k, lambda_mult, filter, modality)
 
-    async def amax_marginal_relevance_search_by_image(
-        self,
-        image: ImageSource,
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: Filter = None,
-        instruction: str | None = None,
-        *,
-        modality: Modality | None = None,
-    ) -> list[Document]:
-        """See `max_marginal_relevance_search_by_image`; does not block the event loop."""
-        search = self.max_marginal_relevance_search_by_image
-        return await self._worker.run(search, image, k, fetch_k, lambda_mult, filter, instruction, modality=modality)
+    amax_marginal_relevance_search_by_image = in_worker(max_marginal_relevance_search_by_image)
 
     # -- helpers -------------------------------------------------------------------------
 

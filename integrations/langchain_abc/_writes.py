@@ -24,7 +24,7 @@ from langchain_abc._incoming import (
     split_documents,
     text_records,
 )
-from langchain_abc._searches import Searches, refuse_keywords
+from langchain_abc._searches import Searches, in_worker, refuse_keywords
 
 # Batch sizes. An interrupted call loses at most one batch, and other calls run in between.
 _TEXTS = 256
@@ -295,19 +295,7 @@ class Writes(Searches):
             progress=bool(getattr(self._embedding, "show_progress", False)),
         )
 
-    async def aindex_paths(
-        self,
-        paths: Sequence[str | os.PathLike[str]],
-        *,
-        facets: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        follow_links: bool = False,
-        prune: bool = False,
-    ) -> IndexReport:
-        """See `index_paths`; does not block the event loop."""
-        return await self._worker.run(
-            self.index_paths, paths, facets=facets, exclude=exclude, follow_links=follow_links, prune=prune
-        )
+    aindex_paths = in_worker(index_paths)
 
     # -- by id -----------------------------------------------------------------------------------
 
@@ -315,9 +303,7 @@ class Writes(Searches):
         """The documents of ``ids``, in the order asked; ids that are not stored are left out."""
         return to_documents(self.store.get(ids))
 
-    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """See `get_by_ids`; does not block the event loop."""
-        return await self._worker.run(self.get_by_ids, ids)
+    aget_by_ids = in_worker(get_by_ids)
 
     def delete(self, ids: list[str] | None = None, **kwargs: object) -> bool:
         """Delete documents.
@@ -333,6 +319,4 @@ class Writes(Searches):
         self.store.delete(list(self.store.ids()) if ids is None else ids)
         return True
 
-    async def adelete(self, ids: list[str] | None = None, **kwargs: object) -> bool:
-        """See `delete`; does not block the event loop."""
-        return await self._worker.run(self.delete, ids, **kwargs)
+    adelete = in_worker(delete)
