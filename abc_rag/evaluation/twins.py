@@ -12,11 +12,11 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,9 +41,10 @@ from abc_rag.scenes.world import (
 from abc_rag.search.retriever import Retriever
 from abc_rag.search.rewriting.rewriter import AsAsked, Rewriter
 from abc_rag.search.rewriting.rules import RuleRewriter
+from abc_rag.store.base import Store
 from abc_rag.store.chroma.store import ChromaStore
 
-__all__ = ["AskedScene", "PathReport", "TwinsReport", "evaluate_twins", "twin_scenes"]
+__all__ = ["AskedScene", "PathReport", "TwinsReport", "ask_all", "evaluate_twins", "twin_scenes"]
 
 _SEED = 20_262
 _SIZE = 168
@@ -78,12 +79,15 @@ class AskedScene:
         aspect: ``"side"``, ``"size"``, ``"category"`` or ``"background"``.
         question: The user's question.
         fits: Whether the question's statement is true of a scene.
+        told: What the statement says, by name: ``a`` (``"a pig"``), ``kind``, ``side``, ``er`` (``"bigger"``), ``est``,
+            ``category``, ``colour``; those that its aspect has.
     """
 
     scene: Scene
     aspect: str
     question: str
     fits: Callable[[Scene], bool] = field(compare=False)
+    told: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,10 @@ def _is_on(background: str, scene: Scene) -> bool:
     return scene.background == background
 
 
+def _told(kind: str, **rest: str) -> dict[str, str]:
+    return {"a": phrase(kind), "kind": kind, **rest}
+
+
 def _ask(statement: str, templates: Sequence[str], rng: random.Random) -> str:
     return rng.choice(templates).format(statement)
 
@@ -176,7 +184,7 @@ def _side(scene: Scene, rng: random.Random) -> list[AskedScene]:
         statement = said.format(a=phrase(placed.kind), on=_ON[placed.side])
         templates = _ASK_CLAUSE if "there is" in said else _ASK_THING
         fits = partial(_has_at, placed.kind, placed.side)
-        return AskedScene(one, "side", _ask(statement, templates, rng), fits)
+        return AskedScene(one, "side", _ask(statement, templates, rng), fits, _told(placed.kind, side=placed.side))
 
     position = rng.randrange(2)
     return [ask(scene, scene.objects[position]), ask(swapped, swapped.objects[position])]
@@ -194,7 +202,9 @@ def _size(scene: Scene, rng: random.Random) -> list[AskedScene]:
         size: SizeName = "big" if word == "bigger" else "small"
         (placed,) = (o for o in one.objects if o.size == size)
         statement = rng.choice(_STATE_SIZE).format(size=word, a=phrase(placed.kind))
-        return AskedScene(one, "size", _ask(statement, _ASK_CLAUSE, rng), partial(_has_as, placed.kind, size))
+        fits = partial(_has_as, placed.kind, size)
+        told = _told(placed.kind, er=word, est="biggest" if size == "big" else "smallest")
+        return AskedScene(one, "size", _ask(statement, _ASK_CLAUSE, rng), fits, told)
 
     return [ask(one) for one in scenes]
 
@@ -213,7 +223,8 @@ def _category(scene: Scene, rng: random.Random) -> list[AskedScene] | None:
     def ask(one: Scene) -> AskedScene:
         kind = one.objects[position].kind
         statement = rng.choice(_STATE_CATEGORY).format(category=category, a=phrase(kind))
-        return AskedScene(one, "category", _ask(statement, _ASK_CLAUSE, rng), partial(_has, kind))
+        question = _ask(statement, _ASK_CLAUSE, rng)
+        return AskedScene(one, "category", question, partial(_has, kind), _told(kind, category=category))
 
     return [ask(scene), ask(replace(scene, objects=changed))]
 
@@ -226,7 +237,8 @@ def _background(scene: Scene, rng: random.Random) -> list[AskedScene]:
             question = _ask(background_phrase(one.background), _ASK_THING, rng)
         else:
             question = _ask(rng.choice(_STATE_BACKGROUND).format(colour=one.background), _ASK_CLAUSE, rng)
-        return AskedScene(one, "background", question, partial(_is_on, one.background))
+        fits = partial(_is_on, one.background)
+        return AskedScene(one, "background", question, fits, {"colour": one.background})
 
     return [ask(scene), ask(twin)]
 
@@ -279,44 +291,57 @@ def evaluate_twins(
         # Two stores, so that searches without facets find none.
         for name, stored in (("plain", []), ("facets", facets)):
             with ChromaStore(path=Path(scratch, name), fingerprint=embedder.fingerprint) as store:
-                ids = index_images(
-                    files, embedder, store, ids=[f.stem for f in files], facets=stored, progress=progress
-                )
-                ways: list[tuple[str, Rewriter, bool]] = [
+                index_images(files, embedder, store, ids=[f.stem for f in files], facets=stored, progress=progress)
+                ways: list[tuple[str, Rewriter, bool | Literal["auto"]]] = [
                     ("rules, facets", rules, False),
-                    ("rules, facets and second look", rules, True),
+                    ("rules, facets and second look", rules, "auto"),
                 ]
                 if name == "plain":
                     ways = [
                         ("as asked", AsAsked(), False),
                         ("rules", rules, False),
-                        ("rules and second look", rules, True),
+                        ("rules and second look", rules, "auto"),
                     ]
                 for label, rewriter, look in ways:
-                    counted = _Counting(embedder)
-                    retriever = Retriever(counted, store, rewriter=rewriter, candidates=candidates)
-                    paths.append(_ask_all(label, asked, ids, retriever, counted, look, 1 + len(stored), progress))
+                    path = ask_all(
+                        label, asked, embedder, store, rewriter, look, candidates=candidates, progress=progress
+                    )
+                    paths.append(replace(path, vectors=1.0 + len(stored)))
     return TwinsReport(str(embedder.fingerprint), len(asked), len(asked), candidates, facets, paths)
 
 
-def _ask_all(
+def ask_all(
     label: str,
     asked: Sequence[AskedScene],
-    ids: Sequence[str],
-    retriever: Retriever,
-    counted: _Counting,
-    look: bool,
-    vectors: int,
-    progress: bool,
+    embedder: Embedder,
+    store: Store,
+    rewriter: Rewriter,
+    rerank: bool | Literal["auto"],
+    *,
+    candidates: int = 50,
+    progress: bool = False,
 ) -> PathReport:
-    position = {id_: number for number, id_ in enumerate(ids)}
+    """Ask every question in one way.
+
+    Args:
+        label: The name of the way, for the report.
+        asked: The questions; each twin is beside its picture.
+        embedder: Embeds the questions and, in a second look, the candidates.
+        store: The pictures. The id of each is the number of its question, with four digits.
+        rewriter: What becomes of the questions.
+        rerank: Whether to take a second look; see `abc_rag.Retriever.search`.
+        candidates: Number of pictures that get a second look.
+        progress: Show a progress bar.
+    """
+    counted = _Counting(embedder)
+    retriever = Retriever(counted, store, rewriter=rewriter, candidates=candidates)
     first, among, before, times = [], [], [], []
     with progress_bar(label, total=len(asked), enabled=progress) as bar:
         for number, one in enumerate(asked):
             start = time.perf_counter()
-            hits = retriever.search(one.question, k=_K, rerank="auto" if look else False)
+            hits = retriever.search(one.question, k=_K, rerank=rerank)
             times.append(1000.0 * (time.perf_counter() - start))
-            found = [position[hit.id] for hit in hits]
+            found = [int(hit.id) for hit in hits]
             right = [one.fits(asked[other].scene) for other in found]
             first.append(float(right[0]))
             among.append(float(any(right)))
@@ -337,5 +362,5 @@ def _ask_all(
         ms_p90=float(np.percentile(times, 90)),
         # One of the inputs is the question itself.
         second_looks=counted.inputs / len(asked) - 1.0,
-        vectors=float(vectors),
+        vectors=1.0,
     )

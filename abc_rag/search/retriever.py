@@ -208,6 +208,7 @@ class Retriever:
             rerank is True
             or (
                 rerank == "auto"
+                and self.rewriter.looks
                 and rewrite.names_aspect
                 and (query.image is None or rewrite.wants == "image")
                 and InstructedImage in self.embedder.accepts

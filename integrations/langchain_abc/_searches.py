@@ -42,7 +42,7 @@ def in_worker(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S,
 
     twin.__name__, twin.__qualname__ = f"a{name}", method.__qualname__.replace(name, f"a{name}")
     twin.__doc__ = f"See `{name}`; does not block the event loop."
-    return twin
+    return twin  # type: ignore[return-value]  # wraps() hides the first argument from mypy
 
 
 class Searches(VectorStore):
@@ -177,7 +177,7 @@ class Searches(VectorStore):
             self.similarity_search_by_vector_with_score(embedding, k, filter, modality=modality, **kwargs)
         )
 
-    asimilarity_search_by_vector = in_worker(similarity_search_by_vector)
+    asimilarity_search_by_vector = in_worker(similarity_search_by_vector)  # type: ignore[arg-type]
 
     def similarity_search_by_vector_with_score(
         self,
@@ -192,7 +192,7 @@ class Searches(VectorStore):
         refuse_keywords(kwargs)
         return self._near(embedding, k, filter, modality)
 
-    asimilarity_search_by_vector_with_score = in_worker(similarity_search_by_vector_with_score)
+    asimilarity_search_by_vector_with_score = in_worker(similarity_search_by_vector_with_score)  # type: ignore[arg-type]
 
     # -- by a picture ----------------------------------------------------------------------------
 
@@ -301,7 +301,7 @@ class Searches(VectorStore):
         refuse_keywords(kwargs)
         return self._varied(embedding, k, fetch_k, lambda_mult, filter, modality)
 
-    amax_marginal_relevance_search_by_vector = in_worker(max_marginal_relevance_search_by_vector)
+    amax_marginal_relevance_search_by_vector = in_worker(max_marginal_relevance_search_by_vector)  # type: ignore[arg-type]
 
     def max_marginal_relevance_search_by_image(
         self,

@@ -319,4 +319,4 @@ class Writes(Searches):
         self.store.delete(list(self.store.ids()) if ids is None else ids)
         return True
 
-    adelete = in_worker(delete)
+    adelete = in_worker(delete)  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def found(answer: Answer) -> list[str]:
 
 def test_a_question(retriever: Retriever) -> None:
     answer = retriever.search("red bicycle", k=2)
-    assert (answer.question, answer.instruction) == ("red bicycle", None)
+    assert (answer.question, answer.instruction) == ("red bicycle", "red bicycle")
     assert found(answer) == ["the red bicycle", "a blue bicycle"]
     assert answer.hits[0].score > answer.hits[1].score
     assert answer.hits[0].record == Record(
@@ -180,7 +180,7 @@ def test_an_answer_is_the_sequence_of_its_hits(retriever: Retriever) -> None:
 
 def test_a_trace_only_where_it_is_asked_for(retriever: Retriever) -> None:
     assert [hit.trace for hit in retriever.search("red bicycle")] == [None] * 4
-    for hit in retriever.search("red bicycle", trace=True, mmr=0.9, min_score=0.1, keywords=False):
+    for hit in retriever.search("red bicycle", rerank=False, trace=True, mmr=0.9, min_score=0.1, keywords=False):
         assert hit.trace == Trace(None, hit.score)
 
 

@@ -176,14 +176,16 @@ def looks(retriever: Retriever) -> int:
     return retriever.embedder.looks()  # type: ignore[attr-defined, no-any-return]
 
 
-def test_auto_looks_again_where_an_aspect_is_asked_for(retriever: Retriever, photos: dict[str, Path]) -> None:
+def test_auto_looks_again_unless_the_whole_picture_is_asked_for(retriever: Retriever, photos: dict[str, Path]) -> None:
     for arguments, expected in (
         ({"question": "a dog on the left"}, 4),
         ({"question": "a dog on the left", "rerank": True}, 4),
         ({"question": "a dog on the left", "rerank": False}, 0),
         ({"question": "a dog on the left", "modality": "text"}, 0),
         ({"question": "a dog on the left", "modality": "image", "where": {"abc:source": str(photos["red"])}}, 1),
-        ({"question": "a dog"}, 0),
+        ({"question": "a dog"}, 4),
+        ({"question": "what is in the picture?"}, 0),
+        ({"question": "what is in the picture?", "rerank": True}, 4),
         ({"question": "a dog", "rerank": True}, 4),
         ({"image": photos["red"]}, 0),
         ({"image": photos["red"], "rerank": True}, 0),
@@ -196,7 +198,8 @@ def test_auto_looks_again_where_an_aspect_is_asked_for(retriever: Retriever, pho
         answer = retriever.search(**arguments)
         assert looks(retriever) == expected, arguments
         assert (answer.instruction is None) == (expected == 0), arguments
-    assert retriever.search("a dog", rerank=True).instruction == WHOLE_PICTURE
+    assert retriever.search("what is this?", rerank=True).instruction == WHOLE_PICTURE
+    assert retriever.search("Could you show me a dog?").instruction == "a dog"
 
 
 def test_only_the_candidates_are_looked_at(retriever: Retriever) -> None:

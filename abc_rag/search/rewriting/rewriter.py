@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from abc_rag.errors import InputError
 
 Wants = Literal["image", "text", "any"]
 WHOLE_PICTURE = "Describe the picture."
-"""The instruction of a question that names no particular aspect."""
+"""The instruction of a question about the whole picture."""
 
 __all__ = ["WHOLE_PICTURE", "AsAsked", "Rewrite", "Rewriter", "Wants"]
 
@@ -21,7 +21,7 @@ class Rewrite:
 
     Attributes:
         instruction: What to look at in a picture, for an `abc_rag.InstructedImage`; `WHOLE_PICTURE` if the question
-            names no particular aspect.
+            is about the whole picture.
         target: A short statement of what the right record shows or says. It is embedded as text.
         wants: The kind of record that the question asks for.
 
@@ -35,8 +35,8 @@ class Rewrite:
 
     @property
     def names_aspect(self) -> bool:
-        """Whether the instruction is worth a second look: it names an aspect, and is more than the question itself."""
-        return self.instruction not in (WHOLE_PICTURE, self.target)
+        """Whether the instruction is worth a second look: it asks for less than the whole picture."""
+        return self.instruction != WHOLE_PICTURE
 
     def __post_init__(self) -> None:
         for name in ("instruction", "target"):
@@ -48,7 +48,13 @@ class Rewrite:
 
 
 class Rewriter(ABC):
-    """Turns a question into an instruction and a target. This class checks questions; subclasses rewrite them."""
+    """Turns a question into an instruction and a target. This class checks questions; subclasses rewrite them.
+
+    Attributes:
+        looks: Whether ``rerank="auto"`` may take a second look under its instructions.
+    """
+
+    looks: ClassVar[bool] = True
 
     def rewrite(self, question: str, *, has_image: bool) -> Rewrite:
         """Rewrite one question.
@@ -77,6 +83,8 @@ class Rewriter(ABC):
 
 class AsAsked(Rewriter):
     """The question itself as instruction and target. There is a second look only if the caller asks for one."""
+
+    looks = False
 
     def _rewrite(self, question: str, has_image: bool) -> Rewrite:
         return Rewrite(question, question, "any")
