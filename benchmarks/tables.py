@@ -167,6 +167,15 @@ def _route(result: Result) -> list[str]:
     return [_table(["", "files", "calls", "switches"], rows)]
 
 
+def _wordings(result: Result) -> list[str]:
+    aspects = list(result["paths"][0]["by_aspect"])
+    rows = [
+        [path["name"], *(f"{100 * share:.1f}" for share in (path["recall_at_1"], *path["by_aspect"].values()))]
+        for path in result["paths"]
+    ]
+    return [_table(["R@1 %", "all", *aspects], rows)]
+
+
 _TABLES: dict[str, Callable[[Result], list[str]]] = {
     "compare": _compare,
     "preprocess": _preprocess,
@@ -174,6 +183,7 @@ _TABLES: dict[str, Callable[[Result], list[str]]] = {
     "gpu": _gpu,
     "latency": _latency,
     "route": _route,
+    "wordings": _wordings,
 }
 
 

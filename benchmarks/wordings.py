@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from abc_rag import ChromaStore, load_embedder
 from abc_rag.evaluation.twins import AskedScene, ask_all, twin_scenes
@@ -139,14 +139,14 @@ def reworded(scenes: int) -> list[AskedScene]:
     return worded
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark and print it."""
-    parser = argparse.ArgumentParser(prog="benchmarks.wordings", description=__doc__.splitlines()[0] if __doc__ else "")
+def main() -> None:
+    """Measure, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=400, help="number of pictures and questions, even, at most 1,000")
     parser.add_argument("--candidates", type=int, default=50, help="pictures that get a second look")
     parser.add_argument("--model", default="abc-mini")
-    parser.add_argument("--json", type=Path, help="write the results to this file too")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--json", type=Path, default=None, help="write the results here; standard output if not given")
+    options = parser.parse_args()
     embedder = load_embedder(options.model)
     asked = reworded(options.scenes)
     ways: list[tuple[str, Rewriter, bool | Literal["auto"]]] = [
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 ask_all(name, asked, embedder, store, rewriter, rerank, candidates=options.candidates)
                 for name, rewriter, rerank in ways
             ]
-    return finish("wordings", options, {path.name: asdict(path) for path in found})
+    finish("wordings", options, {"paths": [asdict(path) for path in found]})
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ import pytest
 
 from abc_rag import Text
 from abc_rag.embedding.fake import FakeEmbedder
+from abc_rag.evaluation.twins import twin_scenes
 from benchmarks._harness import alternate, ratio, spread, timed
 from benchmarks._timeline import length, merged, shares
 from benchmarks.imports import Cost, costs
 from benchmarks.route import Route, Tracer
 from benchmarks.tables import render
+from benchmarks.wordings import WORDINGS, reworded
 
 ROOT = Path(__file__).parents[1]
 
@@ -199,3 +201,25 @@ def test_latency(tmp_path: Path) -> None:
     for row in found["rows"]:
         assert row["count"] == 6
         assert 0 < row["p50_ms"] <= row["p99_ms"]
+
+
+def test_every_wording_names_what_is_true() -> None:
+    assert 60 <= sum(map(len, WORDINGS.values())) <= 100
+    asked = reworded(1000)
+    assert [one.scene for one in asked] == [one.scene for one in twin_scenes()]
+    for one in asked:
+        assert one.told.get("kind", one.told.get("colour")) in one.question  # type: ignore[operator]
+        assert "{" not in one.question
+    assert len({one.question for one in asked}) > 500
+
+
+def test_wordings(tmp_path: Path) -> None:
+    out = tmp_path / "wordings.json"
+    command = [sys.executable, "-m", "benchmarks.wordings", "--scenes", "4", "--json", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    result = json.loads(out.read_text())
+    assert "| rules and second look |" in render(result)
+    paths = {path["name"]: path for path in result["paths"]}
+    assert list(paths) == ["as asked", "question as instruction", "rules", "rules and second look"]
+    looks = [path["second_looks"] for path in paths.values()]
+    assert looks == [0, 4, 0, 4]

@@ -35,7 +35,8 @@ class RuleRewriter(Rewriter):
 
     Chat is dropped ("could you please", "thanks a lot"); the user's own words and quoted text are kept. A question that
     names a side, a size, a category or the background, and nothing else, gets the instruction that asks for it. Any
-    other question is its own instruction; one about the whole picture gets `WHOLE_PICTURE`.
+    other question is its own instruction, except one about the whole picture and one of fact ("what does the turtle
+    eat?"), which get `WHOLE_PICTURE`.
 
     Example:
         >>> RuleRewriter().rewrite("Could you show me a photo with a blue background?", has_image=False)
@@ -55,6 +56,8 @@ class RuleRewriter(Rewriter):
         wants = "any" if wanted is None else _kind(wanted)
         if wanted is None or (has_image and wants == "any"):
             instruction = target = f"{text}?" if asked else text
+            if asked and not has_image and not _VISUAL.search(text):
+                instruction = WHOLE_PICTURE  # a question of fact: what a picture shows does not answer it
         else:
             target = _body(wanted)
             instruction, target = (None if has_image else _aspect(target)) or (target, target)
@@ -206,6 +209,9 @@ _STOPS = frozenset(
 _QUESTION = _pattern(
     r"(?:what|which|who|whose|where|when|why|how|is|are|was|were|do|does|did|can|could|will|would|should|has|have",
     r"|(?:in|on|at|from|for|to|with|by) (?:which|what|whom|whose))\b",
+)
+_VISUAL = _pattern(
+    rf"\b(?:{_PICTURE}|ones?|colou?rs?|background|left|right|top|bottom|bigger|larger|smaller|biggest|largest|smallest)\b"
 )
 _ASKS_WHOLE = _pattern(
     r"(?:what (?:is|are)(?: (?:in|on|shown in|shown on|going on in|happening in))?|what does|describe|caption|explain",

@@ -22,7 +22,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -91,8 +91,11 @@ class PairsRow:
     pairs: tuple[Pair, ...]
 
 
-class CaptionSource(ABC):
-    """Rows of pictures with captions. Safe to use from several threads at once.
+Row = TypeVar("Row")
+
+
+class Source(ABC, Generic[Row]):
+    """Rows by number. Safe to use from several threads at once.
 
     Attributes:
         name: Name of the data in messages.
@@ -107,7 +110,7 @@ class CaptionSource(ABC):
         """Number of usable rows."""
 
     @abstractmethod
-    def row(self, index: int) -> CaptionRow:
+    def row(self, index: int) -> Row:
         """A row by number, from 0.
 
         Raises:
@@ -117,6 +120,10 @@ class CaptionSource(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Origin, version, number of rows and rows left out, as plain values for JSON."""
+
+
+class CaptionSource(Source[CaptionRow]):
+    """Rows of pictures with captions."""
 
     def bare(self, index: int) -> CaptionRow:
         """A row without its negatives, where leaving them out saves time.
@@ -160,32 +167,8 @@ class CaptionSource(ABC):
         )
 
 
-class PairsSource(ABC):
-    """Rows of pictures with (instruction, phrase) pairs. Safe to use from several threads at once.
-
-    Attributes:
-        name: Name of the data in messages.
-        bad: Rows that were left out.
-    """
-
-    name: str
-    bad: BadRows
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Number of usable rows."""
-
-    @abstractmethod
-    def row(self, index: int) -> PairsRow:
-        """A row by number, from 0.
-
-        Raises:
-            DatasetError: The data have changed since they were opened.
-        """
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Origin, version, number of rows and rows left out, as plain values for JSON."""
+class PairsSource(Source[PairsRow]):
+    """Rows of pictures with (instruction, phrase) pairs."""
 
     def excluded(
         self, pairs: Sequence[tuple[PairsRow, Pair]], candidates: Sequence[Candidate]

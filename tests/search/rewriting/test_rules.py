@@ -78,9 +78,9 @@ WITHOUT_A_PICTURE = {
     "article": ("do you have an article on electric cars?", *2 * ["electric cars"], "text"),
     "which-page": ("which page explains how to change the filter?", *2 * ["how to change the filter"], "text"),
     # Facts.
-    "turtle": ("what does the turtle eat?", *2 * ["what does the turtle eat?"], "any"),
-    "how-do-i": ("how do I reset the router?", *2 * ["how do I reset the router?"], "any"),
-    "do-you-know": ("Hello! Do you know where turtles live? Thank you so much!", *2 * ["where turtles live?"], "any"),
+    "turtle": ("what does the turtle eat?", W, "what does the turtle eat?", "any"),
+    "how-do-i": ("how do I reset the router?", W, "how do I reset the router?", "any"),
+    "do-you-know": ("Hello! Do you know where turtles live? Thank you so much!", W, "where turtles live?", "any"),
     "colour-asked": ("what colour is the turtle?", *2 * ["what colour is the turtle?"], "any"),
     # Several sentences.
     "slides-monday": ("Hi! I'm preparing slides for Monday. I need a photo of a fox on a white background. Thanks a lot!", *2 * ["I'm preparing slides for Monday. I need a photo of a fox on a white background"], "image"),
@@ -114,7 +114,7 @@ WITHOUT_A_PICTURE = {
     "apartment": ("a 3 bedroom apartment with a large balcony", *2 * ["a 3 bedroom apartment with a large balcony"], "any"),
     "emoji": ("😀😀 a cat please 🙏", *2 * ["a cat"], "any"),
     "section-on": ("find the section on safety instructions in the manual", *2 * ["safety instructions in the manual"], "text"),
-    "difference": ("What's the difference between LangChain and LlamaIndex?", *2 * ["what is the difference between LangChain and LlamaIndex?"], "any"),
+    "difference": ("What's the difference between LangChain and LlamaIndex?", W, "what is the difference between LangChain and LlamaIndex?", "any"),
     "signature": ("a form with a signature at the bottom", *2 * ["a form with a signature at the bottom"], "any"),
     "alike": ("pictures similar to a sunset over the sea", *2 * ["pictures similar to a sunset over the sea"], "image"),
     "anything": ("Is there anything with a purple background?", BACKGROUND, "a purple background", "any"),
