@@ -68,8 +68,8 @@ def retrieval() -> str:
             parts.append(arrow(x - gap + 1, top + 56, x - 1, top + 56))
     second = 8 + 3 * (width + gap) + width / 2
     parts += [
-        text(second, top + 134, "only where the question names an aspect,", "soft middle"),
-        text(second, top + 151, "such as a side, a colour or a size", "soft middle"),
+        text(second, top + 134, "but not for questions of fact,", "soft middle"),
+        text(second, top + 151, "such as what a turtle eats", "soft middle"),
         text(8, top + 134, "With a picture, the question is the instruction:", "soft"),
         text(8, top + 151, "the picture is embedded under it, and that vector searches.", "soft"),
     ]

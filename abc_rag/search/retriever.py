@@ -176,9 +176,9 @@ class Retriever:
             where: The store's metadata filter, such as ``{"page": {"$gte": 3}}``.
             modality: Only pictures (``"image"``), or only passages (``"text"``).
             rerank: Whether to take a second look at the pictures that were found, which costs one embedding each.
-                ``"auto"``: where the question names an aspect and, if it came with a picture, asks for pictures. True:
-                always, if there is a question. A picture's vision features stay in memory, so further instructions
-                cost less.
+                ``"auto"``: unless it is a question of fact or about the whole picture, or came with a picture and does
+                not ask for pictures, or the rewriter is `AsAsked`. True: always, if there is a question. A picture's
+                vision features stay in memory, so further instructions cost less.
             keywords: Whether to search for the words of the question too; see this module. ``"auto"``: where the store
                 has an index of them, and counting only what has all of the words. True: counting what has any.
             mmr: Weight of the score against difference from earlier hits, in [0, 1]; 1 is the plain order.
