@@ -203,7 +203,7 @@ def test_ask_for_programs(filled: Path, run: Run) -> None:
         assert 0 <= hit["score"] <= 1
     assert "blue boat" in Path("page.html").read_text()
     plain = run("ask", "blue boat", "--only", "image", "--json").json
-    assert plain["instruction"] is None
+    assert plain["instruction"] == "blue boat"
     assert "html" not in plain
     assert {hit["modality"] for hit in plain["hits"]} == {"image"}
 
