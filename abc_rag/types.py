@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BASIC_TYPES",
     "INPUT_TYPES",
+    "ROLES",
     "URL",
     "DataURI",
     "Fingerprint",
@@ -87,11 +88,23 @@ def _require_source(value: object, what: str) -> None:
     )
 
 
+def _require_role(value: object, what: str) -> None:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{what} must be 'document', 'query' or the name of a model's prompt, not {value!r}")
+
+
 @dataclass(frozen=True)
 class Text:
-    """A passage, a caption, or a question without a picture."""
+    """A passage, a caption, or a question without a picture.
+
+    Attributes:
+        text: The words.
+        role: What it is for, where a model was trained to tell queries from documents; one of `ROLES`, or the name of a
+            prompt that the model has.
+    """
 
     text: str
+    role: str = field(default="document", kw_only=True)
 
     pictures: ClassVar[tuple[ImageSource, ...]] = ()
     """A text has none."""
@@ -99,6 +112,7 @@ class Text:
     def __post_init__(self) -> None:
         """Checks the type."""
         _require_text(self.text, "Text.text")
+        _require_role(self.role, "Text.role")
 
     @property
     def words(self) -> str:
@@ -106,7 +120,7 @@ class Text:
         return self.text
 
     def content(self, pictures: Sequence[str]) -> str:
-        """A string that inputs of equal content share."""
+        """A string that inputs of equal content and role share."""
         return _content(self, self.text)
 
 
@@ -116,10 +130,12 @@ class Image:
 
     Attributes:
         source: Where it comes from.
+        role: As for `Text`.
         pictures: The picture, as a tuple: every kind of input has them.
     """
 
     source: ImageSource
+    role: str = field(default="document", kw_only=True)
     pictures: tuple[ImageSource, ...] = field(init=False, repr=False, compare=False)
 
     words: ClassVar[str] = ""
@@ -128,10 +144,11 @@ class Image:
     def __post_init__(self) -> None:
         """Checks the type."""
         _require_source(self.source, "Image.source")
+        _require_role(self.role, "Image.role")
         object.__setattr__(self, "pictures", (self.source,))
 
     def content(self, pictures: Sequence[str]) -> str:
-        """A string that inputs of equal content share, given a name for the content of the picture."""
+        """A string that inputs of equal content and role share, given a name for the content of the picture."""
         return _content(self, list(pictures))
 
 
@@ -141,18 +158,21 @@ class InstructedImage:
 
     Attributes:
         source: Where the picture comes from.
-        instruction: What to look at.
+        instruction: What to look at; of a query, the question about the picture.
+        role: As for `Text`.
         pictures: The picture, as a tuple: every kind of input has them.
     """
 
     source: ImageSource
     instruction: str
+    role: str = field(default="document", kw_only=True)
     pictures: tuple[ImageSource, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Checks the types."""
         _require_source(self.source, "InstructedImage.source")
         _require_text(self.instruction, "InstructedImage.instruction")
+        _require_role(self.role, "InstructedImage.role")
         object.__setattr__(self, "pictures", (self.source,))
 
     @property
@@ -161,7 +181,7 @@ class InstructedImage:
         return self.instruction
 
     def content(self, pictures: Sequence[str]) -> str:
-        """A string that inputs of equal content share, given a name for the content of the picture."""
+        """A string that inputs of equal content and role share, given a name for the content of the picture."""
         return _content(self, list(pictures), self.instruction)
 
 
@@ -174,6 +194,8 @@ class InstructedText:
 
     pictures: ClassVar[tuple[ImageSource, ...]] = ()
     """A text has none."""
+    role: ClassVar[str] = "document"
+    """The instruction says what it is for."""
 
     def __post_init__(self) -> None:
         """Checks the types."""
@@ -198,11 +220,13 @@ class Interleaved:
     line break that belongs there.
 
     Attributes:
-        parts: `Text` and `Image` values; kept as a tuple.
+        parts: `Text` and `Image` values; kept as a tuple. They have no role of their own.
+        role: As for `Text`.
         pictures: Those of its parts, in order.
     """
 
     parts: Sequence[Text | Image]
+    role: str = field(default="document", kw_only=True)
     pictures: tuple[ImageSource, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -218,8 +242,14 @@ class Interleaved:
                     f"part {number} of an Interleaved is a {type(part).__name__}; wrap it as abc_rag.Text(text) or "
                     "abc_rag.Image(source)"
                 )
+            if part.role != "document":
+                raise InputError(
+                    f"part {number} of an Interleaved has role {part.role!r}; a whole input has one role: "
+                    f"Interleaved([...], role={part.role!r})"
+                )
         if not parts:
             raise InputError("an Interleaved has no parts; give it Text and Image values")
+        _require_role(self.role, "Interleaved.role")
         object.__setattr__(self, "parts", parts)
         object.__setattr__(self, "pictures", tuple(picture for part in parts for picture in part.pictures))
 
@@ -229,14 +259,15 @@ class Interleaved:
         return " ".join(part.text.strip() for part in self.parts if isinstance(part, Text))
 
     def content(self, pictures: Sequence[str]) -> str:
-        """A string that inputs of equal content share, given a name for the content of each of its pictures."""
+        """A string that inputs of equal content and role share, given a name for the content of each picture."""
         names = iter(pictures)
         return _content(self, *(part.text if isinstance(part, Text) else [next(names)] for part in self.parts))
 
 
-def _content(item: object, *parts: str | list[str]) -> str:
+def _content(item: Input, *parts: str | list[str]) -> str:
     # A picture's name is a list: no text is equal to it.
-    return json.dumps([type(item).__name__, *parts])
+    kind = type(item).__name__
+    return json.dumps([kind if item.role == "document" else f"{kind} {item.role}", *parts])
 
 
 Role = Literal["system", "user", "assistant"]
@@ -431,5 +462,7 @@ class Hit:
 
 BASIC_TYPES: tuple[type, ...] = (Text, Image, InstructedImage)
 """The input types that every embedder takes."""
+ROLES = ("document", "query")
+"""The roles that every embedder knows; ABC reads both alike."""
 INPUT_TYPES: tuple[type, ...] = (*BASIC_TYPES, InstructedText, Interleaved)
 """All input types; see `abc_rag.Embedder.accepts`."""

@@ -30,6 +30,14 @@ from transformers import (
     LlavaModel,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
+    Siglip2Processor,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipProcessor,
 )
 
 from abc_rag import (
@@ -127,6 +135,33 @@ def make_chat(folder: Path, template: str = CHAT) -> Path:
         image_token="<image>",
     ).save_pretrained(raw)
     return save([Transformer(str(raw)), Pooling(16, "lasttoken")], folder / "chat")
+
+
+def make_siglip(folder: Path) -> Path:
+    """A SigLIP of fixed squares; its raw folder, as transformers read it, lies beside it."""
+    raw = folder / "raw"
+    torch.manual_seed(0)
+    text = {**SMALL, "vocab_size": WORDS, "max_position_embeddings": 64, "projection_size": 16}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=EYES)).save_pretrained(raw)
+    words = tokenizer(64)
+    words.model_input_names = ["input_ids"]  # as published
+    SiglipProcessor(
+        image_processor=SiglipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer=words
+    ).save_pretrained(raw)
+    return save([Transformer(str(raw))], folder / "siglip")
+
+
+def make_naflex(folder: Path) -> Path:
+    """A SigLIP 2 of any aspect ratio; its raw folder lies beside it."""
+    raw = folder / "raw"
+    torch.manual_seed(0)
+    text = {**SMALL, "vocab_size": WORDS, "max_position_embeddings": 64, "projection_size": 16}
+    vision = {**SMALL, "patch_size": 16, "num_channels": 3, "num_patches": 16}
+    Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)).save_pretrained(raw)
+    words = tokenizer(64)
+    words.model_input_names = ["input_ids"]
+    Siglip2Processor(image_processor=Siglip2ImageProcessorPil(), tokenizer=words).save_pretrained(raw)
+    return save([Transformer(str(raw))], folder / "naflex")
 
 
 MAKERS = {"clip": make_clip, "text": make_text, "chat": make_chat}

@@ -80,7 +80,8 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
 
     A document (``str``) is always a text, whatever it looks like. An image is a numpy array of uint8, height x width x
     3, in RGB. Other arrays are refused: four channels may be RGBA or CMYK, one may be grey or a palette's indices, and
-    an array does not say which. Queries are embedded like documents and images, all into one space.
+    an array does not say which. All vectors are of one space. Queries are embedded as queries, for models that tell
+    them from documents.
 
     The model is loaded by the first text or picture. Chroma makes a function anew for every call on a collection that
     was opened without one, so functions of equal settings share one loaded model, and the last two models used stay
@@ -122,10 +123,7 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
         check_settings(config)
         # Chroma answers an error in `get_config` by storing no configuration at all: everything is checked here.
         load_embedder(model, **options)
-        revision = local_revision(
-            model, chosen.weights, chosen.resolution, background=chosen.background, depth=chosen.depth
-        )
-        self._config: dict[str, Any] = config | {"revision": revision}
+        self._config: dict[str, Any] = config | {"revision": local_revision(model, **options)}
         self._embedder: Embedder | None = None
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], ABCEmbeddingFunction], tuple[dict[str, Any]]]:
@@ -166,11 +164,18 @@ class ABCEmbeddingFunction(EmbeddingFunction[Embeddable]):
             ImageError: A picture exceeds a limit; the message says which picture.
             FingerprintMismatchError: The model's files are not those that the stored settings were made with.
         """
+        return self._embedded(input, "document")
+
+    def embed_query(self, input: Embeddable) -> Embeddings:
+        """Embed what Chroma is asked for, as queries; see `__call__`."""
+        return self._embedded(input, "query")
+
+    def _embedded(self, input: Embeddable, role: str) -> Embeddings:
         if isinstance(input, (str, bytes, np.ndarray)) or not isinstance(input, Sequence):
             raise InputError(f"input must be a list of texts and images, not a single {type(input).__name__}")
         if not input:
             raise InputError("input is empty; pass at least one text or image")
-        inputs = [_typed(position, value, self._config["instruction"]) for position, value in enumerate(input)]
+        inputs = [_typed(position, value, self._config["instruction"], role) for position, value in enumerate(input)]
         try:
             vectors = self.embedder.embed(inputs)
         except ImageError:
@@ -280,16 +285,16 @@ register_embedding_function(ABCEmbeddingFunction)  # type: ignore[no-untyped-cal
 # --- Inputs -----------------------------------------------------------------------------------------------
 
 
-def _typed(position: int, value: object, instruction: str | None) -> Input:
+def _typed(position: int, value: object, instruction: str | None, role: str) -> Input:
     if isinstance(value, str):
-        return Text(value)
+        return Text(value, role=role)
     if not isinstance(value, np.ndarray):
         raise InputError(
             f"input {position} is a {type(value).__name__}; pass a text as a str, and a picture as a numpy array: "
             f"{REMEDY} of a PIL image"
         )
     picture = picture_of(position, value)
-    return Image(picture) if instruction is None else InstructedImage(picture, instruction)
+    return Image(picture, role=role) if instruction is None else InstructedImage(picture, instruction, role=role)
 
 
 def _raise_with_position(inputs: Sequence[Input]) -> None:

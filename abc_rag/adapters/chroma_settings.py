@@ -25,7 +25,19 @@ _DEFAULTS: dict[str, Any] = {
 }
 # Stored only where they are given: the first versions refuse settings that they do not know.
 _LATER: dict[str, Any] = {name: value for name, value in _OPTIONS.items() if name not in _ALWAYS}
-_DECIDE_VECTORS = ("model", "weights", "min_tokens", "max_tokens", "resolution", "background", "depth", "instruction")
+_DECIDE_VECTORS = (
+    "model",
+    "weights",
+    "min_tokens",
+    "max_tokens",
+    "resolution",
+    "dims",
+    "query_instruction",
+    "document_instruction",
+    "background",
+    "depth",
+    "instruction",
+)
 
 
 def settings_of(

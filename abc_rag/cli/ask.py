@@ -18,6 +18,8 @@ from abc_rag.cli.options import (
     CollectionOption,
     DepthOption,
     DeviceOption,
+    DimsOption,
+    DocumentInstructionOption,
     ImageLimitOption,
     ItselfOption,
     JsonOption,
@@ -75,7 +77,6 @@ class Asking:
     keywords: bool | None
     mmr: float | None
     min_score: float | None
-    query_instruction: str | None
     as_asked: bool
     trace: bool
     roots: Sequence[Path]
@@ -98,7 +99,6 @@ class Asking:
             rewriter=AsAsked() if self.as_asked else None,
             image_limits=self.limits,
             roots=self.roots,
-            query_instruction=self.query_instruction,
         )
 
     def filter(self, image: Path | None, condition: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -145,7 +145,6 @@ def ask(
     keywords: KeywordsOption = None,
     mmr: MmrOption = None,
     min_score: MinScoreOption = None,
-    query_instruction: QueryInstructionOption = None,
     as_asked: AsAskedOption = False,
     trace: TraceOption = False,
     html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page with the pictures.")] = None,
@@ -159,6 +158,9 @@ def ask(
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
     resolution: ResolutionOption = None,
+    dims: DimsOption = None,
+    query_instruction: QueryInstructionOption = None,
+    document_instruction: DocumentInstructionOption = None,
     weights: WeightsOption = "full",
     background: BackgroundOption = None,
     depth: DepthOption = "published",
@@ -179,7 +181,6 @@ def ask(
         keywords=keywords,
         mmr=mmr,
         min_score=min_score,
-        query_instruction=query_instruction,
         as_asked=as_asked,
         trace=trace,
         roots=root or (),
@@ -194,6 +195,9 @@ def ask(
         min_tokens=min_tokens,
         max_tokens=max_tokens,
         resolution=resolution,
+        dims=dims,
+        query_instruction=query_instruction,
+        document_instruction=document_instruction,
         weights=weights,
         limits=asking.limits,
         background=background,

@@ -11,10 +11,13 @@ from abc_rag.cli.options import (
     BackgroundOption,
     DepthOption,
     DeviceOption,
+    DimsOption,
+    DocumentInstructionOption,
     ImageLimitOption,
     MaxTokensOption,
     MinTokensOption,
     ModelOption,
+    QueryInstructionOption,
     ResolutionOption,
     WeightsOption,
     expanded,
@@ -32,12 +35,16 @@ def embed(
     text: Annotated[list[str] | None, typer.Argument(help="Texts.")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; repeat for more.")] = None,
     instruction: Annotated[str | None, typer.Option("--instruction", help="What to look at in the pictures.")] = None,
+    query: Annotated[bool, typer.Option("--query", help="As queries, for models that read them differently.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a NumPy .npy file instead.")] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     min_tokens: MinTokensOption = None,
     max_tokens: MaxTokensOption = None,
     resolution: ResolutionOption = None,
+    dims: DimsOption = None,
+    query_instruction: QueryInstructionOption = None,
+    document_instruction: DocumentInstructionOption = None,
     weights: WeightsOption = "full",
     background: BackgroundOption = None,
     depth: DepthOption = "published",
@@ -51,8 +58,11 @@ def embed(
     pictures = [str(expanded(p)) for p in image or []]
     if instruction is not None and not pictures:
         raise InputError("--instruction needs at least one --image")
-    inputs: list[Input] = [Text(t) for t in text or []]
-    inputs += [Image(p) if instruction is None else InstructedImage(p, instruction) for p in pictures]
+    role = "query" if query else "document"
+    inputs: list[Input] = [Text(t, role=role) for t in text or []]
+    inputs += [
+        Image(p, role=role) if instruction is None else InstructedImage(p, instruction, role=role) for p in pictures
+    ]
     if not inputs:
         raise InputError("nothing to embed: give texts, or --image FILE")
     for one in [*(text or []), instruction or ""]:
@@ -67,6 +77,9 @@ def embed(
         min_tokens=min_tokens,
         max_tokens=max_tokens,
         resolution=resolution,
+        dims=dims,
+        query_instruction=query_instruction,
+        document_instruction=document_instruction,
         weights=weights,
         limits=limits,
         background=background,

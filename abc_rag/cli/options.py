@@ -25,6 +25,8 @@ __all__ = [
     "CollectionOption",
     "DepthOption",
     "DeviceOption",
+    "DimsOption",
+    "DocumentInstructionOption",
     "ImageLimitOption",
     "ItselfOption",
     "JsonOption",
@@ -96,6 +98,17 @@ ResolutionOption = Annotated[
     typer.Option("--resolution", help="VLM2Vec: low, mid or high on Qwen2-VL, a number of crops on Phi-3.5-vision."),
 ]
 
+DimsOption = Annotated[
+    int | None, typer.Option("--dims", help="Length of a vector, for models trained for several (Matryoshka).")
+]
+QueryInstructionOption = Annotated[
+    str | None,
+    typer.Option("--query-instruction", help="What queries are told, for models trained so. The store keeps to it."),
+]
+DocumentInstructionOption = Annotated[
+    str | None, typer.Option("--document-instruction", help="What pictures and passages are told; likewise.")
+]
+
 WhereOption = Annotated[
     str | None,
     typer.Option("--where", metavar="JSON", help='Filter by metadata: \'{"page": {"$gte": 3}}\'.'),
@@ -120,10 +133,6 @@ MmrOption = Annotated[
     float | None, typer.Option("--mmr", help="Diversify the hits: 1 ranks by score alone, 0 by difference.")
 ]
 MinScoreOption = Annotated[float | None, typer.Option("--min-score", help="Leave out hits below this, in [0, 1].")]
-QueryInstructionOption = Annotated[
-    str | None,
-    typer.Option("--query-instruction", help="Task instruction of a text, for models trained with one (VLM2Vec)."),
-]
 AsAskedOption = Annotated[bool, typer.Option("--as-asked", help="Do not rewrite the question.")]
 TraceOption = Annotated[bool, typer.Option("--trace", help="Show how each score came about.")]
 RootOption = Annotated[
@@ -163,6 +172,9 @@ def open_embedder(
     min_tokens: int | None = None,
     max_tokens: int | None = None,
     resolution: str | None = None,
+    dims: int | None = None,
+    query_instruction: str | None = None,
+    document_instruction: str | None = None,
     weights: str = "full",
     workers: int | None = None,
     limits: ImageLimits | None = None,
@@ -184,6 +196,9 @@ def open_embedder(
         min_tokens=min_tokens,
         max_tokens=max_tokens,
         resolution=resolution_of(resolution),
+        dims=dims,
+        query_instruction=query_instruction,
+        document_instruction=document_instruction,
         weights=weights,  # type: ignore[arg-type]  # checked by load_embedder
         background=background,
         depth=depth,  # type: ignore[arg-type]  # checked by load_embedder

@@ -20,6 +20,7 @@ from abc_rag.errors import ABCRagError, InputError
 from abc_rag.types import (
     BASIC_TYPES,
     INPUT_TYPES,
+    ROLES,
     URL,
     DataURI,
     Fingerprint,
@@ -64,6 +65,11 @@ class Embedder(ABC):
     def accepts(self) -> tuple[type, ...]:
         """The input types that can be embedded."""
         return BASIC_TYPES
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that inputs may have: ``"document"``, ``"query"``, and names of further prompts of the model."""
+        return ROLES
 
     @abstractmethod
     def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
@@ -229,7 +235,13 @@ class Embedder(ABC):
     def _wrong_type(self, position: int, item: object) -> InputError | None:
         # The basic types come first, because asking for the others may load a model.
         if isinstance(item, BASIC_TYPES) or (isinstance(item, INPUT_TYPES) and isinstance(item, self.accepts)):
-            return None
+            role: str = item.role  # type: ignore[attr-defined]  # tuples of types tell mypy nothing
+            if role in ROLES or role in self.roles:
+                return None
+            return InputError(
+                f"input {position} has role {role!r}, which {self.fingerprint.model} does not know; it knows "
+                f"{', '.join(self.roles)}"
+            )
         if isinstance(item, INPUT_TYPES):
             return InputError(
                 f"input {position} is {_with_article(type(item))}, which {self.fingerprint.model} does not take; it "
@@ -288,10 +300,17 @@ class Embedder(ABC):
         cosines: Vectors = np.asarray(np.clip(a @ b.T, -1.0, 1.0), dtype=np.float32)
         return cosines
 
-    def embed_texts(self, texts: Iterable[str], *, batch_size: BatchSize = "auto", progress: bool = False) -> Vectors:
-        """Embed passages; shape ``(n, dim)``. See `embed`."""
+    def embed_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str = "document",
+        batch_size: BatchSize = "auto",
+        progress: bool = False,
+    ) -> Vectors:
+        """Embed passages, or with ``role="query"`` questions; shape ``(n, dim)``. See `embed`."""
         _refuse_single(texts, str, "texts")
-        return self.embed([Text(t) for t in texts], batch_size=batch_size, progress=progress)
+        return self.embed([Text(t, role=role) for t in texts], batch_size=batch_size, progress=progress)
 
     def embed_images(
         self,

@@ -6,19 +6,20 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from abc_rag.embedding.options import EmbedderOptions, ModelName, model_as_json, model_from_json
+from abc_rag.embedding.options import EmbedderKeywords, EmbedderOptions, ModelName, model_as_json, model_from_json
 from abc_rag.errors import InputError
 from abc_rag.models.abc.loader import ABCCheckpoint
 from abc_rag.models.loader import GENERATING, Adapters, Attention, DType, Weights, find_checkpoint
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
     from abc_rag.embedding.embedder import Embedder
     from abc_rag.embedding.engine.local import LocalEmbedder
     from abc_rag.embedding.settings import EngineSettings
     from abc_rag.images.limits import ImageLimits
-    from abc_rag.images.pixels import Depth, Rendering
+    from abc_rag.images.pixels import Depth
     from abc_rag.models.family import Family
 
 __all__ = [
@@ -48,6 +49,9 @@ def load_embedder(
     min_tokens: int | None = None,
     max_tokens: int | None = None,
     resolution: int | str | None = None,
+    dims: int | None = None,
+    query_instruction: str | None = None,
+    document_instruction: str | None = None,
     attention: Attention = "auto",
     weights: Weights = "full",
     background: str | None = None,
@@ -78,6 +82,12 @@ def load_embedder(
             ``"high"``, a fixed square of 128, 672 or 1344 pixels as in the published evaluation (``"high"``), in place
             of the limits.
             VLM2Vec on Phi-3.5-vision: the maximum number of crops, by default 4.
+        dims: Length of a vector, for models that were trained to be cut to several (Matryoshka); the rest is scaled to
+            unit length again. The fingerprint says which.
+        query_instruction: What a query (``Text(question, role="query")``) is told in place of the family's own prompt;
+            for VLM2Vec one of ``abc_rag.models.vlm2vec.TASK_INSTRUCTIONS``. Retrievers and ``embed_query`` embed
+            queries. The fingerprint says which. Families that read queries and documents alike take none.
+        document_instruction: The same for documents, which everything is that has no other role.
         attention: ``"auto"`` is torch's own kernels (``"sdpa"``); or ``"eager"``, or ``"flash_attention_2"`` where
             that package is installed.
         weights: ``"int8"`` or ``"int4"`` keeps the language model's matrices in 8 or 4 bits, on a CPU or a CUDA GPU;
@@ -105,6 +115,9 @@ def load_embedder(
         min_tokens=min_tokens,
         max_tokens=max_tokens,
         resolution=resolution,
+        dims=dims,
+        query_instruction=query_instruction,
+        document_instruction=document_instruction,
         attention=attention,
         weights=weights,
         background=background,
@@ -160,41 +173,45 @@ class _Load:
         checkpoint.fetch(self.options.device)
         asked = (replace(self.options.on(one), adapters=self.adapters) for one in _devices(self.options.device))
         built = (checkpoint.build(one) for one in asked)
-        return [_rendering(family, self.options.rendering) for family in built]
+        return [_as_asked(family, self.options) for family in built]
 
 
-def local_revision(
-    model: ModelName,
-    weights: Weights = "full",
-    resolution: int | str | None = None,
-    *,
-    background: str | None = None,
-    depth: Depth = "published",
-) -> str | None:
+def local_revision(model: ModelName, **options: Unpack[EmbedderKeywords]) -> str | None:
     """The revision that the model's fingerprint will have, if all its files are local; None where the hub decides.
 
     Reads the files' hashes; loads and fetches nothing.
 
+    Args:
+        model: As for `load_embedder`.
+        **options: As for `load_embedder`.
+
     Raises:
-        InputError: There is no such model.
+        InputError: There is no such model, or an option is unusable.
         CheckpointError: A folder of an `ABCCheckpoint` is missing.
     """
-    revision = find_checkpoint(model).local_revision(weights, resolution)
-    if revision is None:
-        return None
-    from abc_rag.images.pixels import Rendering
-
-    return _revision(revision, Rendering(background, depth))
+    chosen = EmbedderOptions(**options)
+    revision = find_checkpoint(model).local_revision(chosen.weights, chosen.resolution)
+    return None if revision is None else chosen.revision_of(revision)
 
 
-def _revision(files: str, rendering: Rendering) -> str:
-    return "+".join(filter(None, [files, str(rendering)]))
+def _as_asked(family: Family, options: EmbedderOptions) -> Family:
+    """The family with the caller's rendering of pictures, and a fingerprint that names what changes vectors.
 
-
-def _rendering(family: Family, rendering: Rendering) -> Family:
-    """The family with another rendering of pictures, which its fingerprint names."""
-    fingerprint = replace(family.facts.fingerprint, revision=_revision(family.facts.fingerprint.revision, rendering))
-    family.facts = replace(family.facts, rendering=rendering, fingerprint=fingerprint)
+    Raises:
+        InputError: An option had no effect on the family: no family may ignore one.
+    """
+    facts = family.facts
+    for name, found in (
+        ("dims", facts.dim),
+        ("query_instruction", facts.query_instruction),
+        ("document_instruction", facts.document_instruction),
+    ):
+        if getattr(options, name) not in (None, found):
+            raise InputError(
+                f"{name}={getattr(options, name)!r} is not available for {facts.fingerprint.model}; leave it out"
+            )
+    fingerprint = replace(facts.fingerprint, revision=options.revision_of(facts.fingerprint.revision))
+    family.facts = replace(facts, rendering=options.rendering, fingerprint=fingerprint)
     if family.chat is not None:
         family.chat.facts = family.facts
     return family

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ class EmbedderKeywords(TypedDict, total=False):
     min_tokens: int | None
     max_tokens: int | None
     resolution: int | str | None
+    dims: int | None
+    query_instruction: str | None
+    document_instruction: str | None
     attention: Attention
     weights: Weights
     background: str | None
@@ -58,6 +62,9 @@ class EmbedderOptions:
     min_tokens: int | None = None
     max_tokens: int | None = None
     resolution: int | str | None = None
+    dims: int | None = None
+    query_instruction: str | None = None
+    document_instruction: str | None = None
     attention: Attention = "auto"
     weights: Weights = "full"
     background: str | None = None
@@ -76,17 +83,23 @@ class EmbedderOptions:
             allowed = get_args(choices)
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in ("min_tokens", "max_tokens"):
-            tokens = getattr(self, name)
-            if tokens is not None and (type(tokens) is not int or tokens < 1):
-                raise InputError(f"{name} must be a positive number of image tokens, not {tokens!r}")
+        for name, what in (("min_tokens", " of image tokens"), ("max_tokens", " of image tokens"), ("dims", "")):
+            number = getattr(self, name)
+            if number is not None and (type(number) is not int or number < 1):
+                raise InputError(f"{name} must be a positive number{what}, not {number!r}")
         if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
         if isinstance(self.resolution, bool) or not isinstance(self.resolution, (int, str, type(None))):
             raise InputError(f"resolution must be a name or a number, not {self.resolution!r}")
-        for name, kind in (("image_limits", ImageLimits), ("engine", EngineSettings)):
+        for name, kind in (
+            ("query_instruction", str),
+            ("document_instruction", str),
+            ("image_limits", ImageLimits),
+            ("engine", EngineSettings),
+        ):
             if not isinstance(getattr(self, name), (kind, type(None))):
-                raise InputError(f"{name} must be an {kind.__name__} or None, not {getattr(self, name)!r}")
+                an = "a" if kind is str else "an"
+                raise InputError(f"{name} must be {an} {kind.__name__} or None, not {getattr(self, name)!r}")
         _ = self.rendering
 
     @property
@@ -95,6 +108,16 @@ class EmbedderOptions:
         from abc_rag.images.pixels import Rendering
 
         return Rendering(self.background, self.depth)
+
+    def revision_of(self, files: str) -> str:
+        """The revision of a fingerprint: that of the model's files, and every option here that changes vectors."""
+        marks = [files, str(self.rendering)]
+        if self.dims is not None:
+            marks.append(f"dims={self.dims}")
+        for role, told in (("query", self.query_instruction), ("document", self.document_instruction)):
+            if told is not None:
+                marks.append(f"{role}={hashlib.sha256(told.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}")
+        return "+".join(filter(None, marks))
 
     @property
     def settings(self) -> EngineSettings:
@@ -114,6 +137,9 @@ class EmbedderOptions:
             min_tokens=self.min_tokens,
             max_tokens=self.max_tokens,
             resolution=self.resolution,
+            dims=self.dims,
+            query_instruction=self.query_instruction,
+            document_instruction=self.document_instruction,
             attention="sdpa" if self.attention == "auto" else self.attention,
             weights=self.weights,
             image_limits=self.image_limits or ImageLimits(),

@@ -20,7 +20,7 @@ from abc_rag.errors import InputError
 from abc_rag.images.limits import ImageLimits
 from abc_rag.images.open import rendered
 from abc_rag.images.pixels import PUBLISHED, Rendering
-from abc_rag.types import BASIC_TYPES, Fingerprint, ImageSource, Input
+from abc_rag.types import BASIC_TYPES, ROLES, Fingerprint, ImageSource, Input
 
 __all__ = [
     "Family",
@@ -135,6 +135,9 @@ class FamilyFacts:
         image_limits: Which pictures are accepted.
         recipe: How pictures are opened.
         accepts: The input types that `Family.prepare` takes; the engine refuses all others.
+        roles: What an input may be for: a document, a query, and names of further prompts of the model.
+        query_instruction: The prompt of a query, or None where a query is an input like any other.
+        document_instruction: The prompt of a document, or None.
         rendering: What becomes of transparency and of more than eight bits before the recipe sees a picture.
     """
 
@@ -145,7 +148,14 @@ class FamilyFacts:
     image_limits: ImageLimits
     recipe: PictureRecipe
     accepts: tuple[type, ...] = BASIC_TYPES
+    roles: tuple[str, ...] = ROLES
+    query_instruction: str | None = None
+    document_instruction: str | None = None
     rendering: Rendering = PUBLISHED
+
+    def told(self, role: str) -> str | None:
+        """The instruction of a query or a document."""
+        return self.query_instruction if role == "query" else self.document_instruction
 
     def open(self, source: ImageSource, *, name: str | None = None) -> Any:  # noqa: ANN401  (what the recipe says)
         """Open a picture; an `Opened`. ``name`` is for messages.

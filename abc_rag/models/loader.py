@@ -70,6 +70,9 @@ class LoadOptions:
         image_limits: Which pictures are accepted.
         compiled: Use ``torch.compile``.
         adapters: ``"beside"`` keeps the base as it was published, and loads its output layer, so that it can generate.
+        dims: Length of a vector, or None for the full one.
+        query_instruction: What a query is told, or None for the family's own prompt.
+        document_instruction: What a document is told, or None.
     """
 
     device: torch.device
@@ -82,6 +85,9 @@ class LoadOptions:
     image_limits: ImageLimits
     compiled: bool = False
     adapters: Adapters = "merged"
+    dims: int | None = None
+    query_instruction: str | None = None
+    document_instruction: str | None = None
 
     def refuse(self, family: str, **reasons: str) -> None:
         """Refuse options that a family cannot follow.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from abc_rag.search.rewriting.rewriter import Rewrite, Wants
 from abc_rag.store.keywords import Keywords
-from abc_rag.types import Image, ImageSource, Input, InstructedImage, InstructedText, Text, Vectors
+from abc_rag.types import Image, ImageSource, Input, InstructedImage, Text, Vectors
 
 __all__ = ["Query"]
 
@@ -23,7 +23,6 @@ class Query:
             itself is among them, its target is.
         vector: The vector to search with, float32 of shape ``(dim,)`` and unit length; None where it has to be
             embedded.
-        query_instruction: What a question is for, where the model takes an `abc_rag.InstructedText`.
         keywords: The question as a keyword search reads it; None where keywords are not searched for.
     """
 
@@ -32,7 +31,6 @@ class Query:
     rewrite: Rewrite | None = None
     texts: tuple[str, ...] = ()
     vector: Vectors | None = None
-    query_instruction: str | None = None
     keywords: Keywords | None = None
 
     @property
@@ -52,9 +50,9 @@ class Query:
             return []
         own: list[Input] = []
         if self.image is not None:
-            instruction = self.instruction
-            own = [Image(self.image) if instruction is None else InstructedImage(self.image, instruction)]
+            asked, image = self.instruction, self.image
+            own = [Image(image, role="query") if asked is None else InstructedImage(image, asked, role="query")]
         elif self.rewrite is not None and (not self.texts or self.question in self.texts):
-            target, purpose = self.rewrite.target, self.query_instruction
-            own = [Text(target) if purpose is None else InstructedText(target, purpose)]
+            own = [Text(self.rewrite.target, role="query")]
+        # Made-up answers are looked for as the documents that they could be.
         return [*own, *(Text(text) for text in self.texts if text != self.question)]

@@ -5,7 +5,7 @@ A search has these steps:
 1.  **Prepare**: the question becomes an instruction, a target, and the kind of record that it asks for
     (`abc_rag.search.rewriting`).
 2.  **Embed**: a picture with a question as that picture under the instruction; a question alone as its target; a
-    picture alone as itself.
+    picture alone as itself; all as queries, where a model reads those otherwise than documents.
 3.  **Search**: ``where`` and ``modality`` hold within the store. A picture has the best score of its own vector and
     its facets', and occurs once. A question that asks for pictures (or for passages) searches only these, unless the
     caller says otherwise; where there are none, it searches everything.
@@ -57,7 +57,7 @@ from abc_rag.search.rewriting.rewriter import Rewriter
 from abc_rag.search.rewriting.rules import RuleRewriter
 from abc_rag.store.base import Store
 from abc_rag.store.keywords import Keywords
-from abc_rag.types import Hit, Image, ImageSource, InstructedImage, InstructedText, Modality, Trace, Vectors
+from abc_rag.types import Hit, Image, ImageSource, InstructedImage, Modality, Trace, Vectors
 
 __all__ = ["Retriever"]
 
@@ -80,8 +80,6 @@ class Retriever:
         weight: Weight of the second look against the first search, in [0, 1]; ``w`` above.
         image_limits: Which pictures may be opened for a second look, and whether their URLs are fetched.
         roots: Further files and folders from which pictures may be opened; see `abc_rag.search.pictures`.
-        query_instruction: What a question is for, where the model was trained to be told, as VLM2Vec was: the question
-            is then embedded as an `abc_rag.InstructedText`.
         kinds: Filters for the two modalities, where the store's own are not what the caller means by them.
     """
 
@@ -95,7 +93,6 @@ class Retriever:
         weight: float = _WEIGHT,
         image_limits: ImageLimits | None = None,
         roots: Iterable[str | os.PathLike[str]] = (),
-        query_instruction: str | None = None,
         kinds: Mapping[Modality, Mapping[str, Any]] | None = None,
     ) -> None:
         if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
@@ -106,7 +103,6 @@ class Retriever:
         self.candidates = candidates
         self.weight = _checked_share("weight", weight)
         self.pictures = Pictures(store, roots=roots, limits=image_limits or DEFAULT_LIMITS)
-        self.query_instruction = query_instruction
         self._kinds = kinds
 
     def prepare(
@@ -143,7 +139,7 @@ class Retriever:
         if image is not None:
             image = Image(image).source  # refuses what is no picture's source
         unit = None if vector is None else _unit(vector, self.embedder.dim)
-        return Query(question, image, rewrite, texts, unit, self.query_instruction, words)
+        return Query(question, image, rewrite, texts, unit, words)
 
     def _words(self, question: str | None, keywords: bool | Literal["auto"], *, plain: bool = True) -> Keywords | None:
         # What is no str is refused by the rewriter.
@@ -260,11 +256,7 @@ class Retriever:
         )
 
     def _embedded(self, query: Query) -> Vectors:
-        inputs = query.inputs
-        if any(isinstance(one, InstructedText) for one in inputs) and InstructedText not in self.embedder.accepts:
-            model = self.embedder.fingerprint.model
-            raise InputError(f"query_instruction: {model} does not take an InstructedText; leave query_instruction out")
-        rows = self.embedder.embed(inputs)
+        rows = self.embedder.embed(query.inputs)
         return rows[0] if len(rows) == 1 else _unit(rows.mean(axis=0), rows.shape[1])
 
     def _candidates(

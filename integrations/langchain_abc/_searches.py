@@ -335,7 +335,7 @@ class Searches(VectorStore):
 
     def _picture(self, image: ImageSource, instruction: str | None, k: int) -> npt.ArrayLike:
         _check_k(k)
-        asked = Image(image) if instruction is None else InstructedImage(image, instruction)
+        asked = Image(image, role="query") if instruction is None else InstructedImage(image, instruction, role="query")
         vector: npt.ArrayLike = self._need_embedder().embed([asked])[0]
         return vector
 

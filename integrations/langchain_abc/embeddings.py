@@ -19,7 +19,6 @@ from abc_rag import (
     ImageSource,
     Input,
     InstructedImage,
-    InstructedText,
     Text,
     load_embedder,
 )
@@ -46,6 +45,10 @@ class ABCEmbeddings(BaseModel, Embeddings):
         dtype: ``"auto"`` (bfloat16 on CUDA, else float32), or one of those that torch has.
         min_tokens, max_tokens: Image tokens that a picture is resized to; more show more detail and cost more.
         resolution: What else the model's family calls a resolution; see ``abc_rag.load_embedder``.
+        dims: Length of a vector, for models that were trained to be cut to several (Matryoshka).
+        query_instruction: What queries are told, where the model was trained so, in place of the family's own prompt;
+            of VLM2Vec one of ``abc_rag.models.vlm2vec.TASK_INSTRUCTIONS``.
+        document_instruction: The same for passages and pictures.
         attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
         weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
             ``pip install 'abc-rag[quantized]'``.
@@ -54,8 +57,6 @@ class ABCEmbeddings(BaseModel, Embeddings):
         depth: ``"scaled"`` maps deep greys to 8 bits; see ``abc_rag.load_embedder``.
         batch_size: ``"auto"`` or a number of items.
         show_progress: A progress bar on standard error, for calls that are not awaited.
-        query_instruction: What queries are for, where the model was trained to be told, as VLM2Vec was
-            (``abc_rag.models.vlm2vec.TASK_INSTRUCTIONS``). Passages are embedded as they are.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
         engine: What the engine may use, as ``abc_rag.EngineSettings``: workers, batches, caches.
 
@@ -107,12 +108,14 @@ class ABCEmbeddings(BaseModel, Embeddings):
     min_tokens: int | None = None
     max_tokens: int | None = None
     resolution: int | str | None = None
+    dims: int | None = None
+    query_instruction: str | None = None
+    document_instruction: str | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     background: str | None = None
     depth: Literal["published", "scaled"] = "published"
     batch_size: int | Literal["auto"] = "auto"
     show_progress: bool = False
-    query_instruction: str | None = None
     image_limits: ImageLimits | None = None
     engine: EngineSettings | None = None
 
@@ -172,12 +175,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a question or a description in the space of the passages; see ``query_instruction``."""
-        return self._embed(self._query(text))[0]
-
-    def _query(self, text: str) -> list[Input]:
-        if self.query_instruction is None:
-            return _texts([text])
-        return [InstructedText(text, self.query_instruction)]
+        return self._embed(_texts([text], role="query"))[0]
 
     def embed_images(
         self, images: Iterable[ImageSource], *, instruction: str | Sequence[str] | None = None
@@ -209,7 +207,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a question without blocking the event loop; see `embed_query`."""
-        return (await self._aembed(self._query(text)))[0]
+        return (await self._aembed(_texts([text], role="query")))[0]
 
     async def aembed_images(
         self, images: Iterable[ImageSource], *, instruction: str | Sequence[str] | None = None
@@ -266,13 +264,13 @@ class _Runtime:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _texts(texts: Iterable[str]) -> list[Input]:
+def _texts(texts: Iterable[str], *, role: str = "document") -> list[Input]:
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise InputError(f"texts must be a list; got a single {type(texts).__name__}: pass [text]")
     made: list[Input] = []
     for position, text in enumerate(texts):
         try:
-            made.append(Text(text))
+            made.append(Text(text, role=role))
         except InputError as error:
             raise error.at(position) from error
     return made

@@ -200,7 +200,6 @@ class InstructionRetriever(BaseRetriever):
             candidates=self.candidates,
             image_limits=self.vectorstore.image_limits,
             roots=self.vectorstore.roots,
-            query_instruction=getattr(self.vectorstore.embeddings, "query_instruction", None),
         )
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:  # noqa: ANN401

@@ -41,6 +41,7 @@ from abc_rag.bench.bench import bench
 from abc_rag.cli import main as cli
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.engine.local import LocalEmbedder
+from abc_rag.embedding.load import local_revision
 from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
 from abc_rag.evaluation.mmeb.run import evaluate_mmeb
 from abc_rag.ingest.paths import index_paths
@@ -249,21 +250,25 @@ def test_a_query_is_told_what_it_is_for_where_the_model_takes_that(
     purpose = "Find me an everyday image that matches the given caption:"
     langchain = LangChainEmbeddings(model=folder, device="cpu", query_instruction=purpose, **settings)
     llama_index = LlamaIndexEmbeddings(model=folder, device="cpu", query_instruction=purpose, **settings)
-    with ChromaStore(tmp_path / "store", fingerprint=embedder.fingerprint) as store:
-        index_paths([pictures], embedder, store)
-        retriever = Retriever(embedder, store, query_instruction=purpose)
-        if InstructedText not in embedder.accepts:
-            for ask in (langchain.embed_query, llama_index.get_query_embedding):
-                with pytest.raises(InputError, match=r"is an InstructedText, which \S+ does not take"):
-                    ask("a red thing")
-            with pytest.raises(
-                InputError, match=r"query_instruction: \S+ does not take an InstructedText; leave query"
-            ):
-                retriever.search("a red thing")
-            return
-        expected = embedder.embed([InstructedText("a red thing", purpose)])[0]
-        answer, plain = (one.search("a red thing", k=4) for one in (retriever, Retriever(embedder, store)))
-        assert [hit.score for hit in answer.hits] != [hit.score for hit in plain.hits]
+    if InstructedText not in embedder.accepts:
+        for ask in (langchain.embed_query, llama_index.get_query_embedding):
+            with pytest.raises(InputError, match=r"query_instruction='Find me .*' is not available for "):
+                ask("a red thing")
+        alike = embedder.embed([Text("a red thing"), Text("a red thing", role="query")])
+        assert np.array_equal(*alike)
+        return
+    expected = embedder.embed([InstructedText("a red thing", purpose)])[0]
+    told = langchain.embedder
+    assert told.fingerprint.revision.startswith(embedder.fingerprint.revision + "+query=")
+    assert local_revision(folder, query_instruction=purpose, **settings) == told.fingerprint.revision
+    scores = []
+    for one, name in ((embedder, "plain"), (told, "told")):
+        with ChromaStore(tmp_path / name, fingerprint=one.fingerprint) as store:
+            index_paths([pictures], one, store)
+            scores.append([hit.score for hit in Retriever(one, store).search("a red thing", k=4).hits])
+    assert scores[0] != scores[1]
+    with pytest.raises(FingerprintMismatchError):
+        ChromaStore(tmp_path / "plain", fingerprint=told.fingerprint)
     assert np.allclose(langchain.embed_query("a red thing"), expected, atol=TOLERANCE)
     assert np.allclose(asyncio.run(langchain.aembed_query("a red thing")), expected, atol=TOLERANCE)
     assert np.allclose(llama_index.get_query_embedding("a red thing"), expected, atol=TOLERANCE)

@@ -199,7 +199,7 @@ def test_layers_of_another_width_stay_as_they_are() -> None:
 def test_the_fingerprint_says_so_and_a_store_does_not_mix_them(tmp_path: Path) -> None:
     full, eight, four = (load(weights).fingerprint for weights in ("full", "int8", "int4"))
     assert (eight.revision, four.revision) == (f"{full.revision}+int8", f"{full.revision}+int4")
-    assert local_revision(FIXTURE, "int8") == eight.revision
+    assert local_revision(FIXTURE, weights="int8") == eight.revision
     assert load("full", "bfloat16").fingerprint == full
     with ChromaStore(tmp_path / "store", fingerprint=full) as store:
         store.add([Record("1", "text", "a")], load("full").embed([Text("a")]))

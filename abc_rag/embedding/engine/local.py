@@ -193,6 +193,11 @@ class LocalEmbedder(Embedder):
         return self.facts.accepts
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that inputs may have; loads the model."""
+        return self.facts.roles
+
+    @property
     def worker_pids(self) -> list[int]:
         """Ids of the processes that open pictures."""
         return [] if self._machine is None else self._machine.preparation.processes.pids

@@ -119,7 +119,14 @@ class _ABCModel(Checkpoint):
         self._parts = self._source(device)
 
     def build(self, options: LoadOptions) -> Family:
-        options.refuse("abc", resolution="it is set by min_tokens and max_tokens")
+        alike = "it reads queries and documents alike"
+        options.refuse(
+            "abc",
+            resolution="it is set by min_tokens and max_tokens",
+            dims="it was trained for vectors of one length",
+            query_instruction=alike,
+            document_instruction=alike,
+        )
         return _build(self._parts or self._source(str(options.device)), options)
 
 

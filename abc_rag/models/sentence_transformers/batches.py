@@ -14,7 +14,18 @@ __all__ = ["alike", "groups_of", "is_padded_safely", "length_of", "stacked"]
 _ROWS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 # For these, a processor's output for two inputs is the concatenation of its outputs for each. Inputs with other tensors
 # are computed one by one.
-_STACKED = frozenset({*_ROWS, "pixel_values", "pixel_attention_mask", "image_grid_thw", "num_images_per_sample"})
+_STACKED = frozenset(
+    {
+        *_ROWS,
+        "pixel_values",
+        "pixel_attention_mask",
+        "image_grid_thw",
+        "image_position_ids",
+        "num_images_per_sample",
+        "num_soft_tokens_per_image",
+        "spatial_shapes",
+    }
+)
 _LEAST_FULL = 0.75  # of a padded batch's longest text, so that little of it is padding
 
 

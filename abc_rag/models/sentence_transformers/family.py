@@ -3,23 +3,23 @@
 The library's own ``preprocess`` and modules compute the vectors. What it would guess is decided here: a text is a text
 even where it looks like a link, a path or a data URI, pictures are opened by `abc_rag.images`, nothing is truncated.
 
-* `Text`: the text; of a model with a ``default_prompt_name``, with that prompt, as in ``encode(text)``
+* `Text`: the text as a document, as in ``encode_document(text)``; with ``role="query"`` as in ``encode_query(text)``;
+  with the name of another of the model's prompts as its role, as in ``encode(text, prompt_name=role)``
 * `InstructedText`: as ``encode(text, prompt=instruction)``: the instruction before the text exactly as it stands, so it
   ends with the space or line break that belongs there; where the model has a chat template, as the system's message
 * `Image`: the picture
 * `InstructedImage`: where the model has a chat template, the picture in the user's message and the instruction in the
   system's, as in ``encode({"image": picture}, prompt=instruction)``; where that template has no place for a system's
   message, or the model takes pairs without one, ``encode({"image": picture, "text": instruction})``
-* `Interleaved`: where the model has a chat template, the user's message, its parts in order
+* `Interleaved`: where the model has a chat template that keeps the order of a message's parts, the user's message
 
-A model's other named prompts are never applied, and an instruction that is the name of one is a text like any other:
-give the prompt's own words as the instruction. `STFamily.accepts` says which of the types a model takes: one like CLIP
-takes texts and pictures but not both in one input, many take texts only.
+All but `InstructedText` have roles, as a text has. An instruction that is no more than the name of a prompt is refused:
+the words of the prompt, or ``role=``, say which is meant. `STFamily.accepts` says which of the types a model takes: one
+like CLIP takes texts and pictures but not both in one input, many take texts only.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import weakref
@@ -33,20 +33,20 @@ import PIL.Image
 import torch
 from torch import nn
 
-from abc_rag.errors import ABCRagError, CheckpointError, InputError
-from abc_rag.images.limits import ImageLimits
+from abc_rag.errors import ABCRagError, CheckpointError, InputError, MissingExtraError
 from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared, check_length
+from abc_rag.models.loader import LoadOptions
 from abc_rag.models.sentence_transformers.batches import groups_of, is_padded_safely, stacked
-from abc_rag.models.sentence_transformers.library import SentenceTransformer, StaticEmbedding, Transformer, first_line
+from abc_rag.models.sentence_transformers.library import Router, SentenceTransformer, Transformer, first_line
 from abc_rag.models.sentence_transformers.pictures import Pixels, PlainPictures
-from abc_rag.types import Fingerprint, Image, Input, InstructedImage, InstructedText, Interleaved, Text
+from abc_rag.models.sentence_transformers.processing import longest_text, processing_of, prompts_of
+from abc_rag.types import ROLES, Fingerprint, Image, Input, InstructedImage, InstructedText, Interleaved, Text
 
 __all__ = ["STFamily", "STPrepared"]
 
 _MEDIA = frozenset({"image", "video", "audio"})
 _PLACEHOLDERS = ("image_token", "video_token", "audio_token")
-_BUCKETS = ("text", "common", "chat_template")  # where the library looks for a truncation
-_PROBES = ("a", "a text of some more words than one, which a batch would fill up")
+_PROBES = ("a", "a text of some more words than one, which a batch would fill up", "a b c d e", "a b")
 _TOLERANCE = 1e-4
 _HALF_TOLERANCE = 1e-2  # rounding alone makes more of a difference
 
@@ -81,24 +81,28 @@ class STFamily(Family):
     Args:
         model: In inference mode.
         fingerprint: Name and revision.
-        image_limits: Which pictures are accepted.
-        dtype: What it computes in.
+        options: Limits of a picture's tokens, length of a vector, prompts of the roles, and what to compute in.
 
     Raises:
         CheckpointError: It gives no vectors.
+        InputError: An option cannot be followed.
     """
 
-    def __init__(
-        self, model: SentenceTransformer, *, fingerprint: Fingerprint, image_limits: ImageLimits, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: SentenceTransformer, *, fingerprint: Fingerprint, options: LoadOptions) -> None:
+        first = model[0]
+        told, (least, most) = processing_of(first, options.min_tokens, options.max_tokens)
+        prompts = prompts_of(model, options)
         super().__init__(
             FamilyFacts(
                 dim=0,  # until a text has been embedded
-                fingerprint=fingerprint,
+                fingerprint=replace(fingerprint, min_tokens=least, max_tokens=most),
                 device=torch.device(model.device),
-                dtype=dtype,
-                image_limits=image_limits,
+                dtype=options.dtype,
+                image_limits=options.image_limits,
                 recipe=PlainPictures(),
+                roles=tuple(prompts),
+                query_instruction=prompts["query"],
+                document_instruction=prompts["document"],
             )
         )
         self.model = model
@@ -106,13 +110,13 @@ class STFamily(Family):
         # Tokenizers keep their settings where all threads see them.
         self._tokenizing = threading.Lock()
         _FAMILIES.add(self)
-        first = model[0]
         modalities = set(model.modalities)
         self._media = any(_MEDIA.intersection(one if isinstance(one, tuple) else (one,)) for one in modalities)
         self._chats = "message" in modalities
-        self._default = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
-        self._whole = _without_truncation(first)
-        self._most_tokens = _longest(first)
+        self._prompts = prompts
+        self._dims = options.dims
+        self._told = told
+        self._most_tokens = longest_text(first)
         processor = getattr(first, "processor", None)
         found = [getattr(processor, name, None) for name in _PLACEHOLDERS] if self._media and self._chats else []
         self._placeholders = [token for token in found if isinstance(token, str)]
@@ -120,7 +124,12 @@ class STFamily(Family):
         self.facts = replace(self.facts, accepts=self._accepted())
         self._left = getattr(getattr(first, "tokenizer", None), "padding_side", "right") == "left"
         self._pads: Mapping[str, int] | None = None
-        self.facts = replace(self.facts, dim=self._probed())
+        dim = self._probed()
+        if options.dims is not None and options.dims > dim:
+            raise InputError(
+                f"dims={options.dims} is more than the {dim} numbers of a vector of {self._name}; take fewer"
+            )
+        self.facts = replace(self.facts, dim=options.dims or dim)
 
     def picture_tokens(self, opened: Pixels) -> int:
         """A measure of its size: only the model's processor knows the number of tokens."""
@@ -131,13 +140,22 @@ class STFamily(Family):
         self._check(item)
         opened = self.opened(item, pictures)
         value, prompt = self._given(item, [_as_pil(picture) for picture in opened])
+        # A router and some templates ask what an input is for.
+        task = item.role if item.role in ROLES and not isinstance(item, InstructedText) else None
         try:
             with self._tokenizing:
-                features = dict(self.model.preprocess([value], prompt=prompt, **self._whole))
+                features = dict(self.model.preprocess([value], prompt=prompt, task=task, **self._told))
+        except ValueError as error:
+            if isinstance(self.model[0], Router) and task is None:
+                raise InputError(
+                    f"{self._name} has one network for queries and one for documents, and takes no instructions; say "
+                    "Text(text, role='query') or Text(text)"
+                ) from error
+            raise self._unreadable(item, error) from error
         except Exception as error:
-            raise InputError(
-                f"{self._name} cannot read this {type(item).__name__} ({first_line(error)}); change or leave it out"
-            ) from error
+            raise self._unreadable(item, error) from error
+        if isinstance(self.model[0], Router):
+            features["task"] = task
         ids = features.get("input_ids")
         if isinstance(ids, torch.Tensor):
             tokens = ids.reshape(-1).numpy().astype(np.int64)
@@ -149,6 +167,11 @@ class STFamily(Family):
         if self._most_tokens is not None and isinstance(ids, torch.Tensor):
             check_length(prepared, item, self._most_tokens)
         return prepared
+
+    def _unreadable(self, item: Input, error: Exception) -> InputError:
+        return InputError(
+            f"{self._name} cannot read this {type(item).__name__} ({first_line(error)}); change or leave it out"
+        )
 
     def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
         """The pixels themselves: its features may depend on the rest of the input."""
@@ -162,6 +185,15 @@ class STFamily(Family):
             rows[group] = self._compute([all_features[i] for i in group])
         return rows
 
+    def probes(self) -> list[tuple[Input, list[Picture]]]:
+        """A text and a picture, as far as the model takes them; the caller's limits of pictures do not matter."""
+        opened = Pixels(np.array(_probe()))
+        both: list[tuple[Input, list[Picture]]] = [
+            (Text(_PROBES[0]), []),
+            (Image(_probe()), [Picture("", self.picture_tokens(opened), opened)]),
+        ]
+        return [one for one in both if isinstance(one[0], self.facts.accepts)]
+
     # --- What the model can do ------------------------------------------------------------------------
 
     def _accepted(self) -> tuple[type, ...]:
@@ -173,9 +205,24 @@ class STFamily(Family):
             (Image, image),
             (InstructedImage, pair or (image and self._hears)),
             (InstructedText, text and (self._hears or not self._chats)),
-            (Interleaved, text and image and listed),
+            (Interleaved, text and image and listed and self._keeps_order()),
         )
         return tuple(kind for kind, taken in takes if taken)
+
+    def _keeps_order(self) -> bool:
+        """Whether the chat template leaves a message's parts where they are; some put pictures first."""
+        said, other = ({"type": "text", "text": words} for words in ("a b", "c"))
+        seen = {"type": "image", "image": _probe()}
+        orders = ([said, seen, other], [seen, said, other], [said, other, seen])
+        try:
+            with self._tokenizing:
+                read = [
+                    self.model.preprocess([{"role": "user", "content": parts}], **self._told)["input_ids"].flatten()
+                    for parts in orders
+                ]
+        except Exception:  # templates raise whatever they like
+            return False
+        return len({tuple(ids.tolist()) for ids in read}) == len(orders)
 
     def _hears_the_system(self) -> bool:
         """Whether a prompt reaches the model through its chat template."""
@@ -187,26 +234,47 @@ class STFamily(Family):
 
     def _probed(self) -> int:
         """Length of a vector; finds out on the way whether texts of different length may share a batch."""
-        if Text not in self.facts.accepts:
-            dim = self.model.get_embedding_dimension()
-            if not isinstance(dim, int):
-                raise CheckpointError(f"{self._name} does not say how long its vectors are")
-            return dim
-        try:
-            short, long = (self.prepare(Text(words)).features for words in _PROBES)
-            alone = [self._compute([features]) for features in (short, long)]
-        except ABCRagError as error:
-            raise CheckpointError(f"{self._name} cannot embed a text: {error}") from error
-        except Exception as error:
-            raise CheckpointError(f"{self._name} cannot embed a text ({first_line(error)})") from error
+        found: list[tuple[Mapping[str, Any], torch.Tensor]] = []
+        for item, pictures in self.probes():
+            try:
+                features = self.prepare(item, pictures).features
+                found.append((features, self._compute([features])))
+            except (CheckpointError, MissingExtraError):
+                raise
+            except Exception as error:
+                reason = str(error) if isinstance(error, ABCRagError) else first_line(error)
+                if isinstance(item, Text):
+                    raise CheckpointError(f"{self._name} cannot embed a text: {reason}") from error
+                raise InputError(f"{self._name} cannot read a picture as it was told to: {reason}") from error
+        if not found:
+            raise CheckpointError(f"{self._name} takes neither a text nor a picture")
+        if not all(bool(vector.isfinite().all()) for _, vector in found):
+            name = str(self.facts.dtype).removeprefix("torch.")
+            raise InputError(
+                f"{self._name} gives no finite vectors in {name}; load it with dtype='bfloat16' or dtype='float32'"
+            )
+        if Text in self.facts.accepts:
+            self._pads = self._padding(*found[0])
+        return int(found[0][1].shape[1])
+
+    def _padding(self, short: Mapping[str, Any], vector: torch.Tensor) -> Mapping[str, int] | None:
+        """What shorter texts of a batch are filled up with, or None where that would change a vector."""
         tokenizer = getattr(self.model[0], "tokenizer", None)
         pad = getattr(tokenizer, "pad_token_id", None)
-        if isinstance(self.model[0], Transformer) and pad is not None and is_padded_safely(short, long):
-            self._pads = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
-            off = (self._compute([short, long]) - torch.cat(alone)).abs().max().item()
-            if not off <= (_TOLERANCE if self.facts.dtype == torch.float32 else _HALF_TOLERANCE):
-                self._pads = None
-        return int(alone[0].shape[1])
+        if not isinstance(self.model[0], Transformer) or pad is None:
+            return None
+        long = None
+        for words in _PROBES[1:]:  # the first that is not too long for the model
+            with suppress(InputError):
+                long = self.prepare(Text(words)).features
+                break
+        if long is None or not is_padded_safely(short, long):
+            return None
+        self._pads = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
+        alone = torch.cat([vector, self._compute([long])])
+        off = (self._compute([short, long]) - alone).abs().max().item()
+        harmless = off <= (_TOLERANCE if self.facts.dtype == torch.float32 else _HALF_TOLERANCE)
+        return self._pads if harmless else None
 
     # --- Inputs ---------------------------------------------------------------------------------------
 
@@ -221,6 +289,12 @@ class STFamily(Family):
             else:
                 remedy = "it takes a picture or a text, not both in one input; embed them as Image and as Text"
             raise InputError(f"{model} does not take {type(item).__name__} inputs, only {takes}: {remedy}")
+        if isinstance(item, (InstructedText, InstructedImage)) and item.instruction in self._prompts:
+            name = item.instruction
+            raise InputError(
+                f"the instruction {name!r} is the name of a prompt of {model}; for that prompt write role={name!r}, or "
+                f"its own words as the instruction: {self._prompts[name]!r}"
+            )
         for words in _said(item):
             if any("\ud800" <= character <= "\udfff" for character in words):
                 raise InputError(
@@ -236,22 +310,23 @@ class STFamily(Family):
 
     def _given(self, item: Input, pictures: Sequence[PIL.Image.Image]) -> tuple[Any, str | None]:
         """An input in the form that the library takes, and its prompt."""
+        default = self._prompts[item.role]
         if isinstance(item, Text):
-            return self._prompted(item.text, self._default)
+            return self._prompted(item.text, default)
         if isinstance(item, InstructedText):
             return self._prompted(item.text, item.instruction)
         if isinstance(item, Image):
-            return {"image": pictures[0]}, self._default
+            return {"image": pictures[0]}, default
         if isinstance(item, InstructedImage):
             if self._hears:
                 return {"image": pictures[0]}, item.instruction
-            return {"image": pictures[0], "text": item.instruction}, self._default if self._chats else None
+            return {"image": pictures[0], "text": item.instruction}, default if self._chats else None
         waiting = iter(pictures)
         content = [
             {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image", "image": next(waiting)}
             for part in item.parts
         ]
-        return {"role": "user", "content": content}, self._default
+        return {"role": "user", "content": content}, default
 
     def _prompted(self, text: str, prompt: str | None) -> tuple[Any, str | None]:
         if self._media and not self._chats:
@@ -278,28 +353,11 @@ class STFamily(Family):
                     f"{self._name} gives a vector for each token and none for the whole input; add a "
                     "Pooling module to it"
                 )
-            return nn.functional.normalize(rows[..., : self.model.truncate_dim].float(), dim=-1)
+            return nn.functional.normalize(rows[..., : self._dims or self.model.truncate_dim].float(), dim=-1)
 
 
-def _without_truncation(first: nn.Module) -> dict[str, Any]:
-    """What ``preprocess`` is told so that it leaves inputs whole."""
-    if isinstance(first, StaticEmbedding):
-        return {}
-    told = getattr(first, "processing_kwargs", None) or {}
-    buckets = [name for name in _BUCKETS if name == "text" or "truncation" in told.get(name, {})]
-    return {"processing_kwargs": {name: {"truncation": False} for name in buckets}}
-
-
-def _longest(first: nn.Module) -> int | None:
-    """Most tokens that the model reads, or None."""
-    words: Any = getattr(first, "config", None)
-    with suppress(AttributeError, ValueError):  # none, or one with several texts
-        words = words.get_text_config()
-    limits = [getattr(first, "max_seq_length", None), getattr(words, "max_position_embeddings", None)]
-    told = getattr(first, "processing_kwargs", None) or {}
-    limits += [told.get(name, {}).get("max_length") for name in _BUCKETS]
-    known = [limit for limit in limits if isinstance(limit, (int, float)) and 0 < limit < math.inf]
-    return int(min(known)) if known else None
+def _probe() -> PIL.Image.Image:
+    return PIL.Image.linear_gradient("L").convert("RGB")
 
 
 def _said(item: Input) -> list[str]:

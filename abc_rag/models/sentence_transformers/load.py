@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import PIL.Image
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,7 +20,7 @@ from abc_rag.models.sentence_transformers.library import (
     first_line,
     unusable,
 )
-from abc_rag.types import Fingerprint, Image, Input, Text
+from abc_rag.types import Fingerprint
 
 __all__ = ["load_family"]
 
@@ -64,7 +63,7 @@ def load_family(folder: Path, options: LoadOptions, fingerprint: Fingerprint) ->
         model[0].unpad_inputs = False  # with flash attention the library would put a batch into one row
     model.eval()
     model.requires_grad_(False)
-    family = STFamily(model, fingerprint=fingerprint, image_limits=options.image_limits, dtype=options.dtype)
+    family = STFamily(model, fingerprint=fingerprint, options=options)
     _check_all_loaded(family, folder)
     return family
 
@@ -107,15 +106,14 @@ def _check_all_loaded(family: STFamily, folder: Path) -> None:
                 random |= {name: part.get_parameter(name) for name, mark in marks.items() if not mark}
     if not random:
         return
-    picture = PIL.Image.linear_gradient("L").convert("RGB")
-    probes: list[Input] = [one for one in (Text("a text"), Image(picture)) if isinstance(one, family.facts.accepts)]
-    before = [family.forward([family.prepare(one)]) for one in probes]
+    probes = [family.prepare(item, pictures) for item, pictures in family.probes()]
+    before = [family.forward([one]) for one in probes]
     used = []
     for name, parameter in random.items():
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.copy_(kept + 1 + torch.rand_like(kept))
-        after = [family.forward([family.prepare(one)]) for one in probes]
+        after = [family.forward([one]) for one in probes]
         with torch.no_grad():
             parameter.copy_(kept)
         if not all(torch.equal(one, other) for one, other in zip(before, after, strict=True)):

@@ -64,12 +64,9 @@ class _STModel(Checkpoint):
             self._folder = fetch(self._name)
 
     def build(self, options: LoadOptions) -> Family:
-        reason = "its own processor resizes pictures; change the size in its files, or take another model"
         options.refuse(
             "sentence-transformers",
-            min_tokens=reason,
-            max_tokens=reason,
-            resolution=reason,
+            resolution="its own processor resizes pictures; set max_tokens, or change the size in its files",
             weights="its weights are used as they are; take dtype='bfloat16' to save memory",
             compiled="leave EngineSettings.compile off",
         )

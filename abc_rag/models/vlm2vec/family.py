@@ -2,7 +2,7 @@
 
 What is known of an input and what is asked of it stand in one plain prompt, so there is one network for all inputs:
 
-* `Text`: the text, and nothing else
+* `Text`: the text, and nothing else; with the instruction of its role, if one was given at load, as an `InstructedText`
 * `InstructedText`: the instruction, a space, the text
 * `Image`: the picture, and ``Represent the given image.``
 * `InstructedImage`: the picture, and the instruction if it begins with one of `TASK_INSTRUCTIONS`; any other is asked
@@ -66,6 +66,8 @@ class VLM2VecFamily(Family):
         fingerprint: Model, revision and resolution.
         image_limits: Which pictures are accepted.
         resolution: What the recipe was asked for by name or number; `at` keeps it.
+        query_instruction: What a query in words is told, as in an `InstructedText`; None for nothing.
+        document_instruction: What a passage is told; None for nothing.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class VLM2VecFamily(Family):
         fingerprint: Fingerprint,
         image_limits: ImageLimits,
         resolution: int | str | None = None,
+        query_instruction: str | None = None,
+        document_instruction: str | None = None,
     ) -> None:
         backbone: VLM2VecBackbone = network.backbone
         super().__init__(
@@ -88,6 +92,8 @@ class VLM2VecFamily(Family):
                 image_limits=image_limits,
                 recipe=recipe,
                 accepts=INPUT_TYPES,
+                query_instruction=query_instruction,
+                document_instruction=document_instruction,
             )
         )
         self.network = network
@@ -104,6 +110,8 @@ class VLM2VecFamily(Family):
             fingerprint=replace(self.facts.fingerprint, min_tokens=min_tokens, max_tokens=max_tokens),
             image_limits=self.facts.image_limits,
             resolution=self._resolution,
+            query_instruction=self.facts.query_instruction,
+            document_instruction=self.facts.document_instruction,
         )
 
     def picture_tokens(self, opened: Any) -> int:  # noqa: ANN401
@@ -113,7 +121,7 @@ class VLM2VecFamily(Family):
     def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
         """Prompt and tokenise; see `Family.prepare`."""
         opened = self.opened(item, pictures)
-        ids = self._prompts(prompt_of(item, [picture.tokens for picture in opened]))
+        ids = self._prompts(prompt_of(item, [picture.tokens for picture in opened], self.facts.told(item.role)))
         if not len(ids):
             raise InputError(f"an empty text has no tokens for {self.facts.fingerprint.model} to read; leave it out")
         prepared = Prepared("image" if opened else "text", ids, opened)

@@ -163,6 +163,7 @@ class _VLM2VecModel(Checkpoint):
         self._parts = _Parts(parts.base, parts.adapter, revision)
 
     def build(self, options: LoadOptions) -> Family:
+        options.refuse("vlm2vec", dims="its models were trained for vectors of one length")
         if self._parts is None:
             self.fetch(str(options.device))
         parts = self._parts
@@ -220,6 +221,8 @@ class _VLM2VecModel(Checkpoint):
             fingerprint=Fingerprint(self._name, _revision(parts, options.weights, options.resolution), least, most),
             image_limits=options.image_limits,
             resolution=options.resolution,
+            query_instruction=options.query_instruction,
+            document_instruction=options.document_instruction,
         )
 
 

@@ -60,18 +60,20 @@ _QUESTION = TASK_INSTRUCTIONS["vqa"]
 _PUBLISHED = tuple(TASK_INSTRUCTIONS.values())
 
 
-def prompt_of(item: Input, tokens: Sequence[int]) -> list[str | int]:
+def prompt_of(item: Input, tokens: Sequence[int], told: str | None = None) -> list[str | int]:
     """The prompt of an input: text pieces, and its pictures as the number of their image tokens.
 
     Args:
         item: The input.
         tokens: Image tokens of each of its pictures.
+        told: The instruction of the input's role; None for none.
     """
     if isinstance(item, Text):
-        return [item.text]
+        return [item.text if told is None else f"{told} {item.text}"]
     if isinstance(item, InstructedText):
         return [f"{item.instruction} {item.text}"]
     if isinstance(item, Image):
+        # An instruction for texts says nothing of a picture by itself.
         return [tokens[0], f" {TASK_INSTRUCTIONS['image']}"]
     if isinstance(item, InstructedImage):
         asked = item.instruction

@@ -70,7 +70,7 @@ def cases(name: str) -> list[tuple[Input, Any, str | None]]:
     ]
     asked = InstructedText("a red cube", "Find: ")
     if name == "text":
-        return [*texts, (asked, "a red cube", "Find: "), (InstructedText("x", "query"), "x", "query")]
+        return [*texts, (asked, "a red cube", "Find: "), (InstructedText("x", "querying"), "x", "querying")]
     seen: list[tuple[Input, Any, str | None]] = [
         (Image(path), {"image": picture(path)}, None) for path in (SCENE, SHAPES, GREY)
     ]
@@ -204,21 +204,44 @@ def test_the_library_itself_would_open_such_a_text(library: Any, tmp_path: Path)
         library["clip"].encode([link])
 
 
-def test_the_default_prompt_is_applied_and_others_are_not(tmp_path: Path, embedders: Any) -> None:
-    folder = make_text(tmp_path, default_prompt_name="query", include_prompt=False)
+def test_prompts_are_chosen_by_role(tmp_path: Path, embedders: Any) -> None:
+    prompts = {"query": "query: ", "passage": "a passage: ", "STS": "sts "}
+    folder = make_text(tmp_path, prompts=prompts, default_prompt_name="STS", include_prompt=False)
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    model.prompts.pop("document")  # the library's own, empty
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text())
+    settings["prompts"].pop("document")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    embedder = load(folder)
     inputs = [
-        Text("cube"),
+        Text("cube", role="query"),
+        Text("cube", role="STS"),
+        Text("cube", role="passage"),
         InstructedText("cube", ""),
-        InstructedText("cube", "document"),
         InstructedText("cube", "x "),
     ]
     expected = np.concatenate(
-        [model.encode(["cube"]), *(model.encode(["cube"], prompt=words) for words in ("", "document", "x "))]
+        [
+            model.encode_query(["cube"]),
+            *(model.encode(["cube"], prompt_name=name) for name in ("STS", "passage")),
+            *(model.encode(["cube"], prompt=words) for words in ("", "x ")),
+        ]
     )
-    found = load(folder).embed(inputs)
+    found = embedder.embed(inputs)
     assert largest(found, unit(expected)) < TOLERANCE
-    assert largest(found[0], found[1]) > 100 * TOLERANCE
+    distances = np.abs(found[:, None] - found[None]).max(-1) + np.eye(len(found))
+    assert distances.min() > 100 * TOLERANCE
+    loaded = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    assert largest(embedder.embed([Text("cube")]), unit(loaded.encode_document(["cube"]))) < TOLERANCE
+    assert ABCEmbeddings(model=f"st:{folder}", device="cpu").embed_query("cube") == found[0].tolist()
+    with pytest.raises(InputError, match="input 0 has role 'sts', which st:text does not know; it knows query, "):
+        embedder.embed([Text("cube", role="sts")])
+    with pytest.raises(InputError, match="'query' is the name of a prompt of st:text; for that prompt write role='que"):
+        embedder.embed([InstructedText("cube", "query")])
+    told = load(folder, query_instruction="x ", document_instruction="")
+    assert largest(told.embed([inputs[0], Text("cube")]), unit(expected)[[4, 3]]) < TOLERANCE
+    assert "+query=" in told.fingerprint.revision
+    assert "+document=" in told.fingerprint.revision
     plain = embedders["text"]
     assert largest(plain.embed([Text("cube")]), plain.embed([InstructedText("cube", "")])) < TOLERANCE
 
@@ -344,7 +367,13 @@ def test_attention(name: str, folders: Any, embedders: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"min_tokens": 9}, {"max_tokens": 9}, {"resolution": "high"}, {"weights": "int8"}, {"weights": "int4"}],
+    [
+        {"min_tokens": 9},
+        {"max_tokens": 9},
+        {"resolution": "high"},
+        {"weights": "int8"},
+        {"weights": "int4"},
+    ],
 )
 def test_options_that_it_cannot_follow(options: Any, folders: Any) -> None:
     (name,) = options

@@ -104,6 +104,10 @@ def test_folders_that_are_refused(folders: Any, tmp_path: Path) -> None:
     settings = json.loads((other / "config_sentence_transformers.json").read_text())
     (other / "config_sentence_transformers.json").write_text(json.dumps({**settings, "model_type": "CrossEncoder"}))
     refused(other, "is a CrossEncoder")
+    (other / "config_sentence_transformers.json").write_text(
+        json.dumps(settings | {"model_type": "MultiVectorEncoder"})
+    )
+    refused(other, "is a MultiVectorEncoder, which gives no vectors of one length; take a SentenceTransformer")
 
     adapter = changed(folders["text"], tmp_path / "adapter")
     (adapter / "adapter_config.json").write_text("{}")

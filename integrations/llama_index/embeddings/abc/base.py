@@ -31,7 +31,6 @@ from abc_rag import (
     Image,
     Input,
     InstructedImage,
-    InstructedText,
     Text,
 )
 from abc_rag.embedding.threads import in_thread
@@ -83,14 +82,16 @@ class ABCEmbeddings(Settings):
         min_tokens: Fewest image tokens that a picture is resized to.
         max_tokens: Most image tokens; more show more detail and cost more.
         resolution: What else the model's family calls a resolution; see ``abc_rag.load_embedder``.
+        dims: Length of a vector, for models that were trained to be cut to several (Matryoshka).
+        query_instruction: What queries are told, where the model was trained so, in place of the family's own prompt;
+            of VLM2Vec one of ``abc_rag.models.vlm2vec.TASK_INSTRUCTIONS``.
+        document_instruction: The same for passages and pictures.
         attention: ``"auto"``, ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
         weights: ``"full"``; or ``"int8"`` or ``"int4"``, for less memory and other vectors, with
             ``pip install 'abc-rag[quantized]'``.
         background: A colour behind transparent pixels, such as ``"white"``. If not given, transparency is dropped, as
             published.
         depth: ``"scaled"`` maps deep greys to 8 bits; see ``abc_rag.load_embedder``.
-        query_instruction: What queries are for, where the model was trained to be told, as VLM2Vec was
-            (``abc_rag.models.vlm2vec.TASK_INSTRUCTIONS``). Passages are embedded as they are.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
         engine: What the engine may use, as ``abc_rag.EngineSettings``: workers, batches, caches.
         show_progress: Show a progress bar in every batch call, also where the call does not ask for one.
@@ -99,13 +100,10 @@ class ABCEmbeddings(Settings):
     # -- texts -----------------------------------------------------------------------------------
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return self._embed([self._query(query)])[0]
-
-    def _query(self, query: str) -> Input:
-        return Text(query) if self.query_instruction is None else InstructedText(query, self.query_instruction)
+        return self._embed([Text(query, role="query")])[0]
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return (await self._aembed([self._query(query)]))[0]
+        return (await self._aembed([Text(query, role="query")]))[0]
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._embed([Text(text)])[0]

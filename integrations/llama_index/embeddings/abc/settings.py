@@ -31,10 +31,12 @@ class Settings(MultiModalEmbedding):
     min_tokens: int | None = None
     max_tokens: int | None = None
     resolution: int | str | None = None
+    dims: int | None = None
+    query_instruction: str | None = None
+    document_instruction: str | None = None
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     background: str | None = None
     depth: Literal["published", "scaled"] = "published"
-    query_instruction: str | None = None
     image_limits: ImageLimits | None = None
     engine: EngineSettings | None = None
     show_progress: bool = False

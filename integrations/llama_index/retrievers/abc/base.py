@@ -144,7 +144,6 @@ class InstructionRetriever(BaseRetriever):
             candidates=candidates,
             image_limits=embed_model.image_limits,
             roots=self._settings["roots"],
-            query_instruction=embed_model.query_instruction,
             kinds=OF_KIND,
         )
         self._options = {name: self._settings[name] for name in _PASSED}
