@@ -28,6 +28,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from llama_index.core.llms import ChatMessage, ChatResponse, LLMMetadata, MockLLM
 from pdf_helpers import manual
 from pydantic import Field
+from qwen3_vl_helpers import standin
 
 from abc_rag import ChromaStore, EngineSettings, ImageLimits
 from abc_rag.cli.demo import demo_folder
@@ -44,7 +45,10 @@ README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", *GUIDES, *sorted((ROOT / "docs" / "api").glob("*.md"))]
 # There is no hub here: what a block fetches is a small checkpoint of the same layout.
-STANDINS = {"TIGER-Lab/VLM2Vec-Qwen2VL-2B": str(FIXTURES / "vlm2vec_qwen2vl")}
+STANDINS = {
+    "TIGER-Lab/VLM2Vec-Qwen2VL-2B": str(FIXTURES / "vlm2vec_qwen2vl"),
+    "Qwen/Qwen3-VL-Embedding-2B": f"qwen3-vl:{standin()}",
+}
 LANGUAGES = {"python", "shell", "text", "{toctree}", "{eval-rst}"}
 
 
@@ -139,8 +143,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_python(block: Block, names: dict[str, Any]) -> None:
     source = block.body
-    for name, standin in STANDINS.items():
-        source = source.replace(name, standin)
+    for name, other in STANDINS.items():
+        source = source.replace(name, other)
     exec(compile(source, block.place, "exec"), names)
 
 

@@ -192,7 +192,7 @@ def test_a_prepared_query_gives_what_its_question_gives(retriever: Retriever, pi
         query = retriever.prepare(question, image=image)
         assert retriever.search(query, k=5) == retriever.search(question, image=image, k=5)
     query = retriever.prepare("show me pictures of a bicycle")
-    assert (query.wants, query.instruction, query.inputs) == ("image", None, [Text("a bicycle")])
+    assert (query.wants, query.instruction, query.inputs) == ("image", None, [Text("a bicycle", role="query")])
     with pytest.raises(InputError, match=r"pass image to prepare\(\)"):
         retriever.search(query, image=pictures["red"])
     with pytest.raises(AttributeError):

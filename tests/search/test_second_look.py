@@ -348,7 +348,7 @@ def test_a_rewriter_of_the_callers(retriever: Retriever, photos: dict[str, Path]
     assert (answer.question, answer.instruction) == ("whatever", "the frame")
     assert answer.rewrite == Rewrite("the frame", "a wooden frame", "image")
     given = retriever.embedder.given  # type: ignore[attr-defined]
-    assert Text("a wooden frame") in given
+    assert Text("a wooden frame", role="query") in given
     assert {one.instruction for one in given if isinstance(one, InstructedImage)} == {"the frame"}
     assert {hit.modality for hit in answer} == {"image"}
     assert own.search("whatever", image=photos["red"]).instruction == "the picture"

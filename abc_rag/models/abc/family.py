@@ -96,7 +96,7 @@ class ABCFamily(Family):
         backbone = self.network.backbone
         packed = PackedBatch.of(batch, image_token_id=backbone.image_token_id, device=backbone.device)
         with torch.inference_mode():
-            self.network.set_instruct(packed.first.kind == "image+instruction")
+            self.network.set_instruct(packed.inputs[0].kind == "image+instruction")
             rows = self.network.embed(
                 packed.input_ids,
                 packed.segments,

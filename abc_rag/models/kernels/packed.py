@@ -83,14 +83,14 @@ class PackedBatch:
         segments: The bounds of the inputs.
         features: The vision features of all pictures in order, or None.
         image_positions: int64 ``(image tokens,)``: the positions of the features in ``input_ids``.
-        first: The longest input.
+        inputs: The inputs in this order; the first is the longest.
     """
 
     input_ids: torch.Tensor
     segments: Segments
     features: torch.Tensor | None
     image_positions: torch.Tensor
-    first: Prepared
+    inputs: Sequence[Prepared]
     _order: Sequence[int]
 
     @classmethod
@@ -105,7 +105,7 @@ class PackedBatch:
             Segments([len(one.input_ids) for one in chosen], device),
             torch.cat([features.to(device) for features in seen]) if seen else None,
             torch.from_numpy(np.flatnonzero(ids == image_token_id)).to(device),
-            chosen[0],
+            chosen,
             order,
         )
 

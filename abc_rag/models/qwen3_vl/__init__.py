@@ -1,0 +1,1 @@
+"""Qwen3-VL-Embedding (arXiv 2601.04720)."""

@@ -1,0 +1,127 @@
+"""Qwen3-VL-Embedding (arXiv 2601.04720): the last token's state under an instruction in the system's message.
+
+* `Text`, `Image`, `Interleaved`: the user's message, under the instruction of their role
+* `InstructedText`: the text under its instruction
+* `InstructedImage`: the picture under its instruction; as a query, the picture and the question in the user's message,
+  under a query's instruction
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from abc_rag.images.limits import ImageLimits
+from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared, check_length
+from abc_rag.models.kernels.packed import PackedBatch, split_features
+from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
+from abc_rag.models.qwen3_vl.network import PackedQwen3VL, Qwen3VLNetwork
+from abc_rag.models.qwen3_vl.prompts import DOCUMENT, QUERY, Qwen3VLPrompts, sentence
+from abc_rag.types import INPUT_TYPES, Fingerprint, Input, InstructedImage, InstructedText, Interleaved, Text
+
+__all__ = ["Qwen3VLFamily"]
+
+_MOST_TOKENS = 32768
+"""What the model card calls the sequence length."""
+
+
+class Qwen3VLFamily(Family):
+    """Qwen3-VL-Embedding behind the engine's seam.
+
+    Args:
+        network: In inference mode.
+        prompts: The checkpoint's.
+        fingerprint: Model, revision and resolution: its limits are those of a picture's tokens.
+        image_limits: Which pictures are accepted.
+        dims: Length of a vector; the full one if None.
+        query_instruction: What a query is told; the authors' own if None.
+        document_instruction: What a document is told; the authors' own if None.
+    """
+
+    def __init__(
+        self,
+        network: Qwen3VLNetwork,
+        prompts: Qwen3VLPrompts,
+        *,
+        fingerprint: Fingerprint,
+        image_limits: ImageLimits,
+        dims: int | None = None,
+        query_instruction: str | None = None,
+        document_instruction: str | None = None,
+    ) -> None:
+        limits = (fingerprint.min_tokens, fingerprint.max_tokens)
+        super().__init__(
+            FamilyFacts(
+                dim=dims or network.hidden_size,
+                fingerprint=fingerprint,
+                device=network.device,
+                dtype=network.dtype,
+                image_limits=image_limits,
+                recipe=QwenPictures(network.patch, network.merge, (limits,)),
+                accepts=INPUT_TYPES,
+                query_instruction=QUERY if query_instruction is None else query_instruction,
+                document_instruction=DOCUMENT if document_instruction is None else document_instruction,
+            )
+        )
+        self.network = network
+        self._prompts = prompts
+        self._most = min(_MOST_TOKENS, network.max_length)
+
+    def at(self, *, min_tokens: int, max_tokens: int) -> Qwen3VLFamily:
+        """The same network at another resolution; see `Family.at`."""
+        facts = self.facts
+        return Qwen3VLFamily(
+            self.network,
+            self._prompts,
+            fingerprint=replace(facts.fingerprint, min_tokens=min_tokens, max_tokens=max_tokens),
+            image_limits=facts.image_limits,
+            dims=facts.dim,
+            query_instruction=facts.query_instruction,
+            document_instruction=facts.document_instruction,
+        )
+
+    def picture_tokens(self, opened: Patches) -> int:
+        """How many image tokens an opened picture has."""
+        return opened.patches // self.network.merge**2
+
+    def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
+        """Prompt and tokenise; see `Family.prepare`."""
+        opened = self.opened(item, pictures)
+        told = self.facts.told(item.role) or DOCUMENT
+        tokens = [picture.tokens for picture in opened]
+        parts: list[str | int]
+        if isinstance(item, Text):
+            parts = [item.text]
+        elif isinstance(item, InstructedText):
+            told, parts = item.instruction, [item.text]
+        elif isinstance(item, Interleaved):
+            numbers = iter(tokens)
+            parts = [part.text if isinstance(part, Text) else next(numbers) for part in item.parts]
+        elif isinstance(item, InstructedImage) and item.role == "query":
+            parts = [*tokens, item.instruction]
+        else:
+            told = item.instruction if isinstance(item, InstructedImage) else told
+            parts = [*tokens]
+        ids = self._prompts(sentence(told), parts)
+        prepared = Prepared("image" if opened else "text", ids, opened)
+        check_length(prepared, item, self._most)
+        return prepared
+
+    def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
+        """Vision features of some pictures; see `Family.see`."""
+        with torch.inference_mode():
+            features = PackedQwen3VL(self.network).image_features(opened)
+            return split_features(features, [self.picture_tokens(one) for one in opened])
+
+    def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
+        """Embed a batch; see `Family.forward`."""
+        self.see_all(batch)
+        network = self.network
+        packed = PackedBatch.of(batch, image_token_id=network.image_token_id, device=network.device)
+        with torch.inference_mode():
+            states = PackedQwen3VL(network).last_states(packed)[:, : self.facts.dim]
+            return packed.in_order(nn.functional.normalize(states.float(), dim=-1))
