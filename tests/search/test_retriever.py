@@ -411,9 +411,9 @@ def test_phrases_and_what_must_not_be_there_hold_for_vectors_too(manual: Retriev
     assert asked(manual, 'the "blue moon"', k=2) == "p0 p1"
     assert asked(manual, 'the "blue moon"', k=2, keywords=True) == ""
     query = manual.prepare('engine "oil filter" -diesel')
-    assert query.inputs == [Text("engine oil filter")]
+    assert query.inputs == [Text("engine oil filter", role="query")]
     assert query.question == 'engine "oil filter" -diesel'
-    assert manual.prepare('engine "oil filter"', keywords=False).inputs == [Text('engine "oil filter"')]
+    assert manual.prepare('engine "oil filter"', keywords=False).inputs == [Text('engine "oil filter"', role="query")]
 
 
 def test_exclusions_are_filled_up_with_what_is_further_away(manual: Retriever) -> None:
