@@ -49,7 +49,7 @@ TEXT = {
     "num_key_value_heads": 2,
     "head_dim": 12,
     "vocab_size": WORDS,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 8192,
     "rope_parameters": {
         "rope_type": "default",
         "rope_theta": 5e6,

@@ -141,8 +141,8 @@ def test_dims_and_instructions_of_ones_own(folder: Path, embedder: Embedder, fig
 
 
 def test_what_it_does_not_accept_costs_only_itself(embedder: Embedder, figures: Vectors) -> None:
-    bad: list[Input] = [Text("letters" * 100), Text("half \ud800"), Text("x", role="STS")]
-    for item, said in zip(bad, ("longer than the model's 512", "half a character", "role 'STS'"), strict=True):
+    bad: list[Input] = [Text("letters" * 1200), Text("half \ud800"), Text("x", role="STS")]
+    for item, said in zip(bad, ("longer than the model's 8192", "half a character", "role 'STS'"), strict=True):
         good, wrong, other = embedder.embed_iter([INPUTS[0], item, INPUTS[1]], return_errors=True)
         assert said in str(wrong)
         assert largest(np.stack([good, other]), figures[:2]) < TOLERANCE
