@@ -119,7 +119,8 @@ ItselfOption = Annotated[bool, typer.Option("--itself", help="Let the picture of
 RerankOption = Annotated[
     bool | None,
     typer.Option(
-        "--rerank/--no-rerank", help="Rerank pictures under the instruction. Default: if the question names an aspect."
+        "--rerank/--no-rerank",
+        help="Rerank pictures under the instruction. Default: where the question looks for pictures.",
     ),
 ]
 KeywordsOption = Annotated[
