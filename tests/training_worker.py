@@ -24,6 +24,7 @@ def main(mode: str, wrapper: str, chunk: str, negatives: str, out: str) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     network = pretraining_network() if mode == "pretrain" else instructing_network()
+    network.backbone.use_library()  # before its layers are wrapped, as the objective does
     prompts = load_prompts(FIXTURE / "base")
     encoder = Encoder(network)
     if wrapper == "ddp":
