@@ -103,8 +103,8 @@ def test_switches_are_counted_thread_by_thread() -> None:
     tracer = Tracer()
     try:
         with tracer.counting():
-            text = Text("a")  # __post_init__ and a check: one file
-        assert tracer.route("one") == Route("one", files=1, calls=2, switches=0)
+            text = Text("a")  # __post_init__ and two checks: one file
+        assert tracer.route("one") == Route("one", files=1, calls=3, switches=0)
         with tracer.counting():
             text.content([])
             thread = threading.Thread(target=FakeEmbedder, kwargs={"dim": 4})

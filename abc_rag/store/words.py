@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -155,12 +155,15 @@ class Words:
 
     def _search(self, name: str, keywords: Keywords, limit: int) -> list[tuple[str, float]]:
         with self._lock:
-            said = {"words_plain": self._plain(keywords), "words_grams": self._grams(keywords)}
+            kinds = _kinds(keywords)
+            plain = [_quoted(word) for word in keywords.words if kinds[word][0]]
+            grams = [self._in_grams(word) for word in keywords.words if kinds[word][1]]
+            said = {"words_plain": " OR ".join(plain), "words_grams": " OR ".join(filter(None, grams))}
             said = {index: what for index, what in said.items() if what}
             if not said:
                 return []
             parts = [f"SELECT rowid AS key, -bm25({one}) AS score FROM {one} WHERE {one} MATCH ?" for one in said]
-            must, values = self._musts(keywords)
+            must, values = self._musts(keywords, kinds)
             rows = self._connection.execute(
                 f"WITH found AS MATERIALIZED ({' UNION ALL '.join(parts)})"
                 f" SELECT id, sum(score) AS total FROM found JOIN rows USING (key) WHERE name = ?{must}"
@@ -177,7 +180,7 @@ class Words:
     def _meeting(self, name: str, keywords: Keywords, ids: Sequence[str]) -> set[str]:
         found: set[str] = set()
         with self._lock:
-            must, values = self._musts(keywords)
+            must, values = self._musts(keywords, _kinds(keywords))
             for start in range(0, len(ids), _SOME):
                 some = ids[start : start + _SOME]
                 marks = ", ".join("?" * len(some))
@@ -196,12 +199,6 @@ class Words:
                 f"{_sqlite()}; use another build of Python, or search with keywords=False"
             )
 
-    def _plain(self, keywords: Keywords) -> str:
-        return " OR ".join(map(_quoted, filter(by_words, keywords.words)))
-
-    def _grams(self, keywords: Keywords) -> str:
-        return " OR ".join(filter(None, (self._in_grams(word) for word in keywords.words if by_trigrams(word))))
-
     def _in_grams(self, piece: str) -> str:
         """FTS5's expression for a piece of text, of any length, in the index of trigrams."""
         if len(piece) >= 3:
@@ -213,13 +210,14 @@ class Words:
         )
         return " OR ".join(_quoted(term) for (term,) in grams)
 
-    def _musts(self, keywords: Keywords) -> tuple[str, list[str]]:
+    def _musts(self, keywords: Keywords, kinds: Mapping[str, tuple[bool, bool]]) -> tuple[str, list[str]]:
         """What rows have to meet, as an SQL condition with its values."""
         condition, values = "", []
         for pieces, test in ((keywords.phrases, "IN"), (keywords.needed, "IN"), (keywords.without, "NOT IN")):
             for piece in pieces:
                 # What is needed may be a part of a name; a phrase is whole words.
-                plain = by_words(piece) and not (pieces is keywords.needed and by_trigrams(piece))
+                by_word, by_gram = kinds[piece]
+                plain = by_word and not (by_gram and pieces is keywords.needed)
                 index, said = ("words_plain", _quoted(piece)) if plain else ("words_grams", self._in_grams(piece))
                 if said:
                     condition += f" AND key {test} (SELECT rowid FROM {index} WHERE {index} MATCH ?)"
@@ -227,6 +225,12 @@ class Words:
                 elif test == "IN":
                     condition += " AND 0"
         return condition, values
+
+
+def _kinds(keywords: Keywords) -> dict[str, tuple[bool, bool]]:
+    """Whether each piece is looked up by its words, and by its trigrams."""
+    pieces = (*keywords.words, *keywords.phrases, *keywords.needed, *keywords.without)
+    return {piece: (by_words(piece), by_trigrams(piece)) for piece in pieces}
 
 
 def _drop_triggers(to: sqlite3.Connection) -> None:

@@ -187,7 +187,7 @@ class Preparation:
         for item, work in waiting:
             try:
                 work.prepared = prepared = self._family.prepare(item, pictures)
-                work.tokens = prepared.tokens
+                work.tokens = len(prepared.input_ids)
                 works.append(work)
             except BaseException as error:
                 settled.append((work, error))

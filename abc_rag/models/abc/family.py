@@ -64,7 +64,8 @@ class ABCFamily(Family):
             instruction = f"Instruction: {item.instruction}" if isinstance(item, InstructedImage) else ""
             ids = self._prompts(instruction, image_tokens=opened[0].tokens)
             prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, opened)
-        check_length(prepared, item, self._max_length)
+        if len(prepared.input_ids) > self._max_length:
+            check_length(prepared, item, self._max_length)
         return prepared
 
     def count_flops(self, item: Input) -> tuple[int, float]:

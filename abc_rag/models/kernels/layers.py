@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from abc_rag.models.lora_linear import is_adapted
-
 __all__ = [
     "QuickGELU",
     "activated",
@@ -50,7 +48,7 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         ``(n, out)``.
     """
     if type(layer) is not nn.Linear:
-        if is_adapted(layer):
+        if hasattr(layer, "lora_A"):  # a LoRA adapter, ours or peft's
             return _with_adapter(layer, x)
         called: torch.Tensor = layer(x)
         return called
@@ -77,7 +75,7 @@ def _with_adapter(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 
     if not off and any(name in layer.lora_variant for name in layer.active_adapters):
         varied: torch.Tensor = layer(x)  # DoRA and similar adapters do more than add a product
         return varied
-    base: torch.Tensor = linear(layer.get_base_layer(), x)
+    base: torch.Tensor = linear(layer.base_layer, x)
     if off:
         return base
     for name in layer.active_adapters:

@@ -53,6 +53,7 @@ class EmbeddedTable(ChromaTable):
         super().__init__(lease, place, name, wanted)
         self._lease = lease
         self._absent: Journal | None = None
+        self._has_words = False
         self._comparison = Comparison(name)
 
     @property
@@ -84,8 +85,10 @@ class EmbeddedTable(ChromaTable):
 
     def has_words(self) -> bool:
         """See `Table.has_words`."""
-        with translated(self._place):
-            return self._lease.read(lambda _: self._journal.words.available)
+        if not self._has_words:  # once there, it stays: SQLite can keep one
+            with translated(self._place):
+                self._has_words = self._lease.read(lambda _: self._journal.words.available)
+        return self._has_words
 
     def matching(self, keywords: Keywords, k: int, where: Condition | None) -> list[Hit]:
         """See `Table.matching`."""
@@ -94,12 +97,13 @@ class EmbeddedTable(ChromaTable):
     def _matching(self, keywords: Keywords, k: int, where: Condition | None) -> list[Hit]:
         # All at once where the first do not suffice: the index ranks everything in any case.
         limits = (k,) if where is None else (max(PAGE, 4 * k), -1)
+        journal = self._journal
         for limit in limits:
-            ranked = self._journal.words.search(self._name, keywords, limit)
+            ranked = journal.words.search(self._name, keywords, limit)
             hits: list[Hit] = []
             for start in range(0, len(ranked), PAGE):
                 page = dict(ranked[start : start + PAGE])
-                records = {record.id: record for record in self._journal.records(self._name, list(page))}
+                records = {record.id: record for record in journal.records(self._name, list(page))}
                 hits += [
                     Hit(records[id_], bm25 / (1.0 + bm25))
                     for id_, bm25 in page.items()
@@ -129,19 +133,20 @@ class EmbeddedTable(ChromaTable):
 
     def _collection(self, client: Client) -> Collection | None:
         # Asking Chroma for one that is not there takes as long as a search. Whoever makes one here tells the journal.
-        if self._absent is self._journal and self._name not in self._journal.marks():
+        absent = self._absent
+        if absent is not None and absent is self._journal and self._name not in absent.marks():
             return None
         collection = super()._collection(client)
         self._absent = self._journal if collection is None else None
         return collection
 
     def _stored_dim(self, collection: Collection) -> int | None:
-        known = self._dim
-        if known is None or known[0] is not self._journal:
-            ids = self._journal.page(self._name, 0)[:1]
+        known, journal = self._dim, self._journal
+        if known is None or known[0] is not journal:
+            ids = journal.page(self._name, 0)[:1]
             if not ids:
                 return None
-            self._dim = known = self._journal, len(self._journal.vectors(self._name, ids)[1][0])
+            self._dim = known = journal, len(journal.vectors(self._name, ids)[1][0])
         return known[1]
 
     def read(
@@ -214,7 +219,8 @@ class EmbeddedTable(ChromaTable):
         self, rows: Vectors, k: int, where: Condition, records: dict[str, Record], collection: Collection
     ) -> list[Ranking]:
         """See `ChromaTable._filtered`: few rows are compared with, of many the index's nearest are looked at first."""
-        journal, count = self._journal, self._journal.count(self._name)
+        journal = self._journal
+        count = journal.count(self._name)
         in_memory = self._comparison.holds(journal)
         most = _FEW_IN_MEMORY if in_memory else _FEW
         keys: Keys | None = None
