@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "adapters": FOUNDATION | {"images", "models", "embedding"},
     "scenes": FOUNDATION,
     "training": FOUNDATION | {"images", "models", "embedding", "scenes"},
-    "evaluation": FOUNDATION | {"images", "models", "embedding", "store", "search", "ingest", "scenes", "training"},
+    "evaluation": FOUNDATION
+    | {"images", "models", "embedding", "store", "search", "answering", "ingest", "scenes", "training"},
 }
 EVERYTHING = {"cli", "server"}  # the ends: they may import all rooms, and nobody imports them
 MOST_ENTRIES = 20

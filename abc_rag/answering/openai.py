@@ -6,15 +6,13 @@ By httpx, which is all that one request and its stream need; OpenAI's own packag
 from __future__ import annotations
 
 import base64
-import ipaddress
 import json
 import math
-import os
-import urllib.parse
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from abc_rag.answering.endpoint import checked_url, is_loopback, key_in
 from abc_rag.answering.generator import GenerationRequest, Generator, Outcome
 from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ABCRagError, GenerationError, InputError, MissingExtraError
@@ -66,7 +64,7 @@ class OpenAIGenerator(Generator):
             raise InputError(f"model must be a name that the server knows, not {model!r}")
         if type(timeout_s) not in (int, float) or not 0 < timeout_s < math.inf:
             raise InputError(f"timeout_s must be a finite number of seconds above 0, not {timeout_s!r}")
-        self._url, self._local = _checked_url(base_url)
+        self._url = checked_url(base_url)
         self._model = model
         self._key_env = api_key_env
         self._timeout_s = float(timeout_s)
@@ -80,16 +78,12 @@ class OpenAIGenerator(Generator):
         return self._model
 
     def _headers(self) -> dict[str, str]:
-        if self._key_env is None:
-            return {}
-        key = os.environ.get(self._key_env, "").strip()
-        if not key or not key.isascii() or not key.isprintable():
-            raise InputError(f"${self._key_env} holds no usable key; set it to the key for this server")
-        return {"Authorization": f"Bearer {key}"}
+        key = key_in(self._key_env, self._url)
+        return {} if key is None else {"Authorization": f"Bearer {key}"}
 
     def _client(self) -> dict[str, Any]:
         # A server on this machine is never asked through a proxy, whatever the environment says.
-        return {"timeout": self._timeout_s, "trust_env": not self._local, "headers": self._headers()}
+        return {"timeout": self._timeout_s, "trust_env": not is_loopback(self._url), "headers": self._headers()}
 
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -237,22 +231,3 @@ class _Events:
         counts = [self._usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         prompt, new = (count if type(count) is int else None for count in counts)
         return Outcome("stop" if self._finish == "stop" else "length", prompt, new)
-
-
-def _checked_url(url: str) -> tuple[str, bool]:
-    """The URL, and whether it points to this machine. Messages do not repeat it: it may hold a password."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except (ValueError, TypeError, AttributeError):
-        usable = False
-    if not usable:
-        raise InputError("base_url must be an http:// or https:// address, such as http://127.0.0.1:8000/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError("base_url must have no user, password, query or fragment; pass a key through api_key_env")
-    host = parts.hostname or ""
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost" or host.endswith(".localhost")
-    return url.rstrip("/").removesuffix("/chat/completions"), local

@@ -193,7 +193,7 @@ def test_no_server_no_key_no_picture(server: Server, generator: Generator, monke
     with pytest.raises(ImageError, match=r"missing\.png"):
         generator.generate([user("and ", SMALL.parent / "missing.png")])
     monkeypatch.delenv("NO_KEY", raising=False)
-    with pytest.raises(InputError, match=r"\$NO_KEY holds no usable key"):
+    with pytest.raises(InputError, match=r"\$NO_KEY is not set"):
         OpenAIGenerator(server.url, "a-model", api_key_env="NO_KEY")
     with pytest.raises(InputError, match="gives no probabilities"):
         generator.score(CONVERSATIONS["text"], ["yes"])

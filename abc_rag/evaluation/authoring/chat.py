@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import base64
 import email.utils
-import ipaddress
 import json
 import logging
 import math
-import os
 import random
 import time
-import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from abc_rag.answering.endpoint import checked_url, is_loopback, key_in
 from abc_rag.errors import ABCRagError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["DEFAULT_BASE_URL", "Describer", "OpenAIDescriber", "is_loopback"]
+__all__ = ["DEFAULT_BASE_URL", "Describer", "OpenAIDescriber"]
 
 _LOG = logging.getLogger(__name__)
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -107,14 +105,14 @@ class OpenAIDescriber(Describer):
         if type(retries) is not int or retries < 0:
             raise InputError(f"retries must be an int of at least 0, not {retries!r}")
         self._model = model
-        self._base_url = _checked_url(base_url)
+        self._base_url = checked_url(base_url)
         if api_key_env is None and self._base_url == DEFAULT_BASE_URL:
             api_key_env = _DEFAULT_KEY
         self._key_env = api_key_env
         self._timeout_s = float(timeout_s)
         self._retries = retries
         self._structured = True
-        self._key()  # reports a missing key at once
+        key_in(self._key_env, self._base_url)  # reports a missing key at once
 
     @property
     def name(self) -> str:
@@ -150,17 +148,6 @@ class OpenAIDescriber(Describer):
             self._structured = False
             return answer
 
-    def _key(self) -> str | None:
-        if self._key_env is None:
-            return None
-        key = os.environ.get(self._key_env, "").strip()
-        if not key:
-            raise InputError(f"${self._key_env} is not set; set it to the key for {self._base_url}")
-        # Checked here, as httpx would repeat the key in its message.
-        if not key.isascii() or not key.isprintable():
-            raise InputError(f"${self._key_env} holds characters that no key has; correct it")
-        return key
-
     def _send(self, request: Mapping[str, Any]) -> dict[str, Any]:
         wait, tries = 1.0, 1
         while True:
@@ -184,7 +171,7 @@ class OpenAIDescriber(Describer):
         except ModuleNotFoundError as error:
             raise MissingExtraError.for_module(error, "asking a chat model", extra="evaluate") from error
 
-        key = self._key()
+        key = key_in(self._key_env, self._base_url)
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # A server on this machine is never asked through a proxy, whatever the environment says.
         trust = not is_loopback(self._base_url)
@@ -229,29 +216,6 @@ class OpenAIDescriber(Describer):
             where = f"check ${self._key_env}" if self._key_env else "name the key's variable in api_key_env"
             raise ABCRagError(f"{self._base_url}: {message}; {where}")
         raise ABCRagError(f"{self._base_url}: {message}; check the base URL and the model's name")
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL points to this machine."""
-    host = urllib.parse.urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _checked_url(url: str) -> str:
-    # The messages do not repeat the URL: it may hold a password.
-    try:
-        parts = urllib.parse.urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except (ValueError, TypeError, AttributeError):
-        usable = False
-    if not usable:
-        raise InputError("base_url must be an http:// or https:// address, such as http://127.0.0.1:8000/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError("base_url must have no user, password, query or fragment; pass a key through api_key_env")
-    return url.rstrip("/").removesuffix("/chat/completions")
 
 
 def _text_of(answer: Mapping[str, Any]) -> str:
