@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-__all__ = ["Keywords", "by_trigrams", "by_words"]
+__all__ = ["Keywords", "by_trigrams", "by_words", "stripped"]
 
 # Bounds on what a question may cost. A word that is longer is no word.
 _MOST_WORDS = 64
@@ -109,7 +110,7 @@ def _words(text: str) -> tuple[list[str], bool]:
     names = True
     asking = []
     for match in _CHUNK.finditer(text):
-        chunk = _trimmed(match[0])
+        chunk = stripped(match[0], _is_mark)
         if not chunk or len(chunk) > _LONGEST_WORD:
             names = names and not chunk
             continue
@@ -131,14 +132,14 @@ def _words(text: str) -> tuple[list[str], bool]:
     return found, names and bool(found)
 
 
-def _trimmed(chunk: str) -> str:
-    """A chunk without the punctuation around it; empty where it is nothing else."""
-    start, end = 0, len(chunk)
-    while start < end and _is_mark(chunk[start]):
+def stripped(text: str, is_edge: Callable[[str], bool]) -> str:
+    """A text without the characters at both ends that are edges."""
+    start, end = 0, len(text)
+    while start < end and is_edge(text[start]):
         start += 1
-    while end > start and _is_mark(chunk[end - 1]):
+    while end > start and is_edge(text[end - 1]):
         end -= 1
-    return chunk[start:end]
+    return text[start:end]
 
 
 def _is_mark(char: str) -> bool:

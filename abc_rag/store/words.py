@@ -13,13 +13,13 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeVar
 
 from abc_rag.errors import StoreError
 from abc_rag.store.keywords import Keywords, by_trigrams, by_words
 
-__all__ = ["Words"]
+__all__ = ["Words", "transaction"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,20 @@ _FILE = (
 _MOST_GRAMS = 200
 _SOME = 900  # variables in a statement
 _DAMAGE = ("malformed", "corrupt", "constructor failed", "no such table", "not a database")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection, lock: AbstractContextManager[object]) -> Iterator[sqlite3.Connection]:
+    """Change the file as a whole or not at all."""
+    with lock:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
 
 
 class Words:
@@ -71,7 +85,7 @@ class Words:
             if "no such module" not in str(error) and "no such tokenizer" not in str(error):
                 raise
             logger.warning("%s: no keyword search, as SQLite %s lacks it (%s)", self._place, _sqlite(), error)
-            with self._transaction() as to:
+            with transaction(self._connection, self._lock) as to:
                 _drop_triggers(to)  # without them rows can be written, and whoever has FTS5 makes the index anew
             return False
         return True
@@ -95,25 +109,13 @@ class Words:
 
     def rebuild(self) -> None:
         """Make the index anew from the rows."""
-        with self._transaction() as to:
+        with transaction(self._connection, self._lock) as to:
             _drop_triggers(to)
             for index in ("words_vocabulary", *_INDEXES):
                 to.execute(f"DROP TABLE IF EXISTS {index}")
             to.execute("DROP VIEW IF EXISTS words")
             for statement in _schema():
                 to.execute(statement)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-                raise
 
     def mended(self, use: Callable[[], T]) -> T:
         """``use()``; once more where the index turns out to be damaged, after it was made anew."""
@@ -131,7 +133,7 @@ class Words:
         found = []
         for index in _INDEXES if self.available else ():
             try:
-                with self._transaction() as to:
+                with transaction(self._connection, self._lock) as to:
                     to.execute(f"INSERT INTO {index} ({index}, rank) VALUES ('integrity-check', 1)")
             except sqlite3.DatabaseError as error:
                 found.append(f"the keyword index {index!r} does not fit to the records ({error})")

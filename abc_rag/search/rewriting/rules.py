@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from abc_rag.search.rewriting.rewriter import WHOLE_PICTURE, Rewrite, Rewriter, Wants
+from abc_rag.store.keywords import stripped
 
 __all__ = ["RuleRewriter", "follows_up"]
 
@@ -120,12 +121,7 @@ class _Quotes:
 
 def _trimmed(text: str) -> str:
     """Strip punctuation and emoji from both ends."""
-    start, end = 0, len(text)
-    while start < end and _is_edge(text[start]):
-        start += 1
-    while end > start and _is_edge(text[end - 1]):
-        end -= 1
-    return text[start:end]
+    return stripped(text, _is_edge)
 
 
 def _is_edge(character: str) -> bool:

@@ -35,7 +35,7 @@ from abc_rag.errors import StoreError
 from abc_rag.store.chroma.fields import FIELD_TABLES, Keys, change_fields, few_keys, forget_fields, keys_of
 from abc_rag.store.filters import Condition
 from abc_rag.store.table import PAGE
-from abc_rag.store.words import Words
+from abc_rag.store.words import Words, transaction
 from abc_rag.types import Record, Vectors
 
 __all__ = ["CHROMA_FILE", "Journal", "check_regular", "index_folders"]
@@ -133,14 +133,8 @@ class Journal:
     def _transaction(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
         with self._lock:
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-                raise
+            with transaction(self._connection, self._lock) as connection:
+                yield connection
 
     def begin(
         self, name: str, rows: Iterable[tuple[Record, Vectors]], removed: Sequence[str], mark: str | None
