@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from pathspec import GitIgnoreSpec
 
@@ -70,6 +70,7 @@ def find_files(
     *,
     exclude: Sequence[str] = (),
     follow_links: bool = False,
+    noted: Callable[[str], str | None] = lambda _: None,
 ) -> list[Found]:
     """Every file to index, once each, in a fixed order.
 
@@ -78,6 +79,8 @@ def find_files(
         report: Receives folders that cannot be listed, and counts what was left out.
         exclude: Patterns of what to leave out, relative to each folder, in the syntax of ``.gitignore``.
         follow_links: Also read what links in the folders point to outside all of ``paths``.
+        noted: What a file was that has not changed since (`abc_rag.ingest.notes.FileNotes.kind`); None where that is
+            not known. Other files whose names do not tell are opened.
 
     Raises:
         InputError: ``paths`` or ``exclude`` is no list, a pattern is malformed, or a path does not exist.
@@ -89,7 +92,7 @@ def find_files(
     for path in given:
         if not os.path.exists(path):
             raise InputError(f"{path}: no such file or folder")
-    walk = _Walk([Path(os.path.realpath(path)) for path in given], exclude, follow_links, report)
+    walk = _Walk([Path(os.path.realpath(path)) for path in given], exclude, follow_links, report, noted)
     found: dict[Path, FileKind | None] = {}
     for path in given:
         if os.path.isdir(path):
@@ -97,7 +100,7 @@ def find_files(
         else:
             # The folder without links, so that one file has one name; but its own name, which says what it is.
             real = Path(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-            found[real] = _kind_of(real)
+            found[real] = _kind_of(real, noted)
     return [Found(path, kind) for path, kind in found.items()]
 
 
@@ -107,8 +110,14 @@ def kind_of_name(path: str | os.PathLike[str]) -> Modality | None:
     return "image" if suffix in IMAGE_SUFFIXES else "text" if suffix in TEXT_SUFFIXES else None
 
 
-def _kind_of(path: Path) -> FileKind | None:
-    kind: FileKind | None = kind_of_name(path)
+def _known_kind(path: Path, noted: Callable[[str], str | None]) -> FileKind | None:
+    """What a file is, if it need not be opened to tell."""
+    kind = kind_of_name(path) or noted(str(path))
+    return cast("FileKind", kind) if kind in ("text", "image", "document") else None
+
+
+def _kind_of(path: Path, noted: Callable[[str], str | None]) -> FileKind | None:
+    kind = _known_kind(path, noted)
     if kind is None:
         try:
             head, tail = head_and_tail(path)
@@ -142,11 +151,19 @@ class _Rules:
 class _Walk:
     """Walks over folders; what it leaves out is counted, a folder as one."""
 
-    def __init__(self, roots: Sequence[Path], exclude: Sequence[str], follow_links: bool, report: IndexReport) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        exclude: Sequence[str],
+        follow_links: bool,
+        report: IndexReport,
+        noted: Callable[[str], str | None],
+    ) -> None:
         self._roots = roots
         self._exclude = exclude
         self._follow_links = follow_links
         self._report = report
+        self._noted = noted
         self._seen: set[Path] = set()
 
     def folder(self, root: Path) -> Iterator[tuple[Path, FileKind]]:
@@ -207,7 +224,7 @@ class _Walk:
         """What a file is, or why it is left out."""
         if _KEPT_COPY.fullmatch("/".join(path.parts[-2:])):
             return None, _STORES
-        kind = kind_of_name(path)
+        kind = _known_kind(path, self._noted)
         if kind is not None:
             return kind, None
         try:

@@ -37,7 +37,7 @@ class FileNotes:
 
     Args:
         path: The file; made with the first note.
-        trust: Whether `ids` answers at all; notes are made in any case.
+        trust: Whether `ids` and `kind` answer at all; notes are made in any case.
     """
 
     def __init__(self, path: Path, *, trust: bool = True) -> None:
@@ -59,17 +59,26 @@ class FileNotes:
             opened.close()
 
     def ids(self, path: str, kind: str) -> list[str] | None:
-        """The ids of what is in a file; None where it is not known, or the file may have changed."""
+        """What `put` was told of a file; None where it is not known, or the file may have changed."""
+        noted, ids = self._noted(path)
+        return list(json.loads(ids)) if noted == kind else None
+
+    def kind(self, path: str) -> str | None:
+        """The kind of a file; None where it is not known, or the file may have changed."""
+        return self._noted(path)[0]
+
+    def _noted(self, path: str) -> tuple[str | None, str]:
+        """The kind of a file and what was noted of it."""
         if not self._trust:
-            return None
+            return None, ""
         try:
             status = os.stat(path)
         except OSError:
-            return None
+            return None, ""
         rows = self._run("SELECT size, changed, kind, ids FROM files WHERE path = ?", (_name(path),), write=False)
-        if not rows or rows[0][:3] != (status.st_size, status.st_mtime_ns, kind):
-            return None
-        return list(json.loads(rows[0][3]))
+        if not rows or rows[0][:2] != (status.st_size, status.st_mtime_ns):
+            return None, ""
+        return rows[0][2:]
 
     def before(self, path: str) -> os.stat_result | None:
         """What to hand to `put` when the file has been read; None where that would be too soon after its last change.
@@ -88,7 +97,14 @@ class FileNotes:
         return status if age >= tick else None
 
     def put(self, path: str, kind: str, before: os.stat_result | None, ids: Sequence[str]) -> None:
-        """Note what was found in a file, if it did not change while it was read."""
+        """Note what was found in a file, if it did not change while it was read.
+
+        Args:
+            path: The file.
+            kind: What it is.
+            before: From `before`.
+            ids: Of what is in it; of a document, its hash and the name of its reader.
+        """
         try:
             after = os.stat(path)
         except OSError:

@@ -19,7 +19,7 @@ from abc_rag.errors import ABCRagError, InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.open import mime_type_of
 from abc_rag.images.read import read_bytes
-from abc_rag.ingest.documents.open import OpenDocument
+from abc_rag.ingest.documents.open import OpenDocument, noted_reading
 from abc_rag.ingest.documents.options import DEFAULT_OPTIONS, DocumentOptions
 from abc_rag.ingest.documents.process import DocumentProcess
 from abc_rag.ingest.documents.readers import READERS
@@ -111,6 +111,10 @@ class _Run:
         reason = str(named(error, str(paths[0]))).removeprefix(f"{paths[0]}: ")
         self.report.failed += [(str(path), reason) for path in paths]
 
+    def has(self, sha256: str, reading: str) -> bool:
+        """Whether a document has been found already, or all of it is stored."""
+        return sha256 in self.read or self.documents.is_complete(sha256, reading, self.store, self.facets)
+
     def finish(self, item: _Item, results: list[Vectors | ABCRagError]) -> None:
         """Take what came of an item; store it together with others, soon."""
         self.pending.append((item, results))
@@ -176,7 +180,7 @@ def index_paths(
     another file of this run holds. What came from a file that can no longer be used stays, and, unless ``prune`` is
     set, what came from one that is gone.
 
-    A file that has the size and the time of change that it had when it was read last is not read again, unless
+    A file that has the size and the time of change that it had when it was read last is not opened again, unless
     ``verify`` is set: what was in it is noted beside the store (`abc_rag.store.Store.notes_file`). A file that changed
     only a moment before it was read is read once more by the next run.
 
@@ -209,7 +213,8 @@ def index_paths(
     """
     report = IndexReport()
     chosen = checked_facets(facets, embedder)
-    files = find_files(paths, report, exclude=exclude, follow_links=follow_links)
+    with FileNotes(store.notes_file, trust=not verify) as notes:
+        files = find_files(paths, report, exclude=exclude, follow_links=follow_links, noted=notes.kind)
     store.roots.add(paths)
     if follow_links:
         store.roots.add(found.path for found in files if os.path.realpath(found.path) != str(found.path))
@@ -316,20 +321,22 @@ def _items(files: Sequence[Found], run: _Run) -> Iterator[_Item | None]:
 def _parts(path: Path, run: _Run) -> Iterator[_Item]:
     """What has to be embedded of a document."""
     name = str(path)
+    noted = run.notes.ids(name, "document")
+    if noted and run.has(noted[0], noted_reading(noted, run.options)):
+        _unchanged(path, noted[0], run)
+        return
+    before = run.notes.before(name)
     try:
         document = OpenDocument.of(path, run.options)
     except ABCRagError as error:
         run.report.failed.append((name, str(error).removeprefix(f"{name}: ")))
         return
     sha256 = document.sha256
-    ids = run.documents.ids(sha256)
-    # Equal documents are one, under the first of their names.
-    if sha256 in run.read or run.documents.is_complete(sha256, document.reading, run.store, run.facets):
-        if sha256 not in run.read:
-            run.report.unchanged += len(ids)
-            run.seen.put((id_, name) for id_ in ids)
+    run.notes.put(name, "document", before, [sha256, document.reader.name])
+    if run.has(sha256, document.reading):
+        _unchanged(path, sha256, run)
     else:
-        stored, ids = ids, set()
+        stored, ids = run.documents.ids(sha256), set[str]()
         try:
             for chunk in document.chunks(run.process):
                 ids.update(made.record.id for made in chunk)
@@ -344,6 +351,16 @@ def _parts(path: Path, run: _Run) -> Iterator[_Item]:
             run.report.failed.append((name + page, unread.reason))
         if document.last is not None and document.last.record.id in stored:
             run.closed.append(document.last.record)
+        run.read.add(sha256)
+        _replaced(path, ids, run)
+
+
+def _unchanged(path: Path, sha256: str, run: _Run) -> None:
+    """A document that is stored. Equal documents are one, under the first of their names."""
+    ids = run.documents.ids(sha256)
+    if sha256 not in run.read:
+        run.report.unchanged += len(ids)
+        run.seen.put((id_, str(path)) for id_ in ids)
     run.read.add(sha256)
     _replaced(path, ids, run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +16,13 @@ from abc_rag.ingest.documents.parts import Part, Unread
 from abc_rag.ingest.documents.process import DocumentProcess
 from abc_rag.ingest.documents.read import document_bytes, reader_for
 from abc_rag.ingest.documents.reader import Reader
+from abc_rag.ingest.documents.readers import READERS
 from abc_rag.ingest.documents.records import Documents, Made, reading_of, records_of
 from abc_rag.ingest.documents.splitting import passages
 from abc_rag.store.pictures import KeptPictures
 from abc_rag.types import Record
 
-__all__ = ["OpenDocument", "document_records"]
+__all__ = ["OpenDocument", "document_records", "noted_reading"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,11 @@ class OpenDocument:
                 self.unread.append(part)
             else:
                 yield part
+
+
+def noted_reading(noted: Sequence[str], options: DocumentOptions) -> str:
+    """How a document is read of which hash and reader are noted; empty if there is no such reader."""
+    return next((reading_of(reader, options) for reader in READERS if [reader.name] == list(noted[1:])), "")
 
 
 def document_records(

@@ -19,6 +19,8 @@ from abc_rag.ingest.documents import DocumentOptions
 from abc_rag.ingest.paths import index_paths
 from abc_rag.search.pictures import Pictures
 
+OLD = 1_700_000_000_000_000_000
+
 
 def write(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
@@ -68,6 +70,48 @@ def test_again_embeds_nothing_and_reads_nothing(
     report, embedded = index()
     assert (counts(report), embedded) == ((0, 5, 0, 0), 0)
     assert {record.id: record for record in store.records()} == before
+
+
+def test_an_unchanged_document_is_not_opened_but_to_verify(folder: Path, store: ChromaStore) -> None:
+    path = write(folder / "manual.pdf", manual())
+    os.utime(path, ns=(OLD, OLD))
+    index_paths([folder], Counting(), store)
+    size = path.stat().st_size
+    write(path, b"x" * size)  # whoever opens it notices
+    os.utime(path, ns=(OLD, OLD))
+    for _ in range(2):
+        report = index_paths([folder], Counting(), store)
+        assert (counts(report), report.left_out) == ((0, 5, 0, 0), {})
+    assert index_paths([folder], Counting(), store, verify=True).left_out
+
+
+def test_a_document_with_another_content_of_the_same_size_and_time_is_found_to_verify(
+    folder: Path, store: ChromaStore
+) -> None:
+    words = [pdf([PDFPage(texts=[(50, 500, 12, word)])]) for word in ("one", "two")]
+    assert len(words[0]) == len(words[1])
+    for data, verify, found in zip(
+        (words[0], words[1], words[1]), (False, False, True), ("one", "one", "two"), strict=True
+    ):
+        path = write(folder / "a.pdf", data)
+        os.utime(path, ns=(OLD, OLD))
+        index_paths([folder], Counting(), store, verify=verify)
+        assert {record.text for record in store.records() if record.text} == {found}
+    os.utime(path, ns=(OLD + 1, OLD + 1))  # another time of the same content: it is read, and nothing else
+    embedder = Counting()
+    assert counts(index_paths([folder], embedder, store)) == (0, 2, 0, 0)
+    assert embedder.embedded == 0
+
+
+def test_what_the_store_lost_of_an_unchanged_document_is_read_again(folder: Path, store: ChromaStore) -> None:
+    path = write(folder / "manual.pdf", manual())
+    os.utime(path, ns=(OLD, OLD))
+    index_paths([folder], Counting(), store)
+    assert store.delete([next(record.id for record in store.records() if record.page == 1)]) == 1
+    assert counts(index_paths([folder], Counting(), store)) == (1, 4, 0, 0)
+    facets = index_paths([folder], Counting(), store, facets=["what is at the top?"])
+    assert (counts(facets), facets.facets) == ((0, 5, 0, 0), 3)
+    assert counts(index_paths([folder], Counting(), store, documents=DocumentOptions(dpi=40)))[0] > 0
 
 
 _KILLED = """
