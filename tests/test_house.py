@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": FOUNDATION | {"images"},
     "embedding": FOUNDATION | {"images", "models"},
     "store": FOUNDATION | {"images"},
-    "search": FOUNDATION | {"images", "embedding", "store"},
+    "search": FOUNDATION | {"images", "models", "embedding", "store"},
     "answering": FOUNDATION | {"images", "models", "embedding", "store", "search"},
     "ingest": FOUNDATION | {"images", "embedding", "store"},
     "bench": FOUNDATION | {"images", "models", "embedding"},

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, get_args
 
 from abc_rag.errors import InputError
+from abc_rag.models.tasks import EXAMPLES
 from abc_rag.search.rewriting.rewriter import WHOLE_PICTURE, Rewrite, Rewriter, Wants
 from abc_rag.search.rewriting.rules import RuleRewriter
 
@@ -59,23 +60,6 @@ ANSWER_SCHEMA: dict[str, Any] = {
 }
 """JSON schema of the answer that `LLMRewriter` expects, for models with structured output."""
 
-_EXAMPLES: tuple[tuple[str, bool, Rewrite], ...] = (
-    (
-        "could you please show me a picture of a dog on a red background?",
-        False,
-        Rewrite(WHOLE_PICTURE, "a dog on a red background", "image"),
-    ),
-    ("a shirt with a white collar", False, Rewrite("look at the collar", "a shirt with a white collar", "any")),
-    (
-        "photos in which the background is blue",
-        False,
-        Rewrite("what colour is the background?", "a blue background", "image"),
-    ),
-    ("find the paragraph about refunds", False, Rewrite(WHOLE_PICTURE, "refunds", "text")),
-    ("what does the turtle eat?", False, Rewrite(WHOLE_PICTURE, "what the turtle eats", "any")),
-    ("Hi! What's on the left in this picture?", True, Rewrite("what is on the left?", "the object on the left", "any")),
-    ("find shirts with the same collar", True, Rewrite("the collar", "shirts with the same collar", "image")),
-)
 _TASK = f"""\
 Rewrite a user's question for a search among pictures and passages. Answer with one JSON object and nothing else:
 - "instruction": what to look at in a picture, as a short question or imperative. If the question comes with a picture \
@@ -94,8 +78,8 @@ def _input_line(question: str, has_image: bool) -> str:
 
 def _prompt(question: str, has_image: bool) -> str:
     lines = [_TASK]
-    for asked, with_image, rewritten in _EXAMPLES:
-        answer = {"instruction": rewritten.instruction, "target": rewritten.target, "wants": rewritten.wants}
+    for asked, with_image, instruction, target, wants in EXAMPLES:
+        answer = {"instruction": instruction, "target": target, "wants": wants}
         lines += ["Input:", _input_line(asked, with_image), "Output:", json.dumps(answer), ""]
     return "\n".join([*lines, "Input:", _input_line(question, has_image), "Output:"])
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 from abc_rag.errors import InputError
-
-Wants = Literal["image", "text", "any"]
-WHOLE_PICTURE = "Describe the picture."
-"""The instruction of a question about the whole picture."""
+from abc_rag.models.tasks import WHOLE_PICTURE, Wants
 
 __all__ = ["WHOLE_PICTURE", "AsAsked", "Rewrite", "Rewriter", "Wants"]
 
