@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,41 +11,14 @@ import typer
 from rich.table import Table
 
 from abc_rag.cli.options import (
-    DEFAULT_STORE,
-    AsAskedOption,
-    BackgroundOption,
-    CollectionOption,
-    DepthOption,
-    DeviceOption,
-    DimsOption,
-    DocumentInstructionOption,
-    ImageLimitOption,
-    ItselfOption,
+    EmbedderFlags,
     JsonOption,
-    KeywordIndexOption,
-    KeywordsOption,
-    KOption,
-    MaxTokensOption,
-    MinScoreOption,
-    MinTokensOption,
-    MmrOption,
-    ModelOption,
+    KeywordStoreFlags,
     OnlyOption,
-    QueryInstructionOption,
-    RerankOption,
-    ResolutionOption,
-    RootOption,
-    StoreOption,
-    TraceOption,
-    UrlOption,
-    WeightsOption,
     WhereOption,
     expanded,
     filter_of,
-    image_limits,
-    open_embedder,
-    open_store,
-    require_filled,
+    grouped,
 )
 from abc_rag.cli.output import cell, console, heading, labelled, place_of, print_json, say
 from abc_rag.errors import InputError
@@ -57,7 +29,7 @@ if TYPE_CHECKING:
     from abc_rag.search.answer import Answer
     from abc_rag.search.retriever import Retriever
     from abc_rag.store.chroma.store import ChromaStore
-    from abc_rag.types import Modality, Trace
+    from abc_rag.types import Trace
 
 __all__ = ["Asking", "ask", "picture_of", "show_answer"]
 
@@ -70,17 +42,37 @@ class Asking:
         InputError: An option is out of its range.
     """
 
-    k: int
-    only: Modality | None
-    itself: bool
-    rerank: bool | None
-    keywords: bool | None
-    mmr: float | None
-    min_score: float | None
-    as_asked: bool
-    trace: bool
-    roots: Sequence[Path]
-    limits: ImageLimits
+    k: Annotated[int, typer.Option("-k", min=1, help="Maximum number of hits.")] = 4
+    where: WhereOption = None
+    only: OnlyOption = None
+    itself: Annotated[bool, typer.Option("--itself", help="Let the picture of the question be found as well.")] = False
+    rerank: Annotated[
+        bool | None,
+        typer.Option(
+            "--rerank/--no-rerank",
+            help="Rerank pictures under the instruction. Default: where the question looks for pictures.",
+        ),
+    ] = None
+    keywords: Annotated[
+        bool | None,
+        typer.Option(
+            "--keywords/--no-keywords",
+            help="Search for words too, counting hits with any of them. Default: counting hits with all of them.",
+        ),
+    ] = None
+    mmr: Annotated[
+        float | None, typer.Option("--mmr", help="Diversify the hits: 1 ranks by score alone, 0 by difference.")
+    ] = None
+    min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out hits below this, in [0, 1].")] = None
+    as_asked: Annotated[bool, typer.Option("--as-asked", help="Do not rewrite the question.")] = False
+    trace: Annotated[bool, typer.Option("--trace", help="Show how each score came about.")] = False
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--root",
+            help="Folder whose pictures may be opened although they were not indexed on this machine; repeat for more.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without a model."""
@@ -88,7 +80,7 @@ class Asking:
             if value is not None and not 0.0 <= value <= 1.0:
                 raise InputError(f"{name} takes a number between 0 and 1, not {value}")
 
-    def retriever(self, embedder: Embedder, store: ChromaStore) -> Retriever:
+    def retriever(self, embedder: Embedder, store: ChromaStore, limits: ImageLimits) -> Retriever:
         """What answers."""
         from abc_rag.search.retriever import Retriever
         from abc_rag.search.rewriting.rewriter import AsAsked
@@ -97,13 +89,15 @@ class Asking:
             embedder,
             store,
             rewriter=AsAsked() if self.as_asked else None,
-            image_limits=self.limits,
-            roots=self.roots,
+            image_limits=limits,
+            roots=self.root or (),
         )
 
-    def filter(self, image: Path | None, condition: dict[str, Any] | None) -> dict[str, Any] | None:
+    def filter(
+        self, image: Path | None, condition: dict[str, Any] | None, limits: ImageLimits
+    ) -> dict[str, Any] | None:
         """The filter of a question, which by itself leaves out the very picture that is asked about."""
-        return condition if image is None or self.itself else _without(image, condition, self.limits)
+        return condition if image is None or self.itself else _without(image, condition, limits)
 
     def answer(
         self, retriever: Retriever, question: str | None, image: Path | None, condition: dict[str, Any] | None
@@ -134,37 +128,15 @@ def picture_of(image: Path) -> Path:
     return expanded(image)
 
 
+@grouped
 def ask(
     question: Annotated[str | None, typer.Argument(help="A question or a description; or only --image.")] = None,
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the question is about.")] = None,
-    k: KOption = 4,
-    where: WhereOption = None,
-    only: OnlyOption = None,
-    itself: ItselfOption = False,
-    rerank: RerankOption = None,
-    keywords: KeywordsOption = None,
-    mmr: MmrOption = None,
-    min_score: MinScoreOption = None,
-    as_asked: AsAskedOption = False,
-    trace: TraceOption = False,
+    *,
+    asking: Asking,
     html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page with the pictures.")] = None,
-    root: RootOption = None,
-    model: ModelOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    url: UrlOption = None,
-    keyword_index: KeywordIndexOption = None,
-    collection: CollectionOption = "abc",
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
-    dims: DimsOption = None,
-    query_instruction: QueryInstructionOption = None,
-    document_instruction: DocumentInstructionOption = None,
-    weights: WeightsOption = "full",
-    background: BackgroundOption = None,
-    depth: DepthOption = "published",
-    image_limit: ImageLimitOption = None,
+    embedding: EmbedderFlags,
+    place: KeywordStoreFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question of what was indexed, alone or about a picture."""
@@ -173,38 +145,12 @@ def ask(
         raise InputError("nothing to search for: give a question, --image FILE, or both")
     if question is not None and not question.strip():
         raise InputError("the question is empty; ask something")
-    asking = Asking(
-        k=k,
-        only=only,
-        itself=itself,
-        rerank=rerank,
-        keywords=keywords,
-        mmr=mmr,
-        min_score=min_score,
-        as_asked=as_asked,
-        trace=trace,
-        roots=root or (),
-        limits=image_limits(image_limit),
-    )
     picture = None if image is None else picture_of(image)
-    condition = asking.filter(picture, filter_of(where))
-    require_filled(store, url, collection)
-    embedder = open_embedder(
-        model,
-        device,
-        min_tokens=min_tokens,
-        max_tokens=max_tokens,
-        resolution=resolution,
-        dims=dims,
-        query_instruction=query_instruction,
-        document_instruction=document_instruction,
-        weights=weights,
-        limits=asking.limits,
-        background=background,
-        depth=depth,
-    )
-    with open_store(store, url, collection, embedder.fingerprint, keyword_index) as opened:
-        retriever = asking.retriever(embedder, opened)
+    condition = asking.filter(picture, filter_of(asking.where), embedding.limits)
+    place.require_filled()
+    embedder = embedding.open()
+    with place.open(embedder.fingerprint) as opened:
+        retriever = asking.retriever(embedder, opened, embedding.limits)
         answer = asking.answer(retriever, question, picture, condition)
     page = None
     if html is not None:

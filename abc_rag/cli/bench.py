@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.table import Table
 
-from abc_rag.cli.options import (
-    DeviceOption,
-    JsonOption,
-    MaxTokensOption,
-    MinTokensOption,
-    ModelOption,
-    ResolutionOption,
-    resolution_of,
-)
+from abc_rag.cli.options import JsonOption, ModelFlags, grouped
 from abc_rag.cli.output import console, print_json, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
     from abc_rag.bench.bench import BenchResult
     from abc_rag.embedding.engine.local import LocalEmbedder
+    from abc_rag.embedding.options import EmbedderKeywords
     from abc_rag.models.loader import DType
 
 __all__ = ["bench"]
@@ -30,17 +23,15 @@ __all__ = ["bench"]
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+@grouped
 def bench(
-    model: ModelOption = None,
+    *,
+    model: ModelFlags,
     shape: Annotated[
         str | None,
         typer.Option("--shape", help="tiny, mini, 2b or 7b: random weights of this size instead of a model."),
     ] = None,
-    device: DeviceOption = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
     items: Annotated[int, typer.Option("--items", min=1, help="Estimate the time for this many items.")] = 100_000,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Approximate time to measure for.")] = 30.0,
     as_json: JsonOption = False,
@@ -50,9 +41,9 @@ def bench(
 
     if dtype not in _DTYPES:
         raise InputError(f"--dtype takes {', '.join(_DTYPES)}, not {dtype!r}")
-    if model is not None and shape is not None:
+    if model.model is not None and shape is not None:
         raise InputError("give --model or --shape, not both")
-    embedder = _opened(model, shape, device, cast("DType", dtype), min_tokens, max_tokens, resolution)
+    embedder = _opened(model, shape, cast("DType", dtype))
     result = measure(embedder, items=items, seconds=seconds)
     if as_json:
         print_json(result.to_dict())
@@ -60,41 +51,24 @@ def bench(
         _show(result)
 
 
-def _opened(
-    model: str | None,
-    shape: str | None,
-    device: str,
-    dtype: DType,
-    min_tokens: int | None,
-    max_tokens: int | None,
-    resolution: str | None,
-) -> LocalEmbedder:
+def _opened(model: ModelFlags, shape: str | None, dtype: DType) -> LocalEmbedder:
     from abc_rag.embedding.load import find_device, load_embedder
 
-    if shape is not None and resolution is not None:
-        raise InputError("--resolution is a model's, not a --shape's; give --min-tokens and --max-tokens")
     if shape is None:
-        return cast(
-            "LocalEmbedder",
-            load_embedder(
-                model,
-                device=device,
-                dtype=dtype,
-                min_tokens=min_tokens,
-                max_tokens=max_tokens,
-                resolution=resolution_of(resolution),
-            ),
-        )
+        keywords: EmbedderKeywords = {**model.keywords(), "dtype": dtype}
+        return cast("LocalEmbedder", load_embedder(model.model, **keywords))
+    if model.resolution is not None:
+        raise InputError("--resolution is a model's, not a --shape's; give --min-tokens and --max-tokens")
     from abc_rag.bench.shapes import random_family, shape_config
     from abc_rag.embedding.engine.local import LocalEmbedder
 
     shape_config(shape)
     # One limit alone must not contradict the other's default.
-    least = min(256, max_tokens or 256) if min_tokens is None else min_tokens
-    most = max(1024, least) if max_tokens is None else max_tokens
+    least = min(256, model.max_tokens or 256) if model.min_tokens is None else model.min_tokens
+    most = max(1024, least) if model.max_tokens is None else model.max_tokens
     if least < 1 or least > most:
         raise InputError(f"--min-tokens and --max-tokens must be positive and in order, not {least} and {most}")
-    found = str(find_device(device))
+    found = str(find_device(model.device))
     return LocalEmbedder(lambda: random_family(shape, device=found, dtype=dtype, min_tokens=least, max_tokens=most))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_rag.cli.ask import show_answer
-from abc_rag.cli.options import DeviceOption, JsonOption, open_embedder
+from abc_rag.cli.options import DeviceOption, JsonOption, MiniOption, open_embedder
 from abc_rag.cli.output import print_json, say
 from abc_rag.types import Modality, Record
 
@@ -100,7 +100,7 @@ def run_demo(embedder: Embedder, *, k: int = 4, progress: bool = False) -> tuple
 def demo(
     html: Annotated[Path | None, typer.Option("--html", help="File for the page. Default: a temporary file.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Maximum number of hits.")] = 4,
-    model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
+    model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:

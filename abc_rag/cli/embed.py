@@ -7,23 +7,7 @@ from typing import Annotated
 
 import typer
 
-from abc_rag.cli.options import (
-    BackgroundOption,
-    DepthOption,
-    DeviceOption,
-    DimsOption,
-    DocumentInstructionOption,
-    ImageLimitOption,
-    MaxTokensOption,
-    MinTokensOption,
-    ModelOption,
-    QueryInstructionOption,
-    ResolutionOption,
-    WeightsOption,
-    expanded,
-    image_limits,
-    open_embedder,
-)
+from abc_rag.cli.options import EmbedderFlags, expanded, grouped
 from abc_rag.cli.output import print_json, say
 from abc_rag.errors import InputError
 from abc_rag.files import new_file
@@ -31,24 +15,15 @@ from abc_rag.files import new_file
 __all__ = ["embed"]
 
 
+@grouped
 def embed(
     text: Annotated[list[str] | None, typer.Argument(help="Texts.")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; repeat for more.")] = None,
     instruction: Annotated[str | None, typer.Option("--instruction", help="What to look at in the pictures.")] = None,
     query: Annotated[bool, typer.Option("--query", help="As queries, for models that read them differently.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a NumPy .npy file instead.")] = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
-    dims: DimsOption = None,
-    query_instruction: QueryInstructionOption = None,
-    document_instruction: DocumentInstructionOption = None,
-    weights: WeightsOption = "full",
-    background: BackgroundOption = None,
-    depth: DepthOption = "published",
-    image_limit: ImageLimitOption = None,
+    *,
+    embedding: EmbedderFlags,
 ) -> None:
     """Print the vectors of texts and pictures, one JSON object a line: {"input": ..., "vector": [...]}."""
     import numpy as np
@@ -70,22 +45,7 @@ def embed(
             one.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{one!r} is not valid Unicode ({error.reason}); is the terminal set to UTF-8?") from error
-    limits = image_limits(image_limit)
-    embedder = open_embedder(
-        model,
-        device,
-        min_tokens=min_tokens,
-        max_tokens=max_tokens,
-        resolution=resolution,
-        dims=dims,
-        query_instruction=query_instruction,
-        document_instruction=document_instruction,
-        weights=weights,
-        limits=limits,
-        background=background,
-        depth=depth,
-    )
-    vectors = embedder.embed(inputs, progress=True)
+    vectors = embedding.open().embed(inputs, progress=True)
     if out is not None:
         try:
             with new_file(expanded(out)) as draft, draft.open("wb") as handle:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 from rich.table import Table
@@ -14,11 +14,11 @@ from rich.table import Table
 from abc_rag.cli.options import (
     DeviceOption,
     JsonOption,
-    MaxTokensOption,
-    MinTokensOption,
+    MiniOption,
+    ModelFlags,
     ModelOption,
-    ResolutionOption,
     expanded,
+    grouped,
     open_embedder,
 )
 from abc_rag.cli.output import cell, console, print_json, say
@@ -28,20 +28,10 @@ if TYPE_CHECKING:
     from abc_rag.evaluation.results import Results
 
 
-__all__ = ["OutOption", "evaluate", "finish"]
+__all__ = ["ResultFlags", "RunFlags", "evaluate"]
 
 evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
 
-OutOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", "-o", help="Folder for results.json, report.html and the vectors; a later run continues from it."
-    ),
-]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first rows.")]
-MaxBadOption = Annotated[
-    int, typer.Option("--max-bad", min=0, help="Maximum number of unusable rows and pictures; they are left out.")
-]
 ImagesOption = Annotated[
     Path | None, typer.Option("--images", help="Folder of the pictures. Default: the folder of the data.")
 ]
@@ -51,56 +41,86 @@ LabelsOption = Annotated[
 ]
 
 
-def finish(results: Results, *, out: Path | None, as_json: bool) -> None:
-    """Print and save the results of an ``evaluate`` command.
+class RunKeywords(TypedDict):
+    """What every evaluation takes."""
 
-    Args:
-        results: The results; the command line is added to their settings.
-        out: Where ``results.json`` and ``report.html`` go; None writes nothing.
-        as_json: Print JSON and nothing else.
+    out: Path | None
+    limit: int | None
+    max_bad: int
+    progress: bool
 
-    Raises:
-        InputError: The folder cannot be written to.
-    """
-    from abc_rag.evaluation.report import write_report
 
-    if Path(sys.argv[0]).name in ("abc-rag", "abc-rag.exe", "cli.py"):
-        results = replace(results, settings={**results.settings, "command": shlex.join(["abc-rag", *sys.argv[1:]])})
-    files = None if out is None else write_report(results, expanded(out))
-    if as_json:
-        print_json(results.as_dict())
-        return
-    results.show(console())
-    if files is not None:
-        say(f"results: {files[0]}")
-        say(f"page: {files[1]}")
+@dataclass(frozen=True, kw_only=True)
+class ResultFlags:
+    """Where results go."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for results.json, report.html and the vectors; a later run continues from it."
+        ),
+    ] = None
+    as_json: JsonOption = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder for results."""
+        return None if self.out is None else expanded(self.out)
+
+    def finish(self, results: Results) -> None:
+        """Print and save results; the command line is added to their settings.
+
+        Raises:
+            InputError: The folder cannot be written to.
+        """
+        from abc_rag.evaluation.report import write_report
+
+        if Path(sys.argv[0]).name in ("abc-rag", "abc-rag.exe", "cli.py"):
+            results = replace(results, settings={**results.settings, "command": shlex.join(["abc-rag", *sys.argv[1:]])})
+        files = None if self.folder is None else write_report(results, self.folder)
+        if self.as_json:
+            print_json(results.as_dict())
+            return
+        results.show(console())
+        if files is not None:
+            say(f"results: {files[0]}")
+            say(f"page: {files[1]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(ResultFlags):
+    """Which rows are used, and where results go."""
+
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first rows.")] = None
+    max_bad: Annotated[
+        int, typer.Option("--max-bad", min=0, help="Maximum number of unusable rows and pictures; they are left out.")
+    ] = 100
+
+    def keywords(self) -> RunKeywords:
+        """The options as evaluations take them."""
+        return {"out": self.folder, "limit": self.limit, "max_bad": self.max_bad, "progress": not self.as_json}
 
 
 @evaluate.command("ctrlbench")
+@grouped
 def ctrlbench_command(
     data: Annotated[
         str,
         typer.Argument(help="JSON lines of {image, pairs: [{instruction, phrase}]}; or 'scenes', which needs no data."),
     ],
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
-    out: OutOption = None,
-    limit: LimitOption = None,
-    max_bad: MaxBadOption = 100,
-    as_json: JsonOption = False,
+    *,
+    model: ModelFlags,
+    run: RunFlags,
 ) -> None:
     """Measure whether instructions steer: picture and instruction to phrase, with and without the instruction."""
     from abc_rag.evaluation.ctrlbench import evaluate_ctrlbench
 
-    embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
-    results = evaluate_ctrlbench(embedder, data, out=_folder(out), limit=limit, max_bad=max_bad, progress=not as_json)
-    finish(results, out=out, as_json=as_json)
+    results = evaluate_ctrlbench(model.open(), data, **run.keywords())
+    run.finish(results)
 
 
 @evaluate.command("retrieval")
+@grouped
 def retrieval_command(
     data: Annotated[
         Path, typer.Argument(help="MSCOCO annotations, a Karpathy split file, or JSON lines of {image, captions}.")
@@ -110,35 +130,31 @@ def retrieval_command(
     captions: Annotated[
         int | None, typer.Option("--captions", min=1, help="Use only the first captions of each picture; published: 5.")
     ] = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
-    out: OutOption = None,
-    limit: LimitOption = None,
-    max_bad: MaxBadOption = 100,
-    as_json: JsonOption = False,
+    *,
+    model: ModelFlags,
+    run: RunFlags,
 ) -> None:
     """Measure retrieval of pictures by captions and back (MSCOCO, Flickr30K, your own): R@1, R@5, R@10."""
     from abc_rag.evaluation.retrieval import evaluate_retrieval
 
-    embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
     results = evaluate_retrieval(
-        embedder,
+        model.open(),
         data,
         images=images,
         split=split,
         captions=captions,
-        out=_folder(out),
-        limit=limit,
-        max_bad=max_bad,
-        progress=not as_json,
+        **run.keywords(),
     )
-    finish(results, out=out, as_json=as_json)
+    run.finish(results)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SampleFlags(RunFlags):
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use a random sample of pictures.")] = None
 
 
 @evaluate.command("classification")
+@grouped
 def classification_command(
     data: Annotated[Path, typer.Argument(help="JSON lines of {image, label}, or one subfolder per label.")],
     labels: LabelsOption = None,
@@ -149,35 +165,26 @@ def classification_command(
         ),
     ] = None,
     instruction: Annotated[str | None, typer.Option("--instruction", help="What to look at in every picture.")] = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
-    out: OutOption = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use a random sample of pictures.")] = None,
-    max_bad: MaxBadOption = 100,
-    as_json: JsonOption = False,
+    *,
+    model: ModelFlags,
+    run: _SampleFlags,
 ) -> None:
     """Measure zero-shot classification: accuracy overall and per label, and which labels are confused."""
     from abc_rag.evaluation.classification import TEMPLATE, evaluate_classification
 
-    embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
     results = evaluate_classification(
-        embedder,
+        model.open(),
         data,
         labels=labels,
         templates=template or [TEMPLATE],
         instruction=instruction,
-        out=_folder(out),
-        limit=limit,
-        max_bad=max_bad,
-        progress=not as_json,
+        **run.keywords(),
     )
-    finish(results, out=out, as_json=as_json)
+    run.finish(results)
 
 
 @evaluate.command("vqa")
+@grouped
 def vqa_command(
     data: Annotated[Path, typer.Argument(help="JSON lines of {image, question, answer, candidates}.")],
     instruction_template: Annotated[
@@ -186,34 +193,25 @@ def vqa_command(
     as_asked: Annotated[
         bool, typer.Option("--as-asked/--rewrite", help="Use the question as it stands, or rewrite it by rules.")
     ] = True,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
-    out: OutOption = None,
-    limit: LimitOption = None,
-    max_bad: MaxBadOption = 100,
-    as_json: JsonOption = False,
+    *,
+    model: ModelFlags,
+    run: RunFlags,
 ) -> None:
     """Measure visual question answering: the nearest of several candidate answers to picture and question."""
     from abc_rag.evaluation.vqa import evaluate_vqa
 
-    embedder = open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution)
     results = evaluate_vqa(
-        embedder,
+        model.open(),
         data,
         instruction_template=instruction_template,
         rewrite=not as_asked,
-        out=_folder(out),
-        limit=limit,
-        max_bad=max_bad,
-        progress=not as_json,
+        **run.keywords(),
     )
-    finish(results, out=out, as_json=as_json)
+    run.finish(results)
 
 
 @evaluate.command("resolution")
+@grouped
 def resolution_command(
     data: Annotated[str, typer.Argument(help="Data for the task; or 'scenes' for ctrlbench.")],
     task: Annotated[
@@ -228,10 +226,8 @@ def resolution_command(
     passes: Annotated[int, typer.Option("--passes", min=1, help="Number of timed passes; the median is reported.")] = 5,
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    out: OutOption = None,
-    limit: LimitOption = None,
-    max_bad: MaxBadOption = 100,
-    as_json: JsonOption = False,
+    *,
+    run: RunFlags,
 ) -> None:
     """Compare quality and time at several numbers of image tokens, on your own data."""
     from abc_rag.evaluation.resolution import evaluate_resolution, resolutions
@@ -249,22 +245,15 @@ def resolution_command(
         labels=labels,
         timed=timed,
         passes=passes,
-        out=_folder(out),
-        limit=limit,
-        max_bad=max_bad,
-        progress=not as_json,
+        **run.keywords(),
     )
-    finish(results, out=out, as_json=as_json)
-
-
-def _folder(out: Path | None) -> Path | None:
-    return None if out is None else expanded(out)
+    run.finish(results)
 
 
 @evaluate.command("mini")
 def evaluate_mini_command(
     scenes: Annotated[int, typer.Option("--scenes", help="Number of the 1,000 held-out scenes to use.")] = 1000,
-    model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
+    model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -303,7 +292,7 @@ def evaluate_mini_command(
 def evaluate_twins_command(
     scenes: Annotated[int, typer.Option("--scenes", help="Number of the 1,000 pictures; even.")] = 1000,
     candidates: Annotated[int, typer.Option("--candidates", help="Pictures considered for reranking.")] = 50,
-    model: Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")] = "abc-mini",
+    model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -333,15 +322,16 @@ def evaluate_twins_command(
 
 
 @evaluate.command("keywords")
+@grouped
 def evaluate_keywords_command(
     passages: Annotated[int, typer.Option("--passages", min=100, help="Passages of Python's manual to use.")] = 600,
     model: ModelOption = "abc-mini",
     device: DeviceOption = "auto",
-    out: OutOption = None,
-    as_json: JsonOption = False,
+    *,
+    run: ResultFlags,
 ) -> None:
     """Measure what keywords add to vectors: 200 questions of four kinds over a generated corpus and Python's manual."""
     from abc_rag.evaluation.keywords import evaluate_keywords
 
-    results = evaluate_keywords(open_embedder(model, device), passages=passages, progress=not as_json)
-    finish(results, out=out, as_json=as_json)
+    results = evaluate_keywords(open_embedder(model, device), passages=passages, progress=not run.as_json)
+    run.finish(results)

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abc_rag.cli.options import (
-    DEFAULT_STORE,
-    PARTIAL,
-    BackgroundOption,
-    CollectionOption,
-    DepthOption,
-    DeviceOption,
-    DimsOption,
-    DocumentInstructionOption,
-    ImageLimitOption,
-    JsonOption,
-    MaxTokensOption,
-    MinTokensOption,
-    ModelOption,
-    QueryInstructionOption,
-    ResolutionOption,
-    StoreOption,
-    UrlOption,
-    WeightsOption,
-    WorkersOption,
-    expanded,
-    image_limits,
-    open_embedder,
-    open_store,
-)
+from abc_rag.cli.options import PARTIAL, EmbedderFlags, JsonOption, StoreFlags, expanded, grouped
 from abc_rag.cli.output import in_options, print_json, say, tell
 from abc_rag.errors import InputError
+
+if TYPE_CHECKING:
+    from abc_rag.embedding.options import EmbedderKeywords
 
 __all__ = ["index"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _IndexingFlags(EmbedderFlags):
+    workers: Annotated[int | None, typer.Option("--workers", help="Number of workers that open pictures.")] = None
+
+    def keywords(self) -> EmbedderKeywords:
+        from abc_rag.embedding.settings import EngineSettings
+
+        return {**super().keywords(), "engine": EngineSettings(workers=self.workers)}
+
+
+@grouped
 def index(
     paths: Annotated[list[Path], typer.Argument(help="Pictures, documents, .txt and .md files, and folders of them.")],
     facet: Annotated[
@@ -70,48 +61,20 @@ def index(
         str | None,
         typer.Option("--document-password", envvar="ABC_RAG_DOCUMENT_PASSWORD", help="Opens encrypted documents."),
     ] = None,
-    background: BackgroundOption = None,
-    depth: DepthOption = "published",
-    image_limit: ImageLimitOption = None,
-    model: ModelOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    url: UrlOption = None,
-    collection: CollectionOption = "abc",
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
-    dims: DimsOption = None,
-    query_instruction: QueryInstructionOption = None,
-    document_instruction: DocumentInstructionOption = None,
-    weights: WeightsOption = "full",
-    workers: WorkersOption = None,
+    *,
+    embedding: _IndexingFlags,
+    place: StoreFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Embed pictures, documents and passages into a store. What is stored already is not embedded again."""
     from abc_rag.ingest.documents.options import DocumentOptions
     from abc_rag.ingest.paths import index_paths
 
-    limits = image_limits(image_limit)
-    embedder = open_embedder(
-        model,
-        device,
-        min_tokens=min_tokens,
-        max_tokens=max_tokens,
-        resolution=resolution,
-        dims=dims,
-        query_instruction=query_instruction,
-        document_instruction=document_instruction,
-        weights=weights,
-        workers=workers,
-        limits=limits,
-        background=background,
-        depth=depth,
-    )
+    embedder = embedding.open()
     for path in paths:
         if not os.path.exists(expanded(path)):
             raise InputError(f"{path}: no such file or folder")
-    with open_store(store, url, collection, embedder.fingerprint) as opened:
+    with place.open(embedder.fingerprint) as opened:
         before = opened.count()
         try:
             report = index_paths(
@@ -124,7 +87,7 @@ def index(
                 prune=prune,
                 prune_most=1.0 if yes else 0.5,
                 verify=verify,
-                limits=limits,
+                limits=embedding.limits,
                 documents=DocumentOptions(dpi=dpi, password=password),
                 progress=not as_json,
             )
@@ -141,7 +104,7 @@ def index(
             f"{report.added} added, {report.unchanged} unchanged, {report.removed} removed, "
             f"{len(report.failed)} failed, {sum(report.left_out.values())} left out; "
             + (f"{report.facets} facets added; " if facet else "")
-            + f"{total} in {url or store}"
+            + f"{total} in {place.url or place.store}"
         )
         if report.left_out:
             reasons = sorted(report.left_out.items(), key=lambda pair: (-pair[1], pair[0]))

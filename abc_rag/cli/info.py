@@ -8,29 +8,18 @@ from typing import Any
 from rich.table import Table
 
 from abc_rag import __version__
-from abc_rag.cli.options import (
-    DEFAULT_STORE,
-    CollectionOption,
-    DeviceOption,
-    JsonOption,
-    ModelOption,
-    StoreOption,
-    UrlOption,
-    is_store,
-    open_embedder,
-    open_store,
-)
+from abc_rag.cli.options import DeviceOption, JsonOption, ModelOption, StoreFlags, grouped, is_store, open_embedder
 from abc_rag.cli.output import cell, console, print_json
 from abc_rag.errors import InputError
 
 __all__ = ["info"]
 
 
+@grouped
 def info(
     model: ModelOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    url: UrlOption = None,
-    collection: CollectionOption = "abc",
+    *,
+    place: StoreFlags,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -58,11 +47,11 @@ def info(
     if here:
         embedder = open_embedder(name, device)
         facts |= {"fingerprint": str(embedder.fingerprint), "dim": embedder.dim}
-    if url is not None or is_store(store):
-        with open_store(store, url, collection, None) as opened:
+    if place.url is not None or is_store(place.store):
+        with place.open() as opened:
             facts["store"] = {
-                "where": url or str(store),
-                "collection": collection,
+                "where": place.url or str(place.store),
+                "collection": place.collection,
                 "count": opened.count(),
                 "fingerprint": opened.fingerprint,
             }

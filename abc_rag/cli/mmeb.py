@@ -8,22 +8,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from abc_rag.cli.evaluate import OutOption, evaluate, finish
-from abc_rag.cli.options import (
-    DeviceOption,
-    JsonOption,
-    MaxTokensOption,
-    MinTokensOption,
-    ModelOption,
-    ResolutionOption,
-    expanded,
-    open_embedder,
-)
+from abc_rag.cli.evaluate import ResultFlags, evaluate
+from abc_rag.cli.options import ModelFlags, expanded, grouped
 
 __all__ = ["evaluate_mmeb_command", "evaluate_mteb_command", "names_of"]
 
 
 @evaluate.command("mmeb")
+@grouped
 def evaluate_mmeb_command(
     root: Annotated[Path, typer.Argument(help="Folder with MMEB's data sets, as TIGER-Lab/MMEB-eval has them.")],
     datasets: Annotated[
@@ -52,33 +44,30 @@ def evaluate_mmeb_command(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch what is missing from the hub first; several GB.")
     ] = False,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
-    out: OutOption = None,
-    as_json: JsonOption = False,
+    *,
+    model: ModelFlags,
+    run: ResultFlags,
 ) -> None:
     """Measure hit@1 on the data sets of MMEB, with means beside the published ones."""
     from abc_rag.evaluation.mmeb.run import evaluate_mmeb
 
     results = evaluate_mmeb(
-        open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution),
+        model.open(),
         expanded(root),
         datasets=names_of(datasets),
         images=None if images is None else expanded(images),
         prompts=prompts,
-        out=None if out is None else expanded(out),
+        out=run.folder,
         limit=limit,
         max_bad=max_bad,
         download=download,
-        progress=not as_json,
+        progress=not run.as_json,
     )
-    finish(results, out=out, as_json=as_json)
+    run.finish(results)
 
 
 @evaluate.command("mteb")
+@grouped
 def evaluate_mteb_command(
     tasks: Annotated[
         list[str],
@@ -89,25 +78,21 @@ def evaluate_mteb_command(
     name: Annotated[
         str | None, typer.Option("--name", help="organisation/model, under which mteb files the results.")
     ] = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
-    out: OutOption = None,
-    as_json: JsonOption = False,
+    *,
+    model: ModelFlags,
+    run: ResultFlags,
 ) -> None:
     """Run tasks of mteb (MIEB, ViDoRe, ...). mteb fetches their data from the Hugging Face hub."""
     from abc_rag.evaluation.mteb import evaluate_mteb
 
     results = evaluate_mteb(
-        open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution),
+        model.open(),
         names_of(tasks) or [],
-        out=None if out is None else expanded(out),
+        out=run.folder,
         name=name,
-        progress=not as_json,
+        progress=not run.as_json,
     )
-    finish(results, out=out, as_json=as_json)
+    run.finish(results)
 
 
 def names_of(given: list[str] | None) -> list[str] | None:

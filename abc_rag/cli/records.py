@@ -14,19 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from abc_rag.cli.options import (
-    DEFAULT_STORE,
-    CollectionOption,
-    JsonOption,
-    OnlyOption,
-    StoreOption,
-    UrlOption,
-    WhereOption,
-    expanded,
-    filter_of,
-    open_store,
-    require_filled,
-)
+from abc_rag.cli.options import JsonOption, OnlyOption, StoreFlags, WhereOption, expanded, filter_of, grouped
 from abc_rag.cli.output import cell, console, place_of, print_json, say
 from abc_rag.errors import InputError
 
@@ -40,19 +28,19 @@ _LINE = 100  # characters of a passage in a table
 _TABLE_FOLDERS = 10
 
 
+@grouped
 def list_records(
     where: WhereOption = None,
     only: OnlyOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of records.")] = 50,
-    store: StoreOption = DEFAULT_STORE,
-    url: UrlOption = None,
-    collection: CollectionOption = "abc",
+    *,
+    place: StoreFlags,
     as_json: JsonOption = False,
 ) -> None:
     """List what a store holds: ids, kinds, and files or texts."""
     condition = filter_of(where)
-    require_filled(store, url, collection)
-    with open_store(store, url, collection, None) as opened:
+    place.require_filled()
+    with place.open() as opened:
         found = list(itertools.islice(_matching(opened, condition, only), limit + 1))
     if as_json:
         print_json([_fields(record) for record in found[:limit]])
@@ -68,16 +56,16 @@ def list_records(
         say(f"and more; --limit shows more than {limit}")
 
 
+@grouped
 def show(
     ids: Annotated[list[str], typer.Argument(help="Ids, as 'list' and 'ask --json' print them.")],
-    store: StoreOption = DEFAULT_STORE,
-    url: UrlOption = None,
-    collection: CollectionOption = "abc",
+    *,
+    place: StoreFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Show records with all that is stored of them, but their vectors."""
-    require_filled(store, url, collection)
-    with open_store(store, url, collection, None) as opened:
+    place.require_filled()
+    with place.open() as opened:
         records = opened.get(ids)
         facets = opened.facet_names(ids)
     missing = sorted(set(ids) - {record.id for record in records})
@@ -100,20 +88,20 @@ def show(
         say()
 
 
+@grouped
 def remove(
     what: Annotated[list[str], typer.Argument(help="Ids; or files and folders, whether or not they are still there.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    store: StoreOption = DEFAULT_STORE,
-    url: UrlOption = None,
-    collection: CollectionOption = "abc",
+    *,
+    place: StoreFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Remove records from a store, by id or by the file or folder that they came from. No file is deleted but copies.
 
     Pictures that the store keeps copies of lose their copies.
     """
-    require_filled(store, url, collection)
-    with open_store(store, url, collection, None) as opened:
+    place.require_filled()
+    with place.open() as opened:
         chosen = _chosen(what, opened)
         if not chosen:
             raise InputError(f"nothing is stored under {', '.join(map(repr, what))}; 'abc-rag list' shows what is")
@@ -127,21 +115,21 @@ def remove(
     if as_json:
         print_json({"removed": removed, "total": total})
     else:
-        say(f"{removed} removed; {total} in {url or store}")
+        say(f"{removed} removed; {total} in {place.url or place.store}")
 
 
+@grouped
 def stats(
-    store: StoreOption = DEFAULT_STORE,
-    url: UrlOption = None,
-    collection: CollectionOption = "abc",
+    *,
+    place: StoreFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Count what a store holds, by kind, format and folder."""
-    require_filled(store, url, collection)
+    place.require_filled()
     kinds: Counter[str] = Counter()
     formats: Counter[str] = Counter()
     folders: Counter[str] = Counter()
-    with open_store(store, url, collection, None) as opened:
+    with place.open() as opened:
         for record in opened.records():
             kinds[record.modality] += 1
             if record.modality == "image":

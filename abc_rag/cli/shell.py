@@ -10,47 +10,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from abc_rag.cli.ask import Asking, picture_of, show_answer
-from abc_rag.cli.options import (
-    DEFAULT_STORE,
-    PARTIAL,
-    AsAskedOption,
-    BackgroundOption,
-    CollectionOption,
-    DepthOption,
-    DeviceOption,
-    DimsOption,
-    DocumentInstructionOption,
-    ImageLimitOption,
-    ItselfOption,
-    JsonOption,
-    KeywordIndexOption,
-    KeywordsOption,
-    KOption,
-    MaxTokensOption,
-    MinScoreOption,
-    MinTokensOption,
-    MmrOption,
-    ModelOption,
-    OnlyOption,
-    QueryInstructionOption,
-    RerankOption,
-    ResolutionOption,
-    RootOption,
-    StoreOption,
-    TraceOption,
-    UrlOption,
-    WeightsOption,
-    WhereOption,
-    filter_of,
-    image_limits,
-    open_embedder,
-    open_store,
-    require_filled,
-)
+from abc_rag.cli.options import PARTIAL, EmbedderFlags, JsonOption, KeywordStoreFlags, filter_of, grouped
 from abc_rag.cli.output import print_json, read_line, tell
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
+    from abc_rag.images.limits import ImageLimits
     from abc_rag.search.retriever import Retriever
 
 __all__ = ["shell"]
@@ -62,34 +27,12 @@ _COMMANDS = """\
 :quit          leave, as does Ctrl-D; Ctrl-C drops a question"""
 
 
+@grouped
 def shell(
-    k: KOption = 4,
-    where: WhereOption = None,
-    only: OnlyOption = None,
-    itself: ItselfOption = False,
-    rerank: RerankOption = None,
-    keywords: KeywordsOption = None,
-    mmr: MmrOption = None,
-    min_score: MinScoreOption = None,
-    as_asked: AsAskedOption = False,
-    trace: TraceOption = False,
-    root: RootOption = None,
-    model: ModelOption = None,
-    store: StoreOption = DEFAULT_STORE,
-    url: UrlOption = None,
-    keyword_index: KeywordIndexOption = None,
-    collection: CollectionOption = "abc",
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
-    dims: DimsOption = None,
-    query_instruction: QueryInstructionOption = None,
-    document_instruction: DocumentInstructionOption = None,
-    weights: WeightsOption = "full",
-    background: BackgroundOption = None,
-    depth: DepthOption = "published",
-    image_limit: ImageLimitOption = None,
+    *,
+    asking: Asking,
+    embedding: EmbedderFlags,
+    place: KeywordStoreFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Ask many questions, one a line, with the model loaded once; :help lists what else can be typed.
@@ -97,46 +40,26 @@ def shell(
     Lines are read from a terminal or from anything else. With --json each answer is one line of JSON. Where standard
     input is no terminal, the exit status is 3 if a question failed.
     """
-    asking = Asking(
-        k=k,
-        only=only,
-        itself=itself,
-        rerank=rerank,
-        keywords=keywords,
-        mmr=mmr,
-        min_score=min_score,
-        as_asked=as_asked,
-        trace=trace,
-        roots=root or (),
-        limits=image_limits(image_limit),
-    )
-    condition = filter_of(where)
-    require_filled(store, url, collection)
-    embedder = open_embedder(
-        model,
-        device,
-        min_tokens=min_tokens,
-        max_tokens=max_tokens,
-        resolution=resolution,
-        dims=dims,
-        query_instruction=query_instruction,
-        document_instruction=document_instruction,
-        weights=weights,
-        limits=asking.limits,
-        background=background,
-        depth=depth,
-    )
-    with open_store(store, url, collection, embedder.fingerprint, keyword_index) as opened:
-        failed = _Shell(asking, asking.retriever(embedder, opened), condition, as_json=as_json).run()
+    condition, limits = filter_of(asking.where), embedding.limits
+    place.require_filled()
+    embedder = embedding.open()
+    with place.open(embedder.fingerprint) as opened:
+        failed = _Shell(asking, asking.retriever(embedder, opened, limits), condition, limits, as_json=as_json).run()
     if failed and not sys.stdin.isatty():
         raise typer.Exit(PARTIAL)
 
 
 class _Shell:
     def __init__(
-        self, asking: Asking, retriever: Retriever, condition: dict[str, Any] | None, *, as_json: bool
+        self,
+        asking: Asking,
+        retriever: Retriever,
+        condition: dict[str, Any] | None,
+        limits: ImageLimits,
+        *,
+        as_json: bool,
     ) -> None:
-        self._asking, self._retriever, self._json = asking, retriever, as_json
+        self._asking, self._retriever, self._limits, self._json = asking, retriever, limits, as_json
         self._condition = condition
         self._image: Path | None = None
 
@@ -177,7 +100,7 @@ class _Shell:
             self._ask(line)
 
     def _ask(self, question: str) -> None:
-        condition = self._asking.filter(self._image, self._condition)
+        condition = self._asking.filter(self._image, self._condition, self._limits)
         answer = self._asking.answer(self._retriever, question, self._image, condition)
         if self._json:
             print_json(answer.as_dict(), indent=None)

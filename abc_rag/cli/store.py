@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from abc_rag.cli.options import (
-    DEFAULT_STORE,
-    CollectionOption,
-    JsonOption,
-    KeywordIndexOption,
-    StoreOption,
-    UrlOption,
-    open_store,
-    require_filled,
-)
+from abc_rag.cli.options import JsonOption, KeywordStoreFlags, grouped
 from abc_rag.cli.output import print_json, say
 
 __all__ = ["store"]
@@ -26,16 +17,15 @@ _SHOWN = 20
 
 
 @store.command()
+@grouped
 def check(
-    store: StoreOption = DEFAULT_STORE,
-    url: UrlOption = None,
-    keyword_index: KeywordIndexOption = None,
-    collection: CollectionOption = "abc",
+    *,
+    place: KeywordStoreFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Search for all records by their vectors, and check the keyword index; exit status 1 if something is not found."""
-    require_filled(store, url, collection)
-    with open_store(store, url, collection, None, keyword_index) as opened:
+    place.require_filled()
+    with place.open() as opened:
         problems, count = opened.check(), opened.count()
     if as_json:
         print_json({"records": count, "problems": problems})
@@ -50,13 +40,12 @@ def check(
 
 
 @store.command()
+@grouped
 def repair(
-    store: StoreOption = DEFAULT_STORE,
-    url: UrlOption = None,
-    keyword_index: KeywordIndexOption = None,
-    collection: CollectionOption = "abc",
+    *,
+    place: KeywordStoreFlags,
 ) -> None:
     """Build the indexes of a store's folder anew from its journal, or a server's keyword index, without the model."""
-    require_filled(store, url, collection)
-    with open_store(store, url, collection, None, keyword_index) as opened:
+    place.require_filled()
+    with place.open() as opened:
         say(f"{opened.repair()} records, the index is built anew")

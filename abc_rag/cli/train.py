@@ -2,166 +2,144 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from abc_rag.cli.options import (
-    DeviceOption,
-    JsonOption,
-    MaxTokensOption,
-    MinTokensOption,
-    ModelOption,
-    ResolutionOption,
-    expanded,
-    open_embedder,
-)
+from abc_rag.cli.options import JsonOption, ModelFlags, expanded, grouped, resolution_of
 from abc_rag.cli.output import cell, console, print_json, say, tell
+
+if TYPE_CHECKING:
+    from abc_rag.training.config import Config
 
 __all__ = ["train"]
 
 train = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a model.")
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
-DataOption = Annotated[
-    str | None,
-    typer.Option("--data", help="Folder or file of JSON lines, 'abc-pretraining', 'abc-vg-instruct', or 'scenes'."),
-]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run; an unfinished run is resumed.")]
-ImagesOption = Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")]
-StartOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Start from this checkpoint's parts: abc-mini, or a folder with base/, ..."),
-]
-BaseOption = Annotated[str | None, typer.Option("--base", help="Qwen2-VL: a hub id, or a folder (./...).")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="Number of optimiser steps.")]
-PicturesOption = Annotated[int | None, typer.Option("--pictures", help="Pictures per step, over all processes.")]
-ChunkOption = Annotated[
-    int | None, typer.Option("--chunk", help="Pictures computed at once: less memory, the same gradients.")
-]
-SeedOption = Annotated[int | None, typer.Option("--seed")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Any other setting, as name=value; repeat for more.")
-]
-DownloadOption = Annotated[bool | None, typer.Option("--download", help="Fetch a hub data set.")]
-PushOption = Annotated[str | None, typer.Option("--push", help="Then upload to this hub repository (user/name).")]
+
+@dataclass(frozen=True, kw_only=True)
+class _RunFlags:
+    """A run: each option is a setting of its configuration, but ``config``, ``settings`` and ``push``."""
+
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Folder or file of JSON lines, 'abc-pretraining', 'abc-vg-instruct', or 'scenes'."),
+    ] = None
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; an unfinished run is resumed.")] = None
+    images: Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")] = None
+    base: Annotated[str | None, typer.Option("--base", help="Qwen2-VL: a hub id, or a folder (./...).")] = None
+    steps: Annotated[int | None, typer.Option("--steps", help="Number of optimiser steps.")] = None
+    chunk: Annotated[
+        int | None, typer.Option("--chunk", help="Pictures computed at once: less memory, the same gradients.")
+    ] = None
+    seed: Annotated[int | None, typer.Option("--seed")] = None
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, as name=value; repeat for more.")
+    ] = None
+    push: Annotated[str | None, typer.Option("--push", help="Then upload to this hub repository (user/name).")] = None
+
+    def read(self, kind: type[Config]) -> Config:
+        """The configuration."""
+        from abc_rag.training.config import read_config
+
+        given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        model = given.pop("model", None)
+        for name in ("config", "settings", "push"):
+            del given[name]
+        if "resolution" in given:
+            given["resolution"] = resolution_of(given["resolution"])
+        return read_config(kind, self.config, given, self.settings or [], model=model)
+
+    def finish(self, out: Path) -> None:
+        """Say where the adapter is, and upload it."""
+        from accelerate import PartialState
+
+        if not PartialState().is_main_process:
+            return
+        say(f"the adapter is in {out}; what it is: {out / 'README.md'}")
+        if self.push is not None:
+            from abc_rag.training.running.card import push_to_hub
+
+            say(f"uploaded: {push_to_hub(out, self.push)}")
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+@dataclass(frozen=True, kw_only=True)
+class _ABCFlags(_RunFlags):
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Start from this checkpoint's parts: abc-mini, or a folder with base/, ..."),
+    ] = None
+    pictures: Annotated[int | None, typer.Option("--pictures", help="Pictures per step, over all processes.")] = None
+    download: Annotated[bool | None, typer.Option("--download", help="Fetch a hub data set.")] = None
 
 
-def _finish(out: Path, push: str | None) -> None:
-    from accelerate import PartialState
-
-    if not PartialState().is_main_process:
-        return
-    say(f"the adapter is in {out}; what it is: {out / 'README.md'}")
-    if push is not None:
-        from abc_rag.training.running.card import push_to_hub
-
-        say(f"uploaded: {push_to_hub(out, push)}")
-
-
-@train.command("pretrain")
-def pretrain_command(
-    config: ConfigOption = None,
-    data: DataOption = None,
-    out: OutOption = None,
-    images: ImagesOption = None,
-    model: StartOption = None,
-    base: BaseOption = None,
+@dataclass(frozen=True, kw_only=True)
+class _PretrainFlags(_ABCFlags):
     negatives_file: Annotated[
         Path | None,
         typer.Option("--negatives-file", help="Hard negatives from 'abc-rag train mine-negatives'."),
-    ] = None,
-    steps: StepsOption = None,
-    pictures: PicturesOption = None,
-    chunk: ChunkOption = None,
-    seed: SeedOption = None,
-    settings: SetOption = None,
-    download: DownloadOption = None,
-    push: PushOption = None,
-) -> None:
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _InstructFlags(_ABCFlags):
+    pretrain: Annotated[
+        str | None, typer.Option("--pretrain", help="The pretrain adapter: a hub id, or a folder (./...).")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _VLM2VecFlags(_RunFlags):
+    data: Annotated[
+        str | None, typer.Option("--data", help="Folder in the layout of TIGER-Lab/MMEB-train, or a file of it.")
+    ] = None
+    subsets: Annotated[
+        str | None, typer.Option("--subsets", help="Subsets, separated by commas. Default: all of --data.")
+    ] = None
+    base: Annotated[
+        str | None, typer.Option("--base", help="Qwen2-VL or Phi-3.5-vision: a hub id, or a folder (./...).")
+    ] = None
+    resolution: Annotated[
+        str | None, typer.Option("--resolution", help="low, mid or high (Qwen2-VL), or a number of crops (Phi).")
+    ] = None
+    rows: Annotated[int | None, typer.Option("--rows", help="Rows per step, over all processes.")] = None
+    chunk: Annotated[
+        int | None, typer.Option("--chunk", help="Rows computed at once: less memory, the same gradients.")
+    ] = None
+
+
+@train.command("pretrain")
+@grouped
+def pretrain_command(*, run: _PretrainFlags) -> None:
     """Train a pretrain adapter: picture -> caption. On several GPUs: accelerate launch -m abc_rag.cli train ..."""
-    from abc_rag.training.config import PretrainConfig, read_config
+    from abc_rag.training.config import PretrainConfig
     from abc_rag.training.pretrain import pretrain
 
-    given: dict[str, Any] = {
-        "data": data, "out": _text(out), "images": _text(images), "base": base, "steps": steps, "pictures": pictures,
-        "negatives_file": _text(negatives_file), "chunk": chunk, "seed": seed, "download": download,
-    }  # fmt: skip
-    _finish(pretrain(read_config(PretrainConfig, config, given, settings or [], model=model), say=tell), push)
+    run.finish(pretrain(run.read(PretrainConfig), say=tell))
 
 
 @train.command("instruct")
-def instruct_command(
-    config: ConfigOption = None,
-    data: DataOption = None,
-    out: OutOption = None,
-    images: ImagesOption = None,
-    model: StartOption = None,
-    base: BaseOption = None,
-    pretrain: Annotated[
-        str | None, typer.Option("--pretrain", help="The pretrain adapter: a hub id, or a folder (./...).")
-    ] = None,
-    steps: StepsOption = None,
-    pictures: PicturesOption = None,
-    chunk: ChunkOption = None,
-    seed: SeedOption = None,
-    settings: SetOption = None,
-    download: DownloadOption = None,
-    push: PushOption = None,
-) -> None:
+@grouped
+def instruct_command(*, run: _InstructFlags) -> None:
     """Train an instruct adapter: picture + instruction -> phrase. Its folder can be used as --model."""
-    from abc_rag.training.config import InstructConfig, read_config
+    from abc_rag.training.config import InstructConfig
     from abc_rag.training.instruct import instruct
 
-    given: dict[str, Any] = {
-        "data": data, "out": _text(out), "images": _text(images), "base": base, "pretrain": pretrain, "steps": steps,
-        "pictures": pictures, "chunk": chunk, "seed": seed, "download": download,
-    }  # fmt: skip
-    _finish(instruct(read_config(InstructConfig, config, given, settings or [], model=model), say=tell), push)
+    run.finish(instruct(run.read(InstructConfig), say=tell))
 
 
 @train.command("vlm2vec")
-def vlm2vec_command(
-    config: ConfigOption = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Folder in the layout of TIGER-Lab/MMEB-train, or a file of it.")
-    ] = None,
-    out: OutOption = None,
-    images: ImagesOption = None,
-    subsets: Annotated[
-        str | None, typer.Option("--subsets", help="Subsets, separated by commas. Default: all of --data.")
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="Qwen2-VL or Phi-3.5-vision: a hub id, or a folder (./...).")
-    ] = None,
-    resolution: Annotated[
-        str | None, typer.Option("--resolution", help="low, mid or high (Qwen2-VL), or a number of crops (Phi).")
-    ] = None,
-    steps: StepsOption = None,
-    rows: Annotated[int | None, typer.Option("--rows", help="Rows per step, over all processes.")] = None,
-    chunk: Annotated[
-        int | None, typer.Option("--chunk", help="Rows computed at once: less memory, the same gradients.")
-    ] = None,
-    seed: SeedOption = None,
-    settings: SetOption = None,
-    push: PushOption = None,
-) -> None:
+@grouped
+def vlm2vec_command(*, run: _VLM2VecFlags) -> None:
     """Train a VLM2Vec adapter from queries and their answers. Its folder can be used as --model."""
-    from abc_rag.training.config import VLM2VecConfig, read_config
+    from abc_rag.training.config import VLM2VecConfig
     from abc_rag.training.vlm2vec import train_vlm2vec
 
-    crops = int(resolution) if resolution is not None and resolution.isdecimal() else resolution
-    given: dict[str, Any] = {
-        "data": data, "out": _text(out), "images": _text(images), "subsets": subsets, "base": base,
-        "resolution": crops, "steps": steps, "rows": rows, "chunk": chunk, "seed": seed,
-    }  # fmt: skip
-    _finish(train_vlm2vec(read_config(VLM2VecConfig, config, given, settings or []), say=tell), push)
+    run.finish(train_vlm2vec(run.read(VLM2VecConfig), say=tell))
 
 
 @train.command("push")
@@ -199,10 +177,11 @@ def train_mini_command(
 
 
 @train.command("mine-negatives")
+@grouped
 def mine_negatives_command(
     data: Annotated[str, typer.Argument(help="Folder or file of JSON lines with captions, or 'abc-pretraining'.")],
     out: Annotated[Path, typer.Argument(help="JSONL file to write; an unfinished one is resumed.")],
-    model: ModelOption = None,
+    *,
     images: Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")] = None,
     epsilon: Annotated[
         float,
@@ -225,10 +204,7 @@ def mine_negatives_command(
     ] = False,
     max_bad: Annotated[int, typer.Option("--max-bad", help="Maximum number of unusable rows.")] = 100,
     download: Annotated[bool, typer.Option("--download", help="Fetch a hub data set.")] = False,
-    device: DeviceOption = "auto",
-    min_tokens: MinTokensOption = None,
-    max_tokens: MaxTokensOption = None,
-    resolution: ResolutionOption = None,
+    model: ModelFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Find captions that nearly describe each picture of a corpus: the hard negatives of 'train pretrain'."""
@@ -241,7 +217,7 @@ def mine_negatives_command(
     report = mine_negatives(
         source,
         expanded(out),
-        open_embedder(model, device, min_tokens=min_tokens, max_tokens=max_tokens, resolution=resolution),
+        model.open(),
         epsilon=epsilon,
         count=count,
         query=query,

@@ -16,7 +16,7 @@ from embedders import Given
 from rich.console import Console
 
 from abc_rag import Image, InstructedImage, Text
-from abc_rag.cli.evaluate import finish
+from abc_rag.cli.evaluate import ResultFlags
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import DatasetError, InputError
@@ -377,15 +377,15 @@ def test_commands_end_alike(
 ) -> None:
     one = results(tmp_path)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/abc-rag", "evaluate", "it", "my data.jsonl"])
-    finish(one, out=tmp_path / "out", as_json=True)
+    ResultFlags(out=tmp_path / "out", as_json=True).finish(one)
     printed = json.loads(capsys.readouterr().out)
     assert printed["settings"]["command"] == "abc-rag evaluate it 'my data.jsonl'"
     assert printed == json.loads((tmp_path / "out" / "results.json").read_text())
     monkeypatch.setattr(sys, "argv", ["pytest"])
-    finish(one, out=None, as_json=False)
+    ResultFlags(out=None, as_json=False).finish(one)
     shown = capsys.readouterr().out
     assert "A [table]" in shown
     assert "results:" not in shown
-    finish(one, out=tmp_path / "more", as_json=False)
+    ResultFlags(out=tmp_path / "more", as_json=False).finish(one)
     assert str(tmp_path / "more" / "report.html") in capsys.readouterr().out.replace("\n", "")
     assert "command" not in json.loads((tmp_path / "more" / "results.json").read_text())["settings"]
