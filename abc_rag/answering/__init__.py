@@ -5,5 +5,14 @@ from __future__ import annotations
 from abc_rag.answering.generator import Generation, GenerationStream, Generator, Outcome
 from abc_rag.answering.load import load_generator
 from abc_rag.answering.openai import OpenAIGenerator
+from abc_rag.answering.rewriter import GenerativeRewriter
 
-__all__ = ["Generation", "GenerationStream", "Generator", "OpenAIGenerator", "Outcome", "load_generator"]
+__all__ = [
+    "Generation",
+    "GenerationStream",
+    "GenerativeRewriter",
+    "Generator",
+    "OpenAIGenerator",
+    "Outcome",
+    "load_generator",
+]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ABCRagError, GenerationError, InputError
+from abc_rag.models.tasks import TaskFacts
 from abc_rag.types import Message
 
 if TYPE_CHECKING:
@@ -183,6 +184,16 @@ class Generator(ABC):
     @abstractmethod
     def model(self) -> str:
         """The model's name."""
+
+    @property
+    def tasks(self) -> TaskFacts:
+        """How the model does at rewriting, judging and answering; asks a local model, which is loaded for it."""
+        return TaskFacts()
+
+    @property
+    def scores(self) -> bool:
+        """Whether it can `score`."""
+        return True
 
     @abstractmethod
     def _stream(self, request: GenerationRequest) -> Iterator[str | Outcome]:

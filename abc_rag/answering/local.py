@@ -16,6 +16,7 @@ from abc_rag.embedding.engine.replies import Choice, Ending, Reply
 from abc_rag.embedding.engine.speech import Speech
 from abc_rag.embedding.threads import ForkSafeLock, in_thread
 from abc_rag.models.chat import ChatModel, Conversation
+from abc_rag.models.tasks import TaskFacts
 from abc_rag.types import Message
 
 __all__ = ["LocalGenerator"]
@@ -44,6 +45,17 @@ class LocalGenerator(Generator):
         """The model's name; loads it."""
         return self.embedder.fingerprint.model
 
+    @property
+    def tasks(self) -> TaskFacts:
+        """How the model does at rewriting, judging and answering, by its ``generation_config.json``; loads it."""
+        return self._chat.chat_facts.tasks
+
+    @property
+    def _chat(self) -> ChatModel:
+        chat = self.embedder.family.chat
+        assert isinstance(chat, ChatModel)  # otherwise it would not speak
+        return chat
+
     def close(self) -> None:
         """Close the embedder, too; the next call starts it again."""
         self.embedder.close()
@@ -53,9 +65,7 @@ class LocalGenerator(Generator):
             return None
         with self._compiling:
             if self._compiler is None:
-                chat = self.embedder.family.chat
-                assert isinstance(chat, ChatModel)  # otherwise it would not speak
-                self._compiler = SchemaCompiler(chat.chat_facts)
+                self._compiler = SchemaCompiler(self._chat.chat_facts)
             return self._compiler(schema)
 
     def _prepared(self, request: GenerationRequest) -> tuple[Speech, Choice]:

@@ -77,6 +77,11 @@ class OpenAIGenerator(Generator):
         """The model's name."""
         return self._model
 
+    @property
+    def scores(self) -> bool:
+        """False: the protocol gives no probabilities of given answers."""
+        return False
+
     def _headers(self) -> dict[str, str]:
         key = key_in(self._key_env, self._url)
         return {} if key is None else {"Authorization": f"Bearer {key}"}

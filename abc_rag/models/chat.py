@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from abc_rag.errors import InputError
 from abc_rag.models.family import FamilyFacts, Prepared, VisionModel
 from abc_rag.models.loader import LoadOptions
+from abc_rag.models.tasks import TaskFacts
 from abc_rag.types import ImageSource, Message, Text
 
 __all__ = ["ChatFacts", "ChatModel", "Conversation", "Decoding", "refuse_options"]
@@ -60,6 +61,7 @@ class ChatFacts:
         max_length: Maximum tokens of a conversation and its answer together.
         stop_ids: Tokens that end an answer, from the checkpoint's generation config.
         repetition_penalty: The checkpoint's own; 1 for none.
+        tasks: How it does at rewriting, judging and answering.
     """
 
     tokenizer: Tokenizer
@@ -67,6 +69,7 @@ class ChatFacts:
     max_length: int
     stop_ids: frozenset[int]
     repetition_penalty: float = 1.0
+    tasks: TaskFacts = field(default_factory=TaskFacts)
 
 
 class Decoding(ABC):

@@ -27,6 +27,7 @@ __all__ = [
     "VERSION",
     "WHOLE_PICTURE",
     "Source",
+    "TaskFacts",
     "Wants",
     "answering",
     "as_data",
@@ -82,6 +83,25 @@ _FOLLOWING_EXAMPLES: tuple[tuple[str, str, str, bool, str, str, str, Wants], ...
     ("What colour is the shirt?", "White.", "and the collar?", True, "What colour is the collar?",
      "what colour is the collar?", "the colour of the collar", "any"),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What is known of a model at these tasks.
+
+    Attributes:
+        version: The `VERSION` of the conversations that it was trained on; 0 for a model that was not.
+        min_confidence: The probability in `judging` from which on a source counts as one that shows or says what is
+            asked for. ``abc-rag evaluate absent`` measures it.
+    """
+
+    version: int = 0
+    min_confidence: float = 0.5
+
+    @property
+    def trained(self) -> bool:
+        """Whether it needs no examples."""
+        return self.version == VERSION
 
 
 @dataclass(frozen=True)

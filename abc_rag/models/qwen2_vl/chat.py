@@ -26,10 +26,12 @@ from abc_rag.models.qwen2_vl.network import SpeakingBase
 from abc_rag.models.qwen2_vl.packed import PackedQwen2VL
 from abc_rag.models.qwen2_vl.pictures import Patches
 from abc_rag.models.qwen2_vl.prompts import ChatPrompts, load_chat_tokenizer
+from abc_rag.models.tasks import TaskFacts
 
 __all__ = ["Qwen2VLChat", "load_chat"]
 
 _MAX_STOP_IDS = 100
+_MAX_VERSION = 1_000_000
 
 
 class Qwen2VLChat(ChatModel):
@@ -321,6 +323,10 @@ def load_chat(folder: Path, base: SpeakingBase, facts: FamilyFacts) -> Qwen2VLCh
             max_length=base.backbone.max_length,
             stop_ids=frozenset(stop),
             repetition_penalty=raw.number("repetition_penalty", 1.0, least=0.01, most=100),
+            tasks=TaskFacts(
+                raw.whole("abc_rag_tasks", 0, least=0, most=_MAX_VERSION),
+                raw.number("abc_rag_min_confidence", TaskFacts.min_confidence, least=0, most=1),
+            ),
         ),
         end=stop[0],
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, get_args
 
 from abc_rag.errors import InputError
 from abc_rag.models.tasks import WHOLE_PICTURE, Wants
+from abc_rag.types import Message
 
 __all__ = ["WHOLE_PICTURE", "AsAsked", "Rewrite", "Rewriter", "Wants"]
 
@@ -21,6 +23,7 @@ class Rewrite:
             is about the whole picture.
         target: A short statement of what the right record shows or says. It is embedded as text.
         wants: The kind of record that the question asks for.
+        question: The question, complete by itself, where there were turns before it; None if it was not completed.
 
     Raises:
         InputError: A field is blank or of the wrong type.
@@ -29,6 +32,7 @@ class Rewrite:
     instruction: str
     target: str
     wants: Wants
+    question: str | None = field(default=None, kw_only=True, repr=False)
 
     @property
     def names_aspect(self) -> bool:
@@ -36,7 +40,7 @@ class Rewrite:
         return self.instruction != WHOLE_PICTURE
 
     def __post_init__(self) -> None:
-        for name in ("instruction", "target"):
+        for name in ("instruction", "target", *(() if self.question is None else ("question",))):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise InputError(f"Rewrite.{name} must be a str that is not blank, not {value!r}")
@@ -53,15 +57,17 @@ class Rewriter(ABC):
 
     looks: ClassVar[bool] = True
 
-    def rewrite(self, question: str, *, has_image: bool) -> Rewrite:
+    def rewrite(self, question: str, *, has_image: bool, history: Sequence[Message] = ()) -> Rewrite:
         """Rewrite one question.
 
         Args:
             question: What the user asked.
             has_image: Whether the question is about a picture that comes with it.
+            history: The turns before it, oldest first. Only a rewriter with a model behind it reads them.
 
         Raises:
-            InputError: The question is not a string, is blank, or is not valid Unicode.
+            InputError: The question is not a string, is blank, or is not valid Unicode; or ``history`` is no list of
+                messages.
         """
         if not isinstance(question, str):
             raise InputError(f"the question must be a str, not {type(question).__name__}")
@@ -71,11 +77,18 @@ class Rewriter(ABC):
             question.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the question is not valid Unicode ({error.reason}); clean it first") from error
-        return self._rewrite(question, has_image)
+        turns = () if isinstance(history, (str, bytes, Message)) else tuple(history)
+        if not all(isinstance(turn, Message) for turn in turns) or (history and not turns):
+            raise InputError("history must be a list of abc_rag.types.Message, oldest first")
+        return self._rewrite_after(turns, question, has_image) if turns else self._rewrite(question, has_image)
 
     @abstractmethod
     def _rewrite(self, question: str, has_image: bool) -> Rewrite:
         """Rewrite a checked question."""
+
+    def _rewrite_after(self, history: tuple[Message, ...], question: str, has_image: bool) -> Rewrite:
+        """Rewrite a checked question that has turns before it; as if it had none, unless a subclass reads them."""
+        return self._rewrite(question, has_image)
 
 
 class AsAsked(Rewriter):
