@@ -392,7 +392,8 @@ class Trace:
         second: Score of the second look, in [0, 1]; None without one.
         facet: The instruction of the stored facet that was nearest in the first search; None for the
             picture as a whole, and for passages.
-        note: Why a second look was not possible, such as a picture that has been deleted since.
+        judged: The judge's probability that the record shows or says what is asked for; None if it was not judged.
+        note: Why a second look or judging was not possible, such as a picture that has been deleted since.
         rank_by_vectors: The hit's place in the search by vectors, from 1; None where only keywords found it, and
             where no keywords were searched for.
         rank_by_words: Its place in the search by keywords, from 1; None where only vectors found it.
@@ -405,6 +406,7 @@ class Trace:
     note: str = ""
     rank_by_vectors: int | None = None
     rank_by_words: int | None = None
+    judged: float | None = None
 
 
 @dataclass(frozen=True)
@@ -417,12 +419,15 @@ class Hit:
             fused with these (see `abc_rag.search.retriever`).
         facet: The instruction of the stored facet that was nearest; None for the picture as a whole.
         trace: How the score came about, if it was asked for.
+        confidence: Probability that the record shows or says what is asked for, where it was judged
+            (``rerank="judge"``); otherwise None.
     """
 
     record: Record
     score: float
     facet: str | None = None
     trace: Trace | None = None
+    confidence: float | None = None
 
     @property
     def id(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc_rag.answering.generator import Generation, GenerationStream, Generator, Outcome
+from abc_rag.answering.judge import GenerativeJudge
 from abc_rag.answering.load import load_generator
 from abc_rag.answering.openai import OpenAIGenerator
 from abc_rag.answering.rewriter import GenerativeRewriter
@@ -10,6 +11,7 @@ from abc_rag.answering.rewriter import GenerativeRewriter
 __all__ = [
     "Generation",
     "GenerationStream",
+    "GenerativeJudge",
     "GenerativeRewriter",
     "Generator",
     "OpenAIGenerator",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc_rag.search.answer import Answer
 from abc_rag.search.citations import cited_numbers
 from abc_rag.search.fusion import demanding, hybrid
+from abc_rag.search.judging import Judge
 from abc_rag.search.page import Shown, render_html, write_html
 from abc_rag.search.pictures import Pictures
 from abc_rag.search.query import Query
@@ -13,6 +14,7 @@ from abc_rag.search.retriever import Retriever
 
 __all__ = [
     "Answer",
+    "Judge",
     "Pictures",
     "Query",
     "Retriever",

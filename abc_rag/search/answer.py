@@ -22,12 +22,17 @@ class Answer:
             that were found. None if there was none.
         hits: Best first; after MMR, in the order in which they were chosen.
         rewrite: What the question became; None for a picture alone.
+        confidence: The highest confidence of any hit that was judged, also of those that were then left out; None
+            without judging.
+        notes: What the caller should know, in words: why there are no hits, or what was left out.
     """
 
     question: str | None
     instruction: str | None
     hits: list[Hit]
     rewrite: Rewrite | None = None
+    confidence: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
@@ -44,6 +49,8 @@ class Answer:
             "question": self.question,
             "instruction": self.instruction,
             "target": None if self.rewrite is None else self.rewrite.target,
+            **({} if self.confidence is None else {"confidence": round(self.confidence, 6)}),
+            **({"notes": list(self.notes)} if self.notes else {}),
             "hits": [
                 {
                     "score": round(hit.score, 6),
@@ -52,6 +59,7 @@ class Answer:
                     "source": hit.record.source,
                     "text": hit.record.text,
                     "metadata": dict(hit.record.metadata),
+                    **({} if hit.confidence is None else {"confidence": round(hit.confidence, 6)}),
                     **({} if hit.trace is None else {"trace": asdict(hit.trace)}),
                 }
                 for hit in self.hits

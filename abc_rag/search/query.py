@@ -39,6 +39,11 @@ class Query:
         return "any" if self.rewrite is None else self.rewrite.wants
 
     @property
+    def complete(self) -> str | None:
+        """The question, complete by itself where a rewriter made it so; None for a picture or a vector alone."""
+        return self.question if self.rewrite is None or self.rewrite.question is None else self.rewrite.question
+
+    @property
     def instruction(self) -> str | None:
         """What to look at in ``image``; None where there is no picture or no question about it."""
         return None if self.image is None or self.rewrite is None else self.rewrite.instruction

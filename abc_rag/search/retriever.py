@@ -18,22 +18,19 @@ A search has these steps:
 5.  **Second look**, our name for instruction-conditioned reranking, if ``rerank`` says so: the pictures among the
     first candidates are embedded under the instruction, or their facet of that very instruction is read from the
     store. They are compared with the target or, where a picture came with the question, with that picture under the
-    same instruction. Passages keep their score.
+    same instruction. Passages keep their score. See `abc_rag.search.second_look`.
 6.  **Threshold**: hits below ``min_score`` are dropped.
-7.  **MMR**: with ``mmr``, hits are chosen one by one for their score and for their difference from those already
+7.  **Judging**, if ``rerank="judge"`` or ``min_confidence`` says so: a model that generates reads the question and each
+    of the first hits, pictures and passages, and says how likely it is that this shows or says what is asked for
+    (`abc_rag.search.judging`). With ``rerank="judge"`` the likeliest come first. Hits below ``min_confidence`` are
+    dropped: nothing here may match.
+8.  **MMR**: with ``mmr``, hits are chosen one by one for their score and for their difference from those already
     chosen.
-8.  **Cut** to ``k``.
-
-The second look's scores are fused with those of the first search as ``first + w * (second - mean(second) - (first -
-mean(first)))``, with both means over the pictures that were looked at. So pictures move among themselves and, as far
-as one of them stands out from the others, against passages; their mean stays where it was. A picture under an
-instruction is nearer to a phrase than a picture is, so adding the plain score would lift every picture above every
-passage.
+9.  **Cut** to ``k``.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -43,25 +40,24 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from abc_rag.embedding.ahead import named
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.threads import in_thread
-from abc_rag.errors import ABCRagError, ImageError, InputError
+from abc_rag.errors import InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.search.answer import Answer
 from abc_rag.search.fusion import demanding, hybrid
+from abc_rag.search.judging import Judge, judged_hits
 from abc_rag.search.pictures import Pictures
 from abc_rag.search.query import Query
 from abc_rag.search.ranking import diverse
-from abc_rag.search.rewriting.rewriter import Rewriter
-from abc_rag.search.rewriting.rules import RuleRewriter
+from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
+from abc_rag.search.rewriting.rules import RuleRewriter, follows_up
+from abc_rag.search.second_look import look_again
 from abc_rag.store.base import Store
 from abc_rag.store.keywords import Keywords
-from abc_rag.types import Hit, Image, ImageSource, InstructedImage, Modality, Trace, Vectors
+from abc_rag.types import Hit, Image, ImageSource, InstructedImage, Message, Modality, Trace, Vectors
 
 __all__ = ["Retriever"]
-
-logger = logging.getLogger(__name__)
 
 # Of 0, 0.5, 0.7, 0.8, 0.9 and 1 the best on abc-mini's scenes, where 0.8 to 1 differ by less than one point in a
 # hundred; the least of these keeps most of what the instruction does not ask for.
@@ -81,6 +77,8 @@ class Retriever:
         image_limits: Which pictures may be opened for a second look, and whether their URLs are fetched.
         roots: Further files and folders from which pictures may be opened; see `abc_rag.search.pictures`.
         kinds: Filters for the two modalities, where the store's own are not what the caller means by them.
+        judge: Judges hits; `abc_rag.Retriever` has one that uses its generator.
+        judged: How many of the first hits are judged; at least ``k``.
     """
 
     def __init__(
@@ -94,9 +92,12 @@ class Retriever:
         image_limits: ImageLimits | None = None,
         roots: Iterable[str | os.PathLike[str]] = (),
         kinds: Mapping[Modality, Mapping[str, Any]] | None = None,
+        judge: Judge | None = None,
+        judged: int = 8,
     ) -> None:
-        if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
-            raise InputError(f"candidates must be a positive int, not {candidates!r}")
+        for name, count in (("candidates", candidates), ("judged", judged)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise InputError(f"{name} must be a positive int, not {count!r}")
         self.embedder = embedder
         self.store = store
         self.rewriter = rewriter if rewriter is not None else RuleRewriter()
@@ -104,6 +105,8 @@ class Retriever:
         self.weight = _checked_share("weight", weight)
         self.pictures = Pictures(store, roots=roots, limits=image_limits or DEFAULT_LIMITS)
         self._kinds = kinds
+        self.judge = judge
+        self.judged = judged
 
     def prepare(
         self,
@@ -113,6 +116,7 @@ class Retriever:
         texts: Sequence[str] = (),
         vector: npt.ArrayLike | None = None,
         keywords: bool | Literal["auto"] = "auto",
+        history: Sequence[Message] = (),
     ) -> Query:
         """Check and rewrite a question; nothing is embedded or searched yet.
 
@@ -123,6 +127,8 @@ class Retriever:
                 answers (HyDE). The query's vector is the mean of theirs. Name the question among them to keep it.
             vector: The vector to search with, shape ``(dim,)``, in place of one that is embedded.
             keywords: As for `search`.
+            history: The turns before the question, oldest first. A question such as ``"and on the right?"`` is about
+                the last picture in them; a rewriter with a model behind it completes it from them.
 
         Returns:
             What `search` takes.
@@ -133,13 +139,25 @@ class Retriever:
         texts = tuple(text for text in texts if text.strip())
         if question is None and image is None and vector is None and not texts:
             raise InputError("nothing to search for: pass a question, image=..., or both")
+        if history and image is None and vector is None and isinstance(question, str) and follows_up(question):
+            image = next((picture for turn in reversed(history) for picture in reversed(turn.pictures)), None)
         words = self._words(question, keywords, plain=image is None and vector is None)
         asked = words.text if words is not None and words.strict else question
-        rewrite = None if asked is None else self.rewriter.rewrite(asked, has_image=image is not None)
+        rewrite = None if asked is None else self._rewritten(asked, image is not None, history)
+        if words is not None and not words.strict and rewrite is not None and rewrite.question is not None:
+            words = self._words(rewrite.question, keywords)
         if image is not None:
             image = Image(image).source  # refuses what is no picture's source
         unit = None if vector is None else _unit(vector, self.embedder.dim)
         return Query(question, image, rewrite, texts, unit, words)
+
+    def _rewritten(self, question: str, has_image: bool, history: Sequence[Message]) -> Rewrite:
+        # A rewriter of somebody else's need not know of histories.
+        return (
+            self.rewriter.rewrite(question, has_image=has_image, history=history)
+            if history
+            else self.rewriter.rewrite(question, has_image=has_image)
+        )
 
     def _words(self, question: str | None, keywords: bool | Literal["auto"], *, plain: bool = True) -> Keywords | None:
         # What is no str is refused by the rewriter.
@@ -156,10 +174,12 @@ class Retriever:
         k: int = 4,
         where: Mapping[str, Any] | None = None,
         modality: Modality | None = None,
-        rerank: bool | Literal["auto"] = "auto",
+        rerank: bool | Literal["auto", "judge"] = "auto",
         keywords: bool | Literal["auto"] = "auto",
         mmr: float | None = None,
         min_score: float | None = None,
+        min_confidence: float | None = None,
+        history: Sequence[Message] = (),
         trace: bool = False,
     ) -> Answer:
         """Find what is nearest to a question, a picture, or a picture seen under a question.
@@ -174,11 +194,15 @@ class Retriever:
             rerank: Whether to take a second look at the pictures that were found, which costs one embedding each.
                 ``"auto"``: unless it is a question of fact or about the whole picture, or came with a picture and does
                 not ask for pictures, or the rewriter is `AsAsked`. True: always, if there is a question. A picture's
-                vision features stay in memory, so further instructions cost less.
+                vision features stay in memory, so further instructions cost less. ``"judge"``: as ``"auto"``, and
+                then by the judge's confidence, if there is a question; MMR still goes by scores.
             keywords: Whether to search for the words of the question too; see this module. ``"auto"``: where the store
                 has an index of them, and counting only what has all of the words. True: counting what has any.
             mmr: Weight of the score against difference from earlier hits, in [0, 1]; 1 is the plain order.
             min_score: Minimum score of a hit, in [0, 1].
+            min_confidence: Minimum confidence of a hit, in [0, 1]; hits are judged for it, and those that are not, or
+                cannot be, are left out. Where none is left, the notes say so.
+            history: As for `prepare`.
             trace: Give each hit its `Trace`.
 
         Returns:
@@ -186,31 +210,40 @@ class Retriever:
             score of the first search; its trace says so, and a warning is logged.
 
         Raises:
-            InputError: Neither a question nor a picture is given, or the question is blank, or an argument is unusable.
+            InputError: Neither a question nor a picture is given, or the question is blank, or an argument is unusable,
+                or judging is asked for without a judge.
             ImageError: ``image`` cannot be used.
             StoreError: ``keywords`` is True, and the store has no index of them.
         """
-        _check_options(k, rerank, keywords, mmr, min_score)
+        _check_options(k, rerank, keywords, mmr, min_score, min_confidence)
+        judged = rerank == "judge" or min_confidence is not None
+        if judged and self.judge is None:
+            raise InputError(
+                "judging needs a model that generates; make the retriever with abc_rag.Retriever(..., "
+                "generator=load_generator(...)), or pass judge=..."
+            )
         if not isinstance(question, Query):
-            query = self.prepare(question, image=image, keywords=keywords)
-        elif image is None:
+            query = self.prepare(question, image=image, keywords=keywords, history=history)
+        elif image is None and not history:
             query = question
         else:
-            raise InputError("a prepared query has its own picture; pass image to prepare() instead")
+            raise InputError("a prepared query has its own picture; pass image to prepare() instead, and history too")
+        if min_confidence is not None and query.complete is None:
+            raise InputError("min_confidence needs a question to judge by; ask something")
         rewrite = query.rewrite
         vector = query.vector if query.vector is not None else self._embedded(query)
         # A second look that is asked for by name, but that the model cannot take, is noted at each hit.
         look = rewrite is not None and (
             rerank is True
             or (
-                rerank == "auto"
+                rerank in ("auto", "judge")
                 and self.rewriter.looks
                 and rewrite.names_aspect
                 and (query.image is None or rewrite.wants == "image")
                 and InstructedImage in self.embedder.accepts
             )
         )
-        wanted = max(k, self.candidates) if look or mmr is not None else k
+        wanted = max(k, self.candidates if look or mmr is not None else k, self.judged if judged else k)
         words = query.keywords if keywords == "auto" else self._words(query.question, keywords)
         if words is not None and keywords == "auto":
             words = demanding(self.store, words, where)
@@ -218,11 +251,25 @@ class Retriever:
         instruction = query.instruction
         if look and rewrite is not None and any(hit.record.modality == "image" for hit in hits):
             instruction = rewrite.instruction
-            hits = self._look_again(hits, rewrite.instruction, vector)
-        if min_score is not None:
-            hits = [hit for hit in hits if hit.score >= min_score]
+            hits = look_again(self, hits, rewrite.instruction, vector)
+        notes: tuple[str, ...] = () if hits else ("nothing was found: the store has nothing that the search may find",)
+        if min_score is not None and hits:
+            best, hits = hits[0].score, [hit for hit in hits if hit.score >= min_score]
+            if not hits:
+                notes = (f"nothing here matches: the best score is {best:.3f}, below min_score={min_score:g}",)
+        confidence = None
+        if judged and hits and query.complete is not None and self.judge is not None:
+            most = max(k, self.judged)
+            first = judged_hits(self.judge, query.complete, hits[:most], self.pictures, image=query.image)
+            confidence = first[0].confidence
+            if rerank != "judge":
+                order = {hit.id: place for place, hit in enumerate(hits)}
+                first.sort(key=lambda hit: order[hit.id])
+            hits = [*first, *hits[most:]]
+            if min_confidence is not None:
+                hits, notes = _confident(hits, min_confidence, confidence, len(first))
         hits = hits[:k] if mmr is None else diverse(hits, self.store.vectors(hit.record.id for hit in hits), k, mmr)
-        return Answer(query.question, instruction, hits, rewrite)
+        return Answer(query.question, instruction, hits, rewrite, confidence, notes)
 
     async def asearch(
         self,
@@ -232,10 +279,12 @@ class Retriever:
         k: int = 4,
         where: Mapping[str, Any] | None = None,
         modality: Modality | None = None,
-        rerank: bool | Literal["auto"] = "auto",
+        rerank: bool | Literal["auto", "judge"] = "auto",
         keywords: bool | Literal["auto"] = "auto",
         mmr: float | None = None,
         min_score: float | None = None,
+        min_confidence: float | None = None,
+        history: Sequence[Message] = (),
         trace: bool = False,
     ) -> Answer:
         """`search` for event loops: other tasks run meanwhile. One that is cancelled before it began never runs."""
@@ -251,6 +300,8 @@ class Retriever:
                 keywords=keywords,
                 mmr=mmr,
                 min_score=min_score,
+                min_confidence=min_confidence,
+                history=history,
                 trace=trace,
             )
         )
@@ -292,52 +343,6 @@ class Retriever:
             return [replace(hit, trace=Trace(None, hit.score, facet=hit.facet)) for hit in hits] if trace else hits
         return hybrid(self.store, vector, words, k, where, modality=modality, candidates=self.candidates, trace=trace)
 
-    # -- the second look -----------------------------------------------------------------------
-
-    def _look_again(self, hits: list[Hit], instruction: str, vector: Vectors) -> list[Hit]:
-        """Fuse the scores of pictures with those that they have under the instruction; best first."""
-        pictures = [hit for hit in hits if hit.record.modality == "image"]
-        seen, notes = self._under(pictures, instruction)
-        second = {id_: (1.0 + float(np.clip(row @ vector, -1.0, 1.0))) / 2.0 for id_, row in seen.items()}
-        # By how much a picture stands out from the others, not by how high all of them are: see above.
-        firsts = [hit.score for hit in pictures if hit.record.id in second]
-        shift = float(np.mean(list(second.values())) - np.mean(firsts)) if firsts else 0.0
-        looked = []
-        for hit in hits:
-            id_, score, traced = hit.record.id, hit.score, hit.trace
-            if id_ in second:
-                score = min(1.0, max(0.0, score + self.weight * (second[id_] - shift - score)))
-            if traced is not None and hit.record.modality == "image":
-                note = notes.get(id_, "")
-                traced = replace(traced, instruction=instruction, second=second.get(id_), note=note)
-            looked.append(replace(hit, score=score, trace=traced))
-        return sorted(looked, key=lambda hit: (-hit.score, hit.record.id))
-
-    def _under(self, pictures: Sequence[Hit], instruction: str) -> tuple[dict[str, Vectors], dict[str, str]]:
-        """Vectors of pictures under an instruction, and why the others have none; by id."""
-        seen = self.store.facet_vectors([hit.record.id for hit in pictures], instruction)
-        notes: dict[str, str] = {}
-        unseen = [hit.record for hit in pictures if hit.record.id not in seen]
-        waiting = iter(unseen)
-        for batch in self.pictures.batches(unseen):
-            records, contents = [], []
-            for content, record in zip(batch, waiting, strict=False):
-                if isinstance(content, ImageError):
-                    notes[record.id] = str(content)
-                else:
-                    records.append(record)
-                    contents.append(content)
-            looks = [InstructedImage(content, instruction) for content in contents]
-            for record, result in zip(records, list(self.embedder.embed_iter(looks, return_errors=True)), strict=True):
-                if isinstance(result, ABCRagError):
-                    error = named(result, record.source)
-                    notes[record.id] = str(error) if isinstance(error, ImageError) else f"{record.id}: {error}"
-                else:
-                    seen[record.id] = result
-        for note in notes.values():
-            logger.warning("no second look at a picture that was found: %s", note)
-        return seen, notes
-
 
 def _unit(vector: npt.ArrayLike, dim: int) -> Vectors:
     try:
@@ -355,13 +360,29 @@ def _unit(vector: npt.ArrayLike, dim: int) -> Vectors:
     return unit
 
 
-def _check_options(k: object, rerank: object, keywords: object, mmr: object, min_score: object) -> None:
+def _confident(
+    hits: Sequence[Hit], least: float, confidence: float | None, judged: int
+) -> tuple[list[Hit], tuple[str, ...]]:
+    """Hits of some confidence and, where there are none, the reason."""
+    kept = [hit for hit in hits if hit.confidence is not None and hit.confidence >= least]
+    if kept:
+        return kept, ()
+    if confidence is None:
+        return [], (f"nothing here could be judged: none of the first {judged} hits; see the warnings",)
+    best = f"the highest confidence of the first {judged} hits is {confidence:.3f}"
+    return [], (f"nothing here matches: {best}, below min_confidence={least:g}",)
+
+
+def _check_options(
+    k: object, rerank: object, keywords: object, mmr: object, min_score: object, min_confidence: object
+) -> None:
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise InputError(f"k must be a positive int, not {k!r}")
-    for name, value in (("rerank", rerank), ("keywords", keywords)):
-        if not isinstance(value, bool) and value != "auto":
-            raise InputError(f"{name} must be True, False or 'auto', not {value!r}")
-    for name, share in (("mmr", mmr), ("min_score", min_score)):
+    if not isinstance(rerank, bool) and rerank not in ("auto", "judge"):
+        raise InputError(f"rerank must be True, False, 'auto' or 'judge', not {rerank!r}")
+    if not isinstance(keywords, bool) and keywords != "auto":
+        raise InputError(f"keywords must be True, False or 'auto', not {keywords!r}")
+    for name, share in (("mmr", mmr), ("min_score", min_score), ("min_confidence", min_confidence)):
         if share is not None:
             _checked_share(name, share)
 

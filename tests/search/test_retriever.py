@@ -157,7 +157,8 @@ def test_an_empty_store_has_no_answer(tmp_path: Path) -> None:
         retriever = Retriever(FakeEmbedder(), store)
         for options in ({}, {"mmr": 0.5}, {"rerank": True}, {"min_score": 0.1, "trace": True}, {"modality": "image"}):
             answer = retriever.search("anything on the left", **options)  # type: ignore[arg-type]
-            assert answer == Answer("anything on the left", None, [], answer.rewrite)
+            assert answer == Answer("anything on the left", None, [], answer.rewrite, notes=answer.notes)
+            assert "nothing was found" in answer.notes[0]
             assert (list(answer), len(answer), bool(answer)) == ([], 0, False)
 
 
