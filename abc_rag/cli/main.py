@@ -26,6 +26,7 @@ from abc_rag.cli.index import index
 from abc_rag.cli.info import info
 from abc_rag.cli.output import plain_logs, say, tell, visible
 from abc_rag.cli.records import list_records, remove, show, stats
+from abc_rag.cli.serve import serve
 from abc_rag.cli.shell import shell
 from abc_rag.cli.store import store
 from abc_rag.cli.train import train
@@ -61,6 +62,7 @@ app.command()(shell)
 app.command("list")(list_records)
 for _command in (show, remove, stats, embed, info, demo, bench):
     app.command()(_command)
+app.add_typer(serve, name="serve")
 app.add_typer(store, name="store")
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(train, name="train")

@@ -165,6 +165,12 @@ class EmbedderFlags(ModelFlags):
         ),
     ] = None
 
+    def default_limits(self) -> ImageLimits:
+        """The limits that hold where ``--image-limit`` says nothing."""
+        from abc_rag.images.limits import DEFAULT_LIMITS
+
+        return DEFAULT_LIMITS
+
     @property
     def limits(self) -> ImageLimits:
         """The limits that ``--image-limit`` sets; the others are the defaults.
@@ -172,8 +178,9 @@ class EmbedderFlags(ModelFlags):
         Raises:
             InputError: There is no such limit, or the value is unusable.
         """
-        from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
+        from abc_rag.images.limits import ImageLimits
 
+        defaults = self.default_limits()
         values: dict[str, Any] = {}
         for one in self.image_limit or []:
             name, _, value = one.partition("=")
@@ -181,7 +188,7 @@ class EmbedderFlags(ModelFlags):
             if name not in ImageLimits.__dataclass_fields__:
                 names = ", ".join(ImageLimits.__dataclass_fields__)
                 raise InputError(f"--image-limit: there is no limit {name!r}; there are {names}")
-            default = getattr(DEFAULT_LIMITS, name)
+            default = getattr(defaults, name)
             try:
                 if isinstance(default, bool):
                     values[name] = {"true": True, "false": False}[value.lower()]
@@ -191,7 +198,7 @@ class EmbedderFlags(ModelFlags):
                     values[name] = frozenset(part.strip().upper() for part in value.split(","))
             except (ValueError, KeyError) as error:
                 raise InputError(f"--image-limit {name} takes a value such as {default}, not {value!r}") from error
-        return ImageLimits(**values)
+        return dataclasses.replace(defaults, **values)
 
     def keywords(self) -> EmbedderKeywords:
         """The options as `abc_rag.load_embedder` takes them, which checks them."""

@@ -139,6 +139,7 @@ class FamilyFacts:
         query_instruction: The prompt of a query, or None where a query is an input like any other.
         document_instruction: The prompt of a document, or None.
         rendering: What becomes of transparency and of more than eight bits before the recipe sees a picture.
+        cuts: Whether the model was trained for vectors that are cut to fewer numbers (Matryoshka).
     """
 
     dim: int
@@ -152,6 +153,7 @@ class FamilyFacts:
     query_instruction: str | None = None
     document_instruction: str | None = None
     rendering: Rendering = PUBLISHED
+    cuts: bool = False
 
     def told(self, role: str) -> str | None:
         """The instruction of a query or a document."""

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
@@ -293,7 +293,19 @@ class LocalEmbedder(Embedder):
                 else:
                     yield _failed(result, position)
 
+    async def aembed_counted(self, inputs: Iterable[Input], *, batch_size: BatchSize = "auto") -> tuple[Vectors, int]:
+        """`aembed`, and how many tokens the model read for it; equal inputs count once, and what a cache had not."""
+        items = self._checked(inputs, batch_size)
+        if not items:
+            return await self.aembed(items), 0
+        vectors, tokens = await self._counted(items, batch_size)
+        self._check(vectors, len(items), self.dim)
+        return vectors, tokens
+
     async def _aembed(self, inputs: Sequence[Input], *, batch_size: BatchSize) -> Vectors:
+        return (await self._counted(inputs, batch_size))[0]
+
+    async def _counted(self, inputs: Sequence[Input], batch_size: BatchSize) -> tuple[Vectors, int]:
         machine = self._machine
         if machine is None or machine.pid != os.getpid():
             machine = await in_thread(self._running)
@@ -314,7 +326,8 @@ class LocalEmbedder(Embedder):
                     taken += 1
                 if taken < len(distinct):
                     await changed.wait()
-        return vectors
+            tokens = request.tokens
+        return vectors, tokens
 
     def _in_order(
         self, inputs: Iterator[Input], *, small: bool, batch_size: BatchSize

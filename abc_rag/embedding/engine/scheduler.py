@@ -346,6 +346,7 @@ class Scheduler:
             return  # it has failed in the meantime
         self._forget(work)
         for number, ticket in enumerate(work.tickets):
+            ticket.request.tokens += work.tokens
             # Each caller may change its vector.
             self._deliver(ticket, result if isinstance(result, BaseException) or number == 0 else result.copy())
 

@@ -58,6 +58,7 @@ class Request:
         results: Position -> vector or error. The caller removes what it takes.
         waiting: How many inputs are submitted and have no result yet.
         closed: The caller has given up; its remaining inputs need not be computed.
+        tokens: Tokens that the model read for the results so far.
     """
 
     small: bool
@@ -66,3 +67,4 @@ class Request:
     results: dict[int, Vectors | BaseException] = field(default_factory=dict)
     waiting: int = 0
     closed: bool = False
+    tokens: int = 0

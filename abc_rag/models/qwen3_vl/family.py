@@ -63,6 +63,7 @@ class Qwen3VLFamily(Family):
                 image_limits=image_limits,
                 recipe=QwenPictures(network.patch, network.merge, (limits,)),
                 accepts=INPUT_TYPES,
+                cuts=True,
                 query_instruction=QUERY if query_instruction is None else query_instruction,
                 document_instruction=DOCUMENT if document_instruction is None else document_instruction,
             )

@@ -1,0 +1,123 @@
+"""The application: every route, behind the guard."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.responses import JSONResponse
+
+from abc_rag import __version__
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.errors import InputError
+from abc_rag.server.embeddings import embedding_routes
+from abc_rag.server.errors import Refusal, add_handlers
+from abc_rag.server.guard import Guard, Seen, require
+from abc_rag.server.keys import Keys
+from abc_rag.server.logs import log_request
+from abc_rag.server.service import Service
+from abc_rag.server.settings import ServerSettings, is_loopback
+from abc_rag.server.vectors import FINGERPRINT_HEADER, fingerprint_header, vector_routes
+
+__all__ = ["create_app"]
+
+_ABOUT = """Embeddings of texts and pictures, with instructions, in the forms of OpenAI, Jina, vLLM and Cohere."""
+
+
+def create_app(
+    embedder: Embedder,
+    settings: ServerSettings | None = None,
+    *,
+    keys: Keys | None = None,
+    failed: Callable[[], None] | None = None,
+) -> FastAPI:
+    """The ASGI application of a server.
+
+    Args:
+        embedder: The model. It is loaded in the background once the server has started; ``/ready`` tells when it is.
+        settings: Limits and places.
+        keys: The API keys; None where anybody on this machine may ask.
+        failed: Called if the model cannot be loaded.
+
+    Raises:
+        InputError: The address is not a loopback address, and there are no keys.
+    """
+    settings = settings or ServerSettings()
+    if not is_loopback(settings.host) and (keys is None or not keys.all()):
+        raise InputError(
+            f"host {settings.host!r} can be reached from other machines, so it takes API keys; make one with: "
+            "abc-rag serve keys add NAME --scope read"
+        )
+    service = Service(embedder, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async def load() -> None:
+            await service.load()
+            if service.failure is not None and failed is not None:
+                failed()
+
+        loading = asyncio.create_task(load())
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await asyncio.to_thread(service.close)
+
+    app = FastAPI(title="abc-rag", version=__version__, description=_ABOUT, lifespan=lifespan, redoc_url=None)
+    add_handlers(app)
+    app.include_router(_health_routes(service))
+    readers = [Depends(require("read"))]
+    for routes in (embedding_routes(service), vector_routes(service), _model_routes(service)):
+        app.include_router(routes, dependencies=readers)
+
+    def headers() -> dict[str, str]:
+        return {FINGERPRINT_HEADER: fingerprint_header(service.facts.fingerprint)} if service.ready else {}
+
+    def ended(seen: Seen) -> None:
+        log_request(seen)
+
+    app.add_middleware(Guard, settings=settings, keys=keys, ended=ended, headers=headers)
+    app.state.service = service
+    return app
+
+
+def _health_routes(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/health", summary="Whether the process answers")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @routes.get("/ready", summary="Whether the model is loaded")
+    async def ready() -> JSONResponse:
+        try:
+            _ = service.facts
+        except Refusal as error:
+            headers = dict(error.headers or {})
+            return JSONResponse({"status": error.code}, error.status_code, headers=headers)
+        return JSONResponse({"status": "ready"})
+
+    return routes
+
+
+def _model_routes(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["embeddings"])
+
+    @routes.get("/v1/models", summary="The models that are served: one, under each of its names")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_shown(name) for name in service.facts.names]}
+
+    @routes.get("/v1/models/{name:path}", summary="One model")
+    async def model(name: str) -> dict[str, Any]:
+        service.require_model(name)
+        return _shown(name)
+
+    return routes
+
+
+def _shown(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "abc-rag"}
