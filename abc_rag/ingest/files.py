@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -29,6 +30,7 @@ IMAGE_SUFFIXES = frozenset(
 FileKind = Modality | Literal["document"]
 """What a file is."""
 TEXT_SUFFIXES = frozenset({".md", ".txt"})
+_TEXT_OR_DOCUMENT = frozenset({".md"})
 IGNORE_FILE = ".abcignore"
 """Patterns of what to leave out of a folder and its sub-folders, in the syntax of ``.gitignore``."""
 
@@ -111,9 +113,19 @@ def kind_of_name(path: str | os.PathLike[str]) -> Modality | None:
 
 
 def _known_kind(path: Path, noted: Callable[[str], str | None]) -> FileKind | None:
-    """What a file is, if it need not be opened to tell."""
-    kind = kind_of_name(path) or noted(str(path))
+    """What a file is, if its name or a note tells; of a text that may be a document, its structure does."""
+    kind: str | None = kind_of_name(path)
+    if kind is None or path.suffix.lower() in _TEXT_OR_DOCUMENT:
+        kind = noted(str(path)) or (_text_or_document(path) if kind else None)
     return cast("FileKind", kind) if kind in ("text", "image", "document") else None
+
+
+def _text_or_document(path: Path) -> FileKind:
+    with suppress(OSError, InputError):
+        reader = reader_of(*head_and_tail(path), path)
+        if reader is not None and reader.missing() is None:
+            return "document"
+    return "text"
 
 
 def _kind_of(path: Path, noted: Callable[[str], str | None]) -> FileKind | None:
@@ -125,7 +137,7 @@ def _kind_of(path: Path, noted: Callable[[str], str | None]) -> FileKind | None:
             return None
         if format_of(head) is not None:
             return "image"
-        kind = "document" if reader_of(head, tail) is not None else None
+        kind = "document" if reader_of(head, tail, path) is not None else None
     return kind
 
 
@@ -235,7 +247,7 @@ class _Walk:
             return None, _UNREADABLE
         if format_of(head) is not None:
             return "image", None
-        reader = reader_of(head, tail)
+        reader = reader_of(head, tail, path)
         if reader is None:
             return None, kind_of_file(head)
         if reader.missing() is not None:

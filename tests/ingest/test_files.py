@@ -32,7 +32,7 @@ def test_a_tree_of_pictures_and_passages(folder: Path, store: ChromaStore, index
     pictures = [picture(folder / "sub" / "deep" / f"p{suffix}", colour) for suffix, colour in colours.items()]
     pictures.append(picture(folder / "SHOUT.PNG", "white"))
     passage(folder / "a.txt", "\ufefffirst line\n  second line  \n\n\n \t\nnext\r\n\r\nlast")
-    passage(folder / "b.md", "# Title\n\nbody")
+    passage(folder / "b.md", "Title\n\nbody")
     passage(folder / "empty.txt", " \n\n")
     picture(folder / ".hidden" / "x.png", "teal")
     picture(folder / ".x.png", "olive")
@@ -54,7 +54,7 @@ def test_a_tree_of_pictures_and_passages(folder: Path, store: ChromaStore, index
     }
     for text in ("first line\nsecond line", "next", "last"):
         expected[text_id(text)] = Record(text_id(text), "text", text=text, source=str(folder / "a.txt"))
-    for text in ("# Title", "body"):
+    for text in ("Title", "body"):
         expected[text_id(text)] = Record(text_id(text), "text", text=text, source=str(folder / "b.md"))
     assert records == expected
 

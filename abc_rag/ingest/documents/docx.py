@@ -24,7 +24,7 @@ class DOCXReader(Reader):
     name = "DOCX"
     modules = ("docx",)
 
-    def recognises(self, head: bytes, tail: bytes) -> bool:
+    def recognises(self, head: bytes, tail: bytes, suffix: str) -> bool:
         """By the member that every one has."""
         return has_member(head, tail, b"word/document.xml")
 

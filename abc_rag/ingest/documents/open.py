@@ -18,6 +18,7 @@ from abc_rag.ingest.documents.read import document_bytes, reader_for
 from abc_rag.ingest.documents.reader import Reader
 from abc_rag.ingest.documents.readers import READERS
 from abc_rag.ingest.documents.records import Documents, Made, reading_of, records_of
+from abc_rag.ingest.documents.resolve import resolved_parts
 from abc_rag.ingest.documents.splitting import passages
 from abc_rag.store.pictures import KeptPictures
 from abc_rag.types import Record
@@ -74,7 +75,7 @@ class OpenDocument:
         """
         chunk: list[Made] = []
         count = 0
-        with closing(process.parts(self.data, self.reader, self.options, str(self.path))) as parts:
+        with closing(resolved_parts(process, self.data, self.reader, self.options, self.path)) as parts:
             for made in records_of(passages(self._readable(parts), self.options), self.sha256):
                 # The newest record is held back, as it may be the last one.
                 if len(chunk) > _CHUNK or sum(len(one.data) for one in chunk) > _MOST_BYTES:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import zipfile
+from typing import Any
 
 from abc_rag.errors import InputError
 from abc_rag.images.formats import MIME_TYPES, format_of
 from abc_rag.ingest.documents.options import DocumentLimits
 
-__all__ = ["check_packed", "has_member", "picture_type"]
+__all__ = ["check_packed", "has_member", "parsed_xml", "picture_type"]
 
 _MOST_MEMBERS = 20_000
 
@@ -19,8 +20,13 @@ def has_member(head: bytes, tail: bytes, name: bytes) -> bool:
     return head.startswith(b"PK\x03\x04") and name in tail
 
 
-def check_packed(data: bytes, limits: DocumentLimits) -> None:
+def check_packed(data: bytes, limits: DocumentLimits, xml: tuple[str, ...] = (".xml", ".rels")) -> None:
     """Check the sizes that a ZIP file declares, which bind its reader, and that its XML defines no entities.
+
+    Args:
+        data: The file.
+        limits: What it may unpack to.
+        xml: The ends of the names of those members that are XML without a document type.
 
     Raises:
         InputError: It is damaged, has too much in it, or has XML that defines a document type.
@@ -33,12 +39,33 @@ def check_packed(data: bytes, limits: DocumentLimits) -> None:
                 limit = f"DocumentLimits.max_unpacked={limits.max_unpacked:,}"
                 raise InputError(f"unpacks to {size:,} bytes in {len(members):,} members, more than {limit}; raise it")
             for member in members:
-                if member.filename.endswith((".xml", ".rels")) and b"<!DOCTYPE" in packed.read(member):
+                if member.filename.endswith(xml) and _has_type(packed.read(member)):
                     raise InputError(f"defines a document type in {member.filename}, as bombs do; save it anew")
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"is damaged and cannot be unpacked ({error}); save it anew") from error
+
+
+def _has_type(data: bytes) -> bool:
+    return any("<!DOCTYPE".encode(encoding) in data for encoding in ("ascii", "utf-16-le", "utf-16-be"))
+
+
+def parsed_xml(data: bytes) -> Any:  # noqa: ANN401
+    """The outer element of a small XML file; nothing is loaded, no entity is replaced.
+
+    Raises:
+        InputError: It defines a document type, or is no XML.
+    """
+    import lxml.etree
+
+    if _has_type(data):
+        raise InputError("has XML that defines a document type, as bombs do; save it anew")
+    parser = lxml.etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+    try:
+        return lxml.etree.fromstring(data, parser)
+    except (lxml.etree.XMLSyntaxError, ValueError) as error:
+        raise InputError(f"has damaged XML ({error}); save it anew") from error
 
 
 def picture_type(data: bytes) -> str:

@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Box", "Figure", "PagePicture", "Part", "Passage", "PassageKind", "Unread", "part_as_json", "part_of_json"]
+__all__ = [
+    "Attached",
+    "Box",
+    "Figure",
+    "Linked",
+    "PagePicture",
+    "Part",
+    "Passage",
+    "PassageKind",
+    "Unread",
+    "part_as_json",
+    "part_of_json",
+]
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in points (1/72 inch).
@@ -86,7 +98,35 @@ class Unread(Part):
     reason: str
 
 
-_KINDS: dict[str, type[Part]] = {kind.__name__: kind for kind in (PagePicture, Figure, Passage, Unread)}
+@dataclass(frozen=True, kw_only=True)
+class Linked(Part):
+    """A picture beside the document, named by it: a reader opens no file, so it passes the name on.
+
+    Attributes:
+        target: The name, as the document has it; it may be anything.
+        caption: See `Figure`.
+    """
+
+    target: str
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached(Part):
+    """A whole file within the document, which its own reader reads, or a picture.
+
+    Attributes:
+        data: The file.
+        name: What the document calls it.
+    """
+
+    data: bytes
+    name: str
+
+
+_KINDS: dict[str, type[Part]] = {
+    kind.__name__: kind for kind in (PagePicture, Figure, Passage, Unread, Linked, Attached)
+}
 
 
 def part_as_json(part: Part) -> tuple[dict[str, Any], bytes]:
@@ -121,7 +161,7 @@ def part_of_json(header: dict[str, Any], data: bytes, document: str) -> Part:
     if not sound:
         raise ValueError("a part with values of other types")
     values.update(document=document, box=None if box is None else tuple(box), heading=tuple(heading))
-    if kind in (PagePicture, Figure):
+    if kind in (PagePicture, Figure, Attached):
         values["data"] = data
     try:
         return kind(**values)

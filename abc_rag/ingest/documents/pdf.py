@@ -41,7 +41,7 @@ class PDFReader(Reader):
     name = "PDF"
     modules = ("pypdfium2",)
 
-    def recognises(self, head: bytes, tail: bytes) -> bool:
+    def recognises(self, head: bytes, tail: bytes, suffix: str) -> bool:
         """By its first kilobyte, as PDF allows bytes before the header."""
         return b"%PDF-" in head[:1024]
 

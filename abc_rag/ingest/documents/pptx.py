@@ -22,7 +22,7 @@ class PPTXReader(Reader):
     name = "PPTX"
     modules = ("pptx",)
 
-    def recognises(self, head: bytes, tail: bytes) -> bool:
+    def recognises(self, head: bytes, tail: bytes, suffix: str) -> bool:
         """By the member that every one has."""
         return has_member(head, tail, b"ppt/presentation.xml")
 

@@ -151,6 +151,8 @@ class _Reading:
                 self._why = f"needs more memory than {limit} bytes; raise it, or leave the document out"
                 raise EOFError
             else:
+                if self._page is None:  # without pages, each part has its own time
+                    self._spent_on_page = 0.0
                 yield part_of_json(answer, bytes(data), self._name)
 
     def _received(self, child: Child) -> tuple[dict[str, Any], bytearray]:

@@ -13,6 +13,7 @@ from abc_rag.ingest.documents.parts import Part
 from abc_rag.ingest.documents.process import DocumentProcess
 from abc_rag.ingest.documents.reader import HEAD_BYTES, TAIL_BYTES, Reader
 from abc_rag.ingest.documents.readers import READERS, reader_of
+from abc_rag.ingest.documents.resolve import install_hint, resolved_parts
 from abc_rag.ingest.documents.splitting import passages
 from abc_rag.ingest.regular import open_regular
 
@@ -37,19 +38,18 @@ def document_bytes(path: Path, options: DocumentOptions) -> bytes:
 
 
 def reader_for(data: bytes, name: str) -> Reader:
-    """The reader of a document, by its content.
+    """The reader of a document, by its content; of a text, by its name as well.
 
     Raises:
         DocumentError: No reader knows it.
         MissingExtraError: Its reader's library is not installed.
     """
-    reader = reader_of(data[:HEAD_BYTES], data[-TAIL_BYTES:])
+    reader = reader_of(data[:HEAD_BYTES], data[-TAIL_BYTES:], name)
     if reader is None:
         known = ", ".join(reader.name for reader in READERS)
         raise DocumentError(name, f"is no document of a kind that is read; these are: {known}")
     if (missing := reader.missing()) is not None:
-        install = f"pip install 'abc-rag[{reader.extra}]'"
-        raise MissingExtraError(f"{name}: reading {reader.name} needs {missing}, which is not installed: {install}")
+        raise MissingExtraError(f"{name}: {install_hint(reader, missing)}")
     return reader
 
 
@@ -59,7 +59,7 @@ def read_document(
     """The parts of a document in reading order, as they are read.
 
     Args:
-        path: The file; its kind is told by its content.
+        path: The file; its kind is told by its content, that of a text by its name as well.
         options: How it is read.
         process: Where it is read, so that many documents share one. If not given, a process for this document alone.
 
@@ -78,7 +78,7 @@ def read_document(
     data = document_bytes(Path(name), options)
     reader = reader_for(data, name)
     if process is not None:
-        yield from passages(process.parts(data, reader, options, name), options)
+        yield from passages(resolved_parts(process, data, reader, options, Path(name)), options)
         return
-    with DocumentProcess() as own, closing(own.parts(data, reader, options, name)) as parts:
+    with DocumentProcess() as own, closing(resolved_parts(own, data, reader, options, Path(name))) as parts:
         yield from passages(parts, options)

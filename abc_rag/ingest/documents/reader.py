@@ -37,8 +37,14 @@ class Reader(ABC):
     extra: ClassVar[str] = "documents"
 
     @abstractmethod
-    def recognises(self, head: bytes, tail: bytes) -> bool:
-        """Whether a file is of this kind, by its first `HEAD_BYTES` and its last `TAIL_BYTES`."""
+    def recognises(self, head: bytes, tail: bytes, suffix: str) -> bool:
+        """Whether a file is of this kind: by its content, and by its name only where that does not tell, as of texts.
+
+        Args:
+            head: Its first `HEAD_BYTES`.
+            tail: Its last `TAIL_BYTES`.
+            suffix: The end of its name from the last dot, in small letters; may be empty.
+        """
 
     @abstractmethod
     def parts(self, data: bytes, options: DocumentOptions, start: int) -> Iterator[Part | int]:
@@ -50,7 +56,8 @@ class Reader(ABC):
             start: The page to begin with, from 1, as an earlier one ended the process. Readers without pages get 1.
 
         Yields:
-            Parts; and before each page its number, so that whoever waits knows which page takes too long.
+            Parts; and before each page its number, so that whoever waits knows which page takes too long. For files
+            beside and within the document, `abc_rag.ingest.documents.parts.Linked` and ``Attached``.
 
         Raises:
             InputError: The document cannot be read; the message says why, without its name, and ends with the remedy.

@@ -5,21 +5,31 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from abc_rag.ingest.documents.csv import CSVReader
 from abc_rag.ingest.documents.docx import DOCXReader
+from abc_rag.ingest.documents.epub import EPUBReader
+from abc_rag.ingest.documents.html import HTMLReader
+from abc_rag.ingest.documents.mail import MailReader
+from abc_rag.ingest.documents.markdown import MarkdownReader
 from abc_rag.ingest.documents.pdf import PDFReader
 from abc_rag.ingest.documents.pptx import PPTXReader
 from abc_rag.ingest.documents.reader import HEAD_BYTES, TAIL_BYTES, Reader
+from abc_rag.ingest.documents.xlsx import XLSXReader
 from abc_rag.ingest.regular import open_regular
 
 __all__ = ["READERS", "head_and_tail", "reader_named", "reader_of"]
 
-READERS: tuple[Reader, ...] = (PDFReader(), DOCXReader(), PPTXReader())
+READERS: tuple[Reader, ...] = (
+    *(PDFReader(), DOCXReader(), PPTXReader(), XLSXReader(), EPUBReader(), HTMLReader(), MailReader()),
+    *(MarkdownReader(), CSVReader()),
+)
 """In the order in which they are asked."""
 
 
-def reader_of(head: bytes, tail: bytes) -> Reader | None:
-    """The reader of a document, by its first `HEAD_BYTES` and its last `TAIL_BYTES`; None for anything else."""
-    return next((reader for reader in READERS if reader.recognises(head, tail)), None)
+def reader_of(head: bytes, tail: bytes, name: str | os.PathLike[str]) -> Reader | None:
+    """The reader of a document, by its first `HEAD_BYTES`, its last `TAIL_BYTES` and its name; None for others."""
+    suffix = os.path.splitext(name)[1].lower()
+    return next((reader for reader in READERS if reader.recognises(head, tail, suffix)), None)
 
 
 def head_and_tail(path: Path) -> tuple[bytes, bytes]:

@@ -15,6 +15,7 @@ from abc_rag.ingest.documents.parts import Part, Passage
 __all__ = ["passages", "split_text"]
 
 _BETWEEN = "\n\n"
+_MOST_TOGETHER = 200  # paragraphs that are cut at one go: a book may be without any heading
 # After a sentence; Chinese and Japanese put no space there.
 _SENTENCE = re.compile("(?<=[.!?…])[\"'\u201d\u2019)\\]]*\\s+|(?<=[。\uff01\uff1f])")
 
@@ -80,7 +81,8 @@ def passages(parts: Iterable[Part], options: DocumentOptions) -> Iterator[Part]:
     """
     together: list[Passage] = []
     for part in parts:
-        if isinstance(part, Passage) and (not together or _place(part) == _place(together[0])):
+        few = len(together) < _MOST_TOGETHER
+        if isinstance(part, Passage) and few and (not together or _place(part) == _place(together[0])):
             together.append(part)
             continue
         yield from _cut(together, options)
