@@ -76,16 +76,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<|endoftext|>", unk_token="<unk>")
 
 
-def make_qwen3_vl(folder: Path, *, seed: int = 0) -> Path:
-    """A random checkpoint; the weights are as large as a trained model's, so that a wrong position is seen."""
-    torch.manual_seed(seed)
-    model = Qwen3VLModel(Qwen3VLConfig(text_config=TEXT, vision_config=VISION, image_token_id=IMAGE))
+def fill_randomly(model: torch.nn.Module, seed: int) -> None:
+    """Weights as large as a trained model's, so that a wrong position is seen; the same on every machine."""
+    numbers = np.random.default_rng(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in sorted(model.named_parameters()):
+            drawn = torch.from_numpy(numbers.standard_normal(parameter.shape, dtype=np.float32))
             if parameter.ndim > 1:
-                parameter.normal_(0, 0.5 / parameter.shape[-1] ** 0.25)
+                parameter.copy_(drawn * (0.5 / parameter.shape[-1] ** 0.25))
             else:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+                parameter.copy_(drawn * 0.1 + (0 if name.endswith("bias") else 1))
+
+
+def make_qwen3_vl(folder: Path, *, seed: int = 0) -> Path:
+    """A random checkpoint; see `fill_randomly`."""
+    model = Qwen3VLModel(Qwen3VLConfig(text_config=TEXT, vision_config=VISION, image_token_id=IMAGE))
+    fill_randomly(model, seed)
     model.save_pretrained(folder)
     words = tokenizer()
     words.save_pretrained(folder)
@@ -101,7 +107,7 @@ def standin() -> Path:
     """A checkpoint that lasts as long as this process, for tests that need no figures."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return make_qwen3_vl(folder)
+    return make_qwen3_vl(folder, seed=1)
 
 
 def load_reference(folder: Path) -> Qwen3VLModel:

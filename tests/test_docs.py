@@ -22,6 +22,7 @@ from typing import Any
 
 import PIL.Image
 import pytest
+from gemma_helpers import standin as gemma
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -48,6 +49,7 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *GUIDES, *sorted((ROOT / "docs" / "ap
 STANDINS = {
     "TIGER-Lab/VLM2Vec-Qwen2VL-2B": str(FIXTURES / "vlm2vec_qwen2vl"),
     "Qwen/Qwen3-VL-Embedding-2B": f"qwen3-vl:{standin()}",
+    "google/embeddinggemma-2": str(gemma()),
 }
 LANGUAGES = {"python", "shell", "text", "{toctree}", "{eval-rst}"}
 

@@ -67,6 +67,7 @@ def load_embedder(
             ``abc-rag train instruct`` wrote; or an `ABCCheckpoint`. For VLM2Vec: ``"TIGER-Lab/VLM2Vec-Qwen2VL-2B"``,
             ``"TIGER-Lab/VLM2Vec-Qwen2VL-7B"``, ``"TIGER-Lab/VLM2Vec-Full"``, ``"TIGER-Lab/VLM2Vec-LoRA"``,
             ``"vlm2vec:ORGANISATION/NAME"`` for another one on the hub, or a folder (`abc_rag.models.vlm2vec.family`).
+            ``"Qwen/Qwen3-VL-Embedding-2B"`` or ``"-8B"``, ``"google/embeddinggemma-2"``, or a folder of theirs.
             ``"st:NAME"`` for a model of sentence-transformers, by hub id or folder. A folder's files say which family
             it belongs to; where they do not, put the family before it: ``"vlm2vec:FOLDER"``.
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.

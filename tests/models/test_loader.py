@@ -17,6 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from bag_family import FILE, BagLoader
+from gemma_helpers import standin as gemma
 from langchain_abc import ABCEmbeddings as LangChainEmbeddings
 from langchain_abc import ABCVectorStore
 from llama_index.core import StorageContext
@@ -56,6 +57,7 @@ MODELS: dict[str, tuple[Path | str, dict[str, Any]]] = {
     "vlm2vec on Qwen2-VL": (FIXTURES / "vlm2vec_qwen2vl", {"min_tokens": 1, "max_tokens": 16}),
     "vlm2vec on Phi-3.5-vision": (FIXTURES / "vlm2vec_phi3v" / "model", {"resolution": 1}),
     "qwen3-vl": (f"qwen3-vl:{standin()}", {"min_tokens": 1, "max_tokens": 16}),
+    "embeddinggemma": (gemma(), {"max_tokens": 70}),
     "bag": (FIXTURES / "bag", {}),
 }
 # How near the vectors of one input, alone and in any batch, have to be.

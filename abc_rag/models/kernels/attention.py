@@ -19,7 +19,10 @@ from abc_rag.errors import MissingExtraError
 from abc_rag.models.kernels.blocked_attention import LEAST_SCORES, attend_by_blocks, suits_blocks
 from abc_rag.models.kernels.layers import onednn_is_faster
 
-__all__ = ["Attend", "Segments", "attend_to_segments", "choose_attention"]
+__all__ = ["Attend", "Segments", "attend_in_window", "attend_to_segments", "choose_attention"]
+
+_BLOCK = 512  # queries that look at a window together
+_WIDEST_FLASH = 256  # heads that kernels for different lengths take
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "Segments", bool], torch.Tensor]
 """``attend(q, k, v, segments, causal)``: q ``(total, heads, dim)``, k and v ``(total, kv_heads, dim)`` -> q's shape."""
@@ -78,13 +81,14 @@ class Segments:
             begin += count * length
 
 
-def choose_attention(name: str, *, device: torch.device, dtype: torch.dtype) -> Attend:
+def choose_attention(name: str, *, device: torch.device, dtype: torch.dtype, widest_head: int = 0) -> Attend:
     """The attention function for a device.
 
     Args:
         name: ``"sdpa"`` (the fastest of torch's own), ``"eager"`` or ``"flash_attention_2"``.
         device: The device of the tensors.
         dtype: The dtype of the tensors.
+        widest_head: The largest width of a head, where it is more than 256.
 
     Raises:
         MissingExtraError: flash-attention was asked for and is not installed.
@@ -94,7 +98,7 @@ def choose_attention(name: str, *, device: torch.device, dtype: torch.dtype) -> 
     half = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if name == "flash_attention_2":
         return _flash()
-    if half and _has_varlen() and torch.cuda.get_device_capability(device) >= (8, 0):
+    if half and widest_head <= _WIDEST_FLASH and _has_varlen() and torch.cuda.get_device_capability(device) >= (8, 0):
         return _varlen
     return _by_length if device.type == "cpu" else _padded
 
@@ -109,6 +113,48 @@ def attend_to_segments(
     total = segments.total
     found = attend(q[:total], k[:total], v[:total], segments, causal)
     return nn.functional.pad(found, (0, 0, 0, 0, 0, more))
+
+
+def attend_in_window(
+    attend: Attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, window: int | None
+) -> torch.Tensor:
+    """Attention both ways, in which a token sees no other one farther away than ``window``; None for no such limit.
+
+    Args:
+        attend: For sequences that the window holds as a whole.
+        q: See `attend_to_segments`; rows behind the segments come out as zeros.
+        k: The same.
+        v: The same.
+        segments: The longest first, as in a `PackedBatch`.
+        window: Distance in tokens.
+    """
+    long = sum(length > window + 1 for length in segments.lengths) if window is not None else 0
+    if window is None or not long:
+        return attend_to_segments(attend, q, k, v, segments, False)
+    done = sum(segments.lengths[:long])
+    ends = list(itertools.accumulate(segments.lengths[:long], initial=0))
+    parts = [_banded(q[one:end], k[one:end], v[one:end], window) for one, end in itertools.pairwise(ends)]
+    if long == len(segments.lengths):
+        return torch.cat([*parts, torch.zeros_like(q[done:])])
+    rest = Segments(segments.lengths[long:], segments.device)
+    return torch.cat([*parts, attend_to_segments(attend, q[done:], k[done:], v[done:], rest, False)])
+
+
+def _banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+    # A block of queries sees the keys around it, most of which all of its queries see.
+    parts = []
+    for begin in range(0, len(q), _BLOCK):
+        first, last = max(0, begin - window), begin + _BLOCK + window
+        rows = (q[begin : begin + _BLOCK], k[first:last], v[first:last])
+        queries, keys, values = (x.transpose(0, 1)[None] for x in rows)
+        at = torch.arange(begin, begin + queries.shape[2], device=q.device)
+        there = torch.arange(first, first + keys.shape[2], device=q.device)
+        near = (at[:, None] - there[None]).abs() <= window
+        found = nn.functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=near, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        parts.append(found[0].transpose(0, 1))
+    return torch.cat(parts)
 
 
 def _by_length(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool) -> torch.Tensor:

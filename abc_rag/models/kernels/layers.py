@@ -24,6 +24,7 @@ __all__ = [
     "linears",
     "onednn_is_faster",
     "onednn_product",
+    "product",
     "rms_norm",
     "rotated",
     "rotation_of",
@@ -52,7 +53,11 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
             return _with_adapter(layer, x)
         called: torch.Tensor = layer(x)
         return called
-    weight = layer.weight
+    return product(x, layer.weight, layer.bias)
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ weight.T + bias`` for rows ``(n, in)``, by whichever library is faster."""
     if (
         not torch.compiler.is_compiling()  # the compiler chooses the library
         and x.device.type == "cpu"
@@ -61,8 +66,8 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         and len(weight) >= _LEAST_COLUMNS
         and onednn_is_faster()
     ):
-        return onednn_product(x, weight, layer.bias)
-    return nn.functional.linear(x, weight, layer.bias)
+        return onednn_product(x, weight, bias)
+    return nn.functional.linear(x, weight, bias)
 
 
 def linears(x: torch.Tensor, *layers: nn.Module) -> list[torch.Tensor]:

@@ -35,13 +35,24 @@ class PackedForward:
         vision: Computes a layer of the vision tower.
         text: Computes a layer of the language model.
         compiled: Run both through ``torch.compile``.
+        widest_head: The largest width of an attention head, where it is more than 256.
     """
 
-    def __init__(self, backbone: Any, *, vision: Layer, text: Layer, compiled: bool) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        backbone: Any,  # noqa: ANN401
+        *,
+        vision: Layer,
+        text: Layer,
+        compiled: bool,
+        widest_head: int = 0,
+    ) -> None:
         self.backbone = backbone
         # In half precision torch itself uses oneDNN.
         self._rounds = backbone.device.type == "cpu" and (backbone.dtype != torch.float32 or onednn_is_faster())
-        attend = choose_attention(backbone.attention, device=backbone.device, dtype=backbone.dtype)
+        attend = choose_attention(
+            backbone.attention, device=backbone.device, dtype=backbone.dtype, widest_head=widest_head
+        )
         # The kernels gain nothing from compiling, which would be repeated for every mix of lengths.
         self.attend: Attend = torch.compiler.disable(attend) if compiled else attend  # type: ignore[no-untyped-call]
         self.vision_layer, self.text_layer = (_compiled(layer) if compiled else layer for layer in (vision, text))

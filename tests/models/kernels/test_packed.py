@@ -18,7 +18,14 @@ from abc_rag.models.abc.family import ABCFamily
 from abc_rag.models.kernels import attention as _attention
 from abc_rag.models.kernels import blocked_attention as _blocked_attention
 from abc_rag.models.kernels import layers as _layers
-from abc_rag.models.kernels.attention import Segments, _by_length, _eager, _padded, choose_attention
+from abc_rag.models.kernels.attention import (
+    Segments,
+    _by_length,
+    _eager,
+    _padded,
+    attend_in_window,
+    choose_attention,
+)
 from abc_rag.models.kernels.blocked_attention import attend_by_blocks
 from abc_rag.models.kernels.layers import linear, onednn_product
 from abc_rag.models.qwen2_vl.network import normalise
@@ -466,3 +473,24 @@ def test_pooling_counts_an_exclamation_mark_but_does_not_sum_it(family: ABCFamil
     states = torch.tensor([[1.0, 2.0], [3.0, 4.0], [torch.nan, 7.0], [5.0, 6.0]])
     found = family.network.pool_packed(states, torch.tensor([4, 5, 0, 6]), Segments([2, 2], CPU))
     assert found.tolist() == [[2.0, 3.0], [2.5, 3.0]]
+
+
+@pytest.mark.parametrize("lengths", [[1300, 520, 90, 3], [700, 700], [100, 1], [101]])
+def test_a_window_hides_what_is_farther_away(lengths: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    total, window, more = sum(lengths), 100, 5
+    q = torch.randn(total + more, 4, 8, generator=generator)
+    k, v = (torch.randn(total + more, 2, 8, generator=generator) for _ in range(2))
+    segments = Segments(lengths, CPU)
+    at = segments.positions
+    seen = (segments.rows[:, None] == segments.rows[None]) & ((at[:, None] - at[None]).abs() <= window)
+    keys, values = (x[:total].repeat_interleave(2, dim=1).transpose(0, 1) for x in (k, v))
+    scores = (q[:total].transpose(0, 1) @ keys.transpose(1, 2) * 8**-0.5).masked_fill(~seen, -torch.inf)
+    expected = (scores.softmax(-1) @ values).transpose(0, 1)
+    for attend in (_by_length, _eager, _padded):
+        found = attend_in_window(attend, q, k, v, segments, window)
+        torch.testing.assert_close(found[:total], expected, **EXACT)
+        assert found.shape == q.shape
+        assert not found[total:].any()
+    unlimited = attend_in_window(_by_length, q, k, v, segments, None)
+    torch.testing.assert_close(unlimited[:total], _by_length(q[:total], k[:total], v[:total], segments, False), **EXACT)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from encode_figures import FIGURES, QWEN_TOKENS, weights_of
 from helpers import FIXTURE
 from qwen3_vl_helpers import expected, load_reference, make_qwen3_vl
 from st_helpers import largest, picture, unit
@@ -57,6 +59,20 @@ CASES: list[tuple[Input, str, list[Any]]] = [
 INPUTS = [item for item, _, _ in CASES]
 
 
+# The same as sentence-transformers' ``encode`` is given in ``encode_figures``.
+ENCODED: dict[str, Input] = {
+    "text": INPUTS[0],
+    "query": INPUTS[1],
+    "instructed text": INPUTS[4],
+    "scene": INPUTS[5],
+    "shapes": INPUTS[6],
+    "grey query": INPUTS[7],
+    "instructed scene": INPUTS[8],
+    "question about scene": INPUTS[10],
+    "words, picture": Interleaved([Text("red and round"), Image(SHAPES)]),
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_qwen3_vl(tmp_path_factory.mktemp("qwen3_vl"))
@@ -88,6 +104,14 @@ def test_vectors_are_those_of_the_authors_steps(batch_size: Any, embedder: Any, 
     assert largest(found, figures[order]) < TOLERANCE
     distances = np.abs(figures[:, None] - figures[None]).max(-1) + np.eye(len(figures))
     assert distances.min() > 1000 * TOLERANCE  # no two inputs are alike, so none was taken for another
+
+
+def test_vectors_are_those_of_encode(folder: Path, embedder: Any) -> None:
+    assert QWEN_TOKENS == MOST
+    found = json.loads(FIGURES.read_text())["qwen3-vl"]
+    assert weights_of(folder) == found["weights"], "the figures are of other weights: run tests/encode_figures.py"
+    assert found["vectors"].keys() == ENCODED.keys()
+    assert largest(embedder.embed(list(ENCODED.values())), list(found["vectors"].values())) < TOLERANCE
 
 
 def test_eager_attention_and_half_precision(folder: Path, figures: Vectors) -> None:
