@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from abc_rag.answering.retriever import Retriever
     from abc_rag.embedding.embedder import Embedder
     from abc_rag.embedding.load import load_embedder
     from abc_rag.embedding.settings import EngineSettings
     from abc_rag.errors import ABCRagError
     from abc_rag.images.limits import ImageLimits
     from abc_rag.models.abc.loader import ABCCheckpoint
-    from abc_rag.search.retriever import Retriever
     from abc_rag.store.chroma.store import ChromaStore
     from abc_rag.types import (
         URL,
@@ -83,7 +83,7 @@ _HOME = {
     "InstructedText": "types",
     "Interleaved": "types",
     "Record": "types",
-    "Retriever": "search.retriever",
+    "Retriever": "answering.retriever",
     "Store": "store.base",
     "Text": "types",
     "Trace": "types",

@@ -4,6 +4,7 @@
 
     ABCRagError
     ├── InputError (ValueError)          an argument or an input is unusable
+    │   ├── ContextError                 a conversation is longer than the model reads
     │   ├── PartialIndexError            some of many could not be stored, the others were
     │   ├── DocumentError                a document cannot be read; carries .source
     │   ├── DatasetError                 a data set cannot be read, or too many of its rows are unusable
@@ -27,6 +28,7 @@ from typing import TypeVar
 __all__ = [
     "ABCRagError",
     "CheckpointError",
+    "ContextError",
     "DatasetError",
     "DocumentError",
     "FingerprintMismatchError",
@@ -69,6 +71,10 @@ class ABCRagError(Exception):
 
 class InputError(ABCRagError, ValueError):
     """An argument or an input cannot be used."""
+
+
+class ContextError(InputError):
+    """A conversation, with its pictures, is longer than the model reads."""
 
 
 class ImageError(InputError):

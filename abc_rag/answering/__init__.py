@@ -6,9 +6,13 @@ from abc_rag.answering.generator import Generation, GenerationStream, Generator,
 from abc_rag.answering.judge import GenerativeJudge
 from abc_rag.answering.load import load_generator
 from abc_rag.answering.openai import OpenAIGenerator
+from abc_rag.answering.retriever import Retriever
 from abc_rag.answering.rewriter import GenerativeRewriter
+from abc_rag.answering.writing import AnswerStream, AsyncAnswerStream
 
 __all__ = [
+    "AnswerStream",
+    "AsyncAnswerStream",
     "Generation",
     "GenerationStream",
     "GenerativeJudge",
@@ -16,5 +20,6 @@ __all__ = [
     "Generator",
     "OpenAIGenerator",
     "Outcome",
+    "Retriever",
     "load_generator",
 ]

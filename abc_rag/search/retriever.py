@@ -57,11 +57,12 @@ from abc_rag.store.base import Store
 from abc_rag.store.keywords import Keywords
 from abc_rag.types import Hit, Image, ImageSource, InstructedImage, Message, Modality, Trace, Vectors
 
-__all__ = ["Retriever"]
+__all__ = ["WEIGHT", "Retriever"]
 
 # Of 0, 0.5, 0.7, 0.8, 0.9 and 1 the best on abc-mini's scenes, where 0.8 to 1 differ by less than one point in a
 # hundred; the least of these keeps most of what the instruction does not ask for.
-_WEIGHT = 0.8
+WEIGHT = 0.8
+"""Of the second look, if not given."""
 
 
 class Retriever:
@@ -88,7 +89,7 @@ class Retriever:
         *,
         rewriter: Rewriter | None = None,
         candidates: int = 50,
-        weight: float = _WEIGHT,
+        weight: float = WEIGHT,
         image_limits: ImageLimits | None = None,
         roots: Iterable[str | os.PathLike[str]] = (),
         kinds: Mapping[Modality, Mapping[str, Any]] | None = None,

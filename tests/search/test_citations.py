@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from abc_rag.search import cited_numbers
+from abc_rag.search import checked_citations, cited_numbers
+from abc_rag.search.citations import CheckedCitations, sentences
 
 CASES = {
     "[1]": [1],
@@ -67,3 +68,46 @@ def test_the_order_is_that_of_the_first_mention() -> None:
 def test_a_long_answer_is_read_quickly() -> None:
     for part in ("[", "[1,", "[1-", "\u3010", "[1 and "):
         assert cited_numbers(part * 20_000, 5) == []
+
+
+CHECKED = {
+    "A pig [1]. A boat [2].": ("A pig [1]. A boat [2].", []),
+    "A pig [1, 9]. A boat [7].": ("A pig [1]. A boat.", ["1, 9", "7"]),
+    "As told [2-9], [see below], [4][1]": ("As told [2-3], [see below],[1]", ["2-9", "4"]),
+    "In [2019] there was\n\n[Source 5] one": ("In there was one", ["2019", "Source 5"]),
+    "[0] \u3010\uff14\u3011 [3": (" [3", ["0", "\uff14"]),
+}
+
+
+@pytest.mark.parametrize("answer", CHECKED)
+def test_citations_of_other_sources_are_dropped(answer: str) -> None:
+    assert checked_citations(answer, 3) == CHECKED[answer]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("answer", CHECKED)
+def test_an_answer_in_pieces_is_checked_alike(answer: str, size: int) -> None:
+    checked = CheckedCitations(3)
+    pieces = [checked.feed(answer[at : at + size]) for at in range(0, len(answer), size)]
+    assert ("".join([*pieces, checked.rest()]), checked.dropped) == CHECKED[answer]
+
+
+def test_a_bracket_that_never_closes_does_not_hold_an_answer_back() -> None:
+    checked = CheckedCitations(3)
+    assert checked.feed("a [" + "b" * 150) == "a"
+    assert checked.feed("b" * 150) == " [" + "b" * 300
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("A pig eats. [1] It is 3.5 m long [2]. Why?", ["A pig eats. [1]", "It is 3.5 m long [2].", "Why?"]),
+        ("Dr. No met J. Doe, e.g. here [1].", ["Dr. No met J. Doe, e.g. here [1]."]),
+        ("- one [1]\n- two\n\n[3]", ["- one [1]", "- two", "[3]"]),
+        ("\u732a\u3067\u3059\u3002[1]\u306f\u3044\u3002", ["\u732a\u3067\u3059\u3002[1]", "\u306f\u3044\u3002"]),
+        ('"Yes." He left...', ['"Yes."', "He left..."]),
+        ("", []),
+    ],
+)
+def test_sentences_keep_the_citations_behind_them(text: str, found: list[str]) -> None:
+    assert sentences(text) == found

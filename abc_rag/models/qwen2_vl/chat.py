@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, Qwen2VLModel
 
-from abc_rag.errors import CheckpointError, InputError
+from abc_rag.errors import CheckpointError, ContextError
 from abc_rag.images.read import describe_source
 from abc_rag.models.chat import ChatFacts, ChatModel, Conversation, Decoding
 from abc_rag.models.config import Config
@@ -70,13 +70,13 @@ class Qwen2VLChat(ChatModel):
         """Prompt and tokenise a conversation.
 
         Raises:
-            InputError: It is longer than the model can read; the message says which picture is too many.
+            ContextError: It is longer than the model can read; the message says which picture is too many.
         """
         opened = self.opened(item, pictures)
         ids = self._prompts(item.messages, [picture.tokens for picture in opened])
         room = self.chat_facts.max_length - 1
         if len(ids) > room:
-            raise InputError(self._too_long(item, ids, [picture.tokens for picture in opened], room))
+            raise ContextError(self._too_long(item, ids, [picture.tokens for picture in opened], room))
         return Prepared("conversation", ids, opened)
 
     def _too_long(self, item: Conversation, ids: npt.NDArray[np.int64], tokens: Sequence[int], room: int) -> str:
@@ -121,7 +121,7 @@ class Qwen2VLChat(ChatModel):
         ids = [[*self._prompts.plain(answer), self._end] for answer in answers]
         length, most = prepared.tokens, self.chat_facts.max_length
         if (whole_length := length + sum(map(len, ids))) > most:
-            raise InputError(
+            raise ContextError(
                 f"a conversation and {len(ids):,} answers of {whole_length:,} tokens together are longer than the "
                 f"{most:,} that {self.facts.fingerprint.model} reads at once; give fewer or shorter answers"
             )

@@ -16,7 +16,7 @@ from vlm2vec_helpers import QWEN
 
 from abc_rag import load_embedder
 from abc_rag.embedding.load import open_embedder
-from abc_rag.errors import CheckpointError, InputError
+from abc_rag.errors import CheckpointError, ContextError, InputError
 from abc_rag.models.chat import Conversation
 from abc_rag.models.qwen2_vl.chat import Qwen2VLChat
 
@@ -196,12 +196,12 @@ def test_too_many_pictures_are_counted(count: int, tmp_path: Path) -> None:
     if not name:
         chat.prepare(Conversation((user(SMALL, SMALL, "what?"),)))
         return
-    with pytest.raises(InputError, match=rf"longer than the 599.*2 of its 4 pictures fit.*too many is .*{name}"):
+    with pytest.raises(ContextError, match=rf"longer than the 599.*2 of its 4 pictures fit.*too many is .*{name}"):
         chat.prepare(Conversation((user(SMALL, SMALL, OTHER, SMALL, "what?"),)))
 
 
 def test_too_long_a_text_is_refused() -> None:
-    with pytest.raises(InputError, match=r"longer than the 32,767.*earlier turns"):
+    with pytest.raises(ContextError, match=r"longer than the 32,767.*earlier turns"):
         chat_of(FIXTURE).prepare(Conversation((user("word " * 40_000),)))
 
 
