@@ -23,6 +23,7 @@ class DOCXReader(Reader):
 
     name = "DOCX"
     modules = ("docx",)
+    printed_as = ".docx"
 
     def recognises(self, head: bytes, tail: bytes, suffix: str) -> bool:
         """By the member that every one has."""

@@ -30,6 +30,7 @@ class DocumentLimits:
         max_depth: Maximum nesting of outlines, elements and messages within messages.
         page_timeout_s: Maximum seconds for one page; of a document without pages, for its next part.
         timeout_s: Maximum seconds for a whole document, without the time that its user takes between parts.
+        print_timeout_s: Maximum seconds that LibreOffice may take to print a document.
 
     Raises:
         InputError: A limit makes no sense.
@@ -44,6 +45,7 @@ class DocumentLimits:
     max_depth: int = 50
     page_timeout_s: float = 30.0
     timeout_s: float = 3600.0
+    print_timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
         """Checks every limit."""
@@ -61,6 +63,7 @@ class DocumentOptions:
         dpi: Resolution of page pictures and figures, in pixels per inch, from 20 to 600. A4 has 909 x 1286 pixels at
             the default, 1.2 million, about what the published model looks at.
         page_pictures: Whether each page becomes a picture.
+        office: Whether PPTX and DOCX files get page pictures from LibreOffice, where it is installed.
         figures: Whether pictures within documents become records of their own.
         max_chars: Maximum characters of a passage, where ``splitter`` is not given. 1,000 are about 250 tokens: one
             vector still says what is in it.
@@ -74,6 +77,7 @@ class DocumentOptions:
 
     dpi: int = 110
     page_pictures: bool = True
+    office: bool = True
     figures: bool = True
     max_chars: int = 1000
     splitter: Splitter | None = None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from abc_rag.errors import InputError
 from abc_rag.images.formats import MIME_TYPES, format_of
 from abc_rag.ingest.documents.options import DocumentLimits
 
-__all__ = ["check_packed", "has_member", "parsed_xml", "picture_type"]
+__all__ = ["check_packed", "has_member", "opened", "parsed_xml", "picture_type"]
 
 _MOST_MEMBERS = 20_000
 
@@ -31,19 +34,26 @@ def check_packed(data: bytes, limits: DocumentLimits, xml: tuple[str, ...] = (".
     Raises:
         InputError: It is damaged, has too much in it, or has XML that defines a document type.
     """
+    with opened(data) as packed:
+        members = packed.infolist()
+        size = sum(member.file_size for member in members)
+        if len(members) > _MOST_MEMBERS or size > limits.max_unpacked:
+            limit = f"DocumentLimits.max_unpacked={limits.max_unpacked:,}"
+            raise InputError(f"unpacks to {size:,} bytes in {len(members):,} members, more than {limit}; raise it")
+        for member in members:
+            if member.filename.endswith(xml) and _has_type(packed.read(member)):
+                raise InputError(f"defines a document type in {member.filename}, as bombs do; save it anew")
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[zipfile.ZipFile]:
+    """A ZIP file; whatever is wrong with it is an `InputError`."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as packed:
-            members = packed.infolist()
-            size = sum(member.file_size for member in members)
-            if len(members) > _MOST_MEMBERS or size > limits.max_unpacked:
-                limit = f"DocumentLimits.max_unpacked={limits.max_unpacked:,}"
-                raise InputError(f"unpacks to {size:,} bytes in {len(members):,} members, more than {limit}; raise it")
-            for member in members:
-                if member.filename.endswith(xml) and _has_type(packed.read(member)):
-                    raise InputError(f"defines a document type in {member.filename}, as bombs do; save it anew")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
+            yield packed
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
         raise InputError(f"is damaged and cannot be unpacked ({error}); save it anew") from error
 
 

@@ -17,10 +17,11 @@ _EMU = 12_700  # of PowerPoint's units a point
 
 
 class PPTXReader(Reader):
-    """Slides of PowerPoint's PPTX files; a slide is a page, without a picture of it."""
+    """Slides of PowerPoint's PPTX files; a slide is a page; LibreOffice makes its picture."""
 
     name = "PPTX"
     modules = ("pptx",)
+    printed_as = ".pptx"
 
     def recognises(self, head: bytes, tail: bytes, suffix: str) -> bool:
         """By the member that every one has."""

@@ -29,12 +29,14 @@ class Reader(ABC):
         version: Raised when the same file gives other parts than before, so that it is read again.
         modules: The libraries that it imports; empty where the standard library does.
         extra: The extra that installs them.
+        printed_as: The suffix under which LibreOffice prints such documents; empty where it does not.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     modules: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "documents"
+    printed_as: ClassVar[str] = ""
 
     @abstractmethod
     def recognises(self, head: bytes, tail: bytes, suffix: str) -> bool:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from abc_rag.ingest.documents.office import is_printed
 from abc_rag.ingest.documents.options import DocumentOptions
 from abc_rag.ingest.documents.parts import Figure, PagePicture, Part, Passage
 from abc_rag.ingest.documents.reader import Reader
@@ -18,6 +19,7 @@ from abc_rag.types import MetadataValue, Record
 __all__ = ["Documents", "Made", "is_part", "moved", "reading_of", "records_of"]
 
 _ID = re.compile("part-[0-9a-f]{32}")
+_PRINTED = " printed"
 _SHA256, _COUNT, _READING = "document_sha256", "document_parts", "document_reading"
 
 
@@ -40,7 +42,9 @@ def reading_of(reader: Reader, options: DocumentOptions) -> str:
     if options.splitter is not None:
         split = getattr(options.splitter, "__qualname__", type(options.splitter).__qualname__)
     kinds = f"{'pages ' * options.page_pictures}{'figures ' * options.figures}"
-    return f"{reader.name}/{reader.version} {kinds}dpi={options.dpi} split={split}"
+    return (
+        f"{reader.name}/{reader.version} {kinds}dpi={options.dpi} split={split}{_PRINTED * is_printed(reader, options)}"
+    )
 
 
 def records_of(parts: Iterator[Part], sha256: str) -> Iterator[Made]:
@@ -126,7 +130,9 @@ class Documents:
 
     def is_complete(self, sha256: str, reading: str, store: Store, facets: Sequence[str]) -> bool:
         """Whether all of a document is stored, read so, with all facets."""
-        if self._told.get(sha256) != (len(self._ids.get(sha256, ())), reading):
+        # Where LibreOffice is missing now, what it printed before stays.
+        count = len(self._ids.get(sha256, ()))
+        if self._told.get(sha256) not in ((count, reading), (count, reading + _PRINTED)):
             return False
         pictures = self._pictures.get(sha256, [])
         if not facets or not pictures:

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from abc_rag.errors import DocumentError, InputError
+from abc_rag.ingest.documents.office import is_printed, printed
 from abc_rag.ingest.documents.options import DocumentOptions
 from abc_rag.ingest.documents.packed import picture_type
-from abc_rag.ingest.documents.parts import Attached, Figure, Linked, Part, Passage, Unread
+from abc_rag.ingest.documents.parts import Attached, Figure, Linked, PagePicture, Part, Passage, Unread
 from abc_rag.ingest.documents.process import DocumentProcess
 from abc_rag.ingest.documents.reader import HEAD_BYTES, TAIL_BYTES, Reader
-from abc_rag.ingest.documents.readers import reader_of
+from abc_rag.ingest.documents.readers import reader_named, reader_of
 from abc_rag.ingest.documents.text import decoded, is_text
 from abc_rag.ingest.regular import open_regular
 
@@ -36,8 +37,9 @@ def resolved_parts(
 ) -> Generator[Part, None, None]:
     """The parts of a document, as `DocumentProcess.parts` yields them, and those of what it links and holds.
 
-    A linked picture is opened only if it is in the document's folder or below. Attached files are read by their own
-    readers, one level deep, after everything else; their pages follow on those of the document.
+    Pictures of the pages of an office document, which LibreOffice makes, come first, all of them. A linked picture is
+    opened only if it is in the document's folder or below. Attached files are read by their own readers, one level
+    deep, after everything else; their pages follow on those of the document.
 
     Args:
         process: Where it is read.
@@ -52,6 +54,8 @@ def resolved_parts(
     name = str(path)
     attached: list[Attached] = []
     pages = 0
+    if is_printed(reader, options):
+        yield from _printed(process, data, reader, options, name)
     with closing(process.parts(data, reader, options, name)) as parts:
         for part in parts:
             pages = max(pages, part.page or 0)
@@ -70,6 +74,19 @@ def resolved_parts(
             yield replace(part, heading=(*one.heading, one.name, *part.heading))
     if len(attached) > _MOST_ATTACHED:
         yield Unread(document=name, reason=f"has more than {_MOST_ATTACHED} attached files; the rest is left out")
+
+
+def _printed(
+    process: DocumentProcess, data: bytes, reader: Reader, options: DocumentOptions, name: str
+) -> Iterator[Part]:
+    """The pictures of the pages of an office document."""
+    try:
+        pages = printed(data, reader.printed_as, options.limits)
+        with closing(process.parts(pages, reader_named("PDF"), replace(options, figures=False), name)) as parts:
+            yield from (part for part in parts if isinstance(part, (PagePicture, Unread)))
+    except InputError as error:
+        reason = error.reason if isinstance(error, DocumentError) else str(error)
+        yield Unread(document=name, reason=f"no pictures of its pages: {reason}")
 
 
 def _beside(folder: Path, part: Linked) -> Figure | None:

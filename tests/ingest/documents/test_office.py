@@ -18,6 +18,11 @@ from abc_rag.errors import DocumentError
 from abc_rag.ingest.documents import DocumentLimits, DocumentOptions, Figure, Passage, read_document
 
 
+@pytest.fixture(autouse=True)
+def without_libreoffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("abc_rag.ingest.documents.office._PROGRAMS", ())
+
+
 def png(colour: str) -> io.BytesIO:
     out = io.BytesIO()
     PIL.Image.new("RGB", (20, 10), colour).save(out, "PNG")
