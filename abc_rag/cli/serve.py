@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,7 @@ from abc_rag.cli.output import cell, console, print_json, say, tell
 from abc_rag.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from abc_rag.embedding.embedder import Embedder
     from abc_rag.embedding.options import EmbedderKeywords
     from abc_rag.images.limits import ImageLimits
 
@@ -66,6 +68,15 @@ def _serve(
     name: Annotated[
         list[str] | None, typer.Option("--name", help="Further name of the model for clients; repeat for more.")
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url", envvar="ABC_RAG_URL", help="Chroma server for the collections; the folder keeps the rest."
+        ),
+    ] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Also judge, answer and chat with the model's own base, where it can.")
+    ] = False,
     *,
     embedding: _ServedFlags,
 ) -> None:
@@ -77,15 +88,34 @@ def _serve(
     with _needs_server():
         from abc_rag.server import Keys, ServerSettings, start_logs
         from abc_rag.server import serve as run
+        from abc_rag.server.stores import chroma
+    from abc_rag.store.chroma.journal import collections_in
 
-    embedder = embedding.open()
+    generator = None
+    if generate:
+        from abc_rag.answering import load_generator
+
+        generator = load_generator(embedding.model, **embedding.keywords())
+        embedder: Embedder = generator.embedder
+    else:
+        embedder = embedding.open()
+    place = expanded(store)
+    opened = chroma(place) if url is None else chroma(url=url, beside=_folder(store))
     asked = embedding.model or default_model()
     # A folder's path is nobody else's business; its name is the model's own.
     names = tuple(dict.fromkeys([*(name or []), *([] if is_folder(asked) else [asked])]))
     settings = ServerSettings(host=host, port=port, folder=_folder(store), names=names, image_limits=embedding.limits)
     known = Keys(_folder(store) / "keys.json")
     start_logs()
-    run(embedder, settings, keys=known if known.all() else None, started=lambda url: tell(f"listening on {url}"))
+    run(
+        embedder,
+        settings,
+        keys=known if known.all() else None,
+        stores=opened,
+        existing=partial(collections_in, str(place)) if url is None else list,
+        generator=generator,
+        started=lambda address: tell(f"listening on {address}"),
+    )
 
 
 @contextmanager

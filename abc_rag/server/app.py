@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,15 +11,21 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.responses import JSONResponse
 
 from abc_rag import __version__
+from abc_rag.answering.generator import Generator
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
+from abc_rag.server.collections import collection_routes
+from abc_rag.server.contents import content_routes
 from abc_rag.server.embeddings import embedding_routes
 from abc_rag.server.errors import Refusal, add_handlers
 from abc_rag.server.guard import Guard, Seen, require
 from abc_rag.server.keys import Keys
+from abc_rag.server.library import Library
 from abc_rag.server.logs import log_request
+from abc_rag.server.search import search_routes
 from abc_rag.server.service import Service
 from abc_rag.server.settings import ServerSettings, is_loopback
+from abc_rag.server.stores import OpenStore
 from abc_rag.server.vectors import FINGERPRINT_HEADER, fingerprint_header, vector_routes
 
 __all__ = ["create_app"]
@@ -32,6 +38,9 @@ def create_app(
     settings: ServerSettings | None = None,
     *,
     keys: Keys | None = None,
+    stores: OpenStore | None = None,
+    existing: Callable[[], Sequence[str]] = tuple,
+    generator: Generator | None = None,
     failed: Callable[[], None] | None = None,
 ) -> FastAPI:
     """The ASGI application of a server.
@@ -40,6 +49,9 @@ def create_app(
         embedder: The model. It is loaded in the background once the server has started; ``/ready`` tells when it is.
         settings: Limits and places.
         keys: The API keys; None where anybody on this machine may ask.
+        stores: Opens collections; None serves none. Takes ``settings.folder``.
+        existing: Names of collections that were made without the server.
+        generator: Judges and answers, if there is one.
         failed: Called if the model cannot be loaded.
 
     Raises:
@@ -52,11 +64,15 @@ def create_app(
             "abc-rag serve keys add NAME --scope read"
         )
     service = Service(embedder, settings)
+    library = None if stores is None else Library(service, stores, generator)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async def load() -> None:
             await service.load()
+            if service.ready and library is not None:
+                library.adopt(await asyncio.to_thread(existing))
+                library.start()
             if service.failure is not None and failed is not None:
                 failed()
 
@@ -65,6 +81,8 @@ def create_app(
             yield
         finally:
             loading.cancel()
+            if library is not None:
+                await asyncio.to_thread(library.stop, settings.stop_timeout_s)
             await asyncio.to_thread(service.close)
 
     app = FastAPI(title="abc-rag", version=__version__, description=_ABOUT, lifespan=lifespan, redoc_url=None)
@@ -73,6 +91,10 @@ def create_app(
     readers = [Depends(require("read"))]
     for routes in (embedding_routes(service), vector_routes(service), _model_routes(service)):
         app.include_router(routes, dependencies=readers)
+
+    if library is not None:
+        for routes in (collection_routes(library), content_routes(library), search_routes(library)):
+            app.include_router(routes, dependencies=readers)
 
     def headers() -> dict[str, str]:
         return {FINGERPRINT_HEADER: fingerprint_header(service.facts.fingerprint)} if service.ready else {}

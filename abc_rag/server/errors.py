@@ -141,6 +141,9 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 async def _ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ABCRagError)
     status, body = error_of(error)
+    folder = request.app.state.service.settings.folder
+    if folder is not None:  # where the store is, is nobody's business
+        body["error"]["message"] = body["error"]["message"].replace(str(folder.parent), "the store")
     if status >= 500:
         logger.error("%s", type(error).__name__, exc_info=error)
     headers = {"Retry-After": str(RETRY_S)} if status == 503 else None

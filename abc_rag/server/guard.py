@@ -44,7 +44,7 @@ class Caller:
     """Who asks.
 
     Attributes:
-        tenant: Whose collections it sees; empty where no keys are used.
+        tenant: Whose collections it sees; "default" where no keys are used.
         scope: What it may do.
         key: The id of its key, for logs; empty without one.
     """
@@ -54,7 +54,7 @@ class Caller:
     key: str = ""
 
 
-ANYBODY = Caller("", "admin")
+ANYBODY = Caller("default", "admin")
 
 
 @dataclass

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from abc_rag.answering.generator import Generator
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import ABCRagError, InputError, MissingExtraError
 from abc_rag.server.keys import Keys
 from abc_rag.server.settings import ServerSettings
+from abc_rag.server.stores import OpenStore
 
 __all__ = ["serve"]
 
@@ -20,6 +22,9 @@ def serve(
     settings: ServerSettings,
     *,
     keys: Keys | None = None,
+    stores: OpenStore | None = None,
+    existing: Callable[[], Sequence[str]] = tuple,
+    generator: Generator | None = None,
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. Then no request is accepted any more, and those in progress end.
@@ -28,6 +33,9 @@ def serve(
         embedder: The model.
         settings: Limits and places.
         keys: The API keys; None where anybody on this machine may ask.
+        stores: Opens collections; None serves none.
+        existing: Names of collections that were made without the server.
+        generator: Judges and answers, if there is one.
         started: Called with the server's address once it listens.
 
     Raises:
@@ -45,7 +53,7 @@ def serve(
     def stop() -> None:
         server.should_exit = True
 
-    app = create_app(embedder, settings, keys=keys, failed=stop)
+    app = create_app(embedder, settings, keys=keys, stores=stores, existing=existing, generator=generator, failed=stop)
     config = uvicorn.Config(
         app,
         host=settings.host,

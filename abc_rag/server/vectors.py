@@ -33,7 +33,7 @@ from abc_rag.types import (
     Text,
 )
 
-__all__ = ["FINGERPRINT_HEADER", "fingerprint_header", "vector_routes"]
+__all__ = ["FINGERPRINT_HEADER", "Picture", "fingerprint_header", "picture_of", "vector_routes"]
 
 FINGERPRINT_HEADER = "ABC-Fingerprint"
 
@@ -267,14 +267,29 @@ class _Reader:
         return Interleaved(parts, role=one.role)
 
     def _picture(self, picture: Picture) -> ImageSource:
-        if picture.data is not None:
-            return decoded(picture.data)
-        if picture.url is not None:
-            if picture.url[:8].lower().startswith(("http://", "https://")):
-                return URL(picture.url)
-            raise ImageFetchError("url", "is neither http:// nor https://; send the picture itself")
-        sha256 = checked_sha256(picture.sha256 or "")
-        data = self._service.blobs.read(self._tenant, sha256)
-        if data is None:
-            self._missing.append(sha256)
-        return data or b""
+        try:
+            return picture_of(self._service, self._tenant, picture)
+        except Refusal as error:
+            self._missing += error.more["missing"]
+            return b""
+
+
+def picture_of(service: Service, tenant: str, picture: Picture) -> ImageSource:
+    """A picture as the embedder takes it.
+
+    Raises:
+        Refusal: It has to be sent first.
+        ImageError: It is none, or is not fetched.
+    """
+    if picture.data is not None:
+        return decoded(picture.data)
+    if picture.url is not None:
+        if picture.url[:8].lower().startswith(("http://", "https://")) and service.fetches:
+            return URL(picture.url)
+        raise ImageFetchError("url", "pictures are not fetched by this server; send the picture itself")
+    sha256 = checked_sha256(picture.sha256 or "")
+    data = service.blobs.read(tenant, sha256)
+    if data is None:
+        told = "a picture is not here (any more); PUT it to /v1/blobs and ask again"
+        raise Refusal(409, told, code="blobs_missing", more={"missing": [sha256]})
+    return data

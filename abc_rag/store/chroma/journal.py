@@ -24,7 +24,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
@@ -38,7 +38,7 @@ from abc_rag.store.table import PAGE
 from abc_rag.store.words import Words, transaction
 from abc_rag.types import Record, Vectors
 
-__all__ = ["CHROMA_FILE", "Journal", "check_regular", "index_folders"]
+__all__ = ["CHROMA_FILE", "Journal", "check_regular", "collections_in", "index_folders"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,27 @@ _MOST_ANSWERS = 100
 _TOO_MANY: Keys = np.zeros(0, np.int64)
 # Rows that changed since, of which those who keep vectors in memory can learn.
 _MOST_CHANGES = 20_000
+
+
+def collections_in(folder: str) -> list[str]:
+    """The names of the collections of an embedded store that hold records. Changes nothing.
+
+    Args:
+        folder: The store's directory; a missing one has none.
+
+    Raises:
+        StoreError: The journal cannot be read.
+    """
+    path = os.path.join(folder, _FILE)
+    if not os.path.exists(path):
+        return []
+    check_regular(path)
+    try:
+        with closing(sqlite3.connect(path, timeout=60)) as connection:
+            rows = connection.execute("SELECT DISTINCT name FROM rows ORDER BY name").fetchall()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: cannot be read ({error}); repair the store: abc-rag store repair") from error
+    return [name for (name,) in rows if not name.endswith(".facets")]
 
 
 class Journal:

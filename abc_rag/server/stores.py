@@ -1,0 +1,104 @@
+"""The stores of a server's collections, each opened once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from abc_rag.answering.generator import Generator
+from abc_rag.answering.judge import GenerativeJudge
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.images.limits import ImageLimits
+from abc_rag.search.retriever import Retriever
+from abc_rag.store.base import Store
+from abc_rag.store.chroma.store import ChromaStore
+from abc_rag.types import Fingerprint
+
+__all__ = ["OpenStore", "Stores", "chroma"]
+
+OpenStore = Callable[[str, Fingerprint], Store]
+"""Opens the collection of a name for a model."""
+
+
+def chroma(path: Path | None = None, *, url: str | None = None, beside: Path | None = None) -> OpenStore:
+    """Collections in Chroma.
+
+    Args:
+        path: Folder of an embedded one; or
+        url: a server.
+        beside: With a server, the folder for kept pictures and the keyword index.
+    """
+
+    def open_(name: str, fingerprint: Fingerprint) -> Store:
+        if url is None:
+            return ChromaStore(path, collection=name, fingerprint=fingerprint)
+        return ChromaStore(
+            url=url,
+            collection=name,
+            fingerprint=fingerprint,
+            pictures=beside and beside / "pictures",
+            keywords=beside and beside / "keywords",
+        )
+
+    return open_
+
+
+class Stores:
+    """Stores and their retrievers, by the store's own name of a collection.
+
+    Args:
+        open_: Opens one.
+        embedder: Makes vectors.
+        limits: Which pictures are opened.
+        generator: Judges, if there is one.
+    """
+
+    def __init__(
+        self, open_: OpenStore, embedder: Embedder, limits: ImageLimits, generator: Generator | None = None
+    ) -> None:
+        self.embedder = embedder
+        self._open = open_
+        self._limits = limits
+        self._judge = None if generator is None else GenerativeJudge(generator)
+        self._lock = threading.Lock()
+        self._stores: dict[str, Store] = {}
+
+    def open(self, stored: str) -> Store:
+        """A collection's store.
+
+        Raises:
+            StoreError: It cannot be opened, or holds another model's vectors.
+        """
+        with self._lock:
+            found = self._stores.get(stored)
+            if found is None:
+                found = self._stores[stored] = self._open(stored, self.embedder.fingerprint)
+            return found
+
+    def retriever(self, stored: str) -> Retriever:
+        """A retriever over it."""
+        return Retriever(self.embedder, self.open(stored), image_limits=self._limits, judge=self._judge)
+
+    def empty(self, stored: str) -> None:
+        """Delete everything in a collection, and close it."""
+        store = self.open(stored)
+        while page := list(_first(store.ids())):
+            store.delete(page)
+        with self._lock:
+            self._stores.pop(stored, None)
+        store.close()
+
+    def close(self) -> None:
+        """Close all."""
+        with self._lock:
+            stores, self._stores = list(self._stores.values()), {}
+        for one in stores:
+            one.close()
+
+
+def _first(ids: Iterable[str]) -> Iterable[str]:
+    for number, id_ in enumerate(ids):
+        if number == 1000:
+            return
+        yield id_
