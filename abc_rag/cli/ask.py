@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from abc_rag.cli.answering import AnsweringFlags
 from abc_rag.cli.options import (
     EmbedderFlags,
     JsonOption,
@@ -20,18 +21,20 @@ from abc_rag.cli.options import (
     filter_of,
     grouped,
 )
-from abc_rag.cli.output import cell, console, heading, labelled, place_of, print_json, say
+from abc_rag.cli.output import cell, console, heading, labelled, place_of, print_json, put, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
+    from abc_rag.answering.generator import Generator
+    from abc_rag.answering.retriever import Retriever
+    from abc_rag.answering.writing import AnswerStream
     from abc_rag.embedding.embedder import Embedder
     from abc_rag.images.limits import ImageLimits
     from abc_rag.search.answer import Answer
-    from abc_rag.search.retriever import Retriever
     from abc_rag.store.chroma.store import ChromaStore
     from abc_rag.types import Trace
 
-__all__ = ["Asking", "ask", "picture_of", "show_answer"]
+__all__ = ["Asking", "ask", "picture_of", "show_answer", "show_hits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +83,17 @@ class Asking:
             if value is not None and not 0.0 <= value <= 1.0:
                 raise InputError(f"{name} takes a number between 0 and 1, not {value}")
 
-    def retriever(self, embedder: Embedder, store: ChromaStore, limits: ImageLimits) -> Retriever:
+    def retriever(
+        self, embedder: Embedder, store: ChromaStore, limits: ImageLimits, generator: Generator | None = None
+    ) -> Retriever:
         """What answers."""
-        from abc_rag.search.retriever import Retriever
+        from abc_rag.answering.retriever import Retriever
         from abc_rag.search.rewriting.rewriter import AsAsked
 
         return Retriever(
             embedder,
             store,
+            generator=generator,
             rewriter=AsAsked() if self.as_asked else None,
             image_limits=limits,
             roots=self.root or (),
@@ -99,22 +105,25 @@ class Asking:
         """The filter of a question, which by itself leaves out the very picture that is asked about."""
         return condition if image is None or self.itself else _without(image, condition, limits)
 
+    def keywords_of(self, image: Path | None, condition: dict[str, Any] | None) -> dict[str, Any]:
+        """What `Retriever.search` and `Retriever.answer` take; ``condition`` is from `filter`."""
+        return {
+            "image": None if image is None else str(image),
+            "k": self.k,
+            "where": condition,
+            "modality": self.only,
+            "rerank": "auto" if self.rerank is None else self.rerank,
+            "keywords": "auto" if self.keywords is None else self.keywords,
+            "mmr": self.mmr,
+            "min_score": self.min_score,
+            "trace": self.trace,
+        }
+
     def answer(
         self, retriever: Retriever, question: str | None, image: Path | None, condition: dict[str, Any] | None
     ) -> Answer:
         """Ask one question; ``condition`` is from `filter`."""
-        return retriever.search(
-            question,
-            image=None if image is None else str(image),
-            k=self.k,
-            where=condition,
-            modality=self.only,
-            rerank="auto" if self.rerank is None else self.rerank,
-            keywords="auto" if self.keywords is None else self.keywords,
-            mmr=self.mmr,
-            min_score=self.min_score,
-            trace=self.trace,
-        )
+        return retriever.search(question, **self.keywords_of(image, condition))
 
 
 def picture_of(image: Path) -> Path:
@@ -134,6 +143,7 @@ def ask(
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the question is about.")] = None,
     *,
     asking: Asking,
+    answering: AnsweringFlags,
     html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page with the pictures.")] = None,
     embedding: EmbedderFlags,
     place: KeywordStoreFlags,
@@ -145,13 +155,24 @@ def ask(
         raise InputError("nothing to search for: give a question, --image FILE, or both")
     if question is not None and not question.strip():
         raise InputError("the question is empty; ask something")
+    if question is None and (answering.answer or answering.judge or answering.min_confidence is not None):
+        raise InputError("answering and judging need a question; give one besides --image")
     picture = None if image is None else picture_of(image)
     condition = asking.filter(picture, filter_of(asking.where), embedding.limits)
     place.require_filled()
-    embedder = embedding.open()
+    embedder, generator = answering.open(embedding)
+    name = image.name if image else None
     with place.open(embedder.fingerprint) as opened:
-        retriever = asking.retriever(embedder, opened, embedding.limits)
-        answer = asking.answer(retriever, question, picture, condition)
+        retriever = asking.retriever(embedder, opened, embedding.limits, generator)
+        options = asking.keywords_of(picture, condition)
+        if answering.min_confidence is not None:
+            options["min_confidence"] = answering.min_confidence
+        if answering.judge or (answering.answer and asking.rerank is None):
+            options["rerank"] = "judge"
+        if answering.answer and question is not None:
+            answer = _written(retriever.stream_answer(question, **options), question, name, aloud=not as_json)
+        else:
+            answer = retriever.search(question, **options)
     page = None
     if html is not None:
         from abc_rag.search.page import Shown, render_html, write_html
@@ -168,7 +189,10 @@ def ask(
     if as_json:
         print_json(answer.as_dict() | ({"html": str(page)} if page else {}))
         return
-    show_answer(answer, image.name if image else None)
+    if answering.answer:
+        show_hits(answer)
+    else:
+        show_answer(answer, name)
     if page is not None:
         say(f"page: {page}")
 
@@ -196,12 +220,45 @@ def show_answer(answer: Answer, picture: str | None) -> None:
         out.print(labelled("searched for:", answer.rewrite.target))
     if answer.instruction is not None:
         out.print(labelled("instruction:", answer.instruction))
+    show_hits(answer)
+
+
+def _written(pieces: AnswerStream, question: str, picture: str | None, *, aloud: bool) -> Answer:
+    """The whole answer; printed as it comes, if it is to be."""
+    if aloud:
+        console().print()
+        console().print(heading(question, note=f"about {picture}" if picture else ""))
+    with pieces:
+        for piece in pieces:
+            if aloud:
+                put(piece)
+    if aloud:
+        put("\n")
+    assert pieces.result is not None
+    return pieces.result
+
+
+def show_hits(answer: Answer) -> None:
+    """Print the hits of an answer as a table, and what is to be said about it.
+
+    Args:
+        answer: What was found. A hit's number is that of the source that an answer in words cites.
+    """
+    out = console()
+    for sentence in answer.unsupported:
+        out.print(labelled("without a source:", sentence))
+    for note in answer.notes:
+        out.print(labelled("note:", note))
+    judged = any(hit.confidence is not None for hit in answer.hits)
+    traced = any(hit.trace is not None for hit in answer.hits)
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
+    if judged:
+        table.add_column("confidence", justify="right")
     table.add_column("kind")
     table.add_column("what", overflow="fold")
-    if any(hit.trace is not None for hit in answer.hits):
+    if traced:
         table.add_column("how", overflow="fold")
     for rank, hit in enumerate(answer.hits, 1):
         what = hit.record.text or hit.record.source
@@ -211,7 +268,10 @@ def show_answer(answer: Answer, picture: str | None) -> None:
                 what += f"\n{hit.text}"
         elif hit.document:
             what = f"{place_of(hit.record)}\n{hit.text}"
-        row = [rank, f"{hit.score:.3f}", hit.record.modality, what, *([] if hit.trace is None else [_how(hit.trace)])]
+        row = [rank, f"{hit.score:.3f}"]
+        if judged:
+            row.append("-" if hit.confidence is None else f"{hit.confidence:.3f}")
+        row += [hit.record.modality, what, *([] if hit.trace is None else [_how(hit.trace)])]
         table.add_row(*map(cell, row))
     out.print(table)
 
@@ -224,4 +284,6 @@ def _how(trace: Trace) -> str:
         parts.append(f"facet {trace.facet!r}")
     if trace.second is not None:
         parts.append(f"second {trace.second:.3f}")
+    if trace.judged is not None:
+        parts.append(f"judged {trace.judged:.3f}")
     return ", ".join([*parts, *([trace.note] if trace.note else [])])

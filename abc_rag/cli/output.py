@@ -35,6 +35,7 @@ __all__ = [
     "place_of",
     "plain_logs",
     "print_json",
+    "put",
     "read_line",
     "say",
     "tell",
@@ -135,6 +136,12 @@ def place_of(record: Record) -> str:
 def say(message: str = "") -> None:
     """A line on standard output."""
     console(soft_wrap=True).print(Text(visible(message)))
+
+
+def put(piece: str) -> None:
+    """A piece of text on standard output, at once and without a line's end."""
+    typer.echo(visible(piece, newlines=True), nl=False)
+    sys.stdout.flush()
 
 
 def tell(message: str = "") -> None:

@@ -15,8 +15,8 @@ from abc_rag.cli.output import print_json, read_line, tell
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
+    from abc_rag.answering.retriever import Retriever
     from abc_rag.images.limits import ImageLimits
-    from abc_rag.search.retriever import Retriever
 
 __all__ = ["shell"]
 

@@ -52,6 +52,9 @@ li.best { border-color: var(--best); box-shadow: 0 0 0 1px var(--best); backgrou
 .bar { height: 4px; border-radius: 2px; background: var(--bar); }
 code, pre { font-size: .9em; } pre { overflow-x: auto; margin: 4px 0; }
 blockquote { margin: 4px 0; padding-left: 10px; border-left: 3px solid var(--line); }
+.answer { white-space: pre-line; font-size: 1.1rem; margin: 0 0 14px; max-width: 90ch; }
+.answer mark { background: none; color: inherit; border-bottom: 2px dotted var(--soft); }
+li:has(:target) { border-color: var(--best); box-shadow: 0 0 0 2px var(--best); }
 li ul { margin: 4px 0; padding-left: 20px; list-style: disc; }
 """
 """Style sheet of this package's pages."""
@@ -67,7 +70,7 @@ class Shown:
     image: ImageSource | None = None
 
 
-def _hit(rank: int, hit: Hit, names: Mapping[str, str], pictures: Pictures) -> str:
+def _hit(rank: int, hit: Hit, names: Mapping[str, str], pictures: Pictures, place: str) -> str:
     record = hit.record
     shown = ""
     if record.modality == "image" and record.source:
@@ -75,15 +78,17 @@ def _hit(rank: int, hit: Hit, names: Mapping[str, str], pictures: Pictures) -> s
     # One scale for the whole page: the cosine from 0 to 1, whose differences the score halves.
     width = round(100 * min(1.0, max(0.0, 2 * hit.score - 1)))
     name = html.escape(names.get(str(record.source)) or record.id)
-    place = _address(record)
-    if place is not None:
-        name = f'<a rel="noreferrer noopener" href="{html.escape(place, quote=True)}">{name}</a>'
+    address = _address(record)
+    if address is not None:
+        name = f'<a rel="noreferrer noopener" href="{html.escape(address, quote=True)}">{name}</a>'
     best = ' class="best"' if rank == 1 else ""
     badge = '<span class="badge">best answer</span>' if rank == 1 else ""
+    judged = "" if hit.confidence is None else f" &middot; confidence {hit.confidence:.3f}"
     return (
-        f"<li{best}><div>{badge}{shown}{_text(record)}</div>"
+        f'<li{best}><div id="{place}-{rank}">{badge}{shown}{_text(record)}</div>'
         f'<div class="scale"><div class="bar" style="width:{width}%"></div></div>'
-        f'<span class="soft">{rank}. score {hit.score:.3f} &middot; {record.modality} &middot; {name}</span></li>'
+        f'<span class="soft">{rank}. score {hit.score:.3f}{judged} &middot; {record.modality} &middot; {name}</span>'
+        "</li>"
     )
 
 
@@ -151,7 +156,18 @@ def _copy(source: ImageSource, name: str) -> str:
     return f'<img alt="{html.escape(name, quote=True)}" src="data:image/jpeg;base64,{data}">'
 
 
-def _section(shown: Shown, names: Mapping[str, str], pictures: Pictures, *, heading: bool) -> str:
+def _written(answer: Answer, place: str) -> str:
+    """The answer in words: each citation leads to its source, and a sentence without one is underlined."""
+    if not answer.text:
+        return ""
+    text = html.escape(answer.text)
+    if bare := sorted({html.escape(one) for one in answer.unsupported}, key=len, reverse=True):
+        text = re.sub("|".join(map(re.escape, bare)), r'<mark title="no source">\g<0></mark>', text)
+    text = re.sub(r"(?<=[\[,])(\s*)(\d+)(?=[\],])", rf'\1<a href="#{place}-\2">\2</a>', text)
+    return f'<p class="answer">{text}</p>'
+
+
+def _section(shown: Shown, names: Mapping[str, str], pictures: Pictures, *, heading: bool, place: str) -> str:
     answer = shown.answer
     picture = thumbnail(shown.image) if shown.image is not None else ""
     instruction = (
@@ -159,10 +175,14 @@ def _section(shown: Shown, names: Mapping[str, str], pictures: Pictures, *, head
     )
     if shown.image is None and answer.rewrite is not None and answer.rewrite.target != answer.question:
         instruction = f"<p>searched for: <code>{html.escape(answer.rewrite.target)}</code></p>" + instruction
-    hits = "".join(_hit(rank, hit, names, pictures) for rank, hit in enumerate(answer.hits, 1))
+    hits = "".join(_hit(rank, hit, names, pictures, place) for rank, hit in enumerate(answer.hits, 1))
     title = f"<h2>{html.escape(answer.question or '(picture alone)')}</h2>" if heading else ""
     about = f"<div>{title}{instruction}</div>" if title or instruction else ""
-    return f'<section><div class="ask">{picture}{about}</div><ol>{hits or "<li>nothing found</li>"}</ol></section>'
+    notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in answer.notes)
+    said = _written(answer, place) + notes
+    return (
+        f'<section><div class="ask">{picture}{about}</div>{said}<ol>{hits or "<li>nothing found</li>"}</ol></section>'
+    )
 
 
 def render_html(
@@ -180,7 +200,10 @@ def render_html(
     """
     pictures = pictures or Pictures()
     names = _names({str(hit.record.source) for one in shown for hit in one.answer.hits})
-    sections = "".join(_section(one, names, pictures, heading=not _headed(one, title, len(shown))) for one in shown)
+    sections = "".join(
+        _section(one, names, pictures, heading=not _headed(one, title, len(shown)), place=f"source-{number}")
+        for number, one in enumerate(shown, 1)
+    )
     introduction = f'<p class="lead">{html.escape(lead)}</p>' if lead else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
