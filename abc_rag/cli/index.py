@@ -57,6 +57,9 @@ def index(
     dpi: Annotated[
         int, typer.Option("--dpi", min=20, max=600, help="Resolution of the pages of documents, in pixels per inch.")
     ] = 110,
+    ocr: Annotated[
+        bool, typer.Option("--ocr", help="Read pages without text, and figures, from their pictures (extra ocr).")
+    ] = False,
     password: Annotated[
         str | None,
         typer.Option("--document-password", envvar="ABC_RAG_DOCUMENT_PASSWORD", help="Opens encrypted documents."),
@@ -88,7 +91,7 @@ def index(
                 prune_most=1.0 if yes else 0.5,
                 verify=verify,
                 limits=embedding.limits,
-                documents=DocumentOptions(dpi=dpi, password=password),
+                documents=DocumentOptions(dpi=dpi, ocr=ocr, password=password),
                 progress=not as_json,
             )
         except KeyboardInterrupt:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from abc_rag.errors import InputError
+from abc_rag.errors import InputError, MissingExtraError
 
 __all__ = ["DEFAULT_OPTIONS", "DocumentLimits", "DocumentOptions", "Splitter"]
 
+_OCR_MODULES = ("onnxruntime", "rapidocr")
 Splitter = Callable[[str], Sequence[str]]
 """Cuts a text into passages: LangChain's ``splitter.split_text`` and LlamaIndex's ``splitter.split_text`` are such."""
 
@@ -65,6 +67,7 @@ class DocumentOptions:
         page_pictures: Whether each page becomes a picture.
         office: Whether PPTX and DOCX files get page pictures from LibreOffice, where it is installed.
         figures: Whether pictures within documents become records of their own.
+        ocr: Whether pages without text, and figures, are read from their pictures. Needs the extra ``ocr``.
         max_chars: Maximum characters of a passage, where ``splitter`` is not given. 1,000 are about 250 tokens: one
             vector still says what is in it.
         splitter: Cuts the text under one heading of a page into passages.
@@ -73,12 +76,14 @@ class DocumentOptions:
 
     Raises:
         InputError: A value makes no sense.
+        MissingExtraError: ``ocr`` is asked for, and its libraries are not installed.
     """
 
     dpi: int = 110
     page_pictures: bool = True
     office: bool = True
     figures: bool = True
+    ocr: bool = False
     max_chars: int = 1000
     splitter: Splitter | None = None
     password: str | None = field(default=None, repr=False)
@@ -90,6 +95,10 @@ class DocumentOptions:
             raise InputError(f"DocumentOptions.dpi must be an int from 20 to 600, not {self.dpi!r}")
         if type(self.max_chars) is not int or self.max_chars < 20:
             raise InputError(f"DocumentOptions.max_chars must be an int of at least 20, not {self.max_chars!r}")
+        missing = [name for name in _OCR_MODULES if self.ocr and importlib.util.find_spec(name) is None]
+        if missing:
+            install = "pip install 'abc-rag[ocr]'"
+            raise MissingExtraError(f"DocumentOptions(ocr=True) needs {missing[0]}, which is not installed: {install}")
         if self.splitter is not None and not callable(self.splitter):
             raise InputError(
                 "DocumentOptions.splitter must be a function from a str to a list of str, such as the method "

@@ -14,6 +14,7 @@ __all__ = [
     "Part",
     "Passage",
     "PassageKind",
+    "Scan",
     "Unread",
     "part_as_json",
     "part_of_json",
@@ -81,10 +82,12 @@ class Passage(Part):
     Attributes:
         text: The words; of a table, a line for each row, with ``" | "`` between cells.
         kind: What it is.
+        confidence: Of what was read from a picture (OCR), in [0, 1]; None for what is text in the document.
     """
 
     text: str
     kind: PassageKind = "text"
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,17 @@ class Unread(Part):
     """
 
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan(Part):
+    """A page without text, for OCR; no other process gets to see it.
+
+    Attributes:
+        picture: All of ``box``, as a PIL picture.
+    """
+
+    picture: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +166,12 @@ def part_of_json(header: dict[str, Any], data: bytes, document: str) -> Part:
     if kind is None:
         raise ValueError("an unknown kind of part")
     page, box, heading = values.get("page"), values.get("box"), values.get("heading", ())
-    texts = [value for name, value in values.items() if name not in ("page", "box", "heading")]
+    confidence = values.get("confidence")
+    texts = [value for name, value in values.items() if name not in ("page", "box", "heading", "confidence")]
     sound = (
         (page is None or (type(page) is int and page >= 1))
         and (box is None or (len(box) == 4 and all(type(side) in (int, float) for side in box)))
+        and (confidence is None or type(confidence) is float)
         and all(type(text) is str for text in (*texts, *heading))
     )
     if not sound:

@@ -13,7 +13,7 @@ from abc_rag.errors import InputError
 from abc_rag.ingest.documents.layout import Block, Line, blocks_of, union
 from abc_rag.ingest.documents.options import DocumentOptions
 from abc_rag.ingest.documents.outline import Headings, Outline
-from abc_rag.ingest.documents.parts import Box, Figure, PagePicture, Part, Passage, PassageKind, Unread
+from abc_rag.ingest.documents.parts import Box, Figure, PagePicture, Part, Passage, PassageKind, Scan, Unread
 from abc_rag.ingest.documents.pictures import encoded
 from abc_rag.ingest.documents.reader import Reader
 
@@ -29,6 +29,7 @@ _LEAST_SIDE = 24.0  # points; smaller pictures are rules, icons and bullets
 _MOST_SHARE = 0.85  # of the page; larger pictures are scans or backgrounds, which the page picture shows
 _FIGURE_SIDE = 768  # pixels that the longer side of a figure has at least, up to _FIGURE_DPI
 _FIGURE_DPI = 300
+_OCR_DPI = 200  # type of 8 points has letters of 15 pixels then
 _CAPTION = re.compile(r"(fig(ure|\.)?|abb(ildung|\.)|table|tab\.|plate|photo|图|圖|図)\s*[\dA-Z(]", re.IGNORECASE)
 _HYPHENS = {0x02: "\u00ad", 0xAD: "\u00ad", 0xFFFE: "\u00ad"}
 _DAMAGED = "is damaged and cannot be opened as PDF; save it anew"
@@ -170,6 +171,10 @@ def _page(
                     mime_type=mime_type,
                     caption=caption,
                 )
+        if options.ocr and not blocks:
+            box = (0.0, 0.0, place.width, place.height)
+            drawn = _drawn(page, place, box, max(_OCR_DPI, options.dpi), options)
+            yield Scan(page=number, label=label, box=box, heading=before, picture=drawn)
         for block, path in zip(blocks, paths, strict=True):
             kind: PassageKind = "table" if " | " in block.text and "\n" in block.text else "text"
             box = _rounded(block.box)

@@ -38,6 +38,7 @@ class DocumentProcess:
         self._watchdog = Watchdog()
         self._child: Child | None = None
         self._documents = 0
+        self._reads_pictures = False
 
     def __enter__(self) -> Self:
         return self
@@ -65,8 +66,10 @@ class DocumentProcess:
         Raises:
             DocumentError: It cannot be read, or exceeds a limit; what was yielded before is sound.
         """
-        if self._child is not None and self._documents >= _MOST_DOCUMENTS:
+        # What reads pictures is loaded at the start, before files are refused.
+        if self._child is not None and (self._documents >= _MOST_DOCUMENTS or options.ocr > self._reads_pictures):
             self._end()
+        self._reads_pictures = options.ocr if self._child is None else self._reads_pictures
         reading = _Reading(self, data, reader, options, name)
         try:
             yield from reading

@@ -41,7 +41,7 @@ def reading_of(reader: Reader, options: DocumentOptions) -> str:
     split = f"{options.max_chars}"
     if options.splitter is not None:
         split = getattr(options.splitter, "__qualname__", type(options.splitter).__qualname__)
-    kinds = f"{'pages ' * options.page_pictures}{'figures ' * options.figures}"
+    kinds = f"{'pages ' * options.page_pictures}{'figures ' * options.figures}{'ocr ' * options.ocr}"
     return (
         f"{reader.name}/{reader.version} {kinds}dpi={options.dpi} split={split}{_PRINTED * is_printed(reader, options)}"
     )
@@ -70,6 +70,8 @@ def records_of(parts: Iterator[Part], sha256: str) -> Iterator[Made]:
             metadata["page_label"] = part.label or str(part.page)
         if part.box is not None:
             metadata["box"] = [float(side) for side in part.box]
+        if isinstance(part, Passage) and part.confidence is not None:
+            metadata["confidence"] = part.confidence
         if part.heading:
             metadata["heading"] = list(part.heading)
         yield Made(

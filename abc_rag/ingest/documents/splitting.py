@@ -112,7 +112,8 @@ def _cut(together: Sequence[Passage], options: DocumentOptions) -> Iterator[Pass
         own, at = _own(piece, text, at, together)
         boxes = [passage.box for passage in own if passage.box is not None]
         box = union(boxes) if boxes and len(boxes) == len(own) else None
-        yield replace(own[0], text=piece.strip(), box=box)
+        confidence = min((one.confidence for one in own if one.confidence is not None), default=None)
+        yield replace(own[0], text=piece.strip(), box=box, confidence=confidence)
 
 
 def _own(piece: str, text: str, at: int, together: Sequence[Passage]) -> tuple[Sequence[Passage], int]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from abc_rag.embedding.engine.worker import answering, read_exactly, write_message
 from abc_rag.errors import InputError
+from abc_rag.ingest.documents.ocr import ocr_engine, recognised
 from abc_rag.ingest.documents.options import DocumentLimits, DocumentOptions
 from abc_rag.ingest.documents.parts import part_as_json
 from abc_rag.ingest.documents.readers import reader_named
@@ -83,13 +84,16 @@ def main() -> None:
             reader = reader_named(header["reader"])
             for name in reader.modules:
                 importlib.import_module(name)
+            if options.ocr:
+                ocr_engine()
             if not limited:
                 _limit(options.limits)
                 _guard()
                 limited = True
             answer: dict[str, Any] = {"end": True}
             try:
-                for part in reader.parts(bytes(data), options, header["start"]):
+                parts = reader.parts(bytes(data), options, header["start"])
+                for part in recognised(parts, options.limits.max_pixels) if options.ocr else parts:
                     if isinstance(part, int):
                         write_message(out, {"page": part})
                     else:
