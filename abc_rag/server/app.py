@@ -14,6 +14,8 @@ from abc_rag import __version__
 from abc_rag.answering.generator import Generator
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
+from abc_rag.server.answers import answer_routes
+from abc_rag.server.chat import chat_routes
 from abc_rag.server.collections import collection_routes
 from abc_rag.server.contents import content_routes
 from abc_rag.server.embeddings import embedding_routes
@@ -22,6 +24,8 @@ from abc_rag.server.guard import Guard, Seen, require
 from abc_rag.server.keys import Keys
 from abc_rag.server.library import Library
 from abc_rag.server.logs import log_request
+from abc_rag.server.metrics import Metrics, metric_routes
+from abc_rag.server.rerank import rerank_routes
 from abc_rag.server.search import search_routes
 from abc_rag.server.service import Service
 from abc_rag.server.settings import ServerSettings, is_loopback
@@ -87,24 +91,35 @@ def create_app(
 
     app = FastAPI(title="abc-rag", version=__version__, description=_ABOUT, lifespan=lifespan, redoc_url=None)
     add_handlers(app)
-    app.include_router(_health_routes(service))
-    readers = [Depends(require("read"))]
-    for routes in (embedding_routes(service), vector_routes(service), _model_routes(service)):
-        app.include_router(routes, dependencies=readers)
-
-    if library is not None:
-        for routes in (collection_routes(library), content_routes(library), search_routes(library)):
-            app.include_router(routes, dependencies=readers)
+    metrics = Metrics(service, library)
+    _add_routes(app, service, library, metrics, generator)
 
     def headers() -> dict[str, str]:
         return {FINGERPRINT_HEADER: fingerprint_header(service.facts.fingerprint)} if service.ready else {}
 
     def ended(seen: Seen) -> None:
         log_request(seen)
+        metrics.request(seen)
 
-    app.add_middleware(Guard, settings=settings, keys=keys, ended=ended, headers=headers)
+    def counted(active: Callable[[], int]) -> None:
+        service.in_progress = active
+
+    app.add_middleware(Guard, settings=settings, keys=keys, ended=ended, headers=headers, counted=counted)
     app.state.service = service
     return app
+
+
+def _add_routes(
+    app: FastAPI, service: Service, library: Library | None, metrics: Metrics, generator: Generator | None
+) -> None:
+    app.include_router(_health_routes(service))
+    app.include_router(metric_routes(metrics))
+    routers = [embedding_routes(service), vector_routes(service), _model_routes(service)]
+    routers += [rerank_routes(service, generator), chat_routes(service, generator)]
+    if library is not None:
+        routers += [make(library) for make in (collection_routes, content_routes, search_routes, answer_routes)]
+    for routes in routers:
+        app.include_router(routes, dependencies=[Depends(require("read"))])
 
 
 def _health_routes(service: Service) -> APIRouter:

@@ -222,6 +222,7 @@ class Guard:
         settings: The limits.
         keys: The API keys; None where anybody on this machine may ask.
         ended: Called with each request that has ended.
+        counted: Told how to learn the number of requests in progress.
         headers: Further headers of every answer.
     """
 
@@ -232,8 +233,10 @@ class Guard:
         keys: Keys | None,
         ended: Callable[[Seen], None],
         headers: Callable[[], dict[str, str]],
+        counted: Callable[[Callable[[], int]], None],
     ) -> None:
         self._app = app
+        counted(lambda: self.active)
         self.settings = settings
         self._keys = keys
         self._ended = ended

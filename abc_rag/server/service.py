@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from abc_rag.errors import ABCRagError, ImageFetchError, InputError
 from abc_rag.server.blobs import Blobs
 from abc_rag.server.errors import Refusal
 from abc_rag.server.settings import ServerSettings
-from abc_rag.types import URL, DataURI, Fingerprint, ImageSource, Input, Vectors
+from abc_rag.types import URL, DataURI, Fingerprint, ImageSource, Input, Message, Vectors
 
 if TYPE_CHECKING:
     import asyncio
@@ -77,6 +77,7 @@ class Service:
         self.embedder = embedder
         self.settings = settings
         self.failure: BaseException | None = None
+        self.in_progress: Callable[[], int] = lambda: 0
         self.loading: asyncio.Task[None] | None = None
         self._facts: ModelFacts | None = None
         self._temporary = None if settings.folder else tempfile.TemporaryDirectory(prefix="abc-rag-")
@@ -141,13 +142,21 @@ class Service:
         if len(inputs) > self.settings.max_inputs:
             told = f"{len(inputs)} inputs are more than {self.settings.max_inputs}; split them over several requests"
             raise Refusal(413, told)
-        for position, item in enumerate(inputs):
-            for source in item.pictures:
-                _check_source(source, position, urls=self.fetches)
+        self.check_pictures(inputs)
         characters = sum(len(item.words) + len(getattr(item, "instruction", "")) for item in inputs)
         if characters > self.settings.max_text_characters:
             most = self.settings.max_text_characters
             raise Refusal(413, f"{characters:,} characters are more than {most:,}; split them over several requests")
+
+    def check_pictures(self, inputs: Sequence[Input | Message]) -> None:
+        """Refuse addresses where none are fetched.
+
+        Raises:
+            ImageFetchError: There is one.
+        """
+        for position, item in enumerate(inputs):
+            for source in item.pictures:
+                _check_source(source, position, urls=self.fetches)
 
     @property
     def fetches(self) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from abc_rag.answering.generator import Generator
-from abc_rag.answering.judge import GenerativeJudge
+from abc_rag.answering.retriever import Retriever
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.images.limits import ImageLimits
-from abc_rag.search.retriever import Retriever
+from abc_rag.search.rewriting.rules import RuleRewriter
 from abc_rag.store.base import Store
 from abc_rag.store.chroma.store import ChromaStore
 from abc_rag.types import Fingerprint
@@ -51,7 +51,7 @@ class Stores:
         open_: Opens one.
         embedder: Makes vectors.
         limits: Which pictures are opened.
-        generator: Judges, if there is one.
+        generator: Judges and answers, if there is one.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Stores:
         self.embedder = embedder
         self._open = open_
         self._limits = limits
-        self._judge = None if generator is None else GenerativeJudge(generator)
+        self._generator = generator
         self._lock = threading.Lock()
         self._stores: dict[str, Store] = {}
 
@@ -78,7 +78,23 @@ class Stores:
 
     def retriever(self, stored: str) -> Retriever:
         """A retriever over it."""
-        return Retriever(self.embedder, self.open(stored), image_limits=self._limits, judge=self._judge)
+        # The rules rewrite: a search should not wait for a model that generates, unless it is to judge.
+        return Retriever(
+            self.embedder,
+            self.open(stored),
+            generator=self._generator,
+            rewriter=RuleRewriter(),
+            image_limits=self._limits,
+        )
+
+    @property
+    def generates(self) -> bool:
+        """Whether there is a model that answers."""
+        return self._generator is not None
+
+    def answering(self, stored: str) -> Retriever:
+        """A retriever that answers: its generator also rewrites, as only that reads earlier turns."""
+        return Retriever(self.embedder, self.open(stored), generator=self._generator, image_limits=self._limits)
 
     def empty(self, stored: str) -> None:
         """Delete everything in a collection, and close it."""

@@ -41,6 +41,8 @@ class TensorCache:
 
     Attributes:
         in_use: Whether anything is found or kept; false between `pause` and `resume`.
+        hits: How often something was found.
+        misses: How often it was not.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class TensorCache:
         self._tensors: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
         self.in_use = False
+        self.hits = self.misses = 0
         self.resume()
 
     def pause(self) -> None:
@@ -79,6 +82,13 @@ class TensorCache:
         """The tensor, or None."""
         if not self.in_use:
             return None
+        found = self._get(key)
+        with self._lock:
+            self.hits += found is not None
+            self.misses += found is None
+        return found
+
+    def _get(self, key: str) -> torch.Tensor | None:
         with self._lock:
             found = self._tensors.get(key)
             if found is not None:

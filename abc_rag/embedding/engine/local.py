@@ -15,6 +15,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from abc_rag.models.chat import ChatModel
 from abc_rag.models.family import Family, FamilyFacts
 from abc_rag.types import DataURI, Fingerprint, ImageSource, Input, Vectors
 
-__all__ = ["LocalEmbedder"]
+__all__ = ["CacheState", "EngineState", "LocalEmbedder"]
 
 # A call with at most this many inputs is treated as somebody waiting for an answer.
 _SMALL_CALL = 4
@@ -45,6 +46,34 @@ _TOKENS = {"cpu": 2048, "cuda": 4096}
 _PATCHES = {"cpu": 1024, "cuda": 16384}
 # How many results may wait for an earlier one, in multiples of `EngineSettings.max_queued`.
 _OUT_OF_ORDER = 4
+
+
+class CacheState(NamedTuple):
+    """What a cache was worth.
+
+    Attributes:
+        hits: How often something was found.
+        misses: How often it was not.
+        held_bytes: Memory that it holds.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    held_bytes: int = 0
+
+
+class EngineState(NamedTuple):
+    """The state of an engine.
+
+    Attributes:
+        queued: Inputs without a result yet, over all calls.
+        vision: The cache of vision features.
+        embeddings: The cache of vectors.
+    """
+
+    queued: int = 0
+    vision: CacheState = CacheState()
+    embeddings: CacheState = CacheState()
 
 
 class _Machine:
@@ -205,6 +234,15 @@ class LocalEmbedder(Embedder):
     def report_to(self, listener: Callable[[BatchReport], None] | None) -> None:
         """Report every batch to ``listener``, in the model's thread; None ends it."""
         self._reports.listener = listener
+
+    @property
+    def state(self) -> EngineState:
+        """How much is waiting, and what the caches were worth since the engine started."""
+        machine = self._machine
+        if machine is None:
+            return EngineState()
+        caches = (CacheState(one.hits, one.misses, one.held_bytes) for one in (machine.vision, machine.embeddings))
+        return EngineState(machine.scheduler.waiting, *caches)
 
     def forget(self) -> None:
         """Empty the caches in memory."""

@@ -83,6 +83,11 @@ class Scheduler:
             self._requests.add(request)
         return request
 
+    @property
+    def waiting(self) -> int:
+        """How many inputs have no result yet, over all calls."""
+        return self._waiting
+
     def has_room(self, request: Request) -> bool:
         """Whether a call may submit another input now."""
         return self._waiting < self._max_queued or request.waiting < (_SMALL if request.small else 1)
