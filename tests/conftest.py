@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from abc_rag import ChromaStore, load_embedder
 from abc_rag.embedding.embedder import Embedder
+from abc_rag.store import LanceStore, Store
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
@@ -82,18 +83,22 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait()
 
 
-@pytest.fixture(params=["embedded", "server"])
+@pytest.fixture(params=["embedded", "server", "lance"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
     """Opens the same, at first empty, store again and again."""
-    made: list[ChromaStore] = []
-    if request.param == "embedded":
-        place: dict[str, object] = {"path": tmp_path / "store"}
+    made: list[Store] = []
+    opener: Callable[..., Store] = ChromaStore
+    place: dict[str, object]
+    if request.param == "lance":
+        opener, place = LanceStore, {"place": tmp_path / "store"}
+    elif request.param == "embedded":
+        place = {"path": tmp_path / "store"}
     else:
         place = {"url": request.getfixturevalue("server_url"), "collection": f"c-{uuid.uuid4().hex}"}
         place["keywords"] = tmp_path / "keywords"
 
-    def make(**arguments: object) -> ChromaStore:
-        made.append(ChromaStore(**{**place, **arguments}))
+    def make(**arguments: object) -> Store:
+        made.append(opener(**{**place, **arguments}))
         return made[-1]
 
     yield make

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from abc_rag import ChromaStore, Image, InstructedImage, Text
+from abc_rag import Image, InstructedImage, Text
+from abc_rag.store import Store
 
 FIXTURE = Path(__file__).parent / "fixtures" / "abc"
 TOLERANCE = 1e-5
 
-MakeStore = Callable[..., ChromaStore]
+MakeStore = Callable[..., Store]
 
 
 def as_input(case: dict[str, Any]) -> Text | Image | InstructedImage:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from abc_rag.embedding.embedder import Embedder
     from abc_rag.images.limits import ImageLimits
     from abc_rag.search.answer import Answer
-    from abc_rag.store.chroma.store import ChromaStore
+    from abc_rag.store.base import Store
     from abc_rag.types import Trace
 
 __all__ = ["Asking", "ask", "picture_of", "show_answer", "show_hits"]
@@ -84,7 +84,7 @@ class Asking:
                 raise InputError(f"{name} takes a number between 0 and 1, not {value}")
 
     def retriever(
-        self, embedder: Embedder, store: ChromaStore, limits: ImageLimits, generator: Generator | None = None
+        self, embedder: Embedder, store: Store, limits: ImageLimits, generator: Generator | None = None
     ) -> Retriever:
         """What answers."""
         from abc_rag.answering.retriever import Retriever

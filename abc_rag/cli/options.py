@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from abc_rag.embedding.embedder import Embedder
     from abc_rag.embedding.options import EmbedderKeywords
     from abc_rag.images.limits import ImageLimits
-    from abc_rag.store.chroma.store import ChromaStore
+    from abc_rag.store.base import Store
     from abc_rag.types import Fingerprint
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "grouped",
     "is_store",
     "open_embedder",
+    "open_place",
     "resolution_of",
 ]
 
@@ -216,28 +217,30 @@ class EmbedderFlags(ModelFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFlags:
-    """A store, embedded in a folder or on a server."""
+    """A store, in a folder, on an object store or on a server."""
 
     store: Annotated[
-        Path, typer.Option("--store", "-s", envvar="ABC_RAG_STORE", help="Folder of the embedded Chroma store.")
-    ] = Path("abc-rag-store")
+        str,
+        typer.Option(
+            "--store",
+            "-s",
+            envvar="ABC_RAG_STORE",
+            help="Folder of the embedded Chroma store; lance://FOLDER or s3://... for Lance; http://... for a server.",
+        ),
+    ] = "abc-rag-store"
     url: Annotated[
         str | None, typer.Option("--url", envvar="ABC_RAG_URL", help="Chroma server to use instead of a folder.")
     ] = None
     collection: Annotated[str, typer.Option("--collection", "-c", help="Collection within the store.")] = "abc"
 
-    def open(self, fingerprint: Fingerprint | None = None) -> ChromaStore:
+    def open(self, fingerprint: Fingerprint | None = None) -> Store:
         """The store that the options describe. A folder becomes one.
 
         Raises:
+            InputError: There is no such kind of place.
             StoreError: It cannot be opened.
         """
-        from abc_rag.store.chroma.store import ChromaStore
-
-        if self.url is not None:
-            words = self._keywords()
-            return ChromaStore(url=self.url, collection=self.collection, fingerprint=fingerprint, keywords=words)
-        return ChromaStore(path=expanded(self.store), collection=self.collection, fingerprint=fingerprint)
+        return open_place(self.store, self.url, self.collection, fingerprint, self._keywords())
 
     def _keywords(self) -> Path | None:
         return None
@@ -306,10 +309,32 @@ def filter_of(where: str | None) -> dict[str, Any] | None:
     return condition
 
 
-def is_store(path: Path) -> bool:
-    """Whether a folder is an embedded store."""
-    # Opening would make one, even in a folder of pictures.
-    return os.path.isfile(expanded(path) / "chroma.sqlite3")
+def open_place(
+    place: str,
+    url: str | None = None,
+    collection: str = "abc",
+    fingerprint: Fingerprint | str | None = None,
+    keywords: Path | None = None,
+) -> Store:
+    """The store that ``--store`` and ``--url`` name; see `StoreFlags.open`."""
+    from abc_rag.store import ChromaStore, open_store
+
+    if url is not None:
+        return ChromaStore(url=url, collection=collection, fingerprint=fingerprint, keywords=keywords)
+    words = keywords if "://" in place else None
+    return open_store(_expanded_place(place), collection=collection, fingerprint=fingerprint, keywords=words)
+
+
+def is_store(place: str) -> bool:
+    """Whether there is a store already."""
+    from abc_rag.store.opening import holds_store
+
+    return holds_store(_expanded_place(place))
+
+
+def _expanded_place(place: str) -> str:
+    scheme, mark, folder = place.rpartition("://")
+    return f"{scheme}{mark}{expanded(Path(folder))}" if scheme in ("", "lance") else place
 
 
 def resolution_of(given: str | None) -> int | str | None:

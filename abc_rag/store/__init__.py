@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc_rag.store.base import Store
 from abc_rag.store.chroma import ChromaStore
 from abc_rag.store.keywords import Keywords
+from abc_rag.store.lance import LanceStore
+from abc_rag.store.opening import open_store
 from abc_rag.store.records import filterable, image_id, text_id
 from abc_rag.store.roots import Roots
 
-__all__ = ["ChromaStore", "Keywords", "Roots", "Store", "filterable", "image_id", "text_id"]
+__all__ = ["ChromaStore", "Keywords", "LanceStore", "Roots", "Store", "filterable", "image_id", "open_store", "text_id"]

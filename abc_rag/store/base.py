@@ -24,9 +24,6 @@ from abc_rag.types import Hit, Modality, Record, Vectors
 
 __all__ = ["Store"]
 
-# How far the score of a record's own vector may be from 1: float32 rounds.
-_SAME = 1e-4
-
 
 class Store(ABC):
     """Records with their vectors, found by vector, id and metadata.
@@ -112,7 +109,7 @@ class Store(ABC):
             A line for each problem: records that are not found by their own vector, facets likewise, and what the
             keyword index lacks. None if all is well.
         """
-        found = [*_unfound(self._records, "record"), *_unfound(self._facets.rows, "facet")]
+        found = [*self._records.unfound("record"), *self._facets.rows.unfound("facet")]
         return [*found, *self._records.word_problems()]
 
     # -- opening and closing -------------------------------------------------------------------
@@ -400,11 +397,3 @@ def _read(query: object) -> Keywords:
     if not isinstance(query, str):
         raise InputError(f"a query of words must be a str, not {type(query).__name__}")
     return Keywords.of(query)
-
-
-def _unfound(table: Table, what: str) -> Iterator[str]:
-    """What the nearest record of a record's own vector says of it: something as near as itself must be found."""
-    for page in table.scan("vectors"):
-        for id_, found in zip(page.ids, table.nearest(np.stack(page.vectors), 1, None), strict=True):
-            if not found or found[0].score < 1.0 - _SAME:
-                yield f"{what} {id_!r} is not found by its own vector"

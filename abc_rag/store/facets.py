@@ -73,7 +73,8 @@ class Facets:
     def forget_changed(self, records: Sequence[Record], vectors: Vectors) -> None:
         """Before records are stored anew: drop the facets of those that change their vector, or become passages."""
         have = self.names(record.id for record in records)
-        new = {record.id: (record, row) for record, row in zip(records, vectors, strict=True) if record.id in have}
+        rows = self._pictures.kept(vectors)
+        new = {record.id: (record, row) for record, row in zip(records, rows, strict=True) if record.id in have}
         old = self._pictures.vectors(new)
         self.delete(
             id_

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from abc_rag.errors import StoreError
 from abc_rag.store.filters import Condition
 from abc_rag.store.keywords import Keywords
@@ -15,6 +17,9 @@ __all__ = ["PAGE", "Column", "Page", "Table"]
 
 # SQLite takes at most 32,766 variables in a statement, and servers bound the size of a request.
 PAGE = 1000
+
+# How far the score of a record's own vector may be from 1: float32 rounds.
+_SAME = 1e-4
 
 Column = Literal["ids", "records", "vectors"]
 
@@ -91,6 +96,21 @@ class Table(ABC):
         Raises:
             InputError: The vectors' length is not that of the stored ones.
         """
+
+    def kept(self, vectors: Vectors) -> Vectors:
+        """Vectors as they come back: where numbers are kept with less precision, they are rounded."""
+        return vectors
+
+    def unfound(self, what: str) -> Iterator[str]:
+        """A line for each row that its own vector does not find; something as near as itself must be found.
+
+        Args:
+            what: What a row is called.
+        """
+        for page in self.scan("vectors"):
+            for id_, found in zip(page.ids, self.nearest(np.stack(page.vectors), 1, None), strict=True):
+                if not found or found[0].score < 1.0 - _SAME:
+                    yield f"{what} {id_!r} is not found by its own vector"
 
     # -- keywords, where a backend has an index of them ------------------------------------------
 

@@ -10,7 +10,9 @@ anew. Ranking is BM25 (Robertson and Zaragoza, 2009).
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,7 +21,7 @@ from typing import TypeVar
 from abc_rag.errors import StoreError
 from abc_rag.store.keywords import Keywords, by_trigrams, by_words
 
-__all__ = ["Words", "transaction"]
+__all__ = ["Words", "check_regular", "transaction"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,17 @@ _FILE = (
 _MOST_GRAMS = 200
 _SOME = 900  # variables in a statement
 _DAMAGE = ("malformed", "corrupt", "constructor failed", "no such table", "not a database")
+
+
+def check_regular(path: str) -> None:
+    """Refuse to open what is neither missing nor a regular file: a pipe would never end.
+
+    Raises:
+        StoreError: It is something else.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise StoreError(f"{path}: not a regular file but a device, a pipe or a folder; remove it")
 
 
 @contextmanager

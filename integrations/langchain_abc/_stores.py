@@ -10,14 +10,14 @@ from collections.abc import Mapping
 
 from abc_rag import ChromaStore, Embedder
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
-from abc_rag.store import Store
+from abc_rag.store import Store, open_store
 
 
 class LazyStore:
     """Opens a store on first use, because checking its fingerprint needs the loaded model.
 
     Args:
-        path: Directory of an embedded store.
+        path: Where the store is; see `abc_rag.store.open_store`.
         url: A Chroma server.
         collection: Name of the collection.
         headers: For the server.
@@ -56,7 +56,7 @@ class LazyStore:
         Raises:
             FingerprintMismatchError: It holds another model's vectors.
             InputError: The place cannot be used, or a given store is bound to no model.
-            StoreError: As for `ChromaStore`; or this was closed.
+            StoreError: As for `open_store`; or this was closed.
         """
         with self._lock:
             if self._closed:
@@ -93,9 +93,9 @@ class LazyStore:
         fingerprint = None if embedder is None else embedder.fingerprint
         if self._temporary and self._path is None:
             self._path = tempfile.mkdtemp(prefix="langchain-abc-")
-        return ChromaStore(
-            self._path, url=self._url, collection=self._collection, fingerprint=fingerprint, headers=self._headers
-        )
+        if self._path is not None:
+            return open_store(self._path, collection=self._collection, fingerprint=fingerprint)
+        return ChromaStore(url=self._url, collection=self._collection, fingerprint=fingerprint, headers=self._headers)
 
     def _forget(self) -> None:
         store, self._open = self._open, None

@@ -36,11 +36,12 @@ class ABCVectorStore(Writes):
 
     Key init args:
         embedding: `ABCEmbeddings`; or, for texts alone, any LangChain embeddings.
-        path: Directory of an embedded store, made if missing.
+        path: Directory of an embedded store, made if missing; or what else ``abc_rag.store.open_store`` takes, such as
+            ``lance://FOLDER``.
         url: A Chroma server, ``http://host:port`` or ``https://host``.
         collection: Name of the collection.
         headers: HTTP headers for the server, for example a token.
-        store: An open ``abc_rag.ChromaStore`` in place of these; its caller closes it.
+        store: An open ``abc_rag.store.Store`` in place of these; its caller closes it.
         image_limits: Which pictures are taken in, and whether URLs are fetched; by default those of the embeddings.
         roots: Further files and folders from which pictures may be opened again, besides those that were indexed on
             this machine; see ``abc_rag.search.Pictures``.

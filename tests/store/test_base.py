@@ -389,7 +389,7 @@ def test_another_dimension_is_refused(make: MakeStore) -> None:
         store.add([Record("x", "text")], np.eye(1, 3))
     # Chroma remembers the dimension when nothing is left to show it.
     store.delete(["t00000", "t00001"])
-    with pytest.raises(InputError, match=r"8.*3"):
+    with pytest.raises(InputError, match=r"8.*3|3.*8"):
         make().add([Record("x", "text")], np.eye(1, 3))
 
 

@@ -20,7 +20,6 @@ import logging
 import os
 import re
 import sqlite3
-import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,10 +34,10 @@ from abc_rag.errors import StoreError
 from abc_rag.store.chroma.fields import FIELD_TABLES, Keys, change_fields, few_keys, forget_fields, keys_of
 from abc_rag.store.filters import Condition
 from abc_rag.store.table import PAGE
-from abc_rag.store.words import Words, transaction
+from abc_rag.store.words import Words, check_regular, transaction
 from abc_rag.types import Record, Vectors
 
-__all__ = ["CHROMA_FILE", "Journal", "check_regular", "collections_in", "index_folders"]
+__all__ = ["CHROMA_FILE", "Journal", "collections_in", "index_folders"]
 
 logger = logging.getLogger(__name__)
 
@@ -407,14 +406,3 @@ def index_folders(folder: str) -> list[str]:
     with suppress(FileNotFoundError):
         return sorted(e.path for e in os.scandir(folder) if _SEGMENT.fullmatch(e.name) and e.is_dir())
     return []
-
-
-def check_regular(path: str) -> None:
-    """Refuse to open what is neither missing nor a regular file: a pipe would never end.
-
-    Raises:
-        StoreError: It is something else.
-    """
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise StoreError(f"{path}: not a regular file but a device, a pipe or a folder; remove it")

@@ -18,8 +18,9 @@ import numpy as np
 
 from abc_rag.errors import StoreError
 from abc_rag.store.chroma.collections import create, mark_of, page_of, upsert
-from abc_rag.store.chroma.journal import CHROMA_FILE, Journal, check_regular, index_folders
+from abc_rag.store.chroma.journal import CHROMA_FILE, Journal, index_folders
 from abc_rag.store.table import PAGE
+from abc_rag.store.words import check_regular
 
 if TYPE_CHECKING:
     from chromadb.api.client import Client

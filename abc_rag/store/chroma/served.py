@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from abc_rag.store.chroma.client import Server, translated
-from abc_rag.store.chroma.journal import check_regular
 from abc_rag.store.chroma.table import ChromaTable
 from abc_rag.store.filters import Condition, matches
 from abc_rag.store.keywords import Keywords
 from abc_rag.store.table import PAGE
-from abc_rag.store.words import Words
+from abc_rag.store.words import Words, check_regular
 from abc_rag.types import Hit, Record, Vectors
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ class ChromaStore(Store):
         *,
         url: str | None = None,
         collection: str = "abc",
-        fingerprint: Fingerprint | None = None,
+        fingerprint: Fingerprint | str | None = None,
         headers: Mapping[str, str] | None = None,
         lock_timeout_s: float = 5.0,
         hold_s: float = 1.0,

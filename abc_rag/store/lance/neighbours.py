@@ -1,0 +1,189 @@
+"""The index of neighbours of a dataset: built, refreshed and searched.
+
+Vectors stand in partitions, as codes that are smaller than they: a search reads the partitions whose centres are
+nearest to the query, and takes the best codes in them as candidates. The candidates' own vectors are then read and
+compared, so scores and their order are exact among them. Rows that came after the index was built are all compared.
+
+An index is worth its while from about a hundred thousand rows on. Below, and without one, every search is exact.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from abc_rag.errors import InputError
+from abc_rag.store.lance.exact import Block, Keys, Ranking, block_of, blocks_of, ranked
+from abc_rag.store.lance.rows import dim_of, matrix_of
+from abc_rag.types import Vectors
+
+if TYPE_CHECKING:
+    import lance
+
+__all__ = ["IndexKind", "Neighbours", "build", "checked_kind", "refresh"]
+
+IndexKind = Literal["int8", "binary", "pq", "hnsw"]
+"""What stands for a vector in the index: a byte or a bit a dimension, a product code, or a graph over bytes."""
+
+_NAME = "vector_idx"
+_PARTITIONS = "abc:partitions"
+_LANCE: dict[IndexKind, str] = {"int8": "IVF_SQ", "binary": "IVF_RQ", "pq": "IVF_PQ", "hnsw": "IVF_HNSW_SQ"}
+# Candidates whose vectors are read, per hit: the coarser the code, the more.
+_CANDIDATES: dict[str, int] = {"IVF_SQ": 5, "IVF_RQ": 20, "IVF_PQ": 10, "IVF_HNSW_SQ": 5}
+_LEAST_CANDIDATES = 50
+_LEAST_ROWS = 256  # less cannot be divided
+_PARTITION = 1000  # rows in one
+_GRAPH = 20_000
+# Of the partitions, this share is read, and at least so many.
+_SHARE = 0.02
+_LEAST_PROBES = 20
+_DIMS_A_CODE = 8  # of product codes
+_SAMPLE = 64  # vectors that a centre is trained with
+_ROUNDS = 10
+_SAMPLED = 1000
+_GROWN = 2  # since when an index is built anew
+_SAME = 1e-4
+
+
+def checked_kind(kind: object) -> IndexKind:
+    """A kind of index.
+
+    Raises:
+        InputError: There is no such one.
+    """
+    if kind not in get_args(IndexKind):
+        raise InputError(f"there is no index {kind!r}; there are: {', '.join(get_args(IndexKind))}")
+    return kind  # type: ignore[return-value]
+
+
+def build(dataset: lance.LanceDataset, kind: IndexKind) -> int:
+    """Build the index of neighbours, and those of ids and fields; or bring them up to date, if there are such ones.
+
+    Args:
+        dataset: Changed in place.
+        kind: What stands for a vector.
+
+    Returns:
+        How many rows are indexed; 0 where there are too few.
+    """
+    count, known = int(dataset.count_rows()), _described(dataset)
+    if known is not None and known.kind == _LANCE[kind] and count <= _GROWN * known.rows:
+        dataset.optimize.optimize_indices()
+        return count
+    dataset.create_scalar_index("id", "BTREE", name="id_idx", replace=True)
+    dataset.create_scalar_index("tokens", "LABEL_LIST", name="tokens_idx", replace=True)
+    if count < _LEAST_ROWS:
+        return 0
+    partitions = max(1, count // (_GRAPH if kind == "hnsw" else _PARTITION))
+    options: dict[str, int] = {"num_partitions": partitions, "sample_rate": _SAMPLE, "max_iters": _ROUNDS}
+    if kind == "pq":
+        dim = dim_of(dataset.schema)
+        options["num_sub_vectors"] = dim // next(n for n in (_DIMS_A_CODE, 4, 2, 1) if dim % n == 0)
+    elif kind == "binary":
+        options["num_bits"] = 1
+    dataset.create_index("vector", _LANCE[kind], name=_NAME, metric="cosine", replace=True, **options)
+    dataset.update_schema_metadata({_PARTITIONS: str(partitions)})
+    return count
+
+
+def refresh(dataset: lance.LanceDataset) -> None:
+    """Build all indexes of a dataset anew, those that it has.
+
+    Args:
+        dataset: Changed in place.
+    """
+    known = _described(dataset)
+    if known is None:
+        return
+    kind = next(kind for kind, name in _LANCE.items() if name == known.kind)
+    dataset.drop_index(_NAME)
+    build(dataset, kind)
+
+
+class _Index(NamedTuple):
+    """An index: Lance's name of its kind, its partitions, and the rows in it."""
+
+    kind: str
+    partitions: int
+    rows: int
+
+
+class Neighbours:
+    """Searches the index of one dataset. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: tuple[tuple[str, int], _Index | None] | None = None
+
+    def serves(self, dataset: lance.LanceDataset) -> bool:
+        """Whether there is an index."""
+        return self._index(dataset) is not None
+
+    def _index(self, dataset: lance.LanceDataset) -> _Index | None:
+        at = dataset.uri, dataset.version
+        with self._lock:
+            if self._known is None or self._known[0] != at:
+                self._known = at, _described(dataset)
+            return self._known[1]
+
+    def ranked(
+        self, dataset: lance.LanceDataset, queries: Vectors, k: int, sql: str | None, keys: Keys | None
+    ) -> list[Ranking]:
+        """The ``k`` nearest of each unit vector among the index's candidates, by their own vectors.
+
+        Args:
+            dataset: With an index.
+            queries: Shape ``(n, dim)``.
+            k: How many.
+            sql: A filter.
+            keys: The rows that pass it.
+        """
+        index = self._index(dataset)
+        assert index is not None
+        count = dataset.count_rows()
+        passing = count if keys is None else len(keys)
+        # A filter thins out what is near: as many more partitions are read.
+        probes = min(index.partitions, int(max(_LEAST_PROBES, _SHARE * index.partitions) * min(16.0, count / passing)))
+        wanted = max(_LEAST_CANDIDATES, _CANDIDATES[index.kind] * k)
+        found: list[Ranking] = []
+        for query in queries:
+            near = _candidates(dataset, query, wanted, probes, sql)
+            if len(near.keys) < min(k, passing):
+                found += ranked(query[None], k, blocks_of(dataset, sql))
+            else:
+                found += ranked(query[None], k, [near])
+        return found
+
+    def unfound(self, dataset: lance.LanceDataset, what: str) -> Iterator[str]:
+        """A line for each of some rows that is not found by its own vector."""
+        count = dataset.count_rows()
+        places = np.unique(np.linspace(0, count - 1, min(count, _SAMPLED)).astype(np.int64))
+        rows = dataset.take(places.tolist(), columns=["id", "vector"])
+        found = self.ranked(dataset, matrix_of(rows.column("vector")), 1, None, None)
+        for id_, best in zip(rows.column("id").to_pylist(), found, strict=True):
+            if not best or best[0].far > 2 * _SAME:
+                yield f"{what} {id_!r} is not found by its own vector"
+
+
+def _described(dataset: lance.LanceDataset) -> _Index | None:
+    for one in dataset.describe_indices():
+        if one.name == _NAME and one.index_type in _CANDIDATES:
+            partitions = dataset.schema_metadata.get(_PARTITIONS, "")
+            return _Index(one.index_type, int(partitions) if partitions.isdigit() else 1, one.num_rows_indexed)
+    return None
+
+
+def _candidates(dataset: lance.LanceDataset, query: Vectors, wanted: int, probes: int, sql: str | None) -> Block:
+    nearest = {"column": "vector", "q": query, "k": wanted, "nprobes": probes, "metric": "cosine"}
+    found = dataset.scanner(
+        columns=["id", "vector"],
+        nearest=nearest,
+        filter=sql,
+        prefilter=sql is not None,
+        with_row_id=True,
+        disable_scoring_autoprojection=True,
+    ).to_table()
+    return block_of(found)
