@@ -19,6 +19,7 @@ from abc_rag.errors import ABCRagError, InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.open import mime_type_of
 from abc_rag.images.read import read_bytes
+from abc_rag.ingest.documents.carried import Carried
 from abc_rag.ingest.documents.open import OpenDocument, noted_reading
 from abc_rag.ingest.documents.options import DEFAULT_OPTIONS, DocumentOptions
 from abc_rag.ingest.documents.process import DocumentProcess
@@ -337,8 +338,10 @@ def _parts(path: Path, run: _Run) -> Iterator[_Item]:
         _unchanged(path, sha256, run)
     else:
         stored, ids = run.documents.ids(sha256), set[str]()
+        before_it_changed = Carried(run.store, run.known.keys_of(name) - stored)
         try:
             for chunk in document.chunks(run.process):
+                before_it_changed.carry(chunk)
                 ids.update(made.record.id for made in chunk)
                 yield from _lacking_of(path, chunk, run)
         except InputError as error:

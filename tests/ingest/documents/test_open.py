@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ingest_helpers import Counting, Index, counts, passage
 from pdf_helpers import PDFPage, encrypted, manual, pdf
@@ -175,10 +176,33 @@ def test_equal_documents_are_stored_once(folder: Path, store: ChromaStore, index
 def test_a_changed_document_takes_the_place_of_the_old_one(folder: Path, store: ChromaStore, index: Index) -> None:
     path = write(folder / "a.pdf", manual())
     index()
+    before = {
+        record.page: store.vectors([record.id])[record.id] for record in store.records() if record.modality == "text"
+    }
     write(path, manual(words="Press the green button."))
-    assert counts(index()[0]) == (5, 0, 5, 0)
+    # The second page is as before: its picture, its figure and its words are not embedded again.
+    report, embedded = index()
+    assert (counts(report), embedded) == ((2, 3, 5, 0), 2)
+    after = {
+        record.page: store.vectors([record.id])[record.id] for record in store.records() if record.modality == "text"
+    }
+    np.testing.assert_allclose(before[2], after[2], atol=1e-6)
+    assert np.abs(before[1] - after[1]).max() > 0.01
+    assert counts(index()[0]) == (0, 5, 0, 0)
+    for record in store.records():
+        if record.modality == "image":
+            assert Pictures(store).read(record).startswith(b"\x89PNG")
     assert any("green" in record.text for record in store.records())
     assert len(list((store._pictures.folder).rglob("*.png"))) == 3  # the old copies are gone
+
+
+def test_facets_of_what_did_not_change_are_kept(folder: Path, store: ChromaStore) -> None:
+    path = write(folder / "a.pdf", manual())
+    index_paths([folder], Counting(), store, facets=["what is drawn?"])
+    write(path, manual(words="Press the green button."))
+    assert index_paths([folder], Counting(), store, facets=["what is drawn?"]).facets == 1
+    names = store.facet_names(record.id for record in store.records())
+    assert list(names.values()) == [{"what is drawn?"}] * 3
 
 
 def test_other_options_read_a_document_again(folder: Path, store: ChromaStore) -> None:
