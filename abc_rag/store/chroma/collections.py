@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
     from chromadb.api.types import Include
 
-__all__ = ["FACETS", "RECORD", "check", "create", "mark_of", "marked", "page_of", "threshold", "tuned", "upsert"]
+__all__ = [
+    "FACETS",
+    "RECORD",
+    "check",
+    "check_mark",
+    "create",
+    "mark_of",
+    "marked",
+    "page_of",
+    "threshold",
+    "tuned",
+    "upsert",
+]
 
 FACETS = ".facets"
 """What the name of a collection of facets ends in."""
@@ -106,7 +118,15 @@ def check(collection: Collection, place: str, wanted: str | None) -> None:
             f"{place}: collection {name!r} was made with the distance {space!r}, and only 'cosine' is "
             "supported; use another collection name and index again"
         )
-    mark = mark_of(collection)
+    check_mark(mark_of(collection), place, name, wanted, collection.count)
+
+
+def check_mark(mark: str | None, place: str, name: str, wanted: str | None, count: Callable[[], int]) -> None:
+    """Refuse a collection that holds other vectors than ``wanted``, or does not say which.
+
+    Raises:
+        FingerprintMismatchError: It does.
+    """
     if wanted is None or mark == wanted:
         return
     if mark is not None:
@@ -114,7 +134,7 @@ def check(collection: Collection, place: str, wanted: str | None) -> None:
             f"{place}: collection {name!r} holds vectors of {mark}, which cannot be compared with "
             f"those of {wanted}; use another collection or path, or delete this one and index again"
         )
-    if collection.count():
+    if count():
         raise FingerprintMismatchError(
             f"{place}: collection {name!r} holds vectors but not the name of the model that made them, "
             f"so they cannot be compared with those of {wanted}; use another collection or path and index "

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from abc_rag.store.chroma.client import translated
-from abc_rag.store.chroma.collections import tuned, upsert
+from abc_rag.store.chroma.collections import check_mark, tuned, upsert
 from abc_rag.store.chroma.exact import Comparison
 from abc_rag.store.chroma.fields import Keys
 from abc_rag.store.chroma.journal import Journal
 from abc_rag.store.chroma.lock import Lease
 from abc_rag.store.chroma.recovery import adopt, rebuild
-from abc_rag.store.chroma.table import ChromaTable, Ranking
+from abc_rag.store.chroma.table import ChromaTable, Ranking, hit_of
 from abc_rag.store.filters import Condition, matches
 from abc_rag.store.keywords import Keywords
 from abc_rag.store.table import PAGE, Column, Page
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from chromadb.api.client import Client
     from chromadb.api.models.Collection import Collection
 
+T = TypeVar("T")
+
 __all__ = ["EmbeddedTable"]
 
 # How many rows are compared with rather than asking the index: their vectors are read from the disk, or in memory.
@@ -34,6 +36,9 @@ _FEW = 1000
 _FEW_IN_MEMORY = 5000
 # Numbers: vectors in memory with which a query is compared each time that a filter comes again.
 _MOST_COMPARED = 2**24
+# Numbers that are compared with as fast as Chroma's index answers, and how many more are until Chroma is opened for it.
+_FEW_COMPARED = 2**21
+_MOST_SPENT = 2**31
 # What the index is asked for where a filter lets many through.
 _LEAST_CANDIDATES = 64
 _MOST_CANDIDATES = 2000
@@ -53,7 +58,9 @@ class EmbeddedTable(ChromaTable):
         super().__init__(lease, place, name, wanted)
         self._lease = lease
         self._absent: Journal | None = None
+        self._checked: Journal | None = None
         self._has_words = False
+        self._spent = 0
         self._comparison = Comparison(name)
 
     @property
@@ -71,6 +78,7 @@ class EmbeddedTable(ChromaTable):
         dim = self._stored_dim(collection)
         if dim is not None:
             collection.query(query_embeddings=np.ones((1, dim), np.float32), n_results=1, include=[])
+            self._journal.done()  # loading has rewritten index files
 
     def rebuild(self) -> None:
         """Build Chroma's collection anew from the journal."""
@@ -87,12 +95,12 @@ class EmbeddedTable(ChromaTable):
         """See `Table.has_words`."""
         if not self._has_words:  # once there, it stays: SQLite can keep one
             with translated(self._place):
-                self._has_words = self._lease.read(lambda _: self._journal.words.available)
+                self._has_words = self._lease.glance(lambda _: self._journal.words.available)
         return self._has_words
 
     def matching(self, keywords: Keywords, k: int, where: Condition | None) -> list[Hit]:
         """See `Table.matching`."""
-        return self._use(lambda _: self._matching(keywords, k, where), [])
+        return self._glance(lambda: self._matching(keywords, k, where), [])
 
     def _matching(self, keywords: Keywords, k: int, where: Condition | None) -> list[Hit]:
         # All at once where the first do not suffice: the index ranks everything in any case.
@@ -117,15 +125,48 @@ class EmbeddedTable(ChromaTable):
 
     def meeting(self, keywords: Keywords, ids: Sequence[str]) -> set[str]:
         """See `Table.meeting`."""
-        return self._use(lambda _: self._journal.words.meeting(self._name, keywords, ids), set())
+        return self._glance(lambda: self._journal.words.meeting(self._name, keywords, ids), set())
 
     def word_problems(self) -> list[str]:
         """See `Table.word_problems`."""
-        return self._use(lambda _: self._journal.words.problems(), [])
+        return self._glance(lambda: self._journal.words.problems(), [])
+
+    def fingerprint(self) -> str | None:
+        """See `ChromaTable.fingerprint`."""
+        return self._glance(lambda: self._journal.marks().get(self._name), None)
+
+    def dim(self) -> int | None:
+        """See `Table.dim`."""
+        return self._glance(self._stored_dim, None)
 
     def count(self) -> int:
         """See `Table.count`."""
-        return self._use(lambda _: self._journal.count(self._name), 0)
+        return self._glance(lambda: self._journal.count(self._name), 0)
+
+    def _glance(self, use: Callable[[], T], empty: T) -> T:
+        """``use()`` for what the journal answers, or ``empty`` while there is no collection."""
+
+        def run(client: Client | None) -> T:
+            known = self._is_known() if client is None else self._collection(client) is not None
+            return use() if known else empty
+
+        with translated(self._place):
+            return self._lease.glance(run)
+
+    def _is_known(self) -> bool:
+        """Whether the journal has the collection; checks it once."""
+        journal = self._journal
+        if self._checked is not journal:
+            marks = journal.marks()
+            if self._name not in marks:
+                return False
+            check_mark(marks[self._name], self._place, self._name, self._wanted, partial(journal.count, self._name))
+            self._checked = journal
+        return True
+
+    def check(self) -> None:
+        """See `ChromaTable.check`."""
+        self._glance(lambda: None, None)
 
     def _look_again(self) -> None:
         super()._look_again()
@@ -140,7 +181,7 @@ class EmbeddedTable(ChromaTable):
         self._absent = self._journal if collection is None else None
         return collection
 
-    def _stored_dim(self, collection: Collection) -> int | None:
+    def _stored_dim(self, collection: Collection | None = None) -> int | None:
         known, journal = self._dim, self._journal
         if known is None or known[0] is not journal:
             ids = journal.page(self._name, 0)[:1]
@@ -159,9 +200,9 @@ class EmbeddedTable(ChromaTable):
     ) -> Page | None:
         """See `Table.read`."""
         if ids is not None or where is None:
-            return super().read(column, ids=ids, offset=offset)
-        return self._use(
-            lambda _: self._by_key(column, self._journal.matching(self._name, where)[offset : offset + PAGE].tolist()),
+            return self._glance(partial(self._rows, column, ids, offset), None)
+        return self._glance(
+            lambda: self._by_key(column, self._journal.matching(self._name, where)[offset : offset + PAGE].tolist()),
             None,
         )
 
@@ -169,21 +210,21 @@ class EmbeddedTable(ChromaTable):
         """See `Table.scan`. Pages do not shift under a writer, as keys stay what they are."""
         if where is None:
             nothing: list[int] = []
-            keys = self._use(partial(self._after, -1), nothing)
+            keys = self._glance(partial(self._after, -1), nothing)
             while keys:
-                if page := self._use(partial(self._by_key, column, keys), None):
+                if page := self._glance(partial(self._by_key, column, keys), None):
                     yield page
-                keys = self._use(partial(self._after, keys[-1]), nothing)
+                keys = self._glance(partial(self._after, keys[-1]), nothing)
             return
-        found = self._use(lambda _: self._journal.matching(self._name, where), np.zeros(0, np.int64))
+        found = self._glance(lambda: self._journal.matching(self._name, where), np.zeros(0, np.int64))
         for start in range(0, len(found), PAGE):
-            if page := self._use(partial(self._by_key, column, found[start : start + PAGE].tolist()), None):
+            if page := self._glance(partial(self._by_key, column, found[start : start + PAGE].tolist()), None):
                 yield page
 
-    def _after(self, key: int, _: object) -> list[int]:
+    def _after(self, key: int) -> list[int]:
         return self._journal.after(self._name, key)
 
-    def _by_key(self, column: Column, keys: Sequence[int], _: object = None) -> Page | None:
+    def _by_key(self, column: Column, keys: Sequence[int]) -> Page | None:
         names = [id_ for _, id_ in self._journal.by_key(self._name, keys, "id")]
         if not names:
             return None
@@ -202,6 +243,9 @@ class EmbeddedTable(ChromaTable):
         collection: Collection,
     ) -> Page | None:
         assert where is None, "filters are answered by the journal"
+        return self._rows(column, ids, offset)
+
+    def _rows(self, column: Column, ids: Sequence[str] | None, offset: int) -> Page | None:
         if ids is None:
             ids = self._journal.page(self._name, offset)
         if column == "vectors":
@@ -214,6 +258,33 @@ class EmbeddedTable(ChromaTable):
         return Page(known) if known else None
 
     # -- searching -----------------------------------------------------------------------------
+
+    def nearest(self, vectors: Vectors, k: int, where: Condition | None) -> list[list[Hit]]:
+        """See `Table.nearest`. While Chroma is not open, a small collection is compared with."""
+
+        def run(client: Client | None) -> list[list[Hit]] | None:
+            return self._compared(vectors, k, where) if client is None else None
+
+        with translated(self._place):
+            found = self._lease.glance(run)
+        return super().nearest(vectors, k, where) if found is None else found
+
+    def _compared(self, rows: Vectors, k: int, where: Condition | None) -> list[list[Hit]] | None:
+        """The nearest rows by the journal alone; None where there are too many."""
+        dim = self._stored_dim() if self._is_known() else None
+        if dim is None:
+            return [[] for _ in rows]
+        self._check_dim(rows, dim, "the vector has", "search with the model that made them")
+        journal = self._journal
+        size = journal.count(self._name) * dim
+        if size > _MOST_COMPARED or self._spent > _MOST_SPENT:
+            return None
+        if size > _FEW_COMPARED:
+            self._spent += size * len(rows)
+        keys = journal.matching(self._name, where)
+        load = len(keys) > _FEW
+        near = self._comparison.nearest(journal, keys, rows, k, partial(matches, where), load=load)
+        return [[hit_of(record, far) for far, record in ranking] for ranking in near]
 
     def _filtered(
         self, rows: Vectors, k: int, where: Condition, records: dict[str, Record], collection: Collection

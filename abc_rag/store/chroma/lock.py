@@ -40,8 +40,9 @@ from filelock import FileLock, Timeout
 from abc_rag.errors import ABCRagError, StoreError, StoreLockedError
 from abc_rag.files import write
 from abc_rag.store.chroma.client import close_client
+from abc_rag.store.chroma.gate import Gate
 from abc_rag.store.chroma.journal import CHROMA_FILE, Journal
-from abc_rag.store.chroma.recovery import open_directory
+from abc_rag.store.chroma.recovery import open_directory, says_all
 
 if TYPE_CHECKING:
     from chromadb.api.client import Client
@@ -95,40 +96,6 @@ def _note_use() -> None:
     _used = True
 
 
-class _Gate:
-    """A lock for many shared holders or one exclusive holder. Not re-entrant."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._users = 0
-        self._closed = False
-
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._closed)
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._users -= 1
-                self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._closed)
-            self._closed = True
-            self._changed.wait_for(lambda: self._users == 0)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._closed = False
-                self._changed.notify_all()
-
-
 class _Directory:
     """The client, the journal and the locks that all objects of this process share for one directory."""
 
@@ -137,7 +104,7 @@ class _Directory:
         self.pid = os.getpid()
         self.leases: set[Lease] = set()
         self.journal: Journal | None = None
-        self._gate = _Gate()
+        self._gate = Gate()
         self._client: Client | None = None
         self._seen: tuple[int, bytes] | None = None
         self._loaded: set[Lease] = set()
@@ -240,6 +207,30 @@ class _Directory:
                 self.journal = journal
                 self._seen = self._state()
 
+    def _journal_alone(self) -> bool:
+        """Open the journal without Chroma, which takes a second to import, where the journal says all there is."""
+        with self._gate.alone():
+            if self._client is not None:
+                return False
+            if self.journal is not None and self._seen == self._state():
+                return True
+            if not os.path.isfile(self._file(CHROMA_FILE)):
+                return False
+            with self._index():
+                self._drop_client()
+                _note_use()
+                journal = Journal(self.path)
+                try:
+                    whole = says_all(self.path, journal)
+                except BaseException:
+                    journal.close()
+                    raise
+                if not whole:
+                    journal.close()
+                    return False
+                self.journal, self._seen = journal, self._state()
+                return True
+
     def _drop_client(self) -> None:
         client, self._client = self._client, None
         journal, self.journal = self.journal, None
@@ -273,6 +264,20 @@ class _Directory:
                             self._loaded.add(lease)
                             continue
             self._reopen()
+
+    def glance(self, lease: Lease, use: Callable[[Client | None], T]) -> T:
+        while True:
+            with self._gate.shared():
+                self._refuse_gone(lease)
+                seen = self._seen
+                if self.journal is not None and self._client is None and seen == self._state():
+                    try:
+                        return use(None)
+                    except Exception:
+                        if seen == self._state():
+                            raise
+            if self._client is not None or not self._journal_alone():
+                return self.read(lease, use)
 
     def write(self, lease: Lease, use: Callable[[Client], T]) -> T:
         self._become_writer(lease)
@@ -430,7 +435,7 @@ class Lease:
 
     @property
     def journal(self) -> Journal:
-        """The directory's journal; use it only within `read` and `write`."""
+        """The directory's journal; use it only within `read`, `glance` and `write`."""
         journal = self._shared().journal
         if journal is None:
             raise StoreError(f"{self.path}: this store has been closed; open a new one")
@@ -442,6 +447,10 @@ class Lease:
         It takes no lock, unless another process has written since the last call.
         """
         return self._shared().read(self, use)
+
+    def glance(self, use: Callable[[Client | None], T]) -> T:
+        """`read`, but ``use(None)`` while Chroma has not been needed: then the journal alone is open."""
+        return self._shared().glance(self, use)
 
     def write(self, use: Callable[[Client], T]) -> T:
         """Call ``use(client)`` as the only process that writes, one thread at a time.

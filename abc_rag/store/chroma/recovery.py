@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from chromadb.api.client import Client
     from chromadb.api.models.Collection import Collection
 
-__all__ = ["adopt", "open_directory", "rebuild"]
+__all__ = ["adopt", "open_directory", "rebuild", "says_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,17 @@ def open_directory(folder: str, journal: Journal) -> Client:
         client.close()
         raise
     return client
+
+
+def says_all(folder: str, journal: Journal) -> bool:
+    """Whether the journal has all that Chroma has, and nothing is left to be done there."""
+    if journal.pending() or not journal.index_is_as_left() or not journal.chroma_is_as_left():
+        return False
+    try:
+        there = {row[0] for row in _rows(folder, "SELECT name FROM collections")}
+    except sqlite3.Error:
+        return False
+    return there <= journal.marks().keys()
 
 
 def rebuild(client: Client, journal: Journal, name: str) -> None:

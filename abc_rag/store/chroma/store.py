@@ -133,7 +133,8 @@ class ChromaStore(Store):
         )
         try:
             with translated(self._place):
-                self._backend.read(self._load if url is not None else lambda _: None)
+                for table in self._tables:
+                    table.check()
         except BaseException:
             self.close()
             raise
@@ -175,6 +176,12 @@ class ChromaStore(Store):
             elif self._settings["keywords"] is None:
                 raise StoreError(f"{self._place}: a Chroma server keeps its own files; repair or restore them there")
         return self.count()
+
+    def check(self) -> list[str]:
+        """See `Store.check`. An embedded store opens Chroma for it, as its index is what may lack something."""
+        with translated(self._place):
+            self._backend.read(lambda _: None)
+        return super().check()
 
     def close(self) -> None:
         """Release the store, and the right to write to its directory. Idempotent."""

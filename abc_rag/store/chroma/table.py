@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["ChromaTable", "Ranking"]
+__all__ = ["ChromaTable", "Ranking", "hit_of"]
 
 # A Chroma server refuses requests of 40 MB.
 _REQUEST_BYTES = 30_000_000
@@ -65,6 +65,15 @@ class ChromaTable(Table):
     def load(self, client: Client) -> None:
         """Check that the collection can be used."""
         self._collection(client)
+
+    def check(self) -> None:
+        """Check that the collection can be used.
+
+        Raises:
+            FingerprintMismatchError: It holds another model's vectors.
+            StoreError: It was made with another distance.
+        """
+        self._use(lambda _: None, None)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -163,10 +172,7 @@ class ChromaTable(Table):
             if wanted >= k + gaps:
                 break
             wanted = k + gaps
-        return [
-            [Hit(records[id_], min(1.0, max(0.0, 1.0 - far / 2.0))) for far, id_ in ranking if id_ in records][:k]
-            for ranking in ranked
-        ]
+        return [[hit_of(records[id_], far) for far, id_ in ranking if id_ in records][:k] for ranking in ranked]
 
     def _look_up(self, ids: Iterable[str], records: dict[str, Record], collection: Collection) -> None:
         """Add the records of ``ids`` to those that are known."""
@@ -338,6 +344,11 @@ class ChromaTable(Table):
             return None
         self._dim = collection.id, len(rows[0])
         return self._dim[1]
+
+
+def hit_of(record: Record, far: float) -> Hit:
+    """A record at a cosine distance."""
+    return Hit(record, min(1.0, max(0.0, 1.0 - far / 2.0)))
 
 
 def _more_than(n: int, where: dict[str, Any] | None, collection: Collection) -> bool:

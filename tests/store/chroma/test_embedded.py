@@ -1,12 +1,16 @@
 """Searches behind filters, in a store that is too large to compare with everything."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import chromadb
 import numpy as np
 import pytest
-from store_helpers import Elsewhere, finish
+from chromadb.config import Settings
+from store_helpers import NO_TELEMETRY, Elsewhere, finish
 
+from abc_rag.store.chroma.journal import Journal
 from abc_rag.store.chroma.store import ChromaStore
 from abc_rag.store.filters import matches, parse
 from abc_rag.types import Record
@@ -31,9 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture
-def store(folder: Path) -> Iterator[ChromaStore]:
+@pytest.fixture(params=["journal", "index"])
+def store(folder: Path, request: pytest.FixtureRequest) -> Iterator[ChromaStore]:
+    """A store that has its journal open alone, or Chroma's index as well, as whoever writes has."""
     with ChromaStore(folder) as opened:
+        if request.param == "index":
+            opened.delete(["none"])
         yield opened
 
 
@@ -65,6 +72,70 @@ def test_what_is_found_is_what_comparing_with_everything_finds(
             )[:5]
             assert [hit.id for hit in hits] == [id_ for _, id_ in far]
             np.testing.assert_allclose([hit.score for hit in hits], [(1 - d) / 2 for d, _ in far], atol=1e-5)
+
+
+READS = """
+with ChromaStore(sys.argv[1]) as store:
+    hits = [hit.id for hit in store.search(np.eye(8)[0], 5)]
+    assert store.count() == 5400 and len(list(store.records())) == 5400 and store.fingerprint is None
+    assert [hit.id for hit in store.search(np.eye(8)[0], 5, {"p": 3})][0] in store.has(["r0003", *store.ids()])
+    assert store.has_words and store.search_words("nothing") == [] and store.facet_names(hits) == {}
+    before = "chromadb" in sys.modules
+    if sys.argv[2] == "more":
+        for _ in range(2):
+            assert [hit.id for hit in store.search(np.eye(8)[0], 5)] == hits
+    print(before, "chromadb" in sys.modules, *hits)
+"""
+
+
+@pytest.mark.parametrize("opens", ["never", "more"])
+def test_who_only_reads_needs_no_chroma_until_comparing_takes_longer(
+    folder: Path, elsewhere: Elsewhere, opens: str
+) -> None:
+    records, rows = world()
+    order = sorted((round(-row[0], 6), record.id) for record, row in zip(records, rows, strict=True))
+    with ChromaStore(folder) as store:
+        store.delete(["none"])
+    few = "from abc_rag.store.chroma import embedded\nembedded._FEW_COMPARED, embedded._MOST_SPENT = 0, 50_000\n"
+    said = finish(elsewhere((few if opens == "more" else "") + READS, folder, opens)).split()
+    assert said == ["False", str(opens == "more"), *(id_ for _, id_ in order[:5])]
+
+
+def test_a_store_that_is_too_large_to_compare_is_searched_by_the_index(folder: Path, elsewhere: Elsewhere) -> None:
+    code = "from abc_rag.store.chroma import embedded\nembedded._MOST_COMPARED = 5400 * 8 - 1\n" + READS
+    assert finish(elsewhere(code, folder, "once")).split()[:2] == ["True", "True"]
+
+
+@pytest.mark.parametrize("damage", ["pending", "changed", "unknown"])
+def test_chroma_is_opened_where_something_is_left_to_do(tmp_path: Path, damage: str) -> None:
+    with ChromaStore(tmp_path) as store:
+        store.add([Record("a", "text"), Record("b", "text")], np.eye(2, DIM))
+    if damage == "pending":  # a write that was cut short
+        with closing(Journal(str(tmp_path))) as journal:
+            journal.begin("abc", [(Record("c", "text"), np.eye(3, DIM, dtype=np.float32)[2])], [], None)
+    else:
+        with chromadb.PersistentClient(str(tmp_path), settings=Settings(**NO_TELEMETRY)) as client:
+            if damage == "changed":
+                client.get_collection("abc", embedding_function=None).delete(ids=["b"])
+            else:
+                other = client.create_collection("other", metadata={"hnsw:space": "cosine"}, embedding_function=None)
+                other.add(ids=["x"], embeddings=np.eye(1, DIM), documents=["theirs"])
+    with ChromaStore(tmp_path, collection="other" if damage == "unknown" else "abc") as store:
+        assert set(store.ids()) == {"pending": {"a", "b", "c"}, "changed": {"a"}, "unknown": {"x"}}[damage]
+    with chromadb.PersistentClient(str(tmp_path), settings=Settings(**NO_TELEMETRY)) as client:
+        there = client.get_collection("abc", embedding_function=None).get(include=[])["ids"]
+    assert set(there) == {"pending": {"a", "b", "c"}, "changed": {"a"}, "unknown": {"a", "b"}}[damage]
+
+
+def test_one_who_reads_goes_on_to_write(tmp_path: Path) -> None:
+    with ChromaStore(tmp_path) as store:
+        store.add([Record("a", "text")], np.eye(1, DIM))
+    with ChromaStore(tmp_path) as reader, ChromaStore(tmp_path) as writer:
+        assert reader.search(np.eye(DIM)[0], 5)[0].id == "a"
+        writer.add([Record("b", "text")], np.eye(2, DIM)[1:])
+        assert [hit.id for hit in reader.search(np.eye(DIM)[1], 5)] == ["b", "a"]
+        reader.add([Record("c", "text")], np.eye(3, DIM)[2:])
+        assert [hit.id for hit in writer.search(np.eye(DIM)[2], 1)] == ["c"]
 
 
 def test_a_reader_sees_what_another_process_wrote(tmp_path: Path, elsewhere: Elsewhere) -> None:
