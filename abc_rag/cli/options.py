@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import inspect
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -122,7 +125,8 @@ class ModelFlags:
         """
         from abc_rag.embedding.load import load_embedder
 
-        return load_embedder(self.model, **self.keywords())
+        with _uncollected():
+            return load_embedder(self.model, **self.keywords())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +280,20 @@ class KeywordStoreFlags(StoreFlags):
 
     def _keywords(self) -> Path | None:
         return None if self.keyword_index is None else expanded(self.keyword_index)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Import torch without garbage collection, which would look through its half a million objects again and again."""
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # modules stay: later collections need not look at them either
+        gc.enable()
 
 
 def open_embedder(model: str | None, device: str) -> Embedder:
