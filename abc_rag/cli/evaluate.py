@@ -1,4 +1,4 @@
-"""The commands ``abc-rag evaluate``: ctrlbench, retrieval, classification, vqa, resolution, mini, twins, keywords."""
+"""The commands ``abc-rag evaluate``, one a benchmark."""
 
 from __future__ import annotations
 
@@ -334,4 +334,29 @@ def evaluate_keywords_command(
     from abc_rag.evaluation.keywords import evaluate_keywords
 
     results = evaluate_keywords(open_embedder(model, device), passages=passages, progress=not run.as_json)
+    run.finish(results)
+
+
+@evaluate.command("absent")
+@grouped
+def evaluate_absent_command(
+    scenes: Annotated[int, typer.Option("--scenes", min=10, max=200, help="Number of pictures in the store.")] = 40,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Also measure the model's own judgement; it has to generate.")
+    ] = False,
+    model: ModelOption = "abc-mini",
+    device: DeviceOption = "auto",
+    *,
+    run: ResultFlags,
+) -> None:
+    """Measure whether a search knows that nothing matches: AUROC and the best threshold, of scores and of judging."""
+    from abc_rag.evaluation.absent import evaluate_absent
+
+    if judge:
+        from abc_rag.answering.load import load_generator
+
+        own = load_generator(model, device=device)
+        results = evaluate_absent(own.embedder, generator=own, scenes=scenes, progress=not run.as_json)
+    else:
+        results = evaluate_absent(open_embedder(model, device), scenes=scenes, progress=not run.as_json)
     run.finish(results)

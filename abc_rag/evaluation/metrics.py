@@ -12,7 +12,19 @@ import numpy.typing as npt
 from abc_rag.errors import InputError
 from abc_rag.types import Vectors
 
-__all__ = ["MOST_MISTAKES", "TIE", "Ranking", "join", "rank_candidates", "ranks", "recall_at", "share", "worst"]
+__all__ = [
+    "MOST_MISTAKES",
+    "TIE",
+    "Ranking",
+    "auroc",
+    "best_threshold",
+    "join",
+    "rank_candidates",
+    "ranks",
+    "recall_at",
+    "share",
+    "worst",
+]
 
 TIE = 1e-6
 """Scores this close are a tie. Cosines in float32 have errors of about this size, which depend on the shape of the
@@ -108,6 +120,33 @@ def rank_candidates(queries: Vectors, candidates: Vectors, positives: Sequence[C
 def recall_at(ranks: npt.NDArray[np.integer], k: int) -> float:
     """The share of queries, in [0, 1], whose best right candidate is among the first ``k``; NaN without queries."""
     return float(np.mean(np.asarray(ranks) <= k)) if len(ranks) else float("nan")
+
+
+def auroc(positives: npt.NDArray[np.floating], negatives: npt.NDArray[np.floating]) -> float:
+    """Probability that a positive is higher than a negative, ties counted as half; NaN where one kind is missing.
+
+    Args:
+        positives: Shape ``(n,)``.
+        negatives: Shape ``(m,)``.
+    """
+    if not len(positives) or not len(negatives):
+        return float("nan")
+    difference = positives[:, None] - negatives[None, :]
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+
+
+def best_threshold(positives: npt.NDArray[np.floating], negatives: npt.NDArray[np.floating]) -> float:
+    """The threshold with the best balanced accuracy: positives at or above it, negatives below.
+
+    It lies half-way between two neighbouring values; of equally good ones, it is the lowest. NaN where one kind is
+    missing.
+    """
+    if not len(positives) or not len(negatives):
+        return float("nan")
+    values = np.unique(np.concatenate([positives, negatives]))
+    middles = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2.0])
+    balanced = [np.mean(positives >= one) + np.mean(negatives < one) for one in middles]
+    return float(middles[int(np.argmax(balanced))])
 
 
 def share(values: Sequence[bool] | Sequence[float] | npt.NDArray[np.generic]) -> float:

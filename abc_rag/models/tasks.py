@@ -243,7 +243,7 @@ def judging(question: str, source: Source, *, image: ImageSource | None = None) 
         asked += [Image(image), Text(" ")]
     return [
         Message("system", [Text(_JUDGE)]),
-        Message("user", [*asked, Text(f"{_quoted(question)}\nsource: "), *_source_parts(source)]),
+        Message("user", _joined([*asked, Text(f"{_quoted(question)}\nsource: "), *_source_parts(source)])),
     ]
 
 
