@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Send
     from starlette.types import Scope as ASGIScope
 
-__all__ = ["Caller", "Guard", "Seen", "caller_of", "require"]
+__all__ = ["Caller", "Guard", "Seen", "caller_of", "end_of_body", "require"]
 
 _ORDER: dict[Scope, int] = {"read": 0, "write": 1, "admin": 2}
 # Answered without a key: what a load balancer asks, and the page, which has no data of its own.
 _OPEN = frozenset({"/health", "/ready", "/"})
 _OPEN_BELOW = "/page/"
 _UPLOADS = re.compile(r"/v1/collections/[^/]+/items")
+_TAIL_BYTES = 256
 _DRAIN_BYTES = 4 * 2**20
 _DRAIN_S = 2.0
 
@@ -88,6 +89,12 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+def end_of_body(request: Request) -> bytes:
+    """The last bytes of a body that was read."""
+    body: _Body = request.scope["abc_rag.body"]
+    return body.tail
+
+
 def require(scope: Scope) -> Callable[[Request], None]:
     """A dependency that refuses callers whose key may do less."""
 
@@ -135,6 +142,7 @@ class _Body:
         self._guard = guard
         self._until = until
         self._held = 0
+        self.tail = b""
         self.received = 0
         self.ended = False
 
@@ -150,6 +158,7 @@ class _Body:
             self.ended = True  # the client has gone
         else:
             size = len(message.get("body", b""))
+            self.tail = (self.tail + message.get("body", b"")[-_TAIL_BYTES:])[-_TAIL_BYTES:]
             self.received += size
             self.ended = not message.get("more_body", False)
             if self.received > self._most:
@@ -278,6 +287,7 @@ class Guard:
         caller, key = self._caller(headers)
         scope["abc_rag.caller"] = caller
         scope["abc_rag.request_id"] = exchange.seen.id
+        scope["abc_rag.body"] = exchange.body
         exchange.seen.key = caller.key
         if self.active > self.settings.max_requests:
             raise Refusal(503, "the server has too many requests in progress; try again", retry_s=1)

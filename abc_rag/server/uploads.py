@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import UploadFile
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
 
 from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import InputError
@@ -23,6 +24,7 @@ from abc_rag.images.formats import format_of
 from abc_rag.ingest.files import kind_of_name
 from abc_rag.server.blobs import Blobs, checked_sha256
 from abc_rag.server.errors import Refusal
+from abc_rag.server.guard import end_of_body
 from abc_rag.server.inputs import decoded
 from abc_rag.server.vectors import Picture
 from abc_rag.store.records import checked_instruction, checked_records
@@ -157,10 +159,16 @@ async def received(request: Request, folder: Path, blobs: Blobs, tenant: str, *,
     try:
         if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             await _form(request, upload)
+            # The parser takes what there is; what was cut off would be stored as if it were whole.
+            if not end_of_body(request).rstrip().endswith(b"--"):
+                raise InputError("the form breaks off before its end; send it again")
         else:
             await _json(request, upload, blobs, tenant, urls)
         for facet in upload.facets:
             checked_instruction(facet)
+    except ClientDisconnect as error:
+        await in_thread(upload.discard)
+        raise Refusal(400, "the upload broke off; send it again") from error
     except OSError as error:
         await in_thread(upload.discard)
         raise Refusal(507, "the server cannot keep this upload; its disk may be full", code="no_space") from error
