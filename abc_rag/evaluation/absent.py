@@ -132,10 +132,14 @@ def evaluate_absent(
             "absent, refused": float(np.mean(no < threshold)),
         }
         metrics |= {f"{way}: {name}": value for name, value in row.items()}
-        rows.append([way, *row.values()])
+        rows.append([way, *(f"{threshold:.3f}" if name == "threshold" else 100 * row[name] for name in row)])
     counts = ", ".join(f"{int(np.sum(kinds == kind))} {kind}" for kind in ("present", "thing", "detail"))
-    columns = ["number", "AUROC", "AUROC, things", "AUROC, details", "threshold", "present, kept", "absent, refused"]
-    notes = ["Threshold: where the mean of both last columns is highest. It was chosen on these very questions."]
+    columns = ["%", "AUROC", "things", "details", "threshold", "kept", "refused"]
+    notes = [
+        "AUROC: of all questions, of things and of details. Kept: present, at or above the threshold; refused: absent, "
+        "below it.",
+        "Threshold: where the mean of both last columns is highest. It was chosen on these very questions.",
+    ]
     if generator is not None:
         notes.append(
             "The threshold of the confidence goes into generation_config.json of the base as abc_rag_min_confidence: "
