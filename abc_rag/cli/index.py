@@ -12,6 +12,7 @@ import typer
 from abc_rag.cli.options import PARTIAL, EmbedderFlags, JsonOption, StoreFlags, expanded, grouped
 from abc_rag.cli.output import in_options, print_json, say, tell
 from abc_rag.errors import InputError
+from abc_rag.types import URL
 
 if TYPE_CHECKING:
     from abc_rag.embedding.options import EmbedderKeywords
@@ -31,7 +32,10 @@ class _IndexingFlags(EmbedderFlags):
 
 @grouped
 def index(
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, documents, .txt and .md files, and folders of them.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Pictures, documents, .txt and .md files, folders of them, and URLs (--allow-web)."),
+    ],
     facet: Annotated[
         list[str] | None,
         typer.Option("--facet", "-f", help="Also embed each picture under this instruction; repeat for more."),
@@ -60,6 +64,10 @@ def index(
     ocr: Annotated[
         bool, typer.Option("--ocr", help="Read pages without text, and figures, from their pictures (extra ocr).")
     ] = False,
+    allow_web: Annotated[
+        bool,
+        typer.Option("--allow-web", help="Fetch documents that are given by a URL, from public addresses (extra web)."),
+    ] = False,
     password: Annotated[
         str | None,
         typer.Option("--document-password", envvar="ABC_RAG_DOCUMENT_PASSWORD", help="Opens encrypted documents."),
@@ -74,14 +82,15 @@ def index(
     from abc_rag.ingest.paths import index_paths
 
     embedder = embedding.open()
-    for path in paths:
-        if not os.path.exists(expanded(path)):
+    given = [URL(path) if path.startswith(("http://", "https://")) else Path(path) for path in paths]
+    for path in given:
+        if isinstance(path, Path) and not os.path.exists(expanded(path)):
             raise InputError(f"{path}: no such file or folder")
     with place.open(embedder.fingerprint) as opened:
         before = opened.count()
         try:
             report = index_paths(
-                paths,
+                given,
                 embedder,
                 opened,
                 facets=facet or [],
@@ -91,7 +100,7 @@ def index(
                 prune_most=1.0 if yes else 0.5,
                 verify=verify,
                 limits=embedding.limits,
-                documents=DocumentOptions(dpi=dpi, ocr=ocr, password=password),
+                documents=DocumentOptions(dpi=dpi, ocr=ocr, allow_web=allow_web, password=password),
                 progress=not as_json,
             )
         except KeyboardInterrupt:

@@ -27,11 +27,12 @@ from abc_rag.errors import ImageError, ImageFetchError, ImageLimitError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["fetch", "is_public_address"]
+__all__ = ["fetch", "fetch_page", "is_public_address"]
 
 _CHUNK = 1 << 16  # bytes read at a time
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+_PICTURE = "a picture"
 _FETCH_IT_YOURSELF = "if you trust it, download it yourself and pass its path or its bytes"
 
 # Written out, because ipaddress.is_global has changed its answer between Python releases.
@@ -177,6 +178,8 @@ class _Fetcher(NamedTuple):
     address_allowed: Callable[[str], bool]
     resolve: Callable[[str, int], list[str]]
     tls: Callable[[], ssl.SSLContext]
+    wanted: str
+    limits: str
 
     def refuse(self, reason: str) -> ImageFetchError:
         return ImageFetchError(self.source, reason)
@@ -191,7 +194,7 @@ class _Fetcher(NamedTuple):
             headers = {
                 "Host": target.netloc,
                 "User-Agent": "abc-rag",
-                "Accept": "image/*",
+                "Accept": "image/*" if self.wanted == _PICTURE else "text/html, application/xhtml+xml, */*;q=0.5",
                 "Accept-Encoding": "identity",
                 "Connection": "close",
             }
@@ -248,7 +251,7 @@ class _Fetcher(NamedTuple):
 
     def body(self, response: http.client.HTTPResponse) -> bytes:
         if response.status != 200:
-            raise self.refuse(f"the server answered with status {response.status} instead of a picture")
+            raise self.refuse(f"the server answered with status {response.status} instead of {self.wanted}")
         for header, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
             value = response.getheader(header, plain).strip().lower()
             if value != plain:
@@ -266,8 +269,8 @@ class _Fetcher(NamedTuple):
         return bytes(body)
 
     def too_large(self, measured: str) -> ImageLimitError:
-        reason = f"{measured} exceed ImageLimits.max_bytes={self.max_bytes:,}"
-        return ImageLimitError(self.source, f"{reason}; to allow it, pass limits=ImageLimits(max_bytes=...)")
+        reason = f"{measured} exceed {self.limits}.max_bytes={self.max_bytes:,}"
+        return ImageLimitError(self.source, f"{reason}; to allow it, pass limits={self.limits}(max_bytes=...)")
 
 
 def _parse(url: str, source: str) -> _Target:
@@ -344,18 +347,60 @@ def fetch(
         ImageLimitError: The body is larger than ``max_bytes``.
         ImageFetchError: The URL is not fetched, or fetching it failed or took too long.
     """
+    return _fetched(
+        _Fetcher(source, max_bytes, _Deadline(timeout_s), _address_allowed, _resolve, _tls, _PICTURE, "ImageLimits"),
+        url,
+        timeout_s,
+        max_redirects,
+    )[0]
+
+
+def fetch_page(
+    url: str,
+    *,
+    max_bytes: int,
+    timeout_s: float,
+    max_redirects: int = 5,
+    _address_allowed: Callable[[str], bool] = is_public_address,
+) -> tuple[bytes, str]:
+    """Fetches a web page or another document, as `fetch` does.
+
+    Args:
+        url: Where to fetch from. Without user name or password.
+        max_bytes: Maximum size of the body in bytes.
+        timeout_s: Timeout in seconds for everything.
+        max_redirects: Maximum number of redirects that are followed.
+        _address_allowed: Whether to connect to an IP address; tests allow their loopback server.
+
+    Returns:
+        The body, and the URL after all redirects.
+
+    Raises:
+        ImageLimitError: The body is larger than ``max_bytes``.
+        ImageFetchError: The URL is not fetched, or fetching it failed or took too long.
+    """
     deadline = _Deadline(timeout_s)
-    fetcher = _Fetcher(source, max_bytes, deadline, _address_allowed, _resolve, _tls)
+    fetcher = _Fetcher(
+        *(url, max_bytes, deadline, _address_allowed, _system_addresses, ssl.create_default_context),
+        "a document",
+        "DocumentLimits",
+    )
+    return _fetched(fetcher, url, timeout_s, max_redirects)
+
+
+def _fetched(fetcher: _Fetcher, url: str, timeout_s: float, max_redirects: int) -> tuple[bytes, str]:
+    source = fetcher.source
+    limit = f"{fetcher.limits}.url_timeout_s"
     try:
         for _ in range(max_redirects + 1):
             answer = fetcher.get(_parse(url, source))
             if isinstance(answer, bytes):
-                return answer
+                return answer, url
             url = _follow(url, answer.location, source)
     except ImageError:
         raise
     except TimeoutError as error:
-        reason = f"was not fetched within ImageLimits.url_timeout_s={timeout_s:g} seconds; raise it or try again"
+        reason = f"was not fetched within {limit}={timeout_s:g} seconds; raise it or try again"
         raise ImageFetchError(source, reason) from error
     except ssl.SSLCertVerificationError as error:
         reason = f"the server's certificate is not valid for it ({error.verify_message}); {_FETCH_IT_YOURSELF}"
@@ -363,5 +408,5 @@ def fetch(
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = f"could not be fetched ({type(error).__name__}: {str(error)[:200]}); try again later"
         raise ImageFetchError(source, reason) from error
-    reason = f"redirects more often than ImageLimits.max_redirects={max_redirects}; raise it or pass the final URL"
+    reason = f"redirects more often than {fetcher.limits}.max_redirects={max_redirects}; raise it or pass the final URL"
     raise ImageFetchError(source, reason)

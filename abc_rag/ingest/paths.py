@@ -33,7 +33,7 @@ from abc_rag.ingest.passages import passages_of
 from abc_rag.ingest.report import IndexReport
 from abc_rag.store.base import Store
 from abc_rag.store.records import image_id, text_id
-from abc_rag.types import Image, Input, InstructedImage, Record, Text, Vectors
+from abc_rag.types import URL, Image, Input, InstructedImage, Record, Text, Vectors
 
 __all__ = ["index_paths"]
 
@@ -61,7 +61,7 @@ class _Item(Part):
     """
 
     record: Record
-    paths: list[Path]
+    paths: list[Path | str]
     data: bytes
     is_new: bool = True
     lacks: Sequence[str] = ()
@@ -107,7 +107,7 @@ class _Run:
     read: set[str] = field(default_factory=set)
     closed: list[Record] = field(default_factory=list)
 
-    def fail(self, error: ABCRagError, *paths: Path) -> None:
+    def fail(self, error: ABCRagError, *paths: Path | str) -> None:
         """Report files that cannot be used."""
         reason = str(named(error, str(paths[0]))).removeprefix(f"{paths[0]}: ")
         self.report.failed += [(str(path), reason) for path in paths]
@@ -156,7 +156,7 @@ class _Run:
 
 
 def index_paths(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Sequence[str | os.PathLike[str] | URL],
     embedder: Embedder,
     store: Store,
     *,
@@ -190,7 +190,8 @@ def index_paths(
     name, and files of other kinds.
 
     Args:
-        paths: Files, and folders that are searched with their sub-folders.
+        paths: Files, folders that are searched with their sub-folders, and the URLs of web pages and other documents,
+            which are fetched where ``documents.allow_web`` is set.
         embedder: Makes the vectors.
         store: Receives them; must be of the same model.
         facets: Instructions under which each picture gets a further vector, such as ``"what is on the left?"``.
@@ -213,6 +214,7 @@ def index_paths(
             than ``prune_most``, or everything of a folder that has become empty. Nothing is changed.
     """
     report = IndexReport()
+    paths, urls = _without_urls(paths)
     chosen = checked_facets(facets, embedder)
     with FileNotes(store.notes_file, trust=not verify) as notes:
         files = find_files(paths, report, exclude=exclude, follow_links=follow_links, noted=notes.kind)
@@ -220,13 +222,13 @@ def index_paths(
     if follow_links:
         store.roots.add(found.path for found in files if os.path.realpath(found.path) != str(found.path))
     with (
-        progress_bar("indexing", total=len(files), enabled=progress) as bar,
+        progress_bar("indexing", total=len(files) + len(urls), enabled=progress) as bar,
         FileNotes(store.notes_file, trust=not verify) as notes,
         closing(_Run(store, limits, chosen, report, bar, notes, options=documents)) as run,
     ):
         _look_up(run)
         orphans = _orphans(paths, files, prune_most, run) if prune else OnDisk()
-        with run.process, closing(embedded(embedder, _items(files, run))) as items:
+        with run.process, closing(embedded(embedder, _items(files, urls, run))) as items:
             try:
                 for item, results in items:
                     run.finish(item, results)
@@ -248,6 +250,15 @@ def index_paths(
             report.removed += store.delete(page)
         notes.forget(orphans.distinct())
     return report
+
+
+def _without_urls(
+    given: Sequence[str | os.PathLike[str] | URL],
+) -> tuple[Sequence[str | os.PathLike[str]], list[URL]]:
+    if isinstance(given, (str, os.PathLike)):
+        raise InputError(f"paths must be a list; got a single {type(given).__name__}: pass [path]")
+    paths = [path for path in given if not isinstance(path, URL)]
+    return paths, list(dict.fromkeys(path for path in given if isinstance(path, URL)))
 
 
 def _orphans(paths: Iterable[str | os.PathLike[str]], files: Sequence[Found], most: float, run: _Run) -> OnDisk:
@@ -300,7 +311,7 @@ def _made_here(record: Record) -> bool:
     return made and (kind_of_name(record.source) or "image") == record.modality
 
 
-def _items(files: Sequence[Found], run: _Run) -> Iterator[_Item | None]:
+def _items(files: Sequence[Found], urls: Sequence[URL], run: _Run) -> Iterator[_Item | None]:
     """What has to be embedded, read as it is asked for."""
     for count, items in _chunks([found for found in files if found.kind != "document"], run):
         if not run.in_flight.isdisjoint(items):
@@ -317,14 +328,17 @@ def _items(files: Sequence[Found], run: _Run) -> Iterator[_Item | None]:
         if kind == "document":
             yield from _parts(path, run)
             run.bar.advance(1)
+    for url in urls:
+        yield from _parts(url, run)
+        run.bar.advance(1)
 
 
-def _parts(path: Path, run: _Run) -> Iterator[_Item]:
+def _parts(path: Path | URL, run: _Run) -> Iterator[_Item]:
     """What has to be embedded of a document."""
-    name = str(path)
+    name = path.url if isinstance(path, URL) else str(path)
     noted = run.notes.ids(name, "document")
     if noted and run.has(noted[0], noted_reading(noted, run.options)):
-        _unchanged(path, noted[0], run)
+        _unchanged(name, noted[0], run)
         return
     before = run.notes.before(name)
     try:
@@ -335,7 +349,7 @@ def _parts(path: Path, run: _Run) -> Iterator[_Item]:
     sha256 = document.sha256
     run.notes.put(name, "document", before, [sha256, document.reader.name])
     if run.has(sha256, document.reading):
-        _unchanged(path, sha256, run)
+        _unchanged(name, sha256, run)
     else:
         stored, ids = run.documents.ids(sha256), set[str]()
         before_it_changed = Carried(run.store, run.known.keys_of(name) - stored)
@@ -343,9 +357,9 @@ def _parts(path: Path, run: _Run) -> Iterator[_Item]:
             for chunk in document.chunks(run.process):
                 before_it_changed.carry(chunk)
                 ids.update(made.record.id for made in chunk)
-                yield from _lacking_of(path, chunk, run)
+                yield from _lacking_of(name, chunk, run)
         except InputError as error:
-            run.fail(error, path)
+            run.fail(error, name)
             return
         # What an earlier run could read of a page stays.
         ids |= run.documents.on(sha256, {unread.page for unread in document.unread})
@@ -355,22 +369,22 @@ def _parts(path: Path, run: _Run) -> Iterator[_Item]:
         if document.last is not None and document.last.record.id in stored:
             run.closed.append(document.last.record)
         run.read.add(sha256)
-        _replaced(path, ids, run)
+        _replaced(name, ids, run)
 
 
-def _unchanged(path: Path, sha256: str, run: _Run) -> None:
+def _unchanged(name: str, sha256: str, run: _Run) -> None:
     """A document that is stored. Equal documents are one, under the first of their names."""
     ids = run.documents.ids(sha256)
     if sha256 not in run.read:
         run.report.unchanged += len(ids)
-        run.seen.put((id_, str(path)) for id_ in ids)
+        run.seen.put((id_, name) for id_ in ids)
     run.read.add(sha256)
-    _replaced(path, ids, run)
+    _replaced(name, ids, run)
 
 
-def _lacking_of(path: Path, chunk: Sequence[Made], run: _Run) -> list[_Item]:
+def _lacking_of(name: str, chunk: Sequence[Made], run: _Run) -> list[_Item]:
     """Those parts of a document that are not stored, or not with all facets; pictures are kept from here on."""
-    items = {made.record.id: _Item([], len(made.data), made.record, [path], made.data) for made in chunk}
+    items = {made.record.id: _Item([], len(made.data), made.record, [name], made.data) for made in chunk}
     lacking = _lacking(items, run)
     for item in lacking:
         # A store on a server may have no folder for pictures: there they can be found, but not shown.
@@ -427,7 +441,7 @@ def _changed(files: Sequence[Found], run: _Run) -> Iterator[Found]:
             run.bar.advance(1)
 
 
-def _replaced(path: Path, ids: set[str], run: _Run) -> None:
+def _replaced(path: Path | str, ids: set[str], run: _Run) -> None:
     """What came from a file and is not in it any more is stale."""
     run.stale.put((old, str(path)) for old in run.known.keys_of(str(path)) - ids)
 

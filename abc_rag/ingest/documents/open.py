@@ -14,14 +14,14 @@ from abc_rag.errors import DocumentError
 from abc_rag.ingest.documents.options import DEFAULT_OPTIONS, DocumentOptions
 from abc_rag.ingest.documents.parts import Part, Unread
 from abc_rag.ingest.documents.process import DocumentProcess
-from abc_rag.ingest.documents.read import document_bytes, reader_for
+from abc_rag.ingest.documents.read import opened_document
 from abc_rag.ingest.documents.reader import Reader
 from abc_rag.ingest.documents.readers import READERS
 from abc_rag.ingest.documents.records import Documents, Made, reading_of, records_of
 from abc_rag.ingest.documents.resolve import resolved_parts
 from abc_rag.ingest.documents.splitting import passages
 from abc_rag.store.pictures import KeptPictures
-from abc_rag.types import Record
+from abc_rag.types import URL, Record
 
 __all__ = ["OpenDocument", "document_records", "noted_reading"]
 
@@ -36,7 +36,8 @@ class OpenDocument:
     """A document whose kind is known.
 
     Attributes:
-        path: Its file.
+        name: Its path or its URL.
+        place: The folder or the URL that what it links is relative to.
         data: Its content.
         sha256: The hash of that.
         reader: What reads it.
@@ -46,7 +47,8 @@ class OpenDocument:
         last: The last record, which says how many there are; None if not all pages could be read.
     """
 
-    path: Path
+    name: str
+    place: Path | URL
     data: bytes = field(repr=False)
     sha256: str
     reader: Reader
@@ -56,16 +58,15 @@ class OpenDocument:
     last: Made | None = None
 
     @classmethod
-    def of(cls, path: Path, options: DocumentOptions) -> OpenDocument:
-        """Open a file.
+    def of(cls, path: Path | URL, options: DocumentOptions) -> OpenDocument:
+        """Open a file, or fetch what is behind a URL.
 
         Raises:
-            DocumentError: It cannot be read, or is no document.
+            DocumentError: It cannot be read or fetched, or is no document.
             MissingExtraError: Its reader's library is not installed.
         """
-        data = document_bytes(path, options)
-        reader = reader_for(data, str(path))
-        return cls(path, data, hashlib.sha256(data).hexdigest(), reader, reading_of(reader, options), options)
+        name, place, data, reader = opened_document(path, options)
+        return cls(name, place, data, hashlib.sha256(data).hexdigest(), reader, reading_of(reader, options), options)
 
     def chunks(self, process: DocumentProcess) -> Iterator[list[Made]]:
         """The records, some at a time; the last one of a document that could be read whole says so.
@@ -75,7 +76,7 @@ class OpenDocument:
         """
         chunk: list[Made] = []
         count = 0
-        with closing(resolved_parts(process, self.data, self.reader, self.options, self.path)) as parts:
+        with closing(resolved_parts(process, self.data, self.reader, self.options, self.name, self.place)) as parts:
             for made in records_of(passages(self._readable(parts), self.options), self.sha256):
                 # The newest record is held back, as it may be the last one.
                 if len(chunk) > _CHUNK or sum(len(one.data) for one in chunk) > _MOST_BYTES:
@@ -84,7 +85,7 @@ class OpenDocument:
                 chunk.append(made)
                 count += 1
         if not count and not self.unread:
-            raise DocumentError(str(self.path), "has nothing to index: no text and no pictures; leave it out")
+            raise DocumentError(self.name, "has nothing to index: no text and no pictures; leave it out")
         if chunk and not self.unread:
             self.last = replace(chunk[-1], record=Documents.closed(chunk[-1].record, count, self.reading))
             chunk[-1] = self.last
@@ -134,4 +135,4 @@ def document_records(
                 source = kept.keep(made.data, made.record.mime_type) if kept and made.data else made.record.source
                 yield replace(made.record, source=source)
     for unread in document.unread:
-        logger.warning("%s, p. %s is left out: %s", document.path, unread.page, unread.reason)
+        logger.warning("%s, p. %s is left out: %s", document.name, unread.page, unread.reason)

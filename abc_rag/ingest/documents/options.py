@@ -33,6 +33,7 @@ class DocumentLimits:
         page_timeout_s: Maximum seconds for one page; of a document without pages, for its next part.
         timeout_s: Maximum seconds for a whole document, without the time that its user takes between parts.
         print_timeout_s: Maximum seconds that LibreOffice may take to print a document.
+        url_timeout_s: Maximum seconds that a web page, or a picture of it, may take to be fetched.
 
     Raises:
         InputError: A limit makes no sense.
@@ -48,6 +49,7 @@ class DocumentLimits:
     page_timeout_s: float = 30.0
     timeout_s: float = 3600.0
     print_timeout_s: float = 120.0
+    url_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
         """Checks every limit."""
@@ -71,6 +73,8 @@ class DocumentOptions:
         max_chars: Maximum characters of a passage, where ``splitter`` is not given. 1,000 are about 250 tokens: one
             vector still says what is in it.
         splitter: Cuts the text under one heading of a page into passages.
+        allow_web: Whether a `abc_rag.URL` is fetched as a document, and the pictures of its article with it; only ever
+            from public addresses.
         password: Opens encrypted documents.
         limits: What a document may cost.
 
@@ -86,6 +90,7 @@ class DocumentOptions:
     ocr: bool = False
     max_chars: int = 1000
     splitter: Splitter | None = None
+    allow_web: bool = False
     password: str | None = field(default=None, repr=False)
     limits: DocumentLimits = field(default_factory=DocumentLimits)
 

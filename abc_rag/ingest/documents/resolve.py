@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from abc_rag.errors import DocumentError, InputError
+from abc_rag.images.fetch import fetch_page
 from abc_rag.ingest.documents.office import is_printed, printed
 from abc_rag.ingest.documents.options import DocumentOptions
 from abc_rag.ingest.documents.packed import picture_type
@@ -19,11 +20,14 @@ from abc_rag.ingest.documents.reader import HEAD_BYTES, TAIL_BYTES, Reader
 from abc_rag.ingest.documents.readers import reader_named, reader_of
 from abc_rag.ingest.documents.text import decoded, is_text
 from abc_rag.ingest.regular import open_regular
+from abc_rag.types import URL
 
 __all__ = ["install_hint", "resolved_parts"]
 
 _MOST_BYTES = 64 * 2**20  # of a linked picture
 _MOST_ATTACHED = 200
+_MOST_LINKED = 100_000
+_MOST_FETCHED = 50
 _TEXTS = (".md", ".txt")
 
 
@@ -33,7 +37,7 @@ def install_hint(reader: Reader, missing: str) -> str:
 
 
 def resolved_parts(
-    process: DocumentProcess, data: bytes, reader: Reader, options: DocumentOptions, path: Path
+    process: DocumentProcess, data: bytes, reader: Reader, options: DocumentOptions, name: str, place: Path | URL
 ) -> Generator[Part, None, None]:
     """The parts of a document, as `DocumentProcess.parts` yields them, and those of what it links and holds.
 
@@ -46,14 +50,15 @@ def resolved_parts(
         data: The file.
         reader: What reads it.
         options: How.
-        path: Its path.
+        name: Its path or its URL.
+        place: The folder or the URL that what it links is relative to.
 
     Raises:
         DocumentError: It cannot be read, or exceeds a limit; what was yielded before is sound.
     """
-    name = str(path)
     attached: list[Attached] = []
     pages = 0
+    linked = 0 if isinstance(place, Path) else _MOST_LINKED - _MOST_FETCHED
     if is_printed(reader, options):
         yield from _printed(process, data, reader, options, name)
     with closing(process.parts(data, reader, options, name)) as parts:
@@ -63,8 +68,11 @@ def resolved_parts(
                 attached.append(part)
             elif not isinstance(part, Linked):
                 yield part
-            elif (figure := _beside(path.parent, part)) is not None:
-                yield figure
+            elif linked < _MOST_LINKED:
+                linked += 1
+                found = _linked(place, part.target, options)
+                if mime_type := picture_type(found):
+                    yield _figure(part, found, mime_type)
     for one in attached[:_MOST_ATTACHED]:
         last = pages
         for part in _attached(process, one, options, name):
@@ -89,34 +97,35 @@ def _printed(
         yield Unread(document=name, reason=f"no pictures of its pages: {reason}")
 
 
-def _beside(folder: Path, part: Linked) -> Figure | None:
-    """A linked picture; None for anything but a picture in the folder or below it."""
+def _linked(place: Path | URL, target: str, options: DocumentOptions) -> bytes:
+    """A linked picture; empty for what is not opened or not there."""
     try:
-        parts = urllib.parse.urlsplit(part.target)
-        relative = urllib.parse.unquote(parts.path, errors="strict")
-        if parts.scheme or parts.netloc or not relative or "\\" in relative or os.path.isabs(relative):
-            return None
-        root = os.path.realpath(folder)
-        place = os.path.realpath(os.path.join(root, relative))
-        if os.path.commonpath((root, place)) != root:
-            return None
-        with open(open_regular(Path(place)), "rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError, InputError):  # among them: no such file, no such name
-        return None
-    mime_type = picture_type(data) if len(data) <= _MOST_BYTES else ""
-    if not mime_type:
-        return None
-    return Figure(
-        document=part.document,
-        page=part.page,
-        label=part.label,
-        box=part.box,
-        heading=part.heading,
-        data=data,
-        mime_type=mime_type,
-        caption=part.caption,
-    )
+        if isinstance(place, Path):
+            return _beside(place, target)
+        url = urllib.parse.urljoin(place.url, target)
+        timeout = options.limits.url_timeout_s
+        return fetch_page(url, max_bytes=_MOST_BYTES, timeout_s=timeout)[0] if options.allow_web else b""
+    except (OSError, ValueError):  # among them: no such file, no such name, no such page
+        return b""
+
+
+def _beside(folder: Path, target: str) -> bytes:
+    parts = urllib.parse.urlsplit(target)
+    relative = urllib.parse.unquote(parts.path, errors="strict")
+    if parts.scheme or parts.netloc or not relative or "\\" in relative or os.path.isabs(relative):
+        return b""
+    root = os.path.realpath(folder)
+    place = os.path.realpath(os.path.join(root, relative))
+    if os.path.commonpath((root, place)) != root:
+        return b""
+    with open(open_regular(Path(place)), "rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    return data if len(data) <= _MOST_BYTES else b""
+
+
+def _figure(part: Linked, data: bytes, mime_type: str) -> Figure:
+    fields = {name: value for name, value in part.__dict__.items() if name != "target"}
+    return Figure(**fields, data=data, mime_type=mime_type)
 
 
 def _attached(process: DocumentProcess, one: Attached, options: DocumentOptions, name: str) -> Iterator[Part]:
