@@ -60,6 +60,7 @@ class EmbeddedTable(ChromaTable):
         self._absent: Journal | None = None
         self._checked: Journal | None = None
         self._has_words = False
+        self._by_index = False
         self._spent = 0
         self._comparison = Comparison(name)
 
@@ -265,9 +266,13 @@ class EmbeddedTable(ChromaTable):
         def run(client: Client | None) -> list[list[Hit]] | None:
             return self._compared(vectors, k, where) if client is None else None
 
-        with translated(self._place):
-            found = self._lease.glance(run)
-        return super().nearest(vectors, k, where) if found is None else found
+        if not self._by_index:
+            with translated(self._place):
+                found = self._lease.glance(run)
+            if found is not None:
+                return found
+            self._by_index = True
+        return super().nearest(vectors, k, where)
 
     def _compared(self, rows: Vectors, k: int, where: Condition | None) -> list[list[Hit]] | None:
         """The nearest rows by the journal alone; None where there are too many."""

@@ -266,7 +266,7 @@ class _Directory:
             self._reopen()
 
     def glance(self, lease: Lease, use: Callable[[Client | None], T]) -> T:
-        while True:
+        while self._client is None:
             with self._gate.shared():
                 self._refuse_gone(lease)
                 seen = self._seen
@@ -276,8 +276,9 @@ class _Directory:
                     except Exception:
                         if seen == self._state():
                             raise
-            if self._client is not None or not self._journal_alone():
-                return self.read(lease, use)
+            if not self._journal_alone():
+                break
+        return self.read(lease, use)
 
     def write(self, lease: Lease, use: Callable[[Client], T]) -> T:
         self._become_writer(lease)
