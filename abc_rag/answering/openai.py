@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from abc_rag.answering.endpoint import checked_url, is_loopback, key_in
 from abc_rag.answering.generator import GenerationRequest, Generator, Outcome
 from abc_rag.embedding.threads import in_thread
-from abc_rag.errors import ABCRagError, GenerationError, InputError, MissingExtraError
+from abc_rag.errors import ABCRagError, ContextError, GenerationError, InputError, MissingExtraError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.share import share_image
 from abc_rag.types import Message, Text
@@ -184,6 +184,9 @@ class OpenAIGenerator(Generator):
         for secret in self._headers().values():  # some servers repeat it
             said = said.replace(secret.removeprefix("Bearer "), "...")
         message = f"{self._url}: status {response.status_code}: {' '.join(said.split())[:_SHOWN]}"
+        # OpenAI's code, and the words of vLLM.
+        if response.status_code == 400 and ("context_length_exceeded" in said or "maximum context length" in said):
+            return ContextError(f"{message}; give fewer sources, pictures or earlier turns")
         if response.status_code in (400, 413, 415, 422):
             return InputError(f"{message}; change the request")
         if response.status_code in (401, 403):

@@ -25,6 +25,8 @@ from abc_rag.cli.output import cell, console, print_json, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
+    from abc_rag.answering.generator import Generator
+    from abc_rag.embedding.embedder import Embedder
     from abc_rag.evaluation.results import Results
 
 
@@ -34,6 +36,9 @@ evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measur
 
 ImagesOption = Annotated[
     Path | None, typer.Option("--images", help="Folder of the pictures. Default: the folder of the data.")
+]
+JudgeOption = Annotated[
+    bool, typer.Option("--judge", help="Also measure the model's own judgement; it has to generate.")
 ]
 LabelsOption = Annotated[
     Path | None,
@@ -292,6 +297,7 @@ def evaluate_mini_command(
 def evaluate_twins_command(
     scenes: Annotated[int, typer.Option("--scenes", help="Number of the 1,000 pictures; even.")] = 1000,
     candidates: Annotated[int, typer.Option("--candidates", help="Pictures considered for reranking.")] = 50,
+    judge: JudgeOption = False,
     model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -299,7 +305,8 @@ def evaluate_twins_command(
     """Measure each step of a search on held-out pictures, each beside a twin that differs only in what is asked."""
     from abc_rag.evaluation.twins import evaluate_twins
 
-    report = evaluate_twins(open_embedder(model, device), scenes=scenes, candidates=candidates, progress=not as_json)
+    embedder, generator = _both(model, device, judge)
+    report = evaluate_twins(embedder, generator=generator, scenes=scenes, candidates=candidates, progress=not as_json)
     if as_json:
         print_json(report.as_dict())
         return
@@ -341,9 +348,7 @@ def evaluate_keywords_command(
 @grouped
 def evaluate_absent_command(
     scenes: Annotated[int, typer.Option("--scenes", min=10, max=200, help="Number of pictures in the store.")] = 40,
-    judge: Annotated[
-        bool, typer.Option("--judge", help="Also measure the model's own judgement; it has to generate.")
-    ] = False,
+    judge: JudgeOption = False,
     model: ModelOption = "abc-mini",
     device: DeviceOption = "auto",
     *,
@@ -352,11 +357,16 @@ def evaluate_absent_command(
     """Measure whether a search knows that nothing matches: AUROC and the best threshold, of scores and of judging."""
     from abc_rag.evaluation.absent import evaluate_absent
 
-    if judge:
-        from abc_rag.answering.load import load_generator
-
-        own = load_generator(model, device=device)
-        results = evaluate_absent(own.embedder, generator=own, scenes=scenes, progress=not run.as_json)
-    else:
-        results = evaluate_absent(open_embedder(model, device), scenes=scenes, progress=not run.as_json)
+    embedder, generator = _both(model, device, judge)
+    results = evaluate_absent(embedder, generator=generator, scenes=scenes, progress=not run.as_json)
     run.finish(results)
+
+
+def _both(model: str | None, device: str, judge: bool) -> tuple[Embedder, Generator | None]:
+    """An embedder and, to judge, the generator of the same weights."""
+    if not judge:
+        return open_embedder(model, device), None
+    from abc_rag.answering.load import load_generator
+
+    own = load_generator(model, device=device)
+    return own.embedder, own

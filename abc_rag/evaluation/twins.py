@@ -20,6 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from abc_rag.answering.generator import Generator
+from abc_rag.answering.judge import GenerativeJudge
+from abc_rag.answering.rewriter import GenerativeRewriter
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
@@ -38,6 +41,7 @@ from abc_rag.scenes.world import (
     is_held_out,
     phrase,
 )
+from abc_rag.search.judging import Judge
 from abc_rag.search.retriever import Retriever
 from abc_rag.search.rewriting.rewriter import AsAsked, Rewriter
 from abc_rag.search.rewriting.rules import RuleRewriter
@@ -45,6 +49,8 @@ from abc_rag.store.base import Store
 from abc_rag.store.chroma.store import ChromaStore
 
 __all__ = ["AskedScene", "PathReport", "TwinsReport", "ask_all", "evaluate_twins", "twin_scenes"]
+
+Rerank = bool | Literal["auto", "judge"]
 
 _SEED = 20_262
 _SIZE = 168
@@ -264,12 +270,18 @@ class _Counting(Embedder):
 
 
 def evaluate_twins(
-    embedder: Embedder, *, scenes: int = 1000, candidates: int = 50, progress: bool = False
+    embedder: Embedder,
+    *,
+    generator: Generator | None = None,
+    scenes: int = 1000,
+    candidates: int = 50,
+    progress: bool = False,
 ) -> TwinsReport:
     """Ask every question in five ways, from the plain search to rewriting, second look and facets together.
 
     Args:
         embedder: Usually ``load_embedder("abc-mini")``.
+        generator: With one, there are two more ways: it judges, after the rules and after its own rewriting.
         scenes: Number of pictures and of questions; even.
         candidates: Number of pictures that get a second look.
         progress: Show progress bars.
@@ -282,6 +294,7 @@ def evaluate_twins(
     asked = twin_scenes(scenes)
     rules = RuleRewriter()
     facets = sorted({rules.rewrite(one.question, has_image=False).instruction for one in twin_scenes()})
+    judge = None if generator is None else GenerativeJudge(generator)
     paths: list[PathReport] = []
     with tempfile.TemporaryDirectory(prefix="abc-rag-evaluate-") as scratch:
         files = []
@@ -292,7 +305,7 @@ def evaluate_twins(
         for name, stored in (("plain", []), ("facets", facets)):
             with ChromaStore(path=Path(scratch, name), fingerprint=embedder.fingerprint) as store:
                 index_images(files, embedder, store, ids=[f.stem for f in files], facets=stored, progress=progress)
-                ways: list[tuple[str, Rewriter, bool | Literal["auto"]]] = [
+                ways: list[tuple[str, Rewriter, Rerank]] = [
                     ("rules, facets", rules, False),
                     ("rules, facets and second look", rules, "auto"),
                 ]
@@ -302,9 +315,12 @@ def evaluate_twins(
                         ("rules", rules, False),
                         ("rules and second look", rules, "auto"),
                     ]
+                    if generator is not None:
+                        own = GenerativeRewriter(generator)
+                        ways += [("rules and judge", rules, "judge"), ("generator and judge", own, "judge")]
                 for label, rewriter, look in ways:
                     path = ask_all(
-                        label, asked, embedder, store, rewriter, look, candidates=candidates, progress=progress
+                        label, asked, embedder, store, rewriter, look, judge, candidates=candidates, progress=progress
                     )
                     paths.append(replace(path, vectors=1.0 + len(stored)))
     return TwinsReport(str(embedder.fingerprint), len(asked), len(asked), candidates, facets, paths)
@@ -316,7 +332,8 @@ def ask_all(
     embedder: Embedder,
     store: Store,
     rewriter: Rewriter,
-    rerank: bool | Literal["auto"],
+    rerank: Rerank,
+    judge: Judge | None = None,
     *,
     candidates: int = 50,
     progress: bool = False,
@@ -329,12 +346,13 @@ def ask_all(
         embedder: Embeds the questions and, in a second look, the candidates.
         store: The pictures. The id of each is the number of its question, with four digits.
         rewriter: What becomes of the questions.
-        rerank: Whether to take a second look; see `abc_rag.Retriever.search`.
+        rerank: Whether to take a second look, and to judge; see `abc_rag.Retriever.search`.
+        judge: Judges, if ``rerank`` says so.
         candidates: Number of pictures that get a second look.
         progress: Show a progress bar.
     """
     counted = _Counting(embedder)
-    retriever = Retriever(counted, store, rewriter=rewriter, candidates=candidates)
+    retriever = Retriever(counted, store, rewriter=rewriter, judge=judge, candidates=candidates)
     first, among, before, times = [], [], [], []
     with progress_bar(label, total=len(asked), enabled=progress) as bar:
         for number, one in enumerate(asked):

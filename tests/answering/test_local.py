@@ -28,7 +28,7 @@ from abc_rag.answering.local import LocalGenerator
 from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.embedding.engine.replies import Choice, TokenChoice
 from abc_rag.embedding.engine.speech import Speech
-from abc_rag.errors import ABCRagError, CheckpointError, GenerationError, ImageError, InputError
+from abc_rag.errors import ABCRagError, CheckpointError, ContextError, GenerationError, ImageError, InputError
 from abc_rag.models.chat import ChatModel
 
 FEW: Any = {"device": "cpu", "min_tokens": 4, "max_tokens": 16}
@@ -388,7 +388,7 @@ def test_unusable_conversations_are_refused(messages: Any, said: str, generator:
 
 
 def test_too_long_a_conversation_is_refused(generator: LocalGenerator) -> None:
-    with pytest.raises(InputError, match=r"longer than the 32,767"):
+    with pytest.raises(ContextError, match=r"longer than the 32,767"):
         generator.generate([user("word " * 40_000)])
 
 

@@ -16,7 +16,7 @@ from chat_helpers import CONVERSATIONS, SMALL, user
 from abc_rag import URL
 from abc_rag.answering import Generator, load_generator
 from abc_rag.answering.openai import OpenAIGenerator
-from abc_rag.errors import GenerationError, ImageError, InputError
+from abc_rag.errors import ContextError, GenerationError, ImageError, InputError
 
 USAGE = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
 
@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.status = 200
+        self.refusal = ""
         self.events: list[Any] = []
         self.ends = True
         self.gone = threading.Event()
@@ -57,7 +58,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(self.server.status)
         self.end_headers()
         if self.server.status != 200:
-            self.wfile.write(json.dumps({"error": {"message": f"no: {self.headers['Authorization']}"}}).encode())
+            said = self.server.refusal or f"no: {self.headers['Authorization']}"
+            self.wfile.write(json.dumps({"error": {"message": said}}).encode())
             return
         try:
             for one in self.server.events:
@@ -207,3 +209,9 @@ def test_unusable_urls_are_refused(url: Any) -> None:
     with pytest.raises(InputError, match="base_url") as raised:
         OpenAIGenerator(url, "a-model")
     assert "pass@" not in str(raised.value)
+
+
+def test_a_server_that_finds_a_conversation_too_long_says_so(server: Server) -> None:
+    server.status, server.refusal = 400, "This model's maximum context length is 4096 tokens. Yours has 5000."
+    with pytest.raises(ContextError, match="fewer sources"):
+        OpenAIGenerator(server.url, "m").generate(CONVERSATIONS["text"])

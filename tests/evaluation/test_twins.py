@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 
 import pytest
 
+from abc_rag.answering.fake import FakeGenerator
 from abc_rag.cli import main as cli
 from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import InputError
 from abc_rag.evaluation.twins import AskedScene, evaluate_twins, twin_scenes
+from abc_rag.images import open_image
+from abc_rag.scenes.drawing import render
 from abc_rag.scenes.world import CATEGORY_OF, Scene, is_held_out
+from abc_rag.types import Message
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +109,28 @@ def test_the_report_on_a_few_scenes(mini: Embedder, capsys: pytest.CaptureFixtur
     # What the whole is for; all 1,000 scenes show the same, and more sharply.
     assert paths["rules and second look"]["recall_at_1"] > paths["rules"]["recall_at_1"] + 0.1
     assert paths["rules and second look"]["before_twin"] > paths["rules"]["before_twin"] + 0.1
+
+
+class Oracle(FakeGenerator):
+    """Knows of which pictures a question is true."""
+
+    def __init__(self, asked: list[AskedScene]) -> None:
+        super().__init__()
+        self._asked = asked
+        self._pixels = [render(one.scene, 168).tobytes() for one in asked]
+
+    def _score(self, messages: tuple[Message, ...], answers: tuple[str, ...]) -> list[float]:
+        (source,) = messages[-1].pictures
+        scene = self._asked[self._pixels.index(open_image(source).image.tobytes())].scene
+        said = str(messages[-1].parts[0])
+        right = any(one.question in said and one.fits(scene) for one in self._asked)
+        return [math.log(0.9 if answer.lower().startswith("yes") == right else 0.1) for answer in answers]
+
+
+def test_a_judge_that_knows_ranks_the_right_picture_first() -> None:
+    asked = twin_scenes(8)
+    report = evaluate_twins(FakeEmbedder(dim=16), generator=Oracle(asked), scenes=8)
+    paths = {path.name: path for path in report.paths}
+    assert len(paths) == 7
+    for name in ("rules and judge", "generator and judge"):
+        assert paths[name].recall_at_1 == paths[name].before_twin == 1.0
