@@ -7,12 +7,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from abc_rag.embedding.threads import in_thread
-from abc_rag.errors import ABCRagError, GenerationError, InputError
+from abc_rag.errors import ABCRagError, ContextError, GenerationError, InputError
 from abc_rag.models.tasks import TaskFacts
 from abc_rag.types import Message
 
@@ -43,6 +43,7 @@ class GenerationKeywords(TypedDict, total=False):
     stop: Sequence[str]
     temperature: float
     seed: int | None
+    drop_oldest: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,16 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
     seed: int | None = None
+    drop_oldest: bool = False
+
+    def without_oldest(self) -> GenerationRequest | None:
+        """The same without the first question and its answer; None where nothing but the last question is left."""
+        kept = list(self.messages)
+        first = next((n for n, turn in enumerate(kept) if turn.role != "system"), len(kept))
+        del kept[first : first + 1]
+        while len(kept) > first and kept[first].role == "assistant":
+            del kept[first]
+        return replace(self, messages=tuple(kept)) if len(kept) > first else None
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,13 @@ class Outcome:
         finish: ``"stop"``, or ``"length"`` where ``max_new_tokens`` or the context cut it off.
         prompt_tokens: Tokens of the conversation, image tokens included; None where a server does not say.
         new_tokens: Tokens of the answer; None likewise.
+        dropped: Number of oldest turns that were left out, as the conversation was too long with them.
     """
 
     finish: Literal["stop", "length"]
     prompt_tokens: int | None = None
     new_tokens: int | None = None
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -213,6 +226,7 @@ class Generator(ABC):
         stop: Sequence[str] = (),
         temperature: float = 0.0,
         seed: int | None = None,
+        drop_oldest: bool = False,
         stream: Literal[False] = False,
     ) -> Generation: ...
 
@@ -226,6 +240,7 @@ class Generator(ABC):
         stop: Sequence[str] = (),
         temperature: float = 0.0,
         seed: int | None = None,
+        drop_oldest: bool = False,
         stream: Literal[True],
     ) -> GenerationStream: ...
 
@@ -238,6 +253,7 @@ class Generator(ABC):
         stop: Sequence[str] = (),
         temperature: float = 0.0,
         seed: int | None = None,
+        drop_oldest: bool = False,
         stream: bool = False,
     ) -> Generation | GenerationStream:
         """Answer a conversation.
@@ -249,6 +265,8 @@ class Generator(ABC):
             stop: Texts that end the answer and are no part of it.
             temperature: 0 always takes the likeliest token; above, tokens are drawn.
             seed: Makes drawing repeatable.
+            drop_oldest: Leave out the oldest turns of a conversation that is longer than the model reads, in place of
+                an error; ``outcome.dropped`` says how many. System messages and the last turn stay.
             stream: Return the answer as it comes.
 
         Returns:
@@ -259,8 +277,8 @@ class Generator(ABC):
             ImageError: A picture cannot be opened or exceeds a limit.
             GenerationError: The answer was cut off before its JSON was complete, or could not be computed.
         """
-        request = self._checked(messages, schema, max_new_tokens, stop, temperature, seed)
-        answer = GenerationStream(self._stream(request), request)
+        request = self._checked(messages, schema, max_new_tokens, stop, temperature, seed, drop_oldest)
+        answer = GenerationStream(self._fitted(request) if drop_oldest else self._stream(request), request)
         return answer if stream else _whole(answer)
 
     @overload
@@ -273,6 +291,7 @@ class Generator(ABC):
         stop: Sequence[str] = (),
         temperature: float = 0.0,
         seed: int | None = None,
+        drop_oldest: bool = False,
         stream: Literal[False] = False,
     ) -> Generation: ...
 
@@ -286,6 +305,7 @@ class Generator(ABC):
         stop: Sequence[str] = (),
         temperature: float = 0.0,
         seed: int | None = None,
+        drop_oldest: bool = False,
         stream: Literal[True],
     ) -> AsyncGenerationStream: ...
 
@@ -298,11 +318,12 @@ class Generator(ABC):
         stop: Sequence[str] = (),
         temperature: float = 0.0,
         seed: int | None = None,
+        drop_oldest: bool = False,
         stream: bool = False,
     ) -> Generation | AsyncGenerationStream:
         """`generate` for event loops; a cancelled task ends the answer at its next token."""
-        request = self._checked(messages, schema, max_new_tokens, stop, temperature, seed)
-        answer = AsyncGenerationStream(self._astream(request), request)
+        request = self._checked(messages, schema, max_new_tokens, stop, temperature, seed, drop_oldest)
+        answer = AsyncGenerationStream(self._afitted(request) if drop_oldest else self._astream(request), request)
         if stream:
             return answer
         async with answer:
@@ -320,6 +341,32 @@ class Generator(ABC):
         finally:
             if close := getattr(parts, "close", None):
                 close()
+
+    def _fitted(self, request: GenerationRequest) -> Iterator[str | Outcome]:
+        """`_stream`, again with a turn less as long as the conversation is too long."""
+        shorter: GenerationRequest | None = request
+        while shorter is not None:
+            tried, shorter = shorter, shorter.without_oldest()
+            try:
+                for part in self._stream(tried):
+                    yield _counted(part, request, tried)
+                return
+            except ContextError:  # comes before the first piece
+                if shorter is None:
+                    raise
+
+    async def _afitted(self, request: GenerationRequest) -> AsyncIterator[str | Outcome]:
+        """`_fitted` without blocking the event loop."""
+        shorter: GenerationRequest | None = request
+        while shorter is not None:
+            tried, shorter = shorter, shorter.without_oldest()
+            try:
+                async for part in self._astream(tried):
+                    yield _counted(part, request, tried)
+                return
+            except ContextError:
+                if shorter is None:
+                    raise
 
     @overload
     def generate_all(
@@ -387,6 +434,15 @@ class Generator(ABC):
         """
         return [math.exp(one) for one in self._score(*_scored(messages, answers))]
 
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens that a conversation takes, image tokens included, however long it is.
+
+        Raises:
+            InputError: As for `generate`; or this generator does not know its model's tokens.
+            ImageError: A picture cannot be opened or exceeds a limit.
+        """
+        raise InputError(f"{type(self).__name__} does not know how {self.model} counts tokens; ask that server")
+
     async def ascore(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
         """`score` for event loops."""
         return await in_thread(self.score, messages, answers)
@@ -399,6 +455,7 @@ class Generator(ABC):
         stop: Sequence[str],
         temperature: float,
         seed: int | None,
+        drop_oldest: bool,
     ) -> GenerationRequest:
         if schema is not None and not isinstance(schema, Mapping):
             raise InputError(f"schema must be a JSON schema as a dict, not {type(schema).__name__}")
@@ -419,7 +476,14 @@ class Generator(ABC):
             stop=tuple(stop),
             temperature=float(temperature),
             seed=seed,
+            drop_oldest=bool(drop_oldest),
         )
+
+
+def _counted(part: str | Outcome, asked: GenerationRequest, answered: GenerationRequest) -> str | Outcome:
+    if isinstance(part, str):
+        return part
+    return replace(part, dropped=len(asked.messages) - len(answered.messages))
 
 
 def _whole(answer: GenerationStream) -> Generation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,15 @@ class LocalGenerator(Generator):
         chat = self.embedder.family.chat
         assert isinstance(chat, ChatModel)  # otherwise it would not speak
         return chat
+
+    @property
+    def max_length(self) -> int:
+        """Maximum tokens of a conversation and its answer together; loads the model."""
+        return self._chat.chat_facts.max_length
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """See `Generator.count_tokens`; loads the model."""
+        return self._chat.count(Conversation(tuple(messages)))
 
     def close(self) -> None:
         """Close the embedder, too; the next call starts it again."""

@@ -20,7 +20,10 @@ from abc_rag.models.chat import ChatFacts
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-__all__ = ["JsonRules", "SchemaCompiler"]
+__all__ = ["JsonRules", "SchemaCompiler", "closed_schema"]
+
+_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+_OF_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 
 
 class SchemaCompiler:
@@ -88,3 +91,24 @@ class JsonRules:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise GenerationError(f"the JSON schema cannot be met ({self._matcher.get_error()[:300]}); simplify it")
+
+
+def closed_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with no other keys in its objects than those that it names, unless it says itself what others may be.
+
+    JSON schema allows others by default, with which a model could go on for ever.
+    """
+    closed: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _OF_SCHEMAS and isinstance(value, Mapping):
+            closed[key] = {name: closed_schema(one) if isinstance(one, Mapping) else one for name, one in value.items()}
+        elif key in _OF_LISTS and isinstance(value, list):
+            closed[key] = [closed_schema(one) if isinstance(one, Mapping) else one for one in value]
+        elif key in ("items", "additionalProperties", "not") and isinstance(value, Mapping):
+            closed[key] = closed_schema(value)
+        else:
+            closed[key] = value
+    # Of an allOf each part would forbid the keys of the others.
+    if "properties" in closed and "allOf" not in closed:
+        closed.setdefault("additionalProperties", False)
+    return closed

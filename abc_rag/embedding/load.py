@@ -26,11 +26,13 @@ __all__ = [
     "ABCCheckpoint",
     "Attention",
     "DType",
+    "Loading",
     "ModelName",
     "Weights",
     "default_model",
     "find_device",
     "load_embedder",
+    "loading_of",
     "local_revision",
     "open_embedder",
 ]
@@ -154,27 +156,48 @@ def open_embedder(
 
     from abc_rag.embedding.engine.local import LocalEmbedder
 
-    return LocalEmbedder(_Load(model, options, adapters), options.settings)
+    return LocalEmbedder(Loading(model, options, adapters), options.settings)
 
 
 @dataclass(frozen=True)
-class _Load:
-    """Loads what `load_embedder` was asked for; a value, so that an embedder is pickled as its settings."""
+class Loading:
+    """Loads what `load_embedder` was asked for; a value, so that an embedder is pickled as its settings.
+
+    Attributes:
+        model: See `load_embedder`.
+        options: See there.
+        adapters: See `open_embedder`.
+    """
 
     model: ModelName
     options: EmbedderOptions
     adapters: Adapters = "merged"
 
-    def __reduce__(self) -> tuple[type[_Load], tuple[ModelName, EmbedderOptions, Adapters]]:
+    def __reduce__(self) -> tuple[type[Loading], tuple[ModelName, EmbedderOptions, Adapters]]:
         # Another process may have another working folder.
-        return _Load, (model_from_json(model_as_json(self.model)), self.options, self.adapters)
+        return Loading, (model_from_json(model_as_json(self.model)), self.options, self.adapters)
 
     def __call__(self) -> list[Family]:
+        """The model on every device; fetches it if need be."""
         checkpoint = find_checkpoint(self.model)
         checkpoint.fetch(self.options.device)
         asked = (replace(self.options.on(one), adapters=self.adapters) for one in _devices(self.options.device))
         built = (checkpoint.build(one) for one in asked)
         return [_as_asked(family, self.options) for family in built]
+
+
+def loading_of(embedder: Embedder) -> Loading:
+    """What an embedder was loaded from.
+
+    Raises:
+        InputError: `load_embedder` did not make it.
+    """
+    loading = getattr(embedder, "loading", None)
+    if not isinstance(loading, Loading):
+        raise InputError(
+            f"{type(embedder).__name__} was not made by load_embedder or load_generator; pass one of theirs"
+        )
+    return loading
 
 
 def local_revision(model: ModelName, **options: Unpack[EmbedderKeywords]) -> str | None:

@@ -112,6 +112,10 @@ class ChatModel(VisionModel):
         """A batch without rows."""
 
     @abstractmethod
+    def count(self, item: Conversation) -> int:
+        """Tokens of a conversation, however long; opens its pictures. Safe to call from any thread."""
+
+    @abstractmethod
     def score(self, prepared: Prepared, answers: Sequence[str]) -> list[float]:
         """Log-probability of each answer, with the token that ends it, from one forward pass."""
 

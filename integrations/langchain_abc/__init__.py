@@ -3,6 +3,7 @@
 from abc_rag.errors import MissingExtraError
 
 try:
+    from langchain_abc.chat import ChatABC
     from langchain_abc.content import cited_documents, to_content_blocks
     from langchain_abc.describers import chat_model_describer
     from langchain_abc.embeddings import ABCEmbeddings
@@ -18,6 +19,7 @@ __all__ = [
     "ABCEmbeddings",
     "ABCLoader",
     "ABCVectorStore",
+    "ChatABC",
     "InstructionRetriever",
     "chat_model_describer",
     "chat_model_rewriter",

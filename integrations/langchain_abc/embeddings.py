@@ -22,6 +22,7 @@ from abc_rag import (
     Text,
     load_embedder,
 )
+from abc_rag.embedding.load import loading_of
 from abc_rag.embedding.options import EmbedderOptions, keywords_of
 from abc_rag.embedding.threads import ForkSafeLock
 from abc_rag.errors import InputError
@@ -141,6 +142,22 @@ class ABCEmbeddings(BaseModel, Embeddings):
         told: dict[str, Any] | None = EmbedderOptions(engine=engine).as_dict()["engine"]
         return told
 
+    @classmethod
+    def of(cls, embedder: Embedder, *, batch_size: int | Literal["auto"] = "auto") -> ABCEmbeddings:
+        """Embeddings by an embedder that exists already, such as that of a generator, with its settings.
+
+        Args:
+            embedder: From ``abc_rag.load_embedder``, or the ``embedder`` of ``abc_rag.answering.load_generator``.
+            batch_size: As in the class.
+
+        Raises:
+            abc_rag.errors.InputError: It was made otherwise.
+        """
+        loading = loading_of(embedder)
+        made = cls(model=loading.model, batch_size=batch_size, **loading.options.keywords())
+        made._runtime.share(made._loading(), embedder)
+        return made
+
     def __copy__(self) -> ABCEmbeddings:
         """A shallow copy. It shares the weights until a setting changes."""
         copied = super().__copy__()
@@ -243,6 +260,11 @@ class _Runtime:
             if self._made is None or self._made[0] != settings:
                 self._made = settings, load()
             return self._made[1]
+
+    def share(self, settings: tuple[object, ...], embedder: Embedder) -> None:
+        """Use an embedder that was made with ``settings``."""
+        with self._lock:
+            self._made = settings, embedder
 
     def copied(self) -> _Runtime:
         """Another one that shares the weights."""

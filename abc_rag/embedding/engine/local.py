@@ -195,6 +195,11 @@ class LocalEmbedder(Embedder):
         return type(self), (self._load, self.settings)
 
     @property
+    def loading(self) -> Callable[[], Family | list[Family]]:
+        """What loads it: an `abc_rag.embedding.load.Loading` where `load_embedder` made it."""
+        return self._load
+
+    @property
     def family(self) -> Family:
         """The model family, or the first of several; loads it."""
         return self._loaded().families()[0]

@@ -79,6 +79,10 @@ class Qwen2VLChat(ChatModel):
             raise ContextError(self._too_long(item, ids, [picture.tokens for picture in opened], room))
         return Prepared("conversation", ids, opened)
 
+    def count(self, item: Conversation) -> int:
+        """Tokens of a conversation; see `ChatModel`."""
+        return len(self._prompts(item.messages, [picture.tokens for picture in self.opened(item, None)]))
+
     def _too_long(self, item: Conversation, ids: npt.NDArray[np.int64], tokens: Sequence[int], room: int) -> str:
         name, pictures = self.facts.fingerprint.model, item.pictures
         said = f"a conversation of {len(ids):,} tokens is longer than the {room:,} that {name} reads before an answer"

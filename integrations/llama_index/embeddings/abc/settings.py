@@ -12,6 +12,7 @@ from llama_index.core.embeddings import MultiModalEmbedding
 from typing_extensions import Self
 
 from abc_rag import ABCCheckpoint, Embedder, EngineSettings, ImageLimits, load_embedder
+from abc_rag.embedding.load import loading_of
 from abc_rag.embedding.options import EmbedderOptions, keywords_of
 from abc_rag.errors import InputError
 
@@ -58,6 +59,22 @@ class Settings(MultiModalEmbedding):
         self.model_name = name
         self._embedder = load_embedder(self.model, **keywords_of(self))
         return self
+
+    @classmethod
+    def of(cls, embedder: Embedder, **settings: Any) -> Self:  # noqa: ANN401
+        """Embeddings by an embedder that exists already, such as that of a generator, with its settings.
+
+        Args:
+            embedder: From ``abc_rag.load_embedder``, or the ``embedder`` of ``abc_rag.answering.load_generator``.
+            **settings: What else the class takes, such as ``embed_batch_size``.
+
+        Raises:
+            InputError: It was made otherwise.
+        """
+        loading = loading_of(embedder)
+        made = cls(model=loading.model, **loading.options.keywords(), **settings)
+        made._embedder = embedder
+        return made
 
     @classmethod
     def class_name(cls) -> str:

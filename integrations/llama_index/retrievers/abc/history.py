@@ -8,7 +8,7 @@ from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRol
 
 from abc_rag import URL, DataURI, ImageSource
 
-__all__ = ["last_picture"]
+__all__ = ["last_picture", "picture_of"]
 
 
 def last_picture(messages: Sequence[ChatMessage]) -> ImageSource | None:
@@ -16,12 +16,13 @@ def last_picture(messages: Sequence[ChatMessage]) -> ImageSource | None:
     for message in reversed(messages):
         if message.role == MessageRole.USER:
             for block in reversed(message.blocks):
-                if isinstance(block, ImageBlock) and (found := _source(block)) is not None:
+                if isinstance(block, ImageBlock) and (found := picture_of(block)) is not None:
                     return found
     return None
 
 
-def _source(block: ImageBlock) -> ImageSource | None:
+def picture_of(block: ImageBlock) -> ImageSource | None:
+    """The picture of a block, in the form in which it can be opened; None if it has none."""
     if block.image is not None:
         data = block.resolve_image()
         data.seek(0)

@@ -1,0 +1,346 @@
+"""A chat model for LangChain, of the same weights that embed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Literal
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, field_serializer, field_validator, model_validator
+
+from abc_rag import URL, ABCCheckpoint, DataURI, Image, Text
+from abc_rag.answering import Generation, Generator, load_generator
+from abc_rag.answering.schema import closed_schema
+from abc_rag.embedding.load import default_model
+from abc_rag.embedding.options import EmbedderOptions, ModelName, keywords_of, model_as_json, model_from_json
+from abc_rag.errors import InputError
+from abc_rag.types import Message, Role
+
+__all__ = ["ChatABC"]
+
+_ROLES: tuple[tuple[type[BaseMessage], Role], ...] = (
+    (SystemMessage, "system"),
+    (HumanMessage, "user"),
+    (AIMessage, "assistant"),
+)
+# What a call may bring along, beside `stop`.
+_KEYWORDS = {"temperature": "temperature", "max_tokens": "max_new_tokens", "seed": "seed", "json_schema": "schema"}
+_ANY_OBJECT = {"type": "object"}
+
+
+class ChatABC(BaseChatModel):
+    """The vision chat model that ABC's adapters lie on: it answers from pictures, by the weights that found them.
+
+    Setup:
+        ``pip install 'abc-rag[langchain,generate]'``. ``model="abc"``, the default, fetches the published 7B model
+        (about 16 GB) on first use and wants a GPU.
+
+    Key init args:
+        model: What ``abc_rag.answering.load_generator`` takes: ``"abc"``, a folder, an ``abc_rag.ABCCheckpoint``,
+            ``"vlm2vec:..."``. Default: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
+        options: How it is loaded, as ``abc_rag.embedding.options.EmbedderOptions``: device, dtype, limits of pictures,
+            and more.
+        generator: A generator that is loaded already, in place of ``model`` and ``options``; also an
+            ``abc_rag.answering.OpenAIGenerator``.
+        max_tokens: Maximum tokens of an answer.
+        temperature: 0 always takes the likeliest token.
+        stop: Texts that end an answer.
+        seed: Makes drawing repeatable.
+        drop_oldest: Leave out the oldest turns of a chat that is longer than the model reads, in place of an error;
+            ``response_metadata["dropped_turns"]`` says how many.
+        streaming: Tell callbacks every token of ``invoke``, too.
+
+    Instantiate, with embeddings of the same weights:
+        .. code-block:: python
+
+            from langchain_abc import ABCEmbeddings, ChatABC
+
+            chat = ChatABC(model="abc")
+            embeddings = ABCEmbeddings.of(chat.generator.embedder)
+
+    Invoke, with pictures as LangChain's content blocks have them:
+        .. code-block:: python
+
+            from langchain_core.messages import HumanMessage
+
+            chat.invoke([HumanMessage(content_blocks=[*to_content_blocks(documents), create_text_block(question)])])
+
+    Stream:
+        .. code-block:: python
+
+            for chunk in chat.stream("What is a pig?"):
+                print(chunk.text, end="")
+
+    Structured output, enforced token by token:
+        .. code-block:: python
+
+            chat.with_structured_output(Animal).invoke(messages)
+
+    A picture is base64, a ``data:`` URL, or a web URL; the last is fetched only where ``options.image_limits`` allow
+    it. Tools cannot be called: the model was not trained to. Calls made at the same time are answered together.
+
+    Raises:
+        abc_rag.errors.InputError: A message, a block or a setting cannot be used, or the chat is too long.
+        abc_rag.errors.ImageError: A picture cannot be opened.
+        abc_rag.errors.GenerationError: JSON was cut off before it was complete.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+
+    model: str | os.PathLike[str] | ABCCheckpoint | None = None
+    options: InstanceOf[EmbedderOptions] = Field(default_factory=EmbedderOptions)
+    given: InstanceOf[Generator] | None = Field(default=None, alias="generator", exclude=True, repr=False)
+    max_tokens: int = Field(default=512, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    stop: list[str] = Field(default_factory=list)
+    seed: int | None = None
+    drop_oldest: bool = False
+    streaming: bool = False
+
+    _generator: Generator = PrivateAttr()
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _as_list(cls, stop: object) -> object:
+        return [] if stop is None else [stop] if isinstance(stop, str) else stop
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _read_model(cls, model: object) -> object:
+        return model_from_json(model) if isinstance(model, Mapping) else model
+
+    @field_serializer("model", when_used="json")
+    def _write_model(self, model: ModelName | None) -> str | dict[str, Any] | None:
+        # A folder must not turn into a model's name or a hub id on its way through JSON.
+        return None if model is None else model_as_json(model)
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _from_json(cls, options: object) -> object:
+        return EmbedderOptions.from_dict(options) if isinstance(options, Mapping) else options
+
+    @field_serializer("options")
+    def _as_json(self, options: EmbedderOptions) -> dict[str, Any]:
+        return options.as_dict()
+
+    @model_validator(mode="after")
+    def _prepare(self) -> ChatABC:
+        if self.given is not None and (self.model is not None or self.options != EmbedderOptions()):
+            raise InputError("give model and options, or a generator, which has its own; not both")
+        # Nothing is loaded yet.
+        self._generator = self.given or load_generator(self.model, **keywords_of(self.options))
+        return self
+
+    @property
+    def generator(self) -> Generator:
+        """The underlying `abc_rag.answering.Generator`. A local one has the ``embedder`` of the same weights."""
+        return self._generator
+
+    @property
+    def _llm_type(self) -> str:
+        return "abc-rag"
+
+    @property
+    def _name(self) -> str:
+        if self.given is not None:
+            return self.given.model
+        return str(default_model() if self.model is None else self.model)
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"model": self._name, "max_tokens": self.max_tokens, "temperature": self.temperature, "stop": self.stop}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:  # noqa: ANN401
+        params = super()._get_ls_params(stop=stop or self.stop or None, **kwargs)
+        params["ls_provider"] = "abc-rag"
+        params["ls_model_name"] = kwargs.get("model", self._name)
+        return params
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> ChatResult:
+        return self._result(self._generator.generate(_conversation(messages), **self._asked(stop, kwargs)))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> ChatResult:
+        return self._result(await self._generator.agenerate(_conversation(messages), **self._asked(stop, kwargs)))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Iterator[ChatGenerationChunk]:
+        with self._generator.generate(_conversation(messages), stream=True, **self._asked(stop, kwargs)) as pieces:
+            for piece in pieces:
+                chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+            yield self._last_chunk(pieces.result)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        asked = self._asked(stop, kwargs)
+        async with await self._generator.agenerate(_conversation(messages), stream=True, **asked) as pieces:
+            async for piece in pieces:
+                chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+            yield self._last_chunk(pieces.result)
+
+    def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        asked: dict[str, Any] = {
+            "max_new_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "drop_oldest": self.drop_oldest,
+            "stop": self.stop if stop is None else stop,
+        }
+        for key, value in kwargs.items():
+            if key == "ls_structured_output_format":
+                continue
+            if key not in _KEYWORDS:
+                tools = " (tools cannot be called: the model was not trained to)" if "tool" in key else ""
+                raise InputError(f"ChatABC takes no {key!r}{tools}; a call takes stop, {', '.join(_KEYWORDS)}")
+            asked[_KEYWORDS[key]] = value
+        if asked.get("schema") is not None:
+            asked["stop"] = []  # could cut the JSON
+        return asked
+
+    def _told(self, answer: Generation) -> dict[str, Any]:
+        told: dict[str, Any] = {"model_name": self._name, "finish_reason": answer.outcome.finish}
+        return told | ({"dropped_turns": answer.outcome.dropped} if answer.outcome.dropped else {})
+
+    def _result(self, answer: Generation) -> ChatResult:
+        message = AIMessage(content=answer.text, response_metadata=self._told(answer), usage_metadata=_usage_of(answer))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _last_chunk(self, answer: Generation | None) -> ChatGenerationChunk:
+        assert answer is not None  # the stream was read to its end
+        message = AIMessageChunk(
+            content="", response_metadata=self._told(answer), usage_metadata=_usage_of(answer), chunk_position="last"
+        )
+        return ChatGenerationChunk(message=message)
+
+    # -- structured output -----------------------------------------------------------------------
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Runnable[LanguageModelInput, Any]:
+        """A model whose answers are values of a schema, which is enforced token by token.
+
+        Args:
+            schema: A pydantic class, a ``TypedDict`` or a JSON schema.
+            method: ``"json_schema"`` enforces the schema, and so does ``"function_calling"``, as others name it.
+                ``"json_mode"`` enforces only that the answer is a JSON object; say in the prompt what it holds.
+            include_raw: Return ``{"raw": message, "parsed": value, "parsing_error": error}``.
+            strict: Accepted as other models take it; a schema is always kept to.
+            **kwargs: None.
+
+        Raises:
+            abc_rag.errors.InputError: An argument is unusable. On invocation: the schema cannot be enforced.
+        """
+        if method not in ("json_schema", "function_calling", "json_mode"):
+            raise InputError(f"method must be 'json_schema', 'function_calling' or 'json_mode', not {method!r}")
+        if kwargs:
+            raise InputError(f"with_structured_output takes no {', '.join(map(repr, kwargs))}; leave it out")
+        wanted = _ANY_OBJECT if method == "json_mode" else closed_schema(convert_to_json_schema(schema))
+        told = {"kwargs": {"method": method}, "schema": schema}
+        model = self.bind(json_schema=wanted, ls_structured_output_format=told)
+        parser: Runnable[Any, Any] = JsonOutputParser()
+        if isinstance(schema, type) and is_basemodel_subclass(schema):
+            parser = PydanticOutputParser(pydantic_object=schema)
+        if not include_raw:
+            return model | parser
+        parsed: Runnable[Any, Any] = RunnablePassthrough.assign(
+            parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+        )
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+    # -- tokens ----------------------------------------------------------------------------------
+
+    def get_num_tokens(self, text: str) -> int:
+        """Tokens of a text as the whole of a conversation; loads the model."""
+        return self._generator.count_tokens([Message("user", [Text(text)])])
+
+    def get_num_tokens_from_messages(
+        self, messages: Sequence[BaseMessage], tools: Sequence[object] | None = None, **_: object
+    ) -> int:
+        """Tokens of a conversation, image tokens included; loads the model and opens the pictures."""
+        if tools:
+            raise InputError("ChatABC calls no tools; leave tools out")
+        return self._generator.count_tokens(_conversation(messages))
+
+
+def _usage_of(answer: Generation) -> UsageMetadata | None:
+    read, said = answer.outcome.prompt_tokens, answer.outcome.new_tokens
+    if read is None or said is None:
+        return None
+    return UsageMetadata(input_tokens=read, output_tokens=said, total_tokens=read + said)
+
+
+def _conversation(messages: Sequence[BaseMessage]) -> list[Message]:
+    """LangChain's messages in our terms; one that says nothing is left out."""
+    turns = []
+    for number, message in enumerate(messages):
+        role = next((role for kind, role in _ROLES if isinstance(message, kind)), None)
+        if role is None or getattr(message, "tool_calls", None):
+            raise InputError(
+                f"message {number} is a {type(message).__name__}{'' if role is None else ' that calls tools'}; ChatABC "
+                "reads system, human and AI messages with text and pictures: leave tools out"
+            )
+        if parts := [part for block in message.content_blocks for part in _parts(block, number)]:
+            turns.append(Message(role, parts))
+    return turns
+
+
+def _parts(block: Mapping[str, Any], number: int) -> list[Text | Image]:
+    kind = block["type"]
+    if kind == "text":
+        return [Text(block["text"])] if block["text"] else []
+    if kind == "reasoning":
+        return []  # what a model thought is no part of what it said
+    if kind == "image":
+        if data := block.get("base64"):
+            return [Image(DataURI(f"data:{block.get('mime_type') or 'image/png'};base64,{data}"))]
+        if url := block.get("url"):
+            return [Image(DataURI(url) if url[:5].lower() == "data:" else URL(url))]
+        raise InputError(f"message {number}: a picture without base64 or url; give one of them")
+    raise InputError(f"message {number}: a {kind!r} block; ChatABC reads text and pictures, so leave it out")
