@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from abc_rag.types import URL
 
 if TYPE_CHECKING:
     from abc_rag.embedding.options import EmbedderKeywords
+    from abc_rag.ingest.report import IndexReport
 
 __all__ = ["index"]
 
@@ -61,6 +63,10 @@ def index(
     dpi: Annotated[
         int, typer.Option("--dpi", min=20, max=600, help="Resolution of the pages of documents, in pixels per inch.")
     ] = 110,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Then wait for changes, and follow them, until Ctrl-C; prunes (extra watch)."),
+    ] = False,
     ocr: Annotated[
         bool, typer.Option("--ocr", help="Read pages without text, and figures, from their pictures (extra ocr).")
     ] = False,
@@ -83,45 +89,91 @@ def index(
 
     embedder = embedding.open()
     given = [URL(path) if path.startswith(("http://", "https://")) else Path(path) for path in paths]
-    for path in given:
-        if isinstance(path, Path) and not os.path.exists(expanded(path)):
+    local = [path for path in given if isinstance(path, Path)]
+    for path in local:
+        if not os.path.exists(expanded(path)):
             raise InputError(f"{path}: no such file or folder")
     with place.open(embedder.fingerprint) as opened:
-        before = opened.count()
+
+        def indexed(*, pruned: bool) -> IndexReport:
+            before = opened.count()
+            try:
+                return index_paths(
+                    given,
+                    embedder,
+                    opened,
+                    facets=facet or [],
+                    exclude=exclude or [],
+                    follow_links=follow_links,
+                    prune=pruned,
+                    prune_most=1.0 if yes else 0.5,
+                    verify=verify,
+                    limits=embedding.limits,
+                    documents=DocumentOptions(dpi=dpi, ocr=ocr, allow_web=allow_web, password=password),
+                    progress=not as_json,
+                )
+            except KeyboardInterrupt:
+                kept = opened.count() - before
+                tell(f"{kept} added are kept; the same command goes on from there")
+                raise
+
+        shown = _Shown(str(place.url or place.store), bool(facet), as_json)
+        if watch:
+            _follow(local, place.store, indexed, lambda report: shown.show(report, opened.count()))
+            return
+        report = indexed(pruned=prune)
+        shown.show(report, opened.count())
+    if report.failed:
+        raise typer.Exit(PARTIAL)
+
+
+def _follow(
+    paths: Sequence[Path], store: str, indexed: Callable[..., IndexReport], show: Callable[[IndexReport], None]
+) -> None:
+    """Index now, and again after each change, until Ctrl-C."""
+    from abc_rag.ingest.watch import changes
+
+    told: set[tuple[str, str]] = set()
+    waiting = changes([expanded(path) for path in paths], leave_out=[expanded(Path(store))])
+    first = True
+    while True:
         try:
-            report = index_paths(
-                given,
-                embedder,
-                opened,
-                facets=facet or [],
-                exclude=exclude or [],
-                follow_links=follow_links,
-                prune=prune,
-                prune_most=1.0 if yes else 0.5,
-                verify=verify,
-                limits=embedding.limits,
-                documents=DocumentOptions(dpi=dpi, ocr=ocr, allow_web=allow_web, password=password),
-                progress=not as_json,
-            )
+            if next(waiting, None) is None:
+                return
         except KeyboardInterrupt:
-            kept = opened.count() - before
-            tell(f"{kept} added are kept; the same command goes on from there")
-            raise
-        total = opened.count()
-    if as_json:
-        failed = [{"file": file, "reason": in_options(reason)} for file, reason in report.failed]
-        print_json({**report.__dict__, "failed": failed, "total": total})
-    else:
+            return
+        try:
+            report = indexed(pruned=True)
+        except InputError as error:
+            # A folder that was emptied looks like a disk that is not connected.
+            tell(f"not pruned: {in_options(str(error))}")
+            report = indexed(pruned=False)
+        new = [failure for failure in report.failed if failure not in told]
+        told.update(report.failed)
+        if first or report.added or report.removed or report.facets or new:
+            show(replace(report, failed=new))
+        first = False
+
+
+@dataclass(frozen=True)
+class _Shown:
+    place: str
+    facets: bool
+    as_json: bool
+
+    def show(self, report: IndexReport, total: int) -> None:
+        if self.as_json:
+            failed = [{"file": file, "reason": in_options(reason)} for file, reason in report.failed]
+            print_json({**report.__dict__, "failed": failed, "total": total})
+            return
         say(
             f"{report.added} added, {report.unchanged} unchanged, {report.removed} removed, "
             f"{len(report.failed)} failed, {sum(report.left_out.values())} left out; "
-            + (f"{report.facets} facets added; " if facet else "")
-            + f"{total} in {place.url or place.store}"
+            + (f"{report.facets} facets added; " if self.facets else "")
+            + f"{total} in {self.place}"
         )
         if report.left_out:
             reasons = sorted(report.left_out.items(), key=lambda pair: (-pair[1], pair[0]))
             say("left out: " + ", ".join(f"{count} {reason}" for reason, count in reasons))
         for file, reason in report.failed:
             tell(f"failed: {file}: {reason}")
-    if report.failed:
-        raise typer.Exit(PARTIAL)

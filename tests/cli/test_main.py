@@ -8,7 +8,7 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,6 +162,34 @@ def test_a_tilde_that_no_shell_expanded(
     assert (home / "v.npy").is_file()
     assert run("info", "--json").json["store"]["count"] == 4
     assert [p.name for p in Path().iterdir()] == ["home"]
+
+
+def test_index_follows_changes(fake: FakeEmbedder, photos: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changes(paths: list[Path], *, leave_out: list[Path]) -> Iterator[set[str]]:
+        assert ([Path(path).name for path in paths], [Path(path).name for path in leave_out]) == (["photos"], ["s"])
+        yield set()
+        (photos / "red.png").rename(photos / "crimson.png")  # keeps its vector
+        yield {"red.png", "crimson.png"}
+        (photos / "blue.png").unlink()
+        (photos / "bad.png").write_bytes(b"no picture")
+        yield {"blue.png"}
+        (photos / "notes.txt").unlink()
+        (photos / "crimson.png").unlink()
+        (photos / "bad.png").unlink()
+        yield {"notes.txt"}
+
+    monkeypatch.setattr("abc_rag.ingest.watch.changes", changes)
+    done = run("index", photos, "--store", "s", "--watch")
+    assert done.code == 0
+    assert done.out.splitlines() == [
+        "4 added, 0 unchanged, 0 removed, 0 failed, 0 left out; 4 in s",
+        "0 added, 3 unchanged, 1 removed, 1 failed, 0 left out; 3 in s",
+    ]
+    failed, kept = done.err.splitlines()
+    assert failed.startswith(f"failed: {(photos / 'bad.png').resolve()}: ")
+    assert kept.startswith("not pruned: ")
+    with ChromaStore("s") as store:
+        assert {Path(record.source).name for record in store.records()} == {"crimson.png", "notes.txt"}
 
 
 def test_index_where_no_store_can_be(fake: FakeEmbedder, photos: Path, run: Run) -> None:
