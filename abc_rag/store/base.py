@@ -103,13 +103,19 @@ class Store(ABC):
         """
 
     def check(self) -> list[str]:
-        """Compare what is stored with what can be found; takes a search for every record.
+        """Compare what is stored with what can be found; takes a search for every record, where an index is searched.
 
         Returns:
-            A line for each problem: records that are not found by their own vector, facets likewise, and what the
-            keyword index lacks. None if all is well.
+            A line for each problem: records that are damaged, there twice, or not found by their own vector, vectors
+            without unit length, facets without their picture, copies of pictures that are missing, damaged or nobody's,
+            and what the keyword index lacks. None if all is well.
         """
-        found = [*self._records.unfound("record"), *self._facets.rows.unfound("facet")]
+        found = [*self._records.problems("record"), *self._facets.rows.problems("facet"), *self._facets.orphans()]
+        found += [*self._records.unfound("record"), *self._facets.rows.unfound("facet")]
+        if self._pictures is not None:
+            found += self._pictures.problems(
+                record for page in self._records.scan("records") for record in page.records
+            )
         return [*found, *self._records.word_problems()]
 
     # -- opening and closing -------------------------------------------------------------------
@@ -158,6 +164,26 @@ class Store(ABC):
         """Every record, a page at a time. Do not write meanwhile: pages would shift."""
         for page in self._records.scan("records"):
             yield from map(self._public, page.records)
+
+    def pages(self) -> Iterator[tuple[list[Record], Vectors]]:
+        """Every record with its vector, some at a time. Do not write meanwhile: pages would shift."""
+        for page in self._records.scan("records"):
+            vectors = self._records.vectors(record.id for record in page.records)
+            records = [record for record in page.records if record.id in vectors]
+            if records:
+                yield [self._public(record) for record in records], np.stack([vectors[r.id] for r in records])
+
+    def facet_pages(self) -> Iterator[tuple[str, list[str], Vectors]]:
+        """Every facet, some at a time: the instruction, the ids of pictures, and a vector of each."""
+        yield from self._facets.pages()
+
+    def kept(self, vectors: Vectors) -> Vectors:
+        """Unit vectors as they come back: where numbers are kept with less precision, they are rounded."""
+        return self._records.kept(vectors)
+
+    def is_copy(self, record: Record) -> bool:
+        """Whether a record's picture is a copy that `keep_picture` made."""
+        return self._pictures is not None and self._pictures.to_stored(record).source_type == KEPT
 
     def has(self, ids: Iterable[str]) -> set[str]:
         """Which of ``ids`` are stored."""

@@ -95,6 +95,25 @@ class Facets:
             if rows:
                 self.rows.put(rows, np.stack([vectors[id_] for id_ in facets]))
 
+    def pages(self) -> Iterator[tuple[str, list[str], Vectors]]:
+        """See `abc_rag.store.base.Store.facet_pages`."""
+        for page in self.rows.scan("records"):
+            vectors = self.rows.vectors(record.id for record in page.records)
+            instructions: dict[str, list[str]] = {}
+            for record in page.records:
+                if record.id in vectors:
+                    instructions.setdefault(record.text, []).append(record.id)
+            for instruction, names in instructions.items():
+                yield instruction, list(map(_picture_of, names)), np.stack([vectors[name] for name in names])
+
+    def orphans(self) -> Iterator[str]:
+        """A line for each facet without its picture."""
+        for page in self.rows.scan("ids"):
+            there = self._pictures.has(map(_picture_of, page.ids))
+            for id_ in page.ids:
+                if _picture_of(id_) not in there:
+                    yield f"facet {id_!r} has no picture"
+
     def merged(self, rows: Vectors, k: int, where: Condition | None, hits: list[list[Hit]]) -> list[list[Hit]]:
         """``hits`` with each picture at the best of its own vector and its facets, and pictures that facets found."""
         records = {hit.record.id: hit.record for found in hits for hit in found}

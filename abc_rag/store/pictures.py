@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,29 @@ class KeptPictures:
         if _COPY.fullmatch(source):
             with contextlib.suppress(OSError):
                 (self.folder / source).unlink()
+
+    def problems(self, records: Iterable[Record]) -> Iterator[str]:
+        """A line for each copy that is missing, damaged or no record's.
+
+        Args:
+            records: All, as the database has them.
+        """
+        expected: set[str] = set()
+        for record in records:
+            if record.source_type != KEPT or record.source in expected or not _COPY.fullmatch(record.source):
+                continue
+            expected.add(record.source)
+            try:
+                found = hashlib.sha256((self.folder / record.source).read_bytes()).hexdigest()
+            except OSError:
+                yield f"record {record.id!r}: its copy {record.source} is missing"
+                continue
+            if found != Path(record.source).stem:
+                yield f"record {record.id!r}: its copy {record.source} is damaged"
+        for path in sorted(self.folder.glob("??/*")):
+            name = path.relative_to(self.folder).as_posix()
+            if _COPY.fullmatch(name) and name not in expected:
+                yield f"the copy {name} belongs to no record"
 
     def to_stored(self, record: Record) -> Record:
         """The record as the database has it: a copy's path is relative to the folder."""

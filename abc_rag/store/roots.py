@@ -99,6 +99,17 @@ class Roots:
             )
         self._known |= new
 
+    def listed(self) -> list[str]:
+        """What was written down for this store, as absolute paths."""
+        try:
+            with _registry(write=False) as registry:
+                rows = registry.execute("SELECT path FROM roots WHERE store = ?", [self._store or ""]).fetchall()
+        except (OSError, sqlite3.Error):
+            rows = []
+        with _lock:
+            here = {path for store, path in _here if store == (self._store or "")}
+        return sorted({str(path) for (path,) in rows} | here)
+
     def forget(self) -> None:
         """Take back what was written down for this store, which is about to vanish; this process still knows it."""
         store = self._store or ""

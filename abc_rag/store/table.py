@@ -20,6 +20,8 @@ PAGE = 1000
 
 # How far the score of a record's own vector may be from 1: float32 rounds.
 _SAME = 1e-4
+# How far the length of a vector may be from 1: float16 rounds.
+_UNIT = 2e-3
 
 Column = Literal["ids", "records", "vectors"]
 
@@ -100,6 +102,26 @@ class Table(ABC):
     def kept(self, vectors: Vectors) -> Vectors:
         """Vectors as they come back: where numbers are kept with less precision, they are rounded."""
         return vectors
+
+    def problems(self, what: str) -> Iterator[str]:
+        """A line for each row that is damaged, there twice, or whose vector has not unit length.
+
+        Args:
+            what: What a row is called.
+        """
+        seen: set[str] = set()
+        for page in self.scan("records"):
+            sound = {record.id for record in page.records}
+            for id_ in page.ids:
+                if id_ in seen:
+                    yield f"{what} {id_!r} is there twice"
+                elif id_ not in sound:
+                    yield f"{what} {id_!r} is damaged"
+                seen.add(id_)
+        for page in self.scan("vectors"):
+            for id_, length in zip(page.ids, np.linalg.norm(np.stack(page.vectors), axis=1), strict=True):
+                if not abs(length - 1.0) < _UNIT:
+                    yield f"{what} {id_!r}: its vector has length {length:.4g} instead of 1"
 
     def unfound(self, what: str) -> Iterator[str]:
         """A line for each row that its own vector does not find; something as near as itself must be found.

@@ -36,7 +36,8 @@ def test_a_sound_store_and_one_that_lost_records(tmp_path: Path, capsys: pytest.
     status, out, _ = run(capsys, "store", "check", "--store", place)
     assert (status, out) == (1, "record 't00007' is not found by its own vector\n30 records, 1 problems\n")
     status, out, _ = run(capsys, "store", "check", "--store", place, "--json")
-    assert json.loads(out) == {"records": 30, "problems": ["record 't00007' is not found by its own vector"]}
+    problems = ["record 't00007' is not found by its own vector"]
+    assert json.loads(out) == {"records": 30, "dim": 8, "fingerprint": None, "problems": problems}
     assert run(capsys, "store", "repair", "--store", place)[:2] == (0, "30 records, the index is built anew\n")
     assert run(capsys, "store", "check", "--store", place)[:2] == (0, "30 records, all are found\n")
 
@@ -66,3 +67,25 @@ def test_a_server_with_its_keyword_index_here(
     )
     assert run(capsys, "store", "repair", *here)[:2] == (0, "3 records, the index is built anew\n")
     assert run(capsys, "store", "check", *here)[0] == 0
+
+
+def test_a_store_becomes_a_lake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Chroma to Lance, its index, its check and its export; what is for Lance alone is refused elsewhere."""
+    place, lake = str(tmp_path / "s"), f"lance://{tmp_path / 'lake'}"
+    with ChromaStore(place) as store:
+        store.add(texts(300), vectors(300))
+    assert "no store here" in run(capsys, "store", "copy", lake, place)[2]
+    assert run(capsys, "store", "copy", place, lake, "--dtype", "float16") == (
+        0,
+        f"300 copied, 0 unchanged, 0 facets copied, 0 problems; 300 in {lake}\n",
+        "",
+    )
+    copied = json.loads(run(capsys, "store", "copy", place, lake, "--json")[1])
+    assert copied == {"copied": 0, "unchanged": 300, "facets": 0, "problems": [], "total": 300}
+    assert run(capsys, "store", "index", "--store", lake)[1] == "300 records and 0 facets are indexed\n"
+    assert run(capsys, "store", "check", "--store", lake) == (0, "300 records, all are found\n", "")
+    assert run(capsys, "store", "compact", "--store", lake, "--keep-hours", "0")[1].endswith(" MB freed\n")
+    assert run(capsys, "store", "export", str(tmp_path / "e.parquet"), "--store", str(tmp_path / "lake"))[:1] == (0,)
+    assert json.loads(run(capsys, "stats", "--store", lake, "--json")[1])["kinds"] == {"text": 300}
+    for command in (["index"], ["compact"]):
+        assert "this is for Lance stores" in run(capsys, "store", *command, "--store", place)[2]

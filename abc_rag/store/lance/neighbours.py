@@ -43,17 +43,20 @@ _LEAST_PROBES = 20
 _DIMS_A_CODE = 8  # of product codes
 _SAMPLE = 64  # vectors that a centre is trained with
 _ROUNDS = 10
+_LEAST_BITS = 256  # a bit a dimension says enough where there are many
 _SAMPLED = 1000
 _GROWN = 2  # since when an index is built anew
 _SAME = 1e-4
 
 
-def checked_kind(kind: object) -> IndexKind:
-    """A kind of index.
+def checked_kind(kind: object, dim: int) -> IndexKind:
+    """A kind of index; None stands for the one that fits to vectors of this length.
 
     Raises:
         InputError: There is no such one.
     """
+    if kind is None:
+        return "binary" if dim >= _LEAST_BITS else "int8"
     if kind not in get_args(IndexKind):
         raise InputError(f"there is no index {kind!r}; there are: {', '.join(get_args(IndexKind))}")
     return kind  # type: ignore[return-value]

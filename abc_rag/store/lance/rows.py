@@ -10,9 +10,10 @@ import json
 import logging
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
 from abc_rag.store.lance.client import import_lance
@@ -28,6 +29,7 @@ __all__ = [
     "IDENTITY",
     "RECORD",
     "Dtype",
+    "as_float32",
     "check",
     "create",
     "dataset_uri",
@@ -44,6 +46,7 @@ Dtype = Literal["float32", "float16"]
 
 FINGERPRINT = "abc:fingerprint"
 IDENTITY = "abc:identity"
+_ROUNDED = 2e-3
 _FORMAT, _VERSION = "abc:format", "1"
 # Lance then takes two inserts of one id at once for a conflict, of which one is repeated.
 _KEY = {"lance-schema:unenforced-primary-key": "true"}
@@ -202,5 +205,15 @@ def matrix_of(column: pa.Array | pa.ChunkedArray) -> Vectors:
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):  # of no chunks
         return np.zeros((0, array.type.list_size), np.float32)
-    flat: Vectors = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return flat.reshape(len(array), array.type.list_size)
+    return as_float32(array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size))
+
+
+def as_float32(rows: npt.NDArray[np.floating[Any]]) -> Vectors:
+    """Vectors as float32; what half precision has taken from their unit length is given back."""
+    wide: Vectors = rows.astype(np.float32, copy=False)
+    if rows.dtype != np.float16:
+        return wide
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    # Any other length is not by rounding, and `Table.problems` shall see it.
+    wide /= np.where(np.abs(lengths - 1.0) < _ROUNDED, lengths, 1.0)
+    return wide

@@ -144,6 +144,10 @@ class LanceStore(Store):
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(LanceStore, **self._settings), ()
 
+    def like(self, **settings: Any) -> LanceStore:  # noqa: ANN401
+        """Open the same place with other settings, named as for the class."""
+        return LanceStore(**{**self._settings, **settings})
+
     @property
     def fingerprint(self) -> str | None:
         """The mark of the collection; before there is one, the mark it will get, if any."""
@@ -162,7 +166,7 @@ class LanceStore(Store):
 
     # -- looking after it ----------------------------------------------------------------------
 
-    def build_index(self, kind: IndexKind = "int8") -> dict[str, int]:
+    def build_index(self, kind: IndexKind | None = None) -> dict[str, int]:
         """Build the index of neighbours, and those of ids and of fields for filters; or bring what there is up to date.
 
         Where there is an index of this kind already, rows that came since are added to it; after the rows have doubled,
@@ -171,7 +175,7 @@ class LanceStore(Store):
         Args:
             kind: What stands for a vector in the index: ``"int8"`` (a byte a dimension), ``"binary"`` (a bit),
                 ``"pq"`` (a byte for 8 dimensions) or ``"hnsw"`` (a graph over bytes). Candidates are compared by their
-                own vectors in any case.
+                own vectors in any case. If not given: ``"binary"`` from 256 dimensions on, else ``"int8"``.
 
         Returns:
             By table (``"records"``, ``"facets"``), how many rows the index has; 0 where there are too few for one.
@@ -180,7 +184,7 @@ class LanceStore(Store):
             InputError: There is no such kind.
             StoreError: It cannot be written.
         """
-        kind = checked_kind(kind)
+        kind = checked_kind(kind, self.dim or 0)
         built = {}
         for name, table in zip(("records", "facets"), self._tables, strict=True):
             dataset = table.handle.current()

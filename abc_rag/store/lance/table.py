@@ -8,8 +8,6 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from abc_rag.errors import InputError, StoreError
 from abc_rag.store.filters import Condition, matches
 from abc_rag.store.keywords import Keywords
@@ -17,7 +15,7 @@ from abc_rag.store.lance.client import translated
 from abc_rag.store.lance.exact import Block, Ranking, blocks_of, keys_of, loaded, ranked
 from abc_rag.store.lance.handle import Handle, Opening
 from abc_rag.store.lance.neighbours import Neighbours
-from abc_rag.store.lance.rows import RECORD, dim_of, matrix_of, records_of, table_of
+from abc_rag.store.lance.rows import RECORD, as_float32, dim_of, matrix_of, records_of, table_of
 from abc_rag.store.lance.where import is_exact, quoted, to_sql
 from abc_rag.store.lance.words import WordIndex
 from abc_rag.store.table import PAGE, Column, Page, Table
@@ -107,9 +105,8 @@ class LanceTable(Table):
         """See `Table.kept`."""
         dataset = self.handle.current()
         if dataset is None:
-            return vectors.astype(self._how.dtype).astype(np.float32)
-        kind = dataset.schema.field("vector").type.value_type.to_pandas_dtype()
-        return vectors.astype(kind).astype(np.float32)
+            return as_float32(vectors.astype(self._how.dtype))
+        return as_float32(vectors.astype(dataset.schema.field("vector").type.value_type.to_pandas_dtype()))
 
     def read(
         self,
