@@ -38,8 +38,8 @@ _LEAST_ROWS = 256  # less cannot be divided
 _PARTITION = 1000  # rows in one
 _GRAPH = 20_000
 # Of the partitions, this share is read, and at least so many.
-_SHARE = 0.02
-_LEAST_PROBES = 20
+_SHARE = 0.04
+_LEAST_PROBES = 50
 _DIMS_A_CODE = 8  # of product codes
 _SAMPLE = 64  # vectors that a centre is trained with
 _ROUNDS = 10

@@ -196,6 +196,17 @@ class LanceStore(Store):
                 built[name] = build(own, kind)
         return built
 
+    def indexes(self) -> list[dict[str, Any]]:
+        """The indexes there are: ``table``, ``name`` of the column, Lance's ``kind``, ``rows`` and ``bytes``."""
+        found = []
+        for name, table in zip(("records", "facets"), self._tables, strict=True):
+            dataset = table.handle.current()
+            with translated(self._place):
+                for one in () if dataset is None else dataset.describe_indices():
+                    facts = {"kind": one.index_type, "rows": one.num_rows_indexed, "bytes": one.total_size_bytes}
+                    found.append({"table": name, "name": one.field_names[0], **facts})
+        return found
+
     def repair(self) -> int:
         """Build the keyword index, and an index of neighbours if there is one, anew; return how many records there are.
 

@@ -31,8 +31,9 @@ MOST_BYTES = 2**28
 """Of the vectors of one dataset that are kept in memory."""
 
 _COLUMNS: dict[Column, list[str]] = {"ids": ["id"], "records": RECORD, "vectors": ["id", "vector"]}
-# Rows that are compared with one by one, whatever index there is.
-_FEW = 10_000
+# Rows that are compared with one by one, whatever index there is: their vectors are read from the disk, or in memory.
+_FEW = 2500
+_FEW_IN_MEMORY = 10_000
 _QUERIES = 256
 _COMMIT_BYTES = 2**28  # of vectors, in one commit
 _IDS = 10_000  # in one deletion
@@ -239,20 +240,25 @@ class LanceTable(Table):
 
     def _rankings(self, dataset: lance.LanceDataset, queries: Vectors, k: int, sql: str | None) -> list[Ranking]:
         keys = None if sql is None else keys_of(dataset, sql)
-        if self.neighbours.serves(dataset) and (keys is None or len(keys) > _FEW):
+        in_memory = self._fits(dataset)
+        if self.neighbours.serves(dataset) and (keys is None or len(keys) > (_FEW_IN_MEMORY if in_memory else _FEW)):
             return self.neighbours.ranked(dataset, queries, k, sql, keys)
-        block = self._loaded(dataset)
+        block = self._loaded(dataset) if in_memory else None
         if block is not None:
             return ranked(queries, k, [block if keys is None else block.only(keys)])
         if keys is not None and len(keys) <= _FEW:
             sql = _with_keys(keys.tolist()) if len(keys) else "false"
         return ranked(queries, k, blocks_of(dataset, sql))
 
-    def _loaded(self, dataset: lance.LanceDataset) -> Block | None:
-        """All rows in memory, if they are not too many."""
-        if 4 * dim_of(dataset.schema) * dataset.count_rows() > MOST_BYTES:
+    def _fits(self, dataset: lance.LanceDataset) -> bool:
+        """Whether all rows may be kept in memory."""
+        fits = 4 * dim_of(dataset.schema) * dataset.count_rows() <= MOST_BYTES
+        if not fits:
             self._block = None
-            return None
+        return fits
+
+    def _loaded(self, dataset: lance.LanceDataset) -> Block:
+        """All rows, in memory."""
         at = dataset.schema_metadata.get("abc:identity"), dataset.version
         with self._lock:
             if self._block is None or self._block[0] != at:

@@ -65,6 +65,13 @@ class TestStandardWithAnEmbedder(VectorStoreIntegrationTests):
             yield store
 
 
+class TestStandardOnLance(VectorStoreIntegrationTests):
+    @pytest.fixture
+    def vectorstore(self, tmp_path: Path) -> Iterator[VectorStore]:  # type: ignore[override]
+        with ABCVectorStore(self.get_embeddings(), path=f"lance://{tmp_path}") as store:
+            yield store
+
+
 @pytest.fixture
 def store() -> Iterator[ABCVectorStore]:
     with ABCVectorStore(FakedEmbeddings()) as made:

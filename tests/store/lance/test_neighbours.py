@@ -34,7 +34,7 @@ def recall(found: list[set[str]], true: list[set[str]]) -> float:
 
 @pytest.mark.parametrize("kind", ["int8", "binary"])
 def test_found_by_an_index(kind: neighbours.IndexKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "_FEW", 100)  # so that a filter with few rows is one, and others ask the index
+    monkeypatch.setattr(table, "_FEW_IN_MEMORY", 100)  # so that a filter with few rows is one, and others ask the index
     monkeypatch.setattr(neighbours, "_PARTITION", 100)
     wide, narrow = {"page": {"$in": [1, 2, 3]}}, {"odd": 7}
     with LanceStore(tmp_path / "s") as store:

@@ -35,6 +35,7 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 import abc_rag
 from abc_rag import ChromaStore, Fingerprint, ImageLimits
 from abc_rag.errors import FingerprintMismatchError, ImageFetchError, InputError, PartialIndexError
+from abc_rag.store import Store, open_store
 
 DEMO = Path(abc_rag.__file__).parent / "models" / "bundled" / "demo"
 PIG, ROSE, CRAB = (DEMO / name for name in ("pig-car.jpg", "rose-fox.jpg", "crab-elephant.jpg"))
@@ -109,7 +110,7 @@ def test_llama_indexs_own_classes_with_two_collections(embed_model: ABCEmbedding
 # --- LlamaIndex's own index, over two views of one store --------------------------------------------------
 
 
-def two_views(store: ChromaStore, **kwargs: Any) -> StorageContext:
+def two_views(store: Store, **kwargs: Any) -> StorageContext:
     return StorageContext.from_defaults(
         vector_store=ABCVectorStore(store, modality="text"),
         image_store=ABCVectorStore(store, modality="image"),
@@ -117,14 +118,15 @@ def two_views(store: ChromaStore, **kwargs: Any) -> StorageContext:
     )
 
 
-def test_llama_indexs_own_index_over_one_collection(embed_model: ABCEmbeddings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["", "lance://"])
+def test_llama_indexs_own_index_over_one_collection(embed_model: ABCEmbeddings, tmp_path: Path, kind: str) -> None:
     both: Any = {"embed_model": embed_model, "image_embed_model": embed_model}
-    with ChromaStore(tmp_path / "store") as store:
+    with open_store(f"{kind}{tmp_path / 'store'}") as store:
         context = two_views(store)
         MultiModalVectorStoreIndex(nodes=[], storage_context=context, **both).insert_nodes(mixed())
         assert set(store.ids()) == {"image:bare", "image:captioned", "text:captioned", "text:text"}
         context.persist(tmp_path / "index")
-    with ChromaStore(tmp_path / "store") as store:
+    with open_store(tmp_path / "store") as store:
         vectors = store.vectors(["image:captioned", "text:captioned"])
         assert np.allclose(vectors["image:captioned"], embed_model.get_image_embedding(str(ROSE)), atol=1e-5)
         assert np.allclose(vectors["text:captioned"], embed_model.get_text_embedding("a trip to the sea"), atol=1e-5)
@@ -184,10 +186,11 @@ def test_texts_are_found_after_pictures_were_inserted_alone(embed_model: ABCEmbe
     assert set(scores(index.as_retriever().retrieve("mud"))) == {"text", "bare"}
 
 
-def test_the_store_alone_is_the_index(embed_model: ABCEmbeddings, tmp_path: Path) -> None:
-    with ChromaStore(tmp_path / "store") as store:
+@pytest.mark.parametrize("kind", ["", "lance://"])
+def test_the_store_alone_is_the_index(embed_model: ABCEmbeddings, tmp_path: Path, kind: str) -> None:
+    with open_store(f"{kind}{tmp_path / 'store'}") as store:
         ABCMultiModalIndex(mixed(), embed_model=embed_model, store=store)
-    with ChromaStore(tmp_path / "store") as store:
+    with open_store(tmp_path / "store") as store:
         index = ABCMultiModalIndex(embed_model=embed_model, store=store)
         retriever = index.as_retriever(similarity_top_k=5, image_similarity_top_k=5)
         assert set(scores(retriever.retrieve("a pig"))) == {"bare", "captioned", "text"}
