@@ -22,6 +22,7 @@ from abc_rag.types import Vectors
 
 if TYPE_CHECKING:
     import lance
+    import pyarrow as pa
 
 __all__ = ["IndexKind", "Neighbours", "build", "checked_kind", "refresh"]
 
@@ -40,6 +41,9 @@ _GRAPH = 20_000
 # Of the partitions, this share is read, and at least so many.
 _SHARE = 0.04
 _LEAST_PROBES = 50
+# Where a filter lets this share through, or more, candidates are asked whether they pass; below, it comes first.
+_WIDE = 0.02
+_MORE = 1.5  # candidates, so that enough of them pass
 _DIMS_A_CODE = 8  # of product codes
 _SAMPLE = 64  # vectors that a centre is trained with
 _ROUNDS = 10
@@ -133,7 +137,12 @@ class Neighbours:
             return self._known[1]
 
     def ranked(
-        self, dataset: lance.LanceDataset, queries: Vectors, k: int, sql: str | None, keys: Keys | None
+        self,
+        dataset: lance.LanceDataset,
+        queries: Vectors,
+        k: int,
+        keys: Keys | None = None,
+        sql: str | None = None,
     ) -> list[Ranking]:
         """The ``k`` nearest of each unit vector among the index's candidates, by their own vectors.
 
@@ -141,23 +150,23 @@ class Neighbours:
             dataset: With an index.
             queries: Shape ``(n, dim)``.
             k: How many.
-            sql: A filter.
-            keys: The rows that pass it.
+            keys: The rows that pass a filter, ascending or not; None for all.
+            sql: The filter.
         """
         index = self._index(dataset)
         assert index is not None
         count = dataset.count_rows()
-        passing = count if keys is None else len(keys)
+        share = 1.0 if keys is None else max(len(keys), 1) / count
         # A filter thins out what is near: as many more partitions are read.
-        probes = min(index.partitions, int(max(_LEAST_PROBES, _SHARE * index.partitions) * min(16.0, count / passing)))
-        wanted = max(_LEAST_CANDIDATES, _CANDIDATES[index.kind] * k)
+        probes = max(_LEAST_PROBES, _SHARE * index.partitions) * min(16.0, 1.0 / share)
+        look = _Look(dataset, max(_LEAST_CANDIDATES, _CANDIDATES[index.kind] * k), min(index.partitions, int(probes)))
         found: list[Ranking] = []
         for query in queries:
-            near = _candidates(dataset, query, wanted, probes, sql)
-            if len(near.keys) < min(k, passing):
-                found += ranked(query[None], k, blocks_of(dataset, sql))
-            else:
-                found += ranked(query[None], k, [near])
+            near = look.among(query, keys, share) if keys is not None and share >= _WIDE else None
+            if near is None or len(near.keys) < k:
+                near = look.passing(query, sql)
+            blocks = [near] if len(near.keys) >= min(k, int(share * count)) else blocks_of(dataset, sql)
+            found += ranked(query[None], k, blocks)
         return found
 
     def unfound(self, dataset: lance.LanceDataset, what: str) -> Iterator[str]:
@@ -165,7 +174,7 @@ class Neighbours:
         count = dataset.count_rows()
         places = np.unique(np.linspace(0, count - 1, min(count, _SAMPLED)).astype(np.int64))
         rows = dataset.take(places.tolist(), columns=["id", "vector"])
-        found = self.ranked(dataset, matrix_of(rows.column("vector")), 1, None, None)
+        found = self.ranked(dataset, matrix_of(rows.column("vector")), 1)
         for id_, best in zip(rows.column("id").to_pylist(), found, strict=True):
             if not best or best[0].far > 2 * _SAME:
                 yield f"{what} {id_!r} is not found by its own vector"
@@ -179,14 +188,40 @@ def _described(dataset: lance.LanceDataset) -> _Index | None:
     return None
 
 
-def _candidates(dataset: lance.LanceDataset, query: Vectors, wanted: int, probes: int, sql: str | None) -> Block:
-    nearest = {"column": "vector", "q": query, "k": wanted, "nprobes": probes, "metric": "cosine"}
-    found = dataset.scanner(
-        columns=["id", "vector"],
-        nearest=nearest,
-        filter=sql,
-        prefilter=sql is not None,
-        with_row_id=True,
-        disable_scoring_autoprojection=True,
-    ).to_table()
-    return block_of(found)
+class _Look(NamedTuple):
+    """Asks an index for candidates.
+
+    Attributes:
+        dataset: With the index.
+        wanted: How many candidates' vectors are read.
+        probes: How many partitions are.
+    """
+
+    dataset: lance.LanceDataset
+    wanted: int
+    probes: int
+
+    def passing(self, query: Vectors, sql: str | None) -> Block:
+        """The nearest rows that pass, with their vectors."""
+        return block_of(self._ask(query, self.wanted, ["id", "vector"], sql))
+
+    def among(self, query: Vectors, keys: Keys, share: float) -> Block:
+        """The nearest of ``keys``, which are this share of all: of more candidates, those that are among them."""
+        most = int(_MORE * self.wanted / share)
+        near = self._ask(query, most, [], None).column("_rowid").to_numpy().astype(np.int64)
+        kept = near[np.isin(near, keys)][: self.wanted]
+        if not len(kept):
+            return Block(kept, None, np.zeros((0, len(query)), np.float32))
+        sql = f"_rowid IN ({', '.join(map(str, kept.tolist()))})"
+        return block_of(self.dataset.scanner(columns=["id", "vector"], filter=sql, with_row_id=True).to_table())
+
+    def _ask(self, query: Vectors, count: int, columns: list[str], sql: str | None) -> pa.Table:
+        nearest = {"column": "vector", "q": query, "k": count, "nprobes": self.probes, "metric": "cosine"}
+        return self.dataset.scanner(
+            columns=columns,
+            nearest=nearest,
+            filter=sql,
+            prefilter=sql is not None,
+            with_row_id=True,
+            disable_scoring_autoprojection=True,
+        ).to_table()

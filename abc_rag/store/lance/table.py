@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -12,7 +13,7 @@ from abc_rag.errors import InputError, StoreError
 from abc_rag.store.filters import Condition, matches
 from abc_rag.store.keywords import Keywords
 from abc_rag.store.lance.client import translated
-from abc_rag.store.lance.exact import Block, Ranking, blocks_of, keys_of, loaded, ranked
+from abc_rag.store.lance.exact import Block, Keys, Ranking, blocks_of, keys_of, loaded, ranked
 from abc_rag.store.lance.handle import Handle, Opening
 from abc_rag.store.lance.neighbours import Neighbours
 from abc_rag.store.lance.rows import RECORD, as_float32, dim_of, matrix_of, records_of, table_of
@@ -35,6 +36,7 @@ _COLUMNS: dict[Column, list[str]] = {"ids": ["id"], "records": RECORD, "vectors"
 _FEW = 2500
 _FEW_IN_MEMORY = 10_000
 _QUERIES = 256
+_MOST_REMEMBERED = 2**25  # bytes of what filters let through
 _COMMIT_BYTES = 2**28  # of vectors, in one commit
 _IDS = 10_000  # in one deletion
 _RETRIES = 100
@@ -72,6 +74,8 @@ class LanceTable(Table):
         self._facets = facets
         self._lock = threading.Lock()
         self._block: tuple[object, Block] | None = None
+        self._answers_at: object = None
+        self._answers: OrderedDict[str, Keys] = OrderedDict()
         self._open_words = words
         self._words: WordIndex | None = None
 
@@ -239,10 +243,10 @@ class LanceTable(Table):
         return found
 
     def _rankings(self, dataset: lance.LanceDataset, queries: Vectors, k: int, sql: str | None) -> list[Ranking]:
-        keys = None if sql is None else keys_of(dataset, sql)
+        keys = None if sql is None else self._passing(dataset, sql)
         in_memory = self._fits(dataset)
         if self.neighbours.serves(dataset) and (keys is None or len(keys) > (_FEW_IN_MEMORY if in_memory else _FEW)):
-            return self.neighbours.ranked(dataset, queries, k, sql, keys)
+            return self.neighbours.ranked(dataset, queries, k, keys, sql)
         block = self._loaded(dataset) if in_memory else None
         if block is not None:
             return ranked(queries, k, [block if keys is None else block.only(keys)])
@@ -250,9 +254,27 @@ class LanceTable(Table):
             sql = _with_keys(keys.tolist()) if len(keys) else "false"
         return ranked(queries, k, blocks_of(dataset, sql))
 
+    def _passing(self, dataset: lance.LanceDataset, sql: str) -> Keys:
+        """The keys of the rows that pass, remembered until something is written."""
+        at = dataset.schema_metadata.get("abc:identity"), dataset.version
+        with self._lock:
+            if self._answers_at != at:
+                self._answers_at, self._answers = at, OrderedDict()
+            known = self._answers.get(sql)
+            if known is not None:
+                self._answers.move_to_end(sql)
+                return known
+        found = keys_of(dataset, sql)
+        with self._lock:
+            if self._answers_at == at:
+                self._answers[sql] = found
+                while sum(keys.nbytes for keys in self._answers.values()) > _MOST_REMEMBERED:
+                    self._answers.popitem(last=False)
+        return found
+
     def _fits(self, dataset: lance.LanceDataset) -> bool:
         """Whether all rows may be kept in memory."""
-        fits = 4 * dim_of(dataset.schema) * dataset.count_rows() <= MOST_BYTES
+        fits = bool(4 * dim_of(dataset.schema) * dataset.count_rows() <= MOST_BYTES)
         if not fits:
             self._block = None
         return fits

@@ -12,7 +12,7 @@ from abc_rag.store import LanceStore
 from abc_rag.store.lance import neighbours, table
 from abc_rag.types import Record
 
-COUNT, DIM = 2400, 32
+COUNT, DIM = 1600, 32
 RNG = np.random.default_rng(0)
 CENTRES = RNG.standard_normal((24, DIM))
 ROWS = CENTRES[RNG.integers(0, 24, COUNT)] + 0.5 * RNG.standard_normal((COUNT, DIM))
@@ -36,29 +36,30 @@ def recall(found: list[set[str]], true: list[set[str]]) -> float:
 def test_found_by_an_index(kind: neighbours.IndexKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "_FEW_IN_MEMORY", 100)  # so that a filter with few rows is one, and others ask the index
     monkeypatch.setattr(neighbours, "_PARTITION", 100)
+    monkeypatch.setattr(neighbours, "_SAMPLED", 50)  # for the check
     wide, narrow = {"page": {"$in": [1, 2, 3]}}, {"odd": 7}
     with LanceStore(tmp_path / "s") as store:
-        store.add(records(0, 2000), ROWS[:2000])
+        store.add(records(0, 1400), ROWS[:1400])
         store.add_facets(["r00000"], "what is on the left?", -ROWS[:1])
         true = {str(where): names(store, where) for where in (None, wide, narrow)}
         best = store.search(QUERIES[0], 3)
-        assert store.build_index(kind) == {"records": 2000, "facets": 0}
+        assert store.build_index(kind) == {"records": 1400, "facets": 0}
         for where in (None, wide):
             assert recall(names(store, where), true[str(where)]) >= 0.95
         assert names(store, narrow) == true[str(narrow)]
         again = store.search(QUERIES[0], 3)
         assert [(hit.id, round(hit.score, 6)) for hit in again] == [(hit.id, round(hit.score, 6)) for hit in best]
         # What is written later is found at once, and what is deleted is gone.
-        store.add(records(2000, COUNT), ROWS[2000:])
+        store.add(records(1400, COUNT), ROWS[1400:])
         store.delete(["r00003"])
-        assert [found[0].id for found in store.search_many(ROWS[2000:2010], 1)] == [
-            f"r{i:05}" for i in range(2000, 2010)
+        assert [found[0].id for found in store.search_many(ROWS[1400:1410], 1)] == [
+            f"r{i:05}" for i in range(1400, 1410)
         ]
         assert store.search(ROWS[3], 1)[0].id != "r00003"
         assert store.search(-ROWS[0], 1)[0].facet == "what is on the left?"
         assert store.build_index(kind)["records"] == COUNT - 1
-        assert [found[0].id for found in store.search_many(ROWS[2000:2010], 1)] == [
-            f"r{i:05}" for i in range(2000, 2010)
+        assert [found[0].id for found in store.search_many(ROWS[1400:1410], 1)] == [
+            f"r{i:05}" for i in range(1400, 1410)
         ]
         assert store.check() == []
         assert store.repair() == COUNT - 1
