@@ -149,7 +149,7 @@ def test_integrations_use_only_what_is_public() -> None:
 
 def test_the_namespaces_of_llama_index_are_left_to_it() -> None:
     found = sorted(str(file.parent.relative_to(INTEGRATIONS)) for file in INTEGRATIONS.rglob("__init__.py"))
-    packages = [f"llama_index/{kind}/abc" for kind in ("embeddings", "readers", "retrievers", "vector_stores")]
+    packages = [f"llama_index/{kind}/abc" for kind in ("embeddings", "llms", "readers", "retrievers", "vector_stores")]
     assert found == ["langchain_abc", *packages]
 
 

@@ -14,8 +14,10 @@ from abc_rag.errors import ABCRagError, MissingExtraError
 ROOT = Path(abc_rag.__file__).parent.parent
 EXTRAS = {
     "langchain_abc": "langchain",
+    "langchain_abc.chat": "langchain",
     "langchain_abc.retrievers": "langchain",
     "llama_index.embeddings.abc": "llama-index",
+    "llama_index.llms.abc": "llama-index",
     "llama_index.retrievers.abc": "llama-index",
     "llama_index.vector_stores.abc": "llama-index",
 }
