@@ -12,7 +12,7 @@ from abc_rag.cli.options import (
     JsonOption,
     expanded,
 )
-from abc_rag.cli.output import print_json, say
+from abc_rag.cli.output import in_words, print_json, say
 
 __all__ = ["export"]
 
@@ -38,5 +38,5 @@ def export_sentence_transformers_command(
         print_json({"folder": str(done.folder), "fingerprint": str(done.fingerprint), "difference": done.difference})
         return
     compared = "" if done.difference is None else f"; largest difference to the engine's vectors: {done.difference:.0e}"
-    say(f"{done.fingerprint} is in {out}{compared}")
+    say(f"{in_words(str(done.fingerprint))} is in {out}{compared}")
     say(f"how to load it, and its limits: {out / 'README.md'}")

@@ -36,7 +36,9 @@ class _IndexingFlags(EmbedderFlags):
 def index(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Pictures, documents, .txt and .md files, folders of them, and URLs (--allow-web)."),
+        typer.Argument(
+            help="Pictures, documents, .txt and .md files, folders of them, patterns, and URLs (--allow-web)."
+        ),
     ],
     facet: Annotated[
         list[str] | None,
@@ -87,12 +89,11 @@ def index(
     from abc_rag.ingest.documents.options import DocumentOptions
     from abc_rag.ingest.paths import index_paths
 
+    given: list[Path | URL] = []
+    for path in paths:
+        given += _given(path, exclude or [], follow_links=follow_links)
     embedder = embedding.open()
-    given = [URL(path) if path.startswith(("http://", "https://")) else Path(path) for path in paths]
     local = [path for path in given if isinstance(path, Path)]
-    for path in local:
-        if not os.path.exists(expanded(path)):
-            raise InputError(f"{path}: no such file or folder")
     with place.open(embedder.fingerprint) as opened:
 
         def indexed(*, pruned: bool) -> IndexReport:
@@ -177,3 +178,17 @@ class _Shown:
             say("left out: " + ", ".join(f"{count} {reason}" for reason, count in reasons))
         for file, reason in report.failed:
             tell(f"failed: {file}: {reason}")
+
+
+def _given(path: str, exclude: list[str], *, follow_links: bool) -> list[Path | URL]:
+    """What an argument means: a URL, a path, or what a pattern matches that the shell has left as it is."""
+    from abc_rag.ingest.files import files_matching
+
+    if path.startswith(("http://", "https://")):
+        return [URL(path)]
+    if os.path.exists(expanded(Path(path))):
+        return [Path(path)]
+    found = files_matching(path, exclude=exclude, follow_links=follow_links)
+    if not found:
+        raise InputError(f"{path}: no such file or folder" + (", and no file matches it" if "*" in path else ""))
+    return [*found]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
+from importlib.metadata import version
 from typing import Any
 
 from rich.table import Table
 
 from abc_rag import __version__
 from abc_rag.cli.options import DeviceOption, JsonOption, ModelOption, StoreFlags, grouped, is_store, open_embedder
-from abc_rag.cli.output import cell, console, print_json
+from abc_rag.cli.output import cell, console, in_words, print_json
 from abc_rag.errors import InputError
 
 __all__ = ["info"]
@@ -24,9 +25,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, the device, the model and what a store holds. Downloads nothing."""
-    import chromadb
     import torch
-    import transformers
 
     from abc_rag.embedding.load import default_model, local_revision
 
@@ -35,8 +34,8 @@ def info(
         "abc-rag": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "chromadb": chromadb.__version__,
+        "transformers": version("transformers"),
+        "chromadb": version("chromadb"),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "model": name,
     }
@@ -64,5 +63,5 @@ def info(
     for key, value in facts.items():
         rows = {f"{key} {inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
         for label, shown in rows.items():
-            table.add_row(cell(label), cell("none" if shown is None else shown))
+            table.add_row(cell(label), cell("none" if shown is None else in_words(str(shown))))
     console().print(table)

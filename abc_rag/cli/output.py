@@ -31,6 +31,7 @@ __all__ = [
     "console",
     "heading",
     "in_options",
+    "in_words",
     "labelled",
     "place_of",
     "plain_logs",
@@ -76,11 +77,27 @@ _OPTIONS = (
 )
 
 
+# How the fingerprint of a model ends.
+_TOKENS = re.compile(r" \((\d+)\.\.(\d+) image tokens\)")
+
+
 def in_options(message: str) -> str:
     """A message that names arguments of functions, with the command's options in their place."""
     for pattern, option in _OPTIONS:
         message = pattern.sub(option, message)
-    return message
+    return in_words(message)
+
+
+def in_words(text: str) -> str:
+    """A text with fingerprints of models in it, which say in words how closely the model looks at a picture."""
+
+    def said(found: re.Match[str]) -> str:
+        least, most = found.groups()
+        if most in ("0", "1"):  # a model without this setting
+            return ""
+        return f" ({most if least == most else f'{least} to {most}'} tokens for each picture)"
+
+    return _TOKENS.sub(said, text)
 
 
 class _Guarded:

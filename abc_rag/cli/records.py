@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from abc_rag.cli.options import JsonOption, OnlyOption, StoreFlags, WhereOption, expanded, filter_of, grouped
-from abc_rag.cli.output import cell, console, place_of, print_json, say
+from abc_rag.cli.output import cell, console, in_words, place_of, print_json, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def stats(
     table.add_column(overflow="fold")
     table.add_column(justify="right", overflow="fold")
     for label, value in facts.items():
-        table.add_row(cell(label), cell(value))
+        table.add_row(cell(label), cell(in_words(str(value))))
     for name, counter in counted.items():
         for label, count in counter.most_common(_TABLE_FOLDERS):
             table.add_row(cell(f"{name.removesuffix('s')} {label}"), cell(f"{count:,}"))

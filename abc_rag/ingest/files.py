@@ -18,7 +18,16 @@ from abc_rag.ingest.regular import open_regular
 from abc_rag.ingest.report import IndexReport
 from abc_rag.types import Modality
 
-__all__ = ["IGNORE_FILE", "IMAGE_SUFFIXES", "TEXT_SUFFIXES", "FileKind", "Found", "find_files", "kind_of_name"]
+__all__ = [
+    "IGNORE_FILE",
+    "IMAGE_SUFFIXES",
+    "TEXT_SUFFIXES",
+    "FileKind",
+    "Found",
+    "files_matching",
+    "find_files",
+    "kind_of_name",
+]
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -43,6 +52,7 @@ _BY_MACHINES = frozenset(
 )
 # A folder with this file is a store.
 _STORE_FILE = "chroma.sqlite3"
+_WILDCARD = re.compile(r"[*?\[]")
 _KEPT_COPY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.[a-z]+")
 
 _HIDDEN = "hidden"
@@ -106,6 +116,30 @@ def find_files(
     return [Found(path, kind) for path, kind in found.items()]
 
 
+def files_matching(pattern: str, *, exclude: Sequence[str] = (), follow_links: bool = False) -> list[Path]:
+    """The files that a pattern such as ``photos/**/*.jpg`` names: ``*`` within a name, ``**`` across folders.
+
+    Of the folder before the first wildcard, the same files are left out as by `find_files`. Where a folder matches, all
+    files in it do.
+
+    Args:
+        pattern: With ``*``, ``?`` or ``[...]``; anything else matches nothing.
+        exclude: Patterns of what to leave out, relative to that folder, in the syntax of ``.gitignore``.
+        follow_links: Also follow links in the folder that lead out of it, to files.
+
+    Raises:
+        InputError: A pattern is malformed.
+    """
+    parts = Path(os.path.expanduser(pattern)).parts
+    first = next((number for number, part in enumerate(parts) if _WILDCARD.search(part)), None)
+    if first is None or not os.path.isdir(folder := os.path.realpath(Path(*parts[:first]))):
+        return []
+    root = Path(folder)
+    wanted = _Rules(root, ["/" + "/".join(parts[first:])], None)
+    walk = _Walk([root], exclude, follow_links, IndexReport(), lambda _: None)
+    return [path for path, _ in walk.folder(root, wanted)]
+
+
 def kind_of_name(path: str | os.PathLike[str]) -> Modality | None:
     """What a file's name says that it is, if it says so."""
     suffix = os.path.splitext(path)[1].lower()
@@ -152,6 +186,10 @@ class _Rules:
         except ValueError as error:
             raise InputError(f"a pattern is malformed ({error}); see the manual of gitignore") from error
 
+    def matches(self, path: Path) -> bool:
+        """Whether a pattern of this folder names a file, or a folder that it is in."""
+        return bool(self._spec.match_file(path.relative_to(self._folder).as_posix()))
+
     def leave_out(self, path: Path, *, is_folder: bool) -> bool:
         name = path.relative_to(self._folder).as_posix() + ("/" if is_folder else "")
         said = self._spec.check_file(name).include
@@ -178,8 +216,8 @@ class _Walk:
         self._noted = noted
         self._seen: set[Path] = set()
 
-    def folder(self, root: Path) -> Iterator[tuple[Path, FileKind]]:
-        """The files of a folder and its sub-folders, those of a folder first."""
+    def folder(self, root: Path, wanted: _Rules | None = None) -> Iterator[tuple[Path, FileKind]]:
+        """The files of a folder and its sub-folders, those of a folder first; only those ``wanted``, if given."""
         waiting: list[tuple[Path, _Rules]] = [(root, _Rules(root, self._exclude, None))]
         while waiting:
             folder, rules = waiting.pop()
@@ -201,6 +239,8 @@ class _Walk:
             below = []
             for entry in entries:
                 path, is_folder = folder / entry.name, entry.is_dir()
+                if wanted is not None and not is_folder and not (root in path.parents and wanted.matches(path)):
+                    continue
                 target = Path(os.path.realpath(path)) if entry.is_symlink() else path
                 kind: FileKind | None = None
                 why = self._why_not(path, target, rules, is_folder=is_folder)

@@ -19,10 +19,11 @@ import abc_rag
 from abc_rag import ChromaStore, Record
 from abc_rag.cli import main as cli
 from abc_rag.cli import output
-from abc_rag.cli.output import in_options, visible
+from abc_rag.cli.output import in_options, in_words, visible
 from abc_rag.embedding import load
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.images.limits import ImageLimits
+from abc_rag.types import Fingerprint
 
 # Writes the clipboard, clears the screen, sets the title, in C1 codes too; reverses what follows.
 HOSTILE = "a\x1b]52;c;ZXZpbA==\x07b\x1b[2Jc\x9b2Jd\x9d0;title\x9ce\rf\x08g\x7fh\u202ei\u2066j\u2028k"
@@ -189,6 +190,18 @@ def test_messages_name_options(run: Callable[..., tuple[int, str, str]]) -> None
 def test_every_limit_that_a_message_names_is_an_option(limit: str) -> None:
     said = in_options(f"5 exceed ImageLimits.{limit}=4; to allow it, pass limits=ImageLimits({limit}=...)")
     assert said == f"5 exceed --image-limit {limit}=4; to allow it, pass --image-limit {limit}=..."
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ((9, 9), " (9 tokens for each picture)"),
+        ((256, 1024), " (256 to 1024 tokens for each picture)"),
+        ((1, 1), ""),  # a model without this setting
+    ],
+)
+def test_a_fingerprint_in_words(limits: tuple[int, int], words: str) -> None:
+    assert in_words(f"holds vectors of {Fingerprint('m', 'r', *limits)}, ...") == f"holds vectors of m@r{words}, ..."
 
 
 def test_pruning_names_its_option(run: Callable[..., tuple[int, str, str]]) -> None:

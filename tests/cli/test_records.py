@@ -97,6 +97,20 @@ def test_stats(run: Run) -> None:
     assert counted["folders"] == {photos: 3, f"{photos}/sub": 1, "": 1}
     out = run("stats")[1]
     assert "image/png" in out
+    assert "image tokens" not in out
+
+
+@pytest.mark.parametrize("patterns", [["photos/**/*.png"], ["photos/*.png", "photos/s*/*"]])
+def test_patterns_that_the_shell_left_as_they_are(patterns: list[str], run: Run, filled: None) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "load_embedder", lambda *_, **__: EMBEDDER)
+        assert run("index", *patterns, "--store", "a")[0] == 0
+        assert run("index", "photos/**/*.png", "--store", "b", "--exclude", "**/b*.png")[0] == 0
+        code, _, said = run("index", "photos/*.gif", "--store", "c")
+    assert (code, said) == (2, "error: photos/*.gif: no such file or folder, and no file matches it\n")
+    counted = {store: json.loads(run("stats", "--json", "--store", store)[1])["folders"] for store in "ab"}
+    photos = str(Path("photos").resolve())
+    assert counted == {"a": {photos: 1, f"{photos}/sub": 1}, "b": {photos: 1}}
 
 
 @pytest.mark.usefixtures("filled")

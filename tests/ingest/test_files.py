@@ -18,7 +18,7 @@ from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import InputError
 from abc_rag.images.open import content_hash
 from abc_rag.ingest import paths as ingest
-from abc_rag.ingest.files import IMAGE_SUFFIXES
+from abc_rag.ingest.files import IMAGE_SUFFIXES, files_matching
 from abc_rag.ingest.paths import index_paths
 from abc_rag.ingest.pictures import index_images
 from abc_rag.store.records import text_id
@@ -280,3 +280,31 @@ def test_equal_content_at_two_paths_is_counted_and_stored_once(
     assert sources(store)[id_of(one)] == str(one)
     report, embedded = index()
     assert (counts(report), embedded) == ((0, 2, 0, 0), 0)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.bmp", {"a.bmp", "b1.bmp"}),
+        ("b[12].bmp", {"b1.bmp"}),
+        ("?.bmp", {"a.bmp"}),
+        ("**/*.bmp", {"a.bmp", "b1.bmp", "sub/c.bmp", "sub/deep/d.bmp"}),
+        ("*/*.bmp", {"sub/c.bmp"}),
+        ("s*", {"sub/c.bmp", "sub/e.txt", "sub/deep/d.bmp"}),  # a folder is all that is in it
+        ("*.tif", set()),
+        ("a.bmp", set()),  # no pattern
+        ("nowhere/*", set()),
+    ],
+)
+def test_the_files_of_a_pattern(folder: Path, pattern: str, found: set[str]) -> None:
+    (folder / "sub" / "deep").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    names = ("a.bmp", "b1.bmp", "sub/c.bmp", "sub/deep/d.bmp", ".hidden/f.bmp")
+    for name, colour in zip(names, ("red", "green", "blue", "white", "black"), strict=True):
+        picture(folder / name, colour)
+    passage(folder / "sub" / "e.txt", "words")
+    outside = picture(folder.parent / "z.bmp", "red")
+    (folder / "link.bmp").symlink_to(outside)
+    assert {path.relative_to(folder).as_posix() for path in files_matching(str(folder / pattern))} == found
+    left = {path.name for path in files_matching(str(folder / "**" / "*.bmp"), exclude=["deep/", "/a*"])}
+    assert left == {"b1.bmp", "c.bmp"}
