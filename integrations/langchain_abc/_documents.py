@@ -163,6 +163,8 @@ def hit_document(hit: Hit) -> FoundDocument | None:
     if document is None:
         return None
     own: dict[str, Any] = {"modality": hit.record.modality, "score": hit.score}
+    if hit.confidence is not None:
+        own["confidence"] = hit.confidence
     if hit.trace is not None:
         # All keys, even if their values are None.
         own |= {"instruction": hit.trace.instruction, "first": hit.trace.first, "second": hit.trace.second}

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 
-from abc_rag import URL, DataURI, Image, ImageSource
+from abc_rag import URL, DataURI, Image, ImageSource, Text
 from abc_rag.errors import InputError
 from abc_rag.images import describe_source
 from abc_rag.search.rewriting import follows_up
+from abc_rag.types import Message
 
-Asked = tuple[str | None, ImageSource | None]
+
+class Asked(NamedTuple):
+    """The input of a retriever. Of question and picture, one may be None; the turns before are oldest first."""
+
+    question: str | None
+    image: ImageSource | None
+    history: tuple[Message, ...] = ()
+
 
 # Settings that can also be passed with a call.
-SETTINGS = ("k", "filter", "modality", "rerank", "keywords", "mmr", "min_score", "trace")
+SETTINGS = ("k", "filter", "modality", "rerank", "keywords", "mmr", "min_score", "min_confidence", "trace")
 _HISTORY = ("chat_history", "history", "messages")
 
 
 def asked_of(given: object) -> Asked:
-    """The question and the picture of a retriever's input; one of them may be None.
+    """The question and the picture of a retriever's input, and the turns of the chat before them.
 
     Raises:
         InputError: There is neither, or it cannot be used.
     """
-    question, image = _parts(given)
+    question, image, earlier = _parts(given)
     if question is None and image is None:
         raise InputError("nothing to search for: pass a 'question', an 'image', or both")
     if question is not None and not isinstance(question, str):
@@ -34,19 +42,22 @@ def asked_of(given: object) -> Asked:
     if isinstance(question, str) and not question.strip():
         raise InputError("the question is empty; ask something, or pass only {'image': ...}")
     # Image() checks the type.
-    return question, None if image is None else Image(image).source
+    return Asked(question, None if image is None else Image(image).source, _turns(earlier))
 
 
 def told_of(asked: Asked) -> str:
     """The query that callbacks get: a str, as they expect, without the picture's bytes."""
-    question, image = asked
-    parts = [question or "", "" if image is None else f"[picture: {describe_source(image)}]"]
+    image = asked.image
+    parts = [asked.question or "", "" if image is None else f"[picture: {describe_source(image)}]"]
     return " ".join(part for part in parts if part)
 
 
-def _parts(given: object) -> tuple[Any, Any]:
+_Parts = tuple[Any, Any, Sequence[BaseMessage]]
+
+
+def _parts(given: object) -> _Parts:
     if isinstance(given, str):
-        return given, None
+        return given, None, ()
     if (messages := _messages(given)) is not None:
         return _of_chat(messages)
     if not isinstance(given, Mapping):
@@ -58,8 +69,9 @@ def _parts(given: object) -> tuple[Any, Any]:
     if misplaced:
         raise InputError(f"unknown keys {misplaced!r} in a question; pass settings with the call or by bind(...)")
     question, image = given.get("question"), given.get("image")
+    asked: Sequence[BaseMessage] = ()
     if (messages := _messages(question)) is not None:
-        question, pictured = _of_chat(messages)
+        question, pictured, asked = _of_chat(messages)
         image = pictured if image is None else image
     history = next((found for key in _HISTORY if (found := _messages(given.get(key))) is not None), None)
     if question is None and image is None:
@@ -73,7 +85,7 @@ def _parts(given: object) -> tuple[Any, Any]:
     # Other keys of a chain's input are ignored.
     if image is None and history and isinstance(question, str) and follows_up(question):
         image = _last_picture(history)
-    return question, image
+    return question, image, [*(history or ()), *asked]
 
 
 def _messages(given: object) -> list[BaseMessage] | None:
@@ -101,16 +113,32 @@ def _is_message(given: object) -> bool:
     return isinstance(given, BaseMessage)
 
 
-def _of_chat(messages: Sequence[BaseMessage]) -> tuple[str | None, ImageSource | None]:
-    """The last human message, with the picture that it is about."""
-    said = next((message for message in reversed(messages) if isinstance(message, HumanMessage)), None)
-    if said is None:
+def _of_chat(messages: Sequence[BaseMessage]) -> _Parts:
+    """The last human message, with the picture that it is about and what was said before."""
+    place = next((n for n in reversed(range(len(messages))) if isinstance(messages[n], HumanMessage)), None)
+    if place is None:
         raise InputError("none of the messages is a HumanMessage, so nothing is asked; end with one")
+    said = messages[place]
     question = str(said.text).strip() or None
     image = _picture_of(said)
     if image is None and question is not None and follows_up(question):
         image = _last_picture(messages)
-    return question, image
+    return question, image, messages[:place]
+
+
+def _turns(messages: Sequence[BaseMessage]) -> tuple[Message, ...]:
+    """What people and the model said, as abc-rag has it; other messages and empty ones are left out."""
+    turns = []
+    for message in messages:
+        if isinstance(message, (HumanMessage, AIMessage)):
+            text, picture = str(message.text).strip(), _picture_of(message)
+            parts: list[Text | Image] = [
+                *([] if picture is None else [Image(picture)]),
+                *([Text(text)] if text else []),
+            ]
+            if parts:
+                turns.append(Message("user" if isinstance(message, HumanMessage) else "assistant", parts))
+    return tuple(turns)
 
 
 def _last_picture(messages: Sequence[BaseMessage]) -> ImageSource | None:

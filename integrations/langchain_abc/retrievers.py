@@ -14,9 +14,10 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from abc_rag.answering import GenerativeRewriter, Generator, Retriever
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
-from abc_rag.search import Answer, Retriever
+from abc_rag.search import Answer
 from abc_rag.search.rewriting import Rewriter
 from abc_rag.types import Modality
 from langchain_abc._documents import hit_document, to_where
@@ -73,13 +74,15 @@ class InstructionRetriever(BaseRetriever):
             await retriever.ainvoke({"image": "scene.jpg"}, k=1)
 
         The image is a path (a ``str`` is always a path), ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or a PIL image.
-        ``k``, ``filter``, ``modality``, ``rerank``, ``keywords``, ``mmr``, ``min_score`` and ``trace`` can be given
-        with a call.
+        ``k``, ``filter``, ``modality``, ``rerank``, ``keywords``, ``mmr``, ``min_score``, ``min_confidence`` and
+        ``trace`` can be given with a call.
+        With a ``generator`` (`abc_rag.answering.load_generator`), it rewrites questions, with the turns of a chat
+        before them, and judges what is found: ``rerank="judge"``, ``min_confidence``.
         Callbacks and traces get the question, and a picture's name in place of the picture.
 
         Documents are as `ABCVectorStore` gives them, with ``modality`` and ``score`` in their metadata, and with
         ``trace=True`` also ``instruction``, ``first``, ``second``, ``facet``, ``note``, ``rank_by_vectors`` and
-        ``rank_by_words``: see ``abc_rag.types.Trace``.
+        ``rank_by_words``: see ``abc_rag.types.Trace``. Where it was judged, a document has its ``confidence``.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
@@ -88,10 +91,12 @@ class InstructionRetriever(BaseRetriever):
     k: int = Field(4, ge=1)
     rewriter: Rewriter | None = None
     llm: BaseChatModel | None = None
-    rerank: bool | Literal["auto"] = "auto"
+    generator: Generator | None = None
+    rerank: bool | Literal["auto", "judge"] = "auto"
     keywords: bool | Literal["auto"] = "auto"
     mmr: float | None = Field(None, ge=0, le=1)
     min_score: float | None = Field(None, ge=0, le=1)
+    min_confidence: float | None = Field(None, ge=0, le=1)
     filter: dict[str, Any] | None = None
     modality: Modality | None = None
     trace: bool = False
@@ -161,10 +166,12 @@ class InstructionRetriever(BaseRetriever):
         asked: Asked | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Document]:
-        question, image = asked_of(query) if asked is None else asked
+        asked = asked_of(query) if asked is None else asked
         settings = self._settings(kwargs)
         retriever = self._retriever()
-        prepared = retriever.prepare(question, image=image, keywords=settings["keywords"])
+        prepared = retriever.prepare(
+            asked.question, image=asked.image, keywords=settings["keywords"], history=asked.history
+        )
         return _documents(retriever.search(prepared, **settings))
 
     async def _aget_relevant_documents(
@@ -175,11 +182,17 @@ class InstructionRetriever(BaseRetriever):
         asked: Asked | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Document]:
-        question, image = asked_of(query) if asked is None else asked
+        asked = asked_of(query) if asked is None else asked
         settings = self._settings(kwargs)
         retriever = await self.vectorstore._worker.run(self._retriever)
         # In another thread, so that the store answers other questions while a chat model rewrites this one.
-        prepared = await self._waiting.run(retriever.prepare, question, image=image, keywords=settings["keywords"])
+        prepared = await self._waiting.run(
+            retriever.prepare,
+            asked.question,
+            image=asked.image,
+            keywords=settings["keywords"],
+            history=asked.history,
+        )
         return _documents(await self.vectorstore._worker.run(retriever.search, prepared, **settings))
 
     def _settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,10 +206,13 @@ class InstructionRetriever(BaseRetriever):
     def _retriever(self) -> Retriever:
         if self._chosen is None and self.llm is not None:
             self._chosen = chat_model_rewriter(self.llm)
+        if self._chosen is None and self.rewriter is None and self.generator is not None:
+            self._chosen = GenerativeRewriter(self.generator)  # which remembers what it was asked
         return Retriever(
             self.vectorstore._need_embedder(),
             self.vectorstore.store,
-            rewriter=self._chosen if self.llm is not None else self.rewriter,
+            generator=self.generator,
+            rewriter=self._chosen or self.rewriter,
             candidates=self.candidates,
             image_limits=self.vectorstore.image_limits,
             roots=self.vectorstore.roots,

@@ -25,6 +25,7 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 from pydantic import Field, ValidationError
 
 from abc_rag import URL, DataURI, Embedder
+from abc_rag.answering.fake import FakeGenerator
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
 from abc_rag.images.read import describe_source
@@ -521,3 +522,22 @@ async def test_the_store_answers_others_while_a_chat_model_thinks(store: ABCVect
         rewriter.on.release(9)
     assert [first(found) for found in await asyncio.gather(*asked)] == ["crab", "crab"]
     assert {name.rpartition("_")[0] for name in rewriter.threads} == {"langchain-abc-rewrite"}
+
+
+async def test_a_generator_reads_the_chat_before_a_question_and_judges(
+    store: ABCVectorStore, scenes: dict[str, Path]
+) -> None:
+    fake = FakeGenerator()
+    judging = store.as_instruction_retriever(k=2, generator=fake, rerank="judge", modality="text")
+    question = HumanMessage("what about dogs?")
+    history = [seen(scenes["dog"], "what is on the left?"), AIMessage("A dog [1].")]
+    found = judging.invoke({"question": [*history, question]})
+    assert found[0].page_content == "all about dogs"
+    assert found[0].metadata["confidence"] > found[1].metadata["confidence"]
+    lines = fake.asked[0][-1].parts[0].text.splitlines()
+    said = ['user: picture "what is on the left?"', 'assistant: "A dog."', 'question: picture "what about dogs?"']
+    assert lines == said
+    # The same turns in a chain's own key, and in an event loop; what was rewritten is remembered.
+    again = await judging.ainvoke({"question": "what about dogs?", "chat_history": history}, min_confidence=0.5)
+    assert [one.page_content for one in again] == ["all about dogs"]
+    assert sum(turns[-1].parts[0].text.startswith("user:") for turns in fake.asked) == 1

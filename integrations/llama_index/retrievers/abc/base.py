@@ -10,27 +10,28 @@ from typing import Any, Literal
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.base import BaseLLM
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.memory import BaseMemory
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 from llama_index.embeddings.abc import ABCEmbeddings
-from llama_index.retrievers.abc.history import last_picture
+from llama_index.retrievers.abc.history import last_picture, turns_before
 from llama_index.retrievers.abc.rewriter import llm_rewriter
 from llama_index.vector_stores.abc.filters import all_of, to_where
 from llama_index.vector_stores.abc.records import OF_KIND, node_id_of, nodes_of
 
-from abc_rag import Hit, ImageSource
+from abc_rag import Hit
+from abc_rag.answering import GenerativeRewriter, Generator, Retriever
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import FingerprintMismatchError, InputError
-from abc_rag.search.retriever import Retriever
 from abc_rag.search.rewriting import Rewriter, follows_up
 from abc_rag.store import Store
 from abc_rag.types import Modality
 
 __all__ = ["InstructionRetriever"]
 
-_PASSED = ("modality", "rerank", "keywords", "mmr", "min_score", "trace")
+_PASSED = ("modality", "rerank", "keywords", "mmr", "min_score", "min_confidence", "trace")
 # Metadata key of a hit's trace.
 _TRACE = "abc_trace"
 
@@ -71,10 +72,13 @@ class InstructionRetriever(BaseRetriever):
         similarity_top_k: Most hits.
         rewriter: Makes instructions of questions. If not given: rules (`abc_rag.search.rewriting.llm.RuleRewriter`).
         llm: A LlamaIndex LLM to rewrite questions with, in place of ``rewriter``; if it fails, the rules do.
-        rerank: Whether found pictures are looked at again: True, False or ``"auto"``.
+        generator: From `abc_rag.answering.load_generator`: rewrites questions, with the turns in ``memory`` before
+            them, and judges what is found.
+        rerank: Whether found pictures are looked at again: True, False or ``"auto"``; or ``"judge"``, by the generator.
         keywords: Whether to search for the words of the question too: True, False or ``"auto"``.
         mmr: Weight of the score against difference from the hits before, in [0, 1]; None: off.
         min_score: Least score of a hit, in [0, 1].
+        min_confidence: Least confidence of a hit, which the generator judges, in [0, 1].
         where: A filter in Chroma's own words.
         filters: A filter in LlamaIndex's; both hold if both are given.
         modality: Only pictures (``"image"``; found by their captions too), or only passages (``"text"``).
@@ -97,10 +101,12 @@ class InstructionRetriever(BaseRetriever):
         similarity_top_k: int = 4,
         rewriter: Rewriter | None = None,
         llm: BaseLLM | None = None,
-        rerank: bool | Literal["auto"] = "auto",
+        generator: Generator | None = None,
+        rerank: bool | Literal["auto", "judge"] = "auto",
         keywords: bool | Literal["auto"] = "auto",
         mmr: float | None = None,
         min_score: float | None = None,
+        min_confidence: float | None = None,
         where: Mapping[str, Any] | None = None,
         filters: MetadataFilters | None = None,
         modality: Modality | None = None,
@@ -124,10 +130,12 @@ class InstructionRetriever(BaseRetriever):
         self._settings: dict[str, Any] = {
             "rewriter": rewriter,
             "llm": llm,
+            "generator": generator,
             "rerank": rerank,
             "keywords": keywords,
             "mmr": mmr,
             "min_score": min_score,
+            "min_confidence": min_confidence,
             "where": where,
             "filters": filters,
             "modality": modality,
@@ -137,9 +145,11 @@ class InstructionRetriever(BaseRetriever):
             "memory": memory,
         }
         self._memory = memory
+        self._generates = generator is not None or isinstance(rewriter, GenerativeRewriter)
         self._retriever = Retriever(
             embed_model.embedder,
             store,
+            generator=generator,
             rewriter=rewriter if llm is None else llm_rewriter(llm),
             candidates=candidates,
             image_limits=embed_model.image_limits,
@@ -168,25 +178,22 @@ class InstructionRetriever(BaseRetriever):
         return self.__copy__()  # model and store are shared
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        picture = None
-        if self._memory is not None and _lacks_picture(query_bundle):
-            picture = last_picture(self._memory.get_all())
-        return self._search(query_bundle, picture)
+        return self._search(query_bundle, [] if self._memory is None else self._memory.get_all())
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        picture = None
-        if self._memory is not None and _lacks_picture(query_bundle):
-            picture = last_picture(await self._memory.aget_all())
-        return await self._worker.run(self._search, query_bundle, picture)
+        said = [] if self._memory is None else await self._memory.aget_all()
+        return await self._worker.run(self._search, query_bundle, said)
 
-    def _search(self, query_bundle: QueryBundle, picture: ImageSource | None) -> list[NodeWithScore]:
+    def _search(self, query_bundle: QueryBundle, said: Sequence[ChatMessage]) -> list[NodeWithScore]:
         self._check_model()
+        picture = last_picture(said) if said and _lacks_picture(query_bundle) else None
         query = self._retriever.prepare(
             query_bundle.query_str if query_bundle.query_str.strip() else None,
             image=query_bundle.image_path or picture,
             texts=query_bundle.custom_embedding_strs or (),
             vector=query_bundle.embedding,
             keywords=self._settings["keywords"],
+            history=turns_before(said, query_bundle.query_str) if self._generates else (),
         )
         # A captioned picture is found up to twice.
         found = self._retriever.search(query, k=2 * self.similarity_top_k, **self._options)

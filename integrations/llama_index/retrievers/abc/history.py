@@ -1,4 +1,4 @@
-"""The picture that a chat is about."""
+"""What was said and shown in a chat before a question."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole
 
-from abc_rag import URL, DataURI, ImageSource
+from abc_rag import URL, DataURI, Image, ImageSource, Text
+from abc_rag.types import Message
 
-__all__ = ["last_picture", "picture_of"]
+__all__ = ["last_picture", "picture_of", "turns_before"]
 
 
 def last_picture(messages: Sequence[ChatMessage]) -> ImageSource | None:
@@ -19,6 +20,23 @@ def last_picture(messages: Sequence[ChatMessage]) -> ImageSource | None:
                 if isinstance(block, ImageBlock) and (found := picture_of(block)) is not None:
                     return found
     return None
+
+
+def turns_before(messages: Sequence[ChatMessage], question: str) -> list[Message]:
+    """What the user and the model said, as abc-rag has it; without the question itself, if an engine put it there."""
+    turns = []
+    for message in messages:
+        if message.role in (MessageRole.USER, MessageRole.ASSISTANT):
+            picture, text = last_picture([message]), (message.content or "").strip()
+            parts: list[Text | Image] = [
+                *([] if picture is None else [Image(picture)]),
+                *([Text(text)] if text else []),
+            ]
+            if parts:
+                turns.append(Message("user" if message.role == MessageRole.USER else "assistant", parts))
+    if turns and turns[-1].role == "user" and any(part == Text(question.strip()) for part in turns[-1].parts):
+        turns.pop()
+    return turns
 
 
 def picture_of(block: ImageBlock) -> ImageSource | None:

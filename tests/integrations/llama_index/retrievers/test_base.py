@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_index.core.embeddings import MockEmbedding
-from llama_index.core.llms import CompletionResponse, MockLLM
+from llama_index.core.llms import ChatMessage, CompletionResponse, ImageBlock, MockLLM, TextBlock
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.schema import ImageDocument, ImageNode, IndexNode, MetadataMode, QueryBundle, TextNode
 from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.embeddings.abc import ABCEmbeddings
@@ -26,6 +27,7 @@ from pydantic import PrivateAttr
 
 import abc_rag
 from abc_rag import ChromaStore
+from abc_rag.answering.fake import FakeGenerator
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import FingerprintMismatchError, ImageFetchError, InputError
 from abc_rag.ingest.paths import index_paths
@@ -175,7 +177,7 @@ def test_the_second_look(embed_model: ABCEmbeddings, filled: ChromaStore) -> Non
 def test_a_trace_is_hidden_from_models_and_absent_unasked(embed_model: ABCEmbeddings, filled: ChromaStore) -> None:
     found = InstructionRetriever(embed_model, filled, trace=True).retrieve("a rose")
     for one in found:
-        ranks = {"rank_by_vectors", "rank_by_words"}
+        ranks = {"rank_by_vectors", "rank_by_words", "judged"}
         assert set(one.metadata["abc_trace"]) == {"instruction", "first", "second", "facet", "note"} | ranks
         for mode in (MetadataMode.LLM, MetadataMode.EMBED):
             assert "abc_trace" not in one.node.get_content(mode)
@@ -448,3 +450,21 @@ def test_keywords(embed_model: ABCEmbeddings, store: ChromaStore) -> None:
     without = InstructionRetriever(embed_model, store, keywords=True).retrieve("the manual -pump -bolt")
     assert {one.node.node_id for one in without} == {"rose", "fox"}
     assert len(InstructionRetriever(embed_model, store, keywords=False).retrieve("the manual -pump -bolt")) == 4
+
+
+def test_a_generator_reads_the_turns_before_and_judges(embed_model: ABCEmbeddings, filled: ChromaStore) -> None:
+    memory = ChatMemoryBuffer.from_defaults(token_limit=8_000)
+    memory.put(ChatMessage(role="user", blocks=[ImageBlock(path=ROSE), TextBlock(text="what is this?")]))
+    memory.put(ChatMessage(role="assistant", content="A rose [1]."))
+    memory.put(ChatMessage(role="user", content="has it thorns?"))  # as an engine does before it asks
+    fake = FakeGenerator()
+    retriever = InstructionRetriever(
+        embed_model, filled, generator=fake, memory=memory, rerank="judge", min_confidence=0.2, modality="text"
+    )
+    (best, *_) = retriever.retrieve("has it thorns?")
+    assert "thorn" in best.text
+    asked = fake.asked[0][-1].parts[0].text
+    assert asked.splitlines() == [
+        'user: picture "what is this?"', 'assistant: "A rose."', 'question: picture "has it thorns?"',
+    ]  # fmt: skip
+    assert retriever.retrieve("bicycles") == []
