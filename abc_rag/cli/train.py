@@ -163,13 +163,23 @@ def train_mini_command(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the base stage, for a trial run.")] = None,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16; slower on CPUs without support for it.")] = True,
+    kinds: Annotated[
+        Path | None,
+        typer.Option("--kinds", help="Drawings by scripts/draw_kinds.py; the package's own alone if not given."),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", help="Vectors of words by scripts/teach_words.py; words are learnt if not given."),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 2,
 ) -> None:
     """Train abc-mini from scratch: its base, then the two adapters as 'pretrain' and 'instruct' do."""
     from dataclasses import replace
 
     from abc_rag.training.mini import MiniConfig, train_mini
 
-    config = MiniConfig(seed=seed, bf16=bf16)
+    drawings, words = ("" if file is None else str(expanded(file)) for file in (kinds, teacher))
+    config = MiniConfig(seed=seed, bf16=bf16, threads=threads, kinds=drawings, teacher=words)
     if steps is not None:
         config = replace(config, base_steps=steps)
     train_mini(expanded(out), config, say=tell)

@@ -12,9 +12,11 @@ import numpy as np
 
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
+from abc_rag.evaluation.wordings import wording_groups
 from abc_rag.scenes.captions import captions
 from abc_rag.scenes.drawing import render
 from abc_rag.scenes.questions import Question, questions
+from abc_rag.scenes.wide import as_wide
 from abc_rag.scenes.world import Scene, held_out_scenes, phrase, phrases
 from abc_rag.types import Image, Input, InstructedImage, Text, Vectors
 
@@ -41,6 +43,8 @@ class MiniReport:
         order_without_instruction: The same with the picture alone; chance is 0.5.
         caption_to_picture: R@1 of the picture among all pictures, by its caption.
         picture_to_caption: R@1 of the caption among all captions, by its picture.
+        wordings: As ``accuracy``, of the first quarter of the scenes, asked as people type; by group of wordings (forms
+            and words that the grammar gives to training or leaves out), then over ``"all"`` and by aspect.
         model: The embedder's fingerprint.
     """
 
@@ -56,6 +60,7 @@ class MiniReport:
     order_without_instruction: float
     caption_to_picture: float
     picture_to_caption: float
+    wordings: dict[str, dict[str, float]]
     model: str = field(default="")
 
     def as_dict(self) -> dict[str, Any]:
@@ -113,6 +118,14 @@ def evaluate_mini(embedder: Embedder, *, scenes: int = 1000, progress: bool = Fa
         order_without_instruction=_order(drawn, asked, alone_scores, position),
         caption_to_picture=float((similarity.argmax(axis=1) == own).mean()),
         picture_to_caption=float((similarity.argmax(axis=0) == own).mean()),
+        wordings=wording_groups(
+            embedder,
+            [as_wide(scene) for scene in drawn[: max(2, scenes // 4)]],
+            pictures,
+            answers,
+            seed=_SEED,
+            progress=progress,
+        ),
         model=str(embedder.fingerprint),
     )
 

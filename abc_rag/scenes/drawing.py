@@ -16,7 +16,7 @@ import PIL.Image
 
 from abc_rag.scenes.world import BACKGROUNDS, Scene
 
-__all__ = ["render"]
+__all__ = ["bundled_sprite", "render", "soft_light"]
 
 # Sizes and centres as shares of the picture's width.
 _EXTENT: Mapping[str, float] = {"big": 0.48, "small": 0.3}
@@ -39,7 +39,8 @@ def _sprites() -> dict[str, PIL.Image.Image]:
 
 
 @lru_cache(maxsize=4096)
-def _sprite(kind: str, extent: int) -> PIL.Image.Image:
+def bundled_sprite(kind: str, extent: int) -> PIL.Image.Image:
+    """The world's own drawing of a kind, with a longer side of ``extent`` pixels."""
     sprite = _sprites()[kind]
     scale = extent / max(sprite.size)
     size = (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale)))
@@ -47,7 +48,7 @@ def _sprite(kind: str, extent: int) -> PIL.Image.Image:
 
 
 @lru_cache(maxsize=8)
-def _light(size: int) -> np.ndarray:
+def soft_light(size: int) -> np.ndarray:
     """Soft light from the top left, to be added to the background, ``(size, size, 1)``."""
     ramp = np.linspace(1.0, -1.0, size)
     return (ramp[:, None] * 16 + ramp[None, :] * 10)[:, :, None]
@@ -56,9 +57,9 @@ def _light(size: int) -> np.ndarray:
 def render(scene: Scene, size: int = 336) -> PIL.Image.Image:
     """Draw a scene as an RGB picture of ``size`` by ``size`` pixels."""
     colour = np.array(BACKGROUNDS[scene.background]) + np.array(scene.tint)
-    picture = PIL.Image.fromarray(np.clip(colour + _light(size), 0, 255).astype(np.uint8))
+    picture = PIL.Image.fromarray(np.clip(colour + soft_light(size), 0, 255).astype(np.uint8))
     for placed in scene.objects:
-        sprite = _sprite(placed.kind, round(_EXTENT[placed.size] * size))
+        sprite = bundled_sprite(placed.kind, round(_EXTENT[placed.size] * size))
         x, y = _CENTRE[placed.side]
         corner = (
             round((x + placed.shift[0]) * size - sprite.width / 2),

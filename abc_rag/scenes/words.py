@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from abc_rag.scenes.asking import wordings
 from abc_rag.scenes.captions import captions
+from abc_rag.scenes.kinds import load_kinds
+from abc_rag.scenes.lexicon import LEXICON, NOUNS, PICTURES
 from abc_rag.scenes.questions import questions
-from abc_rag.scenes.world import BACKGROUNDS, KINDS, background_phrase, phrase, random_scene
+from abc_rag.scenes.world import BACKGROUNDS, CATEGORIES, KINDS, background_phrase, phrase, random_scene
 
-__all__ = ["CHAT_TEMPLATE", "SPECIAL_TOKENS", "corpus", "mention", "mention_background", "train_tokenizer"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "SPECIAL_TOKENS",
+    "corpus",
+    "mention",
+    "mention_background",
+    "own_words",
+    "said_tokenizer",
+    "train_tokenizer",
+]
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -21,15 +35,19 @@ SPECIAL_TOKENS = (
     "<|vision_end|>",
     "<|image_pad|>",
     "<|video_pad|>",
+    "<|system|>",
+    "<|answer|>",
 )
 
-# Qwen2-VL's turn without system prompt and role names, which would make up half of the tokens here.
+# One token begins a turn and tells whose it is: role names would make up a good part of what is read here.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}<|answer|>"
+    "{% elif message['role'] == 'system' %}<|system|>{% else %}<|im_start|>{% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for content in message['content'] %}"
     "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
 
 _FILLER = (
@@ -96,6 +114,29 @@ def mention_background(colour: str, rng: random.Random) -> str:
     return sentence if draw < 0.8 else _dress(sentence, rng)
 
 
+def _texts() -> Iterator[str]:
+    """Everything that forms and fixed words are made of."""
+    yield from (" ".join(_FILLER), *_SENTENCES, *_COLOUR_SENTENCES, *wordings())
+    for parts in LEXICON.values():
+        for words in parts.values():
+            yield from words
+    yield " ".join((*BACKGROUNDS, *CATEGORIES, *NOUNS, *PICTURES))
+
+
+def own_words(kinds: str = "", more: Sequence[str] = ()) -> list[str]:
+    """The words that abc-mini is asked and told with, in a fixed order.
+
+    Args:
+        kinds: An archive of kinds, whose names and categories are words too; see `abc_rag.scenes.kinds`.
+        more: Further texts.
+    """
+    known = load_kinds(kinds)
+    named = [*known.categories, *dict.fromkeys(known.categories.values())]
+    texts = [*more, *_texts(), *named, *(f"{kind}s" for kind in named)]
+    texts += list(corpus(random.Random(0), 300))
+    return list(dict.fromkeys(word for text in texts for word in re.findall(r"[a-z]+", text.lower())))
+
+
 def corpus(rng: random.Random, lines: int) -> Iterator[str]:
     """Texts like those that the model will read, to train the tokenizer on."""
     yield from (" ".join(_FILLER) for _ in range(3))
@@ -107,12 +148,54 @@ def corpus(rng: random.Random, lines: int) -> Iterator[str]:
         yield mention_background(rng.choice(list(BACKGROUNDS)), rng)
 
 
-def train_tokenizer(*, vocab_size: int, seed: int) -> Tokenizer:
-    """Train a byte-level BPE tokenizer: it encodes any text, and id 0 is ``!`` as in Qwen's vocabulary."""
+_PIECES = 900  # of words that are not whole tokens
+# Words that also occur without a space before them: behind a quotation mark.
+_FIRST = (
+    "what which where who how the a an is are there tell describe show name look find identify focus could can "
+    "please do i hi hello and not only just this that in on at it to of instruction target wants question image "
+    "text any instruct two one three whats here give say so my say picture photo background colour color thing "
+    "object left right top bottom big small yes no nothing source"
+).split()
+_MARKS = ('\u0120"', '":"', '","', '{"', '"}', "\u0120[", "].", '?"', '."')
+
+
+def train_tokenizer(*, vocab_size: int, seed: int, words: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE tokenizer that knows frequent words whole; id 0 is ``!`` as in Qwen's vocabulary.
+
+    It encodes any text: what is no known word is put together from the pieces of a trained BPE, in the end from bytes.
+
+    Args:
+        vocab_size: Number of tokens, special ones included.
+        seed: Of the texts that pieces are trained on.
+        words: Words that become one token each, as far as there is room, the most important first.
+    """
     tokenizer = Tokenizer(models.BPE())
+    _dress_tokenizer(tokenizer)
+    room = vocab_size - len(SPECIAL_TOKENS)
+    pieces = room if not words else min(256 + _PIECES, room)
+    trainer = trainers.BpeTrainer(
+        vocab_size=pieces, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    # With known words, pieces are for other words: each is as frequent as any.
+    texts: Iterator[str] = iter(words) if words else corpus(random.Random(seed), 20_000)
+    tokenizer.train_from_iterator(texts, trainer)
+    if words:
+        model = json.loads(tokenizer.to_str())["model"]
+        vocabulary: dict[str, int] = model["vocab"]
+        for word in (*_MARKS, *_FIRST, *(f"\u0120{word}" for word in (*_FIRST, *words))):
+            if len(vocabulary) < room:
+                vocabulary.setdefault(word, len(vocabulary))
+        merges = [tuple(merge) for merge in model["merges"]]
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
+        _dress_tokenizer(tokenizer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def _dress_tokenizer(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence(
         # With the leading space, a word is the same token at the start of a text as within it.
-        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Prepend(" ")]
+        [normalizers.NFC(), normalizers.Replace("\u2019", "'"), normalizers.Lowercase(), normalizers.Prepend(" ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -121,11 +204,10 @@ def train_tokenizer(*, vocab_size: int, seed: int) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus(random.Random(seed), 20_000), trainer)
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
-    return tokenizer
+
+
+def said_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that puts no space before a text: for answers in JSON, which begin with a brace."""
+    raw = json.loads(tokenizer.to_str())
+    raw["normalizer"]["normalizers"] = [one for one in raw["normalizer"]["normalizers"] if one["type"] != "Prepend"]
+    return Tokenizer.from_str(json.dumps(raw))

@@ -23,58 +23,94 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
-from abc_rag.files import write_json
+from abc_rag.files import new_file, write_json
 from abc_rag.models.abc.network import ABCNetwork, ABCSettings
 from abc_rag.models.abc.prompts import load_prompts
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, base_state_dict
-from abc_rag.scenes.words import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
+from abc_rag.models.qwen2_vl.prompts import ChatPrompts, load_chat_tokenizer
+from abc_rag.models.tasks import VERSION
+from abc_rag.scenes.kinds import load_kinds
+from abc_rag.scenes.words import CHAT_TEMPLATE, SPECIAL_TOKENS, own_words, said_tokenizer, train_tokenizer
+from abc_rag.scenes.world import BACKGROUNDS
 from abc_rag.training.adapters import save_tensors
+from abc_rag.training.base import BaseModel, BaseTokens, Tokeniser
 from abc_rag.training.config import InstructConfig, LoopConfig, PretrainConfig
-from abc_rag.training.data.scenes import IMAGE_TOKENS, BaseBatch, base_batch
-from abc_rag.training.instruct import instruct
+from abc_rag.training.data.tasks import fixed_texts
+from abc_rag.training.data.teacher import load_teacher
+from abc_rag.training.data.wide import CELLS, WideBatch, seen_batch, wide_batch, wide_scene
+from abc_rag.training.data.wide_rows import WideCaptions, WidePairs
+from abc_rag.training.instruct import Instructing
 from abc_rag.training.losses import contrastive_loss
 from abc_rag.training.objective import init_head
-from abc_rag.training.pretrain import pretrain
+from abc_rag.training.pretrain import Pretraining
 from abc_rag.training.running.loop import Objective, run
-from abc_rag.training.step import Encoder, seeded
+from abc_rag.training.step import seeded
 
 __all__ = ["MiniConfig", "train_mini"]
 
 
 _NOT_THE_BASES = ("pretrain_steps", "instruct_steps", "lora_lr", "lora_rank", "threads", "checkpoint_every")
+_TOKENS = CELLS * CELLS
+_WORDS = "words.npy"
+_NORM = 2.0  # of a frozen word embedding
 
 
 @dataclass(frozen=True)
 class MiniConfig:
-    """The settings of `train_mini`."""
+    """The settings of `train_mini`.
+
+    Attributes:
+        kinds: Archive of ``scripts/draw_kinds.py``; empty for the package's own drawings alone.
+        most_kinds: Number of kinds taken from it.
+        teacher: Archive of ``scripts/teach_words.py``; empty to learn all words from the world's texts.
+        own: Share of scenes that look like the package's own.
+        pictures: Pictures per step.
+        questions: Questions per picture.
+        negatives: Captions per picture that are false of it.
+        chats: Pictures per step that the base answers questions about in words.
+        tasks: Other conversations per step: answering from sources, judging, rewriting.
+        sentences: The teacher's sentences per step.
+        see_steps: Steps at the beginning that learn to see alone, on ``3 * pictures`` pictures each.
+        one_object: Share of the steps in which most scenes have one object.
+    """
 
     seed: int = 0
     width: int = 192
-    text_depth: int = 3
-    text_hidden: int = 384
+    text_depth: int = 4
+    text_hidden: int = 512
     vision_width: int = 128
-    vision_depth: int = 3
-    vocab_size: int = 1536
-    head_hidden: int = 768
-    pictures: int = 64
+    vision_depth: int = 4
+    vocab_size: int = 6000
+    head_hidden: int = 512
+    kinds: str = ""
+    most_kinds: int = 340
+    teacher: str = ""
+    own: float = 0.5
+    pictures: int = 40
     questions: int = 4
-    negatives: int = 2
-    base_steps: int = 5000
+    negatives: int = 1
+    chats: int = 12
+    tasks: int = 10
+    sentences: int = 24
+    see_steps: int = 500
+    base_steps: int = 10_000
     pretrain_steps: int = 500
     instruct_steps: int = 500
-    one_object: float = 0.1
+    one_object: float = 0.08
     base_lr: float = 5e-3
     lora_lr: float = 1e-3
-    lora_rank: int = 16
+    lora_rank: int = 12
     threads: int = 2
     bf16: bool = True
-    checkpoint_every: int = 250
+    checkpoint_every: int = 100
 
     def _loop(self, out: Path, steps: int, lr: float, seed: int) -> dict[str, Any]:
         return {
@@ -86,8 +122,8 @@ class MiniConfig:
     def _adapter(self, out: Path) -> dict[str, Any]:
         return {
             "data": "scenes", "base": str(out.resolve() / "base"), "head_hidden": self.head_hidden,
-            "pictures": self.pictures, "rank": self.lora_rank, "dropout": 0.0, "min_tokens": IMAGE_TOKENS,
-            "max_tokens": IMAGE_TOKENS, "save_dtype": "float16",
+            "pictures": self.pictures, "rank": self.lora_rank, "dropout": 0.0, "min_tokens": _TOKENS,
+            "max_tokens": _TOKENS, "save_dtype": "float16",
             # On a CPU in bfloat16, the fused kernel's backward is several times slower than plain matrix products.
             "attention": "eager",
         }  # fmt: skip
@@ -124,22 +160,34 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     config = config or MiniConfig()
     out.mkdir(parents=True, exist_ok=True)
     run(lambda: _Base(config, out), config.base(out), result="model.safetensors", say=say)
-    pretrain(config.pretrain(out), say=say)
-    instruct(config.instruct(out), say=say)
+    kinds = load_kinds(config.kinds, config.most_kinds)
+    first, second = config.pretrain(out), config.instruct(out)
+    captions = WideCaptions(kinds, own=config.own, seed=first.seed, negatives=first.negatives)
+    run(lambda: Pretraining(first, captions), first, say=say)
+    pairs = WidePairs(kinds, own=config.own, seed=second.seed)
+    run(lambda: Instructing(second, pairs), second, say=say)
     write_json(out / "training.json", asdict(config))
-    ABCSettings("abc-mini", IMAGE_TOKENS, IMAGE_TOKENS, config.head_hidden).write(out)
+    ABCSettings("abc-mini", _TOKENS, _TOKENS, config.head_hidden).write(out)
 
 
-class _Base(Objective[BaseBatch]):
-    """Trains everything but the head, which stays the identity."""
+class _Base(Objective[BaseTokens]):
+    """Trains everything but the head, which stays the identity, and the words that a teacher gave."""
 
     label = "base"
 
     def __init__(self, config: MiniConfig, out: Path) -> None:
         self._config = config
-        tokenizer = train_tokenizer(vocab_size=config.vocab_size, seed=config.seed)
+        teacher = load_teacher(config.teacher)
+        self._kinds = load_kinds(config.kinds, config.most_kinds)
         base = out / "base"
         base.mkdir(parents=True, exist_ok=True)
+        if (base / "tokenizer.json").is_file():
+            # A run that is resumed keeps its tokens, whatever words have been added since.
+            tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+        else:
+            own = own_words(config.kinds, fixed_texts())
+            words = list(dict.fromkeys([*own, *teacher.words])) if teacher else ()
+            tokenizer = train_tokenizer(vocab_size=config.vocab_size, seed=config.seed, words=words)
         PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
             tokenizer_object=tokenizer,
             eos_token="<|im_end|>",
@@ -148,55 +196,134 @@ class _Base(Objective[BaseBatch]):
             model_max_length=2048,
         ).save_pretrained(str(base), save_jinja_files=False)
         built = _backbone_config(config, tokenizer)
+        end: Any = tokenizer.token_to_id("<|im_end|>")
         write_json(base / "config.json", json.loads(json.dumps(built.to_dict(), default=str)))
+        write_json(base / "generation_config.json", {"eos_token_id": [end], "abc_rag_tasks": VERSION})
         torch.manual_seed(config.seed)
         backbone = Qwen2VLBackbone(built, attention="eager")
         _initialise(backbone)
+        if teacher is not None:
+            given = _kept(base / _WORDS, lambda: teacher.embeddings(tokenizer, config.width, norm=_NORM))
+            backbone.language_model.embed_tokens.weight.data[: len(given)] = torch.from_numpy(given)
+            backbone.language_model.embed_tokens.weight.requires_grad_(False)
         network = ABCNetwork(backbone, head_hidden=config.head_hidden)
         init_head(network, "neutral")
         network.head.requires_grad_(False)
         self._backbone = backbone
-        self._prompts = load_prompts(base)
-        self.model = Encoder(network, bf16=config.bf16)
+        self._taught = teacher.sentence_vectors if teacher else None
+        plain, image_token = load_chat_tokenizer(base)
+        self._tokenise = Tokeniser(
+            load_prompts(base),
+            ChatPrompts(plain, image_token_id=image_token),
+            said_tokenizer(tokenizer),
+            image_token=image_token,
+            end=end,
+            sentences=teacher.sentences if teacher else (),
+        )
+        self.model = BaseModel(
+            network,
+            bf16=config.bf16,
+            kinds=len(self._kinds),
+            colours=len(BACKGROUNDS),
+            teacher=teacher.sentence_vectors.shape[1] if teacher else 0,
+        )
+        backbone.use_library()
         self.data = {key: value for key, value in asdict(config).items() if key not in _NOT_THE_BASES}
 
-    def batch(self, step: int) -> BaseBatch:
-        """One object per picture at first, then mostly two."""
+    def batch(self, step: int) -> BaseTokens:
+        """Seeing alone at first, then one object per picture, then mostly two."""
         config = self._config
-        return base_batch(
-            random.Random(seeded(config.seed, "base", step)),
-            pictures=config.pictures,
-            per_picture=config.questions,
-            negatives=config.negatives,
-            singles=1.0 if step < config.one_object * config.base_steps else 0.15,
+        rng = random.Random(seeded(config.seed, "base", step))
+        early = step < config.see_steps + config.one_object * config.base_steps
+        sees = step < config.see_steps
+        scenes = [
+            wide_scene(self._kinds, rng, own=config.own, simple=0.5 if sees else 0.8 if early else 0.12)
+            for _ in range(config.pictures * (3 if sees else 1))
+        ]
+        if sees:
+            return self._tokenise(seen_batch(scenes, self._kinds, rng))
+        return self._tokenise(
+            wide_batch(
+                scenes,
+                self._kinds,
+                rng,
+                per_picture=config.questions,
+                negatives=config.negatives,
+                chats=config.chats,
+                tasks=config.tasks,
+                sentences=config.sentences,
+                taught=0 if self._taught is None else len(self._taught),
+            )
         )
 
-    def backward(self, accelerator: Accelerator, model: nn.Module, batch: BaseBatch, step: int) -> dict[str, float]:
-        """Questions against phrases, and pictures against captions in both directions."""
-        asked = [((n,), self._prompts(f"Instruction: {q}", image_tokens=IMAGE_TOKENS)) for n, q, _ in batch.asked]
-        alone = [((n,), self._prompts("", image_tokens=IMAGE_TOKENS)) for n in range(len(batch.pictures))]
-        texts = [((), self._prompts(t)) for t in [*batch.candidates, *batch.captions]]
-        queries, answers, temperature = model(batch.pictures, [*asked, *alone], texts)
-        phrases, captions = answers.split([len(batch.candidates), len(batch.captions)])
-        instructed, images = queries.split([len(asked), len(alone)])
-        targets = torch.tensor([t for _, _, t in batch.asked], device=images.device)
-        own = torch.arange(len(images), device=images.device)
-        t = temperature.clamp(min=0.02)
-        to_phrase, right = contrastive_loss(instructed, phrases, targets, t, smoothing=0.0)
-        to_text, found = contrastive_loss(images, captions, own, t, smoothing=0.0)
-        to_image, _ = contrastive_loss(captions[: len(images)], images, own, t, smoothing=0.0)
-        loss = to_phrase + 0.25 * (to_text + to_image)
+    def backward(self, accelerator: Accelerator, model: nn.Module, batch: BaseTokens, step: int) -> dict[str, float]:
+        """The sum of the losses; see `abc_rag.training.base`."""
+        found = model(batch)
+        wide = batch.batch
+        # Most cells show nothing, which is soon learnt.
+        cells = torch.from_numpy(wide.cells)
+        weights = torch.ones(found["kinds"].shape[-1])
+        weights[0] = 0.2
+        seen = nn.functional.cross_entropy(found["kinds"].flatten(0, 1), cells.flatten(), weight=weights)
+        seen = seen + 0.3 * nn.functional.cross_entropy(found["grounds"], torch.from_numpy(wide.grounds))
+        covered = cells > 0
+        told = {"cells": (found["kinds"].argmax(-1) == cells)[covered].float().mean().item()}
+        loss = seen if step < self._config.see_steps else 0.3 * seen
+        if "queries" in found:
+            more, said = self._embedded(found, wide)
+            loss, told = loss + more, told | said
+        if "spoken" in found:
+            targets = torch.cat([one.targets[one.targets >= 0] for one in batch.spoken])
+            spoken = nn.functional.cross_entropy(found["spoken"], targets)
+            loss = loss + spoken
+            told |= {"spoken": spoken.item(), "words": (found["spoken"].argmax(-1) == targets).float().mean().item()}
+        if "taught" in found and self._taught is not None:
+            wanted = torch.from_numpy(self._taught[wide.sentences])
+            taught = 1 - nn.functional.cosine_similarity(found["taught"].float(), wanted).mean()
+            loss = loss + 0.5 * taught
+            told["taught"] = taught.item()
         accelerator.backward(loss)
-        return {
-            "loss": loss.item(),
+        return {"loss": loss.item(), "seen": seen.item(), **told}
+
+    def _embedded(self, found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        """Questions against answers, and pictures against captions in both directions."""
+        assert wide.excluded is not None
+        assert wide.said is not None
+        count = len(wide.pictures)
+        instructed, images = torch.split(found["queries"], [len(wide.asked), count])
+        texts = found["texts"][: len(wide.candidates) + len(wide.captions)]
+        answers, captions = torch.split(texts, [len(wide.candidates), len(wide.captions)])
+        targets = torch.tensor([target for _, _, target in wide.asked])
+        own = torch.arange(count)
+        t = found["temperature"].clamp(min=0.02)
+        said = torch.from_numpy(wide.said)
+        to_answer, right = contrastive_loss(
+            instructed, answers, targets, t, smoothing=0.0, excluded=torch.from_numpy(wide.excluded)
+        )
+        to_text, known = contrastive_loss(images, captions, own, t, smoothing=0.0, excluded=said)
+        to_image, _ = contrastive_loss(captions[:count], images, own, t, smoothing=0.0, excluded=said[:, :count].T)
+        return to_answer + 0.25 * (to_text + to_image), {
+            "answers": to_answer.item(),
             "accuracy": right.item(),
-            "caption_accuracy": found.item(),
-            "temperature": temperature.item(),
+            "caption_accuracy": known.item(),
+            "temperature": found["temperature"].item(),
         }
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Save in half precision, which keeps the checkpoint small."""
+        (out / _WORDS).unlink(missing_ok=True)
         save_tensors(out / "model.safetensors", base_state_dict(self._backbone), torch.float16)
+
+
+def _kept(file: Path, make: Callable[[], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """What a run began with: frozen weights are in no checkpoint, and another machine may compute others."""
+    if file.is_file():
+        stored: npt.NDArray[np.float32] = np.load(file, allow_pickle=False)
+        return stored
+    made = make()
+    with new_file(file) as draft, draft.open("wb") as handle:
+        np.save(handle, made)
+    return made
 
 
 def _backbone_config(config: MiniConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from abc_rag import Image, InstructedImage, Text, load_embedder
+from abc_rag.answering.load import load_generator
 from abc_rag.errors import InputError
+from abc_rag.models.abc.network import ABCNetwork
+from abc_rag.models.abc.prompts import load_prompts
+from abc_rag.models.qwen2_vl.network import load_backbone
+from abc_rag.models.qwen2_vl.pictures import patchify
+from abc_rag.models.qwen2_vl.prompts import ChatPrompts, load_chat_tokenizer
 from abc_rag.scenes.drawing import render
-from abc_rag.scenes.words import SPECIAL_TOKENS, mention, train_tokenizer
-from abc_rag.scenes.world import phrases, random_scene
-from abc_rag.training.data.scenes import SceneCaptions, ScenePairs, base_batch
+from abc_rag.scenes.kinds import load_kinds
+from abc_rag.scenes.wide import draw_wide
+from abc_rag.scenes.words import SPECIAL_TOKENS, mention, own_words, said_tokenizer, train_tokenizer
+from abc_rag.scenes.world import random_scene
+from abc_rag.training.base import BaseModel, Tokeniser
+from abc_rag.training.data.scenes import SceneCaptions, ScenePairs
+from abc_rag.training.data.tasks import Spoken, told, worked
+from abc_rag.training.data.wide import SIDE, WideBatch, wide_scene
 from abc_rag.training.mini import MiniConfig, train_mini
+from abc_rag.types import Message
 
 # Small, and in float32, as bfloat16 is slow on CPUs that do not know it.
 TINY = MiniConfig(
@@ -27,6 +41,9 @@ TINY = MiniConfig(
     vision_width=64,
     vision_depth=1,
     pictures=6,
+    chats=2,
+    tasks=3,
+    see_steps=1,
     base_steps=3,
     pretrain_steps=2,
     instruct_steps=2,
@@ -35,16 +52,6 @@ TINY = MiniConfig(
     lora_rank=4,
     bf16=False,
 )
-
-
-def test_base_batches_are_the_same_for_the_same_seed_and_hold_right_answers() -> None:
-    one, two = (base_batch(random.Random(3), pictures=6, per_picture=4, negatives=2, singles=0.5) for _ in range(2))
-    assert one.asked == two.asked
-    assert one.captions == two.captions
-    assert all((a.pixels == b.pixels).all() for a, b in zip(one.pictures, two.pictures, strict=True))
-    assert len(one.candidates) == len(phrases())
-    assert len(one.asked) == 6 * 4
-    assert all(0 <= picture < 6 for picture, _, _ in one.asked)
 
 
 def test_scene_captions_exclude_what_is_true_of_another_picture() -> None:
@@ -89,6 +96,19 @@ def test_the_tokenizer_reads_any_text_and_keeps_qwens_order() -> None:
     assert train_tokenizer(vocab_size=512, seed=0).to_str() == tokenizer.to_str()
 
 
+def test_known_words_are_one_token_and_answers_begin_without_a_space() -> None:
+    words = own_words()
+    tokenizer = train_tokenizer(vocab_size=3000, seed=0, words=words)
+    assert tokenizer.token_to_id("!") == 0
+    assert len({"leftmost", "enormous", "backdrop", "guitar"} & set(words)) == 4
+    assert all(len(tokenizer.encode(word).ids) == 1 for word in words[:1000])
+    for text in ("Übergrößenträger, naïve café", "日本語 🐕", "x = 3; y\n\tz", "lfet"):
+        assert tokenizer.decode(tokenizer.encode(text).ids).strip() == text.lower()
+    said = '{"instruction":"what is on the left?","target":"a pig","wants":"image"}'
+    plain = said_tokenizer(tokenizer)
+    assert plain.decode(plain.encode(said).ids) == said
+
+
 def test_a_mention_is_about_its_kind() -> None:
     rng = random.Random(0)
     assert all("guitar" in mention("guitar", rng) for _ in range(200))
@@ -108,7 +128,7 @@ def test_all_three_stages_make_a_checkpoint_that_the_loader_takes(trained: Path)
     vectors = embedder.embed(inputs)
     assert embedder.dim == TINY.width
     assert embedder.fingerprint.model == "abc-mini"
-    assert (embedder.fingerprint.min_tokens, embedder.fingerprint.max_tokens) == (9, 9)
+    assert (embedder.fingerprint.min_tokens, embedder.fingerprint.max_tokens) == (16, 16)
     assert np.isfinite(vectors).all()
     assert json.loads((trained / "training.json").read_text())["seed"] == 0
     # What instruction finetuning wrote names the other two parts, and is the same model.
@@ -118,6 +138,48 @@ def test_all_three_stages_make_a_checkpoint_that_the_loader_takes(trained: Path)
         rows = [json.loads(line) for line in (trained / stage / "metrics.jsonl").read_text().splitlines()]
         assert {"step", "seconds", "loss", "accuracy", "temperature", "grad_norm", "lr"} <= set(rows[-1])
         assert not (trained / stage / "checkpoints").exists()
+
+
+def _with_pictures(spoken: Spoken, pixels: list[PIL.Image.Image]) -> list[Message]:
+    pictures = iter(spoken.pictures)
+    return [
+        replace(m, parts=[Image(pixels[next(pictures)]) if isinstance(p, Image) else p for p in m.parts])
+        for m in spoken.messages
+    ]
+
+
+def test_the_base_learns_to_speak_as_it_is_asked_to_speak(trained: Path) -> None:
+    """Several answers about a picture in one row have the probabilities that each has in a conversation of its own."""
+    rng, kinds = random.Random(0), load_kinds()
+    scenes = [wide_scene(kinds, rng, own=1, simple=0.3) for _ in range(3)]
+    pixels = [draw_wide(scene, kinds, SIDE) for scene in scenes]
+    patches = [patchify(picture, patch=14, merge=2) for picture in pixels]
+    batch = WideBatch(patches, np.zeros((3, 16), dtype=np.int64), np.zeros(3, dtype=np.int64))
+    batch.told = [told(at, scene, rng, 3) for at, scene in enumerate(scenes)]
+    batch.worked = [worked(scenes, rng) for _ in range(6)]
+    tokenizer, image_token = load_chat_tokenizer(trained / "base")
+    chat = ChatPrompts(tokenizer, image_token_id=image_token)
+    end = tokenizer.backend_tokenizer.token_to_id("<|im_end|>")
+    said = said_tokenizer(tokenizer.backend_tokenizer)
+    embed = load_prompts(trained / "base")
+    tokenise = Tokeniser(embed, chat, said, image_token=image_token, end=end, sentences=())
+    backbone = load_backbone(trained / "base", attention="eager")
+    backbone.use_library()
+    model = BaseModel(ABCNetwork(backbone, head_hidden=TINY.head_hidden), bf16=False, kinds=63, colours=9, teacher=0)
+    tokens = tokenise(batch)
+    with torch.no_grad():
+        found = model(tokens)["spoken"].log_softmax(-1)
+    targets = torch.cat([one.targets[one.targets >= 0] for one in tokens.spoken])
+    mine = found.gather(1, targets[:, None]).flatten()
+    # An answer ends with the end of its turn; sums of answers, in no order.
+    ends = (targets == end).nonzero().flatten() + 1
+    sums = sorted(float(part.sum()) for part in torch.tensor_split(mine, ends[:-1]))
+    spoken = [one for group in batch.told for one in group] + [one for one in batch.worked if not one.exact]
+    generator = load_generator(str(trained), device="cpu")
+    theirs = [math.log(generator.score(_with_pictures(one, pixels), [one.answer])[0]) for one in spoken]
+    assert len(sums) == sum(map(len, batch.told)) + len(batch.worked)
+    for score in theirs:
+        assert min(abs(score - one) for one in sums) < 2e-3
 
 
 def test_the_adapters_hold_what_abcs_hold(trained: Path) -> None:

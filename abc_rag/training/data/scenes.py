@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from abc_rag.models.qwen2_vl.pictures import Patches, patchify, resize_as_pillow_12
 from abc_rag.scenes.captions import Description, caption_edits, captions, describe
 from abc_rag.scenes.drawing import render
 from abc_rag.scenes.questions import questions
 from abc_rag.scenes.words import mention, mention_background
-from abc_rag.scenes.world import BACKGROUNDS, KINDS, Scene, phrase, phrases, random_scene
+from abc_rag.scenes.world import Scene, phrase, random_scene
 from abc_rag.training.data.rows import BadRows
 from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, Pair, PairsRow, PairsSource
 
-__all__ = ["IMAGE_TOKENS", "SIDE", "BaseBatch", "SceneCaptions", "ScenePairs", "base_batch", "scene_of"]
+__all__ = ["SIDE", "SceneCaptions", "ScenePairs", "scene_of"]
 
 _ROWS = 1_000_000
 _SINGLES = 0.15
 # Twice the side that the model sees, and resized like any picture, so that training and inference see equal pixels.
 SIDE = 168
-IMAGE_TOKENS = (SIDE // 2 // 28) ** 2
 
 
 def scene_of(rng: random.Random, *, singles: float = _SINGLES) -> Scene:
@@ -130,43 +127,3 @@ def _fully(scene: Scene, rng: random.Random) -> Description:
 def _about_one(scene: Scene, rng: random.Random) -> Description:
     kind = rng.choice(scene.objects).kind
     return Description(mention(kind, rng), ((kind, None, None),))
-
-
-@dataclass(frozen=True)
-class BaseBatch:
-    """A batch for abc-mini's base: pictures, questions and captions.
-
-    Attributes:
-        pictures: One per scene.
-        asked: (position of the picture, instruction, position of the candidate) of each question.
-        candidates: A text for every phrase of the world.
-        captions: One caption per picture, then the captions of scenes that differ in one respect.
-    """
-
-    pictures: list[Patches]
-    asked: list[tuple[int, str, int]]
-    candidates: list[str]
-    captions: list[str]
-
-
-def base_batch(rng: random.Random, *, pictures: int, per_picture: int, negatives: int, singles: float) -> BaseBatch:
-    """Draw a batch with ``per_picture`` questions and ``negatives`` edited captions per picture."""
-    scenes = [scene_of(rng, singles=singles) for _ in range(pictures)]
-    position = {p: i for i, p in enumerate(phrases())}
-    asked = []
-    for at, scene in enumerate(scenes):
-        found = questions(scene, rng)
-        while len(found) < per_picture:
-            found += questions(scene, rng)
-        # The background is one aspect of many: asked about in every picture, it would crowd out the objects.
-        found = [*rng.sample(found[1:], per_picture - 1), rng.choice(found)]
-        asked += [(at, q.instruction, position[q.answer]) for q in found]
-    candidates = [mention(k, rng) for k in KINDS] + [mention_background(c, rng) for c in BACKGROUNDS]
-    texts = [captions(s, rng) for s in scenes]
-    for scene in scenes:
-        texts += [captions(e, rng) for e in list(caption_edits(scene, rng))[:negatives]]
-    return BaseBatch([_patches(s) for s in scenes], asked, candidates, texts)
-
-
-def _patches(scene: Scene) -> Patches:
-    return patchify(resize_as_pillow_12(render(scene, SIDE), SIDE // 2, SIDE // 2), patch=14, merge=2)

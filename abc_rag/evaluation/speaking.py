@@ -1,0 +1,115 @@
+"""How well abc-mini's base speaks: answers about a picture and from sources, refusals, judgements."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from abc_rag.answering.generator import Generator
+from abc_rag.errors import InputError
+from abc_rag.models.tasks import JUDGEMENTS, REFUSAL, Source, answering, judging
+from abc_rag.scenes.asking import asked
+from abc_rag.scenes.kinds import load_kinds
+from abc_rag.scenes.searching import searched
+from abc_rag.scenes.typing import typed
+from abc_rag.scenes.wide import WideScene, as_wide, draw_wide
+from abc_rag.scenes.world import KINDS, held_out_scenes, phrase
+from abc_rag.types import Image, Message, Text
+
+__all__ = ["SpeakingReport", "evaluate_speaking"]
+
+_SEED = 20_265
+_SIZE = 336
+
+
+@dataclass(frozen=True)
+class SpeakingReport:
+    """The result of `evaluate_speaking`, as shares in [0, 1]; wordings are of forms that training never uses.
+
+    Attributes:
+        scenes: Held-out scenes, and so questions of each measure.
+        answered: Picture + question -> the exact words.
+        cited: With two to three pictures as sources, answer and citation both right.
+        refused: Things that are in none of the sources are said to be absent.
+        judged: Yes or no, whether a picture is what a search asks for; half of them are.
+    """
+
+    scenes: int
+    answered: float
+    cited: float
+    refused: float
+    judged: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        return asdict(self)
+
+
+def evaluate_speaking(generator: Generator, *, scenes: int = 100) -> SpeakingReport:
+    """Ask about held-out scenes of the package's own world.
+
+    Args:
+        generator: Such as ``load_generator("abc-mini")``.
+        scenes: Number of scenes.
+
+    Raises:
+        InputError: There are fewer than two scenes.
+    """
+    if scenes < 2:
+        raise InputError(f"scenes must be at least 2, not {scenes}")
+    rng = random.Random(_SEED)
+    drawn = [as_wide(scene) for scene in held_out_scenes(scenes, seed=_SEED)]
+    kinds = load_kinds()
+    pictures = [draw_wide(scene, kinds, _SIZE) for scene in drawn]
+
+    def question(scene: WideScene) -> tuple[str, str]:
+        one = rng.choice(asked(scene, rng, form=True, extra=False))
+        return typed(one.instruction, rng), one.answer
+
+    asks: list[tuple[str, list[Message], str]] = []
+    judged = []
+    for at, (scene, picture) in enumerate(zip(drawn, pictures, strict=True)):
+        words, answer = question(scene)
+        asks.append(("answered", [Message("user", [Image(picture), Text(words)])], answer))
+        order = [at, *rng.sample([i for i in range(scenes) if i != at], min(2, scenes - 1))]
+        rng.shuffle(order)
+        sources = [Source(pictures[i]) for i in order]
+        words, answer = _named(scene, [drawn[i] for i in order if i != at], rng)
+        if answer:
+            asks.append(("cited", answering(words, sources), f"{answer} [{order.index(at) + 1}]"))
+        absent = rng.choice([k for k in KINDS if all(k != o.kind for i in order for o in drawn[i].objects)])
+        about = rng.choice(
+            ("what is next to the {}?", "is there {a}, and what is beside it?", "which side is the {} on?")
+        )
+        asks.append(("refused", answering(about.format(absent, a=phrase(absent)), sources), REFUSAL))
+        search = searched(scene, rng, edited=at % 2 == 1)
+        chances = generator.score(judging(typed(search.text, rng), Source(picture)), JUDGEMENTS)
+        half = len(chances) // 2
+        judged.append((max(chances[:half]) > max(chances[half:])) == search.fits(scene))
+    said = generator.generate_all([messages for _, messages, _ in asks], max_new_tokens=24)
+    right: dict[str, list[bool]] = {}
+    for (measure, _, wanted), one in zip(asks, said, strict=True):
+        right.setdefault(measure, []).append(_plain(one.text) == _plain(wanted))
+    shares = {measure: sum(found) / len(found) for measure, found in right.items()}
+    return SpeakingReport(
+        scenes, shares["answered"], shares.get("cited", 0.0), shares["refused"], sum(judged) / len(judged)
+    )
+
+
+def _named(scene: WideScene, others: Sequence[WideScene], rng: random.Random) -> tuple[str, str]:
+    """A question that names the picture it means by what no other source shows."""
+    there = {o.kind for other in others for o in other.objects}
+    own = [o.kind for o in scene.objects if o.kind not in there]
+    if not own:
+        return "", ""
+    kind = rng.choice(own)
+    one = rng.choice(asked(scene, rng, form=True, extra=False))
+    return f"in the picture with {phrase(kind)}, {one.instruction}", one.answer
+
+
+def _plain(text: str) -> str:
+    """Without regard to case, spaces and full stops."""
+    return re.sub(r"\s+", " ", text.lower().replace(".", " ")).strip()

@@ -1,0 +1,240 @@
+"""The first stage of abc-mini: a Qwen2-VL that sees, reads, answers and embeds, from random weights.
+
+Four losses share its weights. *Seeing*: each image token tells what covers its cell. *Embedding*: pictures under an
+instruction find the text that answers, pictures find their captions and captions their pictures; attention is
+bidirectional, as ABC embeds. *Speaking*: answers, word by word, in the conversations of `abc_rag.models.tasks`;
+attention is causal and positions are 3-D, as the base generates. *Words*: vectors of sentences resemble a teacher's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from abc_rag.models.abc.network import ABCNetwork
+from abc_rag.models.abc.prompts import ABCPrompts
+from abc_rag.models.kernels.packed import with_features
+from abc_rag.models.qwen2_vl.prompts import ChatPrompts
+from abc_rag.models.tokenizer import PlainTokenizer
+from abc_rag.training.data.tasks import Spoken
+from abc_rag.training.data.wide import CELLS, WideBatch
+from abc_rag.training.step import Encoder
+
+__all__ = ["BaseModel", "BaseTokens", "Conversations", "Tokeniser", "packed_conversations"]
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Conversations as padded rows, for causal attention.
+
+    Attributes:
+        ids: int64 ``(rows, length)``.
+        positions: int64 ``(3, rows, length)``.
+        parts: int64 ``(rows, length)``: 0 for what all answers of a row share, n for its n-th branch, -1 for padding.
+        targets: int64 ``(rows, length)``: the token that follows, where an answer is learnt; else -100.
+        pictures: Positions of the pictures, row by row.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    parts: torch.Tensor
+    targets: torch.Tensor
+    pictures: list[int]
+
+
+@dataclass(frozen=True)
+class BaseTokens:
+    """A batch, tokenised.
+
+    Attributes:
+        batch: What it was made of.
+        asked: Pictures under an instruction, then pictures alone; see `Encoder`.
+        texts: Candidates, then captions, then the teacher's sentences.
+        spoken: Conversations in rows of similar length.
+    """
+
+    batch: WideBatch
+    asked: list[tuple[tuple[int, ...], npt.NDArray[np.int64]]]
+    texts: list[tuple[tuple[int, ...], npt.NDArray[np.int64]]]
+    spoken: list[Conversations]
+
+
+class Tokeniser:
+    """Batches to tokens, in the thread that makes them.
+
+    Args:
+        embed: Prompts of embeddings.
+        chat: Prompts of conversations.
+        said: Tokenises answers that begin without a space.
+        image_token: What stands for a picture's tokens.
+        end: What ends a turn.
+        sentences: The teacher's.
+    """
+
+    def __init__(
+        self,
+        embed: ABCPrompts,
+        chat: ChatPrompts,
+        said: Tokenizer,
+        *,
+        image_token: int,
+        end: int,
+        sentences: Sequence[str],
+    ) -> None:
+        self._embed, self._chat, self._said = embed, chat, PlainTokenizer(said)
+        self._image_token, self._end, self._sentences = image_token, end, sentences
+
+    def __call__(self, batch: WideBatch) -> BaseTokens:
+        """Tokenise a batch."""
+        count = CELLS * CELLS
+        asked: list[tuple[tuple[int, ...], npt.NDArray[np.int64]]] = [
+            ((at,), self._embed(f"Instruction: {q}", image_tokens=count)) for at, q, _ in batch.asked
+        ]
+        if batch.captions:
+            asked += [((at,), self._embed("", image_tokens=count)) for at in range(len(batch.pictures))]
+        texts = [*batch.candidates, *batch.captions, *(self._sentences[i] for i in batch.sentences)]
+        rows = [self._row(group) for group in batch.told if group] + [self._row([one]) for one in batch.worked]
+        return BaseTokens(
+            batch, asked, [((), self._embed(t)) for t in texts], packed_conversations(rows, self._image_token)
+        )
+
+    def _row(self, group: list[Spoken]) -> tuple[list[npt.NDArray[np.int64]], list[int], list[int]]:
+        """What a group of conversations share, then each one's rest with its answer; where the answers begin."""
+        asked = [self._chat(s.messages, [CELLS * CELLS] * len(s.pictures)) for s in group]
+        shared = min(len(ids) for ids in asked) - 1 if len(group) > 1 else 0
+        for other in asked[1:]:
+            different = np.flatnonzero(asked[0][:shared] != other[:shared])
+            shared = int(different[0]) if len(different) else shared
+        branches, begins = [asked[0][:shared]], [0]
+        for ids, spoken in zip(asked, group, strict=True):
+            answer = self._said(spoken.answer) if spoken.exact else self._chat.plain(spoken.answer)
+            branches.append(np.array([*ids[shared:], *answer, self._end], dtype=np.int64))
+            begins.append(len(ids) - shared)
+        return branches, begins, list(group[0].pictures)
+
+
+def packed_conversations(
+    rows: list[tuple[list[npt.NDArray[np.int64]], list[int], list[int]]], image_token: int
+) -> list[Conversations]:
+    """Rows of similar length in one batch, so that little is padding."""
+    groups: list[list[int]] = []
+    lengths = [sum(map(len, branches)) for branches, _, _ in rows]
+    for i in sorted(range(len(rows)), key=lambda i: lengths[i]):
+        if groups and lengths[i] <= 1.3 * lengths[groups[-1][0]] + 8:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return [_padded([rows[i] for i in group], max(lengths[i] for i in group), image_token) for group in groups]
+
+
+def _padded(
+    rows: list[tuple[list[npt.NDArray[np.int64]], list[int], list[int]]], longest: int, image_token: int
+) -> Conversations:
+    width = -(-longest // 8) * 8
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    parts = np.full((len(rows), width), -1, dtype=np.int64)
+    targets = np.full((len(rows), width), _IGNORED, dtype=np.int64)
+    positions = np.zeros((3, len(rows), width), dtype=np.int64)
+    pictures: list[int] = []
+    for n, (branches, begins, seen) in enumerate(rows):
+        pictures += seen
+        at, after = 0, 0
+        for part, (branch, begin) in enumerate(zip(branches, begins, strict=True)):
+            end = at + len(branch)
+            ids[n, at:end], parts[n, at:end] = branch, part
+            positions[:, n, at:end], next_ = _positions(branch, after, image_token)
+            if part == 0:
+                after = next_
+            else:
+                targets[n, at + begin - 1 : end - 1] = branch[begin:]
+            at = end
+    tokens, places, part_of, wanted = (torch.from_numpy(a) for a in (ids, positions, parts, targets))
+    return Conversations(tokens, places, part_of, wanted, pictures)
+
+
+def _positions(ids: npt.NDArray[np.int64], start: int, image_token: int) -> tuple[npt.NDArray[np.int64], int]:
+    """3-D positions as Qwen2-VL counts them; pictures are square."""
+    found = np.empty((3, len(ids)), dtype=np.int64)
+    at = 0
+    while at < len(ids):
+        if ids[at] == image_token:
+            cells = np.arange(CELLS * CELLS)
+            found[:, at : at + len(cells)] = start + np.stack([0 * cells, cells // CELLS, cells % CELLS])
+            at, start = at + len(cells), start + CELLS
+        else:
+            found[:, at] = start
+            at, start = at + 1, start + 1
+    return found, start
+
+
+class BaseModel(Encoder):
+    """All losses' inputs from one forward.
+
+    Args:
+        network: The network; its head is the identity and its embeddings may be frozen.
+        bf16: Compute in bfloat16.
+        kinds: Number of kinds.
+        colours: Number of background colours.
+        teacher: Width of the teacher's vectors.
+    """
+
+    def __init__(self, network: ABCNetwork, *, bf16: bool, kinds: int, colours: int, teacher: int) -> None:
+        super().__init__(network, bf16=bf16)
+        self._bf16_too = bf16
+        width = network.backbone.hidden_size
+        self.see_kind = nn.Linear(width, kinds + 1)
+        self.see_ground = nn.Linear(width, colours)
+        self.taught = nn.Linear(width, teacher) if teacher else None
+
+    def forward(self, tokens: BaseTokens) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """Logits and vectors by name: ``kinds``, ``grounds``, ``queries``, ``texts``, ``spoken``, ``taught``."""
+        backbone: Any = self.network.backbone
+        found: dict[str, torch.Tensor] = {}
+        with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=self._bf16_too):
+            whole = backbone.image_features(tokens.batch.pictures)
+            features = whole.view(len(tokens.batch.pictures), CELLS * CELLS, -1)
+            found["kinds"] = self.see_kind(features).float()
+            found["grounds"] = self.see_ground(features.mean(dim=1)).float()
+            if tokens.asked:
+                found["queries"] = self._embed(tokens.asked, list(features), True)
+                found["texts"] = self._embed(tokens.texts, (), True)
+            if self.taught is not None and tokens.batch.sentences:
+                found["taught"] = self.taught(found["texts"][-len(tokens.batch.sentences) :])
+            if tokens.spoken:
+                logits = [self._speak(one, features) for one in tokens.spoken]
+                found["spoken"] = torch.cat(logits)
+        found["temperature"] = self.network.temperature.temp.sum()
+        return found
+
+    def _speak(self, spoken: Conversations, features: torch.Tensor) -> torch.Tensor:
+        """Logits ``(learnt tokens, vocabulary)``."""
+        backbone: Any = self.network.backbone
+        embeds = backbone.language_model.embed_tokens(spoken.ids)
+        if spoken.pictures:
+            seen = features[spoken.pictures].flatten(0, 1)
+            embeds = with_features(embeds, seen, spoken.ids == backbone.image_token_id)
+        part = spoken.parts
+        # A branch sees what is shared and itself.
+        allowed = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
+        allowed = (allowed & (part[:, None, :] >= 0) & torch.ones_like(allowed).tril()) | torch.eye(
+            part.shape[1], dtype=torch.bool
+        )
+        mask = torch.zeros(allowed.shape, dtype=embeds.dtype).masked_fill(~allowed, torch.finfo(embeds.dtype).min)
+        states = backbone.language_model(
+            inputs_embeds=embeds,
+            position_ids=spoken.positions,
+            attention_mask={"full_attention": mask[:, None]},
+            use_cache=False,
+        ).last_hidden_state
+        learnt = states[spoken.targets != _IGNORED]
+        logits: torch.Tensor = nn.functional.linear(learnt, backbone.language_model.embed_tokens.weight)
+        return logits.float()
