@@ -1,0 +1,28 @@
+"""Answers, citations, refusals and judgements are counted as the bars say."""
+
+from __future__ import annotations
+
+import pytest
+
+from abc_rag.answering.fake import FakeGenerator
+from abc_rag.errors import InputError
+from abc_rag.evaluation.speaking import evaluate_speaking
+from abc_rag.models.tasks import REFUSAL
+
+
+def test_who_always_refuses_is_right_about_what_is_absent() -> None:
+    report = evaluate_speaking(FakeGenerator(lambda _: REFUSAL.upper()), scenes=20)
+    assert (report.answered, report.cited, report.refused) == (0.0, 0.0, 1.0)
+    assert 0.2 < report.judged < 0.8
+    assert report.as_dict()["scenes"] == 20
+
+
+def test_case_and_full_stops_do_not_matter_but_words_do() -> None:
+    report = evaluate_speaking(FakeGenerator(lambda _: "A blue background."), scenes=60)
+    assert 0 < report.answered < 0.2
+    assert report.cited == report.refused == 0.0
+
+
+def test_two_scenes_are_the_least() -> None:
+    with pytest.raises(InputError, match="at least 2"):
+        evaluate_speaking(FakeGenerator(), scenes=1)
