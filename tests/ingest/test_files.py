@@ -133,7 +133,7 @@ def test_pictures_are_told_by_their_content(folder: Path, store: ChromaStore, in
         picture(folder / f"{colour}.png", colour).rename(folder / name)
     picture(folder / "white.jpg", "white").rename(folder / "white.png")
     passage(folder / "BM.txt", "BMW builds cars")
-    (folder / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
+    (folder / "song.m4a").write_bytes(b"\0\0\0\x18ftypM4A " + bytes(100))
     (folder / "paper.ps").write_bytes(b"%!PS-Adobe-3.0")
     (folder / "letter.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF")
     passage(folder / "program.py", "print()")

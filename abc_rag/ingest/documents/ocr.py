@@ -51,6 +51,7 @@ def recognised(parts: Iterator[Part | int], max_pixels: int) -> Iterator[Part | 
                     label=part.label,
                     box=part.box,
                     heading=part.heading,
+                    time=part.time,
                     text="\n\n".join(block.text for block in blocks),
                     confidence=_mean([score for _, score in found]),
                 )

@@ -38,6 +38,7 @@ class Part:
         label: What the document calls that page, such as ``"iv"``; empty in a document without pages.
         box: Where the part is on the page; None where that is not known, or in a document without pages.
         heading: The headings above it, the highest one first.
+        time: Of a video, the seconds from its start; None in anything else.
     """
 
     document: str = ""
@@ -45,6 +46,7 @@ class Part:
     label: str = ""
     box: Box | None = None
     heading: tuple[str, ...] = ()
+    time: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +168,13 @@ def part_of_json(header: dict[str, Any], data: bytes, document: str) -> Part:
     if kind is None:
         raise ValueError("an unknown kind of part")
     page, box, heading = values.get("page"), values.get("box"), values.get("heading", ())
-    confidence = values.get("confidence")
-    texts = [value for name, value in values.items() if name not in ("page", "box", "heading", "confidence")]
+    numbers = [values.get("confidence"), values.get("time")]
+    others = ("page", "box", "heading", "confidence", "time")
+    texts = [value for name, value in values.items() if name not in others]
     sound = (
         (page is None or (type(page) is int and page >= 1))
         and (box is None or (len(box) == 4 and all(type(side) in (int, float) for side in box)))
-        and (confidence is None or type(confidence) is float)
+        and all(number is None or type(number) is float for number in numbers)
         and all(type(text) is str for text in (*texts, *heading))
     )
     if not sound:

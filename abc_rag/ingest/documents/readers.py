@@ -14,6 +14,7 @@ from abc_rag.ingest.documents.markdown import MarkdownReader
 from abc_rag.ingest.documents.pdf import PDFReader
 from abc_rag.ingest.documents.pptx import PPTXReader
 from abc_rag.ingest.documents.reader import HEAD_BYTES, TAIL_BYTES, Reader
+from abc_rag.ingest.documents.video import VideoReader
 from abc_rag.ingest.documents.web import WebReader
 from abc_rag.ingest.documents.xlsx import XLSXReader
 from abc_rag.ingest.regular import open_regular
@@ -22,7 +23,7 @@ __all__ = ["READERS", "head_and_tail", "reader_named", "reader_of"]
 
 READERS: tuple[Reader, ...] = (
     *(PDFReader(), DOCXReader(), PPTXReader(), XLSXReader(), EPUBReader(), HTMLReader(), MailReader()),
-    *(MarkdownReader(), CSVReader(), WebReader()),
+    *(MarkdownReader(), CSVReader(), VideoReader(), WebReader()),
 )
 """In the order in which they are asked."""
 

@@ -68,6 +68,8 @@ def records_of(parts: Iterator[Part], sha256: str) -> Iterator[Made]:
         if part.page is not None:
             metadata["page"] = part.page
             metadata["page_label"] = part.label or str(part.page)
+        if part.time is not None:
+            metadata["time"] = part.time
         if part.box is not None:
             metadata["box"] = [float(side) for side in part.box]
         if isinstance(part, Passage) and part.confidence is not None:
@@ -91,7 +93,7 @@ def records_of(parts: Iterator[Part], sha256: str) -> Iterator[Made]:
 def _kind(part: Part) -> str:
     if isinstance(part, Passage):
         return "passage" if part.kind == "text" else part.kind
-    return "page" if isinstance(part, PagePicture) else "figure"
+    return "page" if isinstance(part, PagePicture) else "figure" if part.time is None else "frame"
 
 
 def moved(record: Record, path: str) -> Record:
