@@ -17,6 +17,7 @@ __all__ = ["GenerativeRewriter"]
 
 # Three lines of 200 characters, where hardly a character takes a token of its own.
 _MOST_TOKENS = 640
+_LONGEST = 600  # characters of a question; a longer text is a document, as for the rules
 
 
 class GenerativeRewriter(AskingRewriter):
@@ -59,6 +60,8 @@ class GenerativeRewriter(AskingRewriter):
         return partial(type(self), self._generator, examples=self._examples, **self._settings), ()
 
     def _rewrite_after(self, history: tuple[Message, ...], question: str, has_image: bool) -> Rewrite:
+        if len(question) > _LONGEST:
+            return self._fallback.rewrite(question, has_image=has_image, history=history)
         _ = self._generator.tasks  # loads a model, which may take longer than an answer
         return super()._rewrite_after(history, question, has_image)
 

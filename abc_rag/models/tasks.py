@@ -50,6 +50,9 @@ JUDGEMENTS = ("yes", "Yes", "no", "No")
 """The answers to `judging`: the first half says yes, the second no. Models differ in how they begin a sentence."""
 
 _LONGEST = 200  # characters of a rewritten question
+# Turns, and characters of each, that are read to complete a question.
+_MOST_TURNS = 6
+_LONGEST_TURN = 300
 _REWRITE = (
     "Rewrite the question for a search of pictures and passages, as JSON. "
     f'instruction: what to look at in a picture; "{WHOLE_PICTURE}" if nothing in particular. '
@@ -172,10 +175,11 @@ def rewriting(
     Args:
         question: What the user asked.
         has_image: Whether a picture came with it.
-        history: The turns before it, oldest first; what their pictures show is not read.
+        history: The turns before it, oldest first. The beginnings of the last six are read, and not what their pictures
+            show.
         examples: Show how it is done. A model that was trained on this needs none.
     """
-    earlier = _earlier(history)
+    earlier = _earlier(history)[-_MOST_TURNS:]
     messages = [Message("system", [Text(_REWRITE + (_FOLLOWING if earlier else ""))])]
     if examples and not earlier:
         for asked, pictured, instruction, target, wants in EXAMPLES:
@@ -195,7 +199,7 @@ def _rewriting_turn(question: str, has_image: bool, earlier: Sequence[Message]) 
 
 def _line(role: str, message: Message) -> str:
     words = " ".join(part.text for part in _without_citations(message).parts if isinstance(part, Text))
-    return f"{role}:{' picture' if message.pictures else ''} {_quoted(words)}\n"
+    return f"{role}:{' picture' if message.pictures else ''} {_quoted(words[:_LONGEST_TURN])}\n"
 
 
 def _said(text: str) -> Message:

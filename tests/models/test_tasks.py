@@ -49,6 +49,14 @@ def test_turns_before_a_question_are_lines_of_data_without_their_citations() -> 
     assert asked.pictures == ()
 
 
+def test_of_a_long_chat_the_beginnings_of_the_last_turns_are_read() -> None:
+    history = [Message("user", [Text(f"{number} " + "word " * 500)]) for number in range(9)]
+    *lines, asked = words(rewriting("x", history=history, examples=False)[-1]).splitlines()
+    assert [line[:9] for line in lines] == [f'user: "{number} ' for number in range(3, 9)]
+    assert all(len(json.loads(line.removeprefix("user: "))) == 300 for line in lines)
+    assert asked == 'question: "x"'
+
+
 @pytest.mark.parametrize("history", [[], HISTORY])
 def test_examples_show_answers_of_the_schema(history: list[Message]) -> None:
     bare, shown = rewriting("x", history=history, examples=False), rewriting("x", history=history)
