@@ -1,4 +1,4 @@
-"""The engine against the alternatives.
+r"""The engine against the alternatives.
 
 All sides have the same weights, run in processes of their own, as a user would run them, and are measured in turn:
 
@@ -13,6 +13,12 @@ Before anything is timed, the vectors of all sides are compared. Every round has
 embedded before; no vectors are cached. The image token limits are the published 256 to 1024 for every shape.
 
     python -m benchmarks.compare --shape mini --json results/compare-mini.json
+
+Two more shapes are of other families, against ``encode`` and ``recompute`` only; see `benchmarks._families`. Their
+texts have a token for each letter.
+
+    python -m benchmarks.compare --shape embeddinggemma --max-tokens 140 --rounds 3 --pictures 3 --texts 12 \
+        --compared 1 --rows "one text" "one picture" images "another instruction"
 """
 
 from __future__ import annotations
@@ -35,6 +41,8 @@ from abc_rag.bench.inputs import QUESTIONS, random_jpeg, random_passage
 from abc_rag.bench.shapes import write_random_checkpoint
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.settings import EngineSettings
+from abc_rag.models.embedding_gemma.pictures import BUDGETS
+from benchmarks._families import FAMILY_SHAPES, Encoder, write_family
 from benchmarks._harness import Child, alternate, finish, parser, prepare, ratio, serve, spread
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -43,12 +51,14 @@ SIZES = ((224, 224), (320, 240), (480, 640), (640, 480), (800, 600), (1024, 768)
 
 PORT = ["one", "padded"]
 SIDES = [*PORT, "sentence-transformers", "recompute", "compiled"]
+ANOTHER = "another instruction"
+"""The row of pictures that each side has just embedded under an instruction, and now embeds under a second one."""
 Side = Callable[[Sequence[Input]], np.ndarray]
 
 
 def main() -> int:
     """Run the benchmark; the exit status is 1 if vectors differ."""
-    options = parser(__doc__, shapes=("tiny", "mini", "2b"))
+    options = parser(__doc__, shapes=("tiny", "mini", "2b", *FAMILY_SHAPES))
     options.add_argument("--texts", type=int, default=192, help="passages per round")
     options.add_argument("--pictures", type=int, default=8, help="pictures per round")
     options.add_argument("--batch-size", type=int, default=16, help="batch size of padded batches and of encode")
@@ -63,12 +73,24 @@ def main() -> int:
     rows = make_rows(arguments.texts, arguments.pictures, arguments.seed)
     if arguments.child is not None:
         side = open_side(arguments.child[0], Path(arguments.child[1]), arguments)
-        first = arguments.compared
-        serve(side, lambda row, number: compared(rows, first) if row == "compared" else rows[row](number))
+
+        def inputs(row: str, number: int) -> list[Input]:
+            if row == "compared":
+                return compared(rows, arguments.compared)
+            made = rows[row](number)
+            if row == ANOTHER:  # the first one is not timed
+                side([InstructedImage(item.source, QUESTIONS[1]) for item in made if isinstance(item, InstructedImage)])
+            return made
+
+        serve(side, inputs)
         return 0
     with tempfile.TemporaryDirectory(prefix="abc-rag-benchmark-") as made, ExitStack() as stack:
         folder = Path(made)
-        write_random_checkpoint(arguments.shape, folder / "checkpoint", **limits(arguments), seed=arguments.seed)
+        if arguments.shape in FAMILY_SHAPES:
+            arguments.sides = [side for side in arguments.sides if side not in PORT]
+            write_family(arguments.shape, folder / "checkpoint", seed=arguments.seed)
+        else:
+            write_random_checkpoint(arguments.shape, folder / "checkpoint", **limits(arguments), seed=arguments.seed)
         names = ["engine", *arguments.sides]
         sides = {name: stack.enter_context(Child("compare", [name, made])) for name in names}
         differences = compare_vectors(sides, folder)
@@ -95,6 +117,19 @@ def open_side(name: str, folder: Path, arguments: Any) -> Side:  # noqa: ANN401
     """Load the weights for one side."""
     placed = {**limits(arguments), "device": arguments.device, "dtype": arguments.dtype}
     checkpoint, size = folder / "checkpoint", arguments.batch_size
+    model: str | Path = checkpoint
+    if arguments.shape in FAMILY_SHAPES:
+        gemma = arguments.shape.startswith("embeddinggemma")
+        if gemma:  # it was trained with some numbers of image tokens only
+            placed["max_tokens"] = max((one for one in BUDGETS if one <= arguments.max_tokens), default=BUDGETS[0])
+        if name == "sentence-transformers":
+            on = {"device": arguments.device, "dtype": arguments.dtype, "batch_size": size}
+            return Encoder(arguments.shape, checkpoint, most=placed["max_tokens"], least=arguments.min_tokens, **on)
+        if gemma:
+            model = f"embeddinggemma:{checkpoint}"
+            del placed["min_tokens"]
+        else:
+            model = f"qwen3-vl:{checkpoint}"
     if name in PORT:
         from benchmarks._baseline import Port
 
@@ -111,9 +146,9 @@ def open_side(name: str, folder: Path, arguments: Any) -> Side:  # noqa: ANN401
         return lambda items: library.encode(list(items), batch_size=size, show_progress_bar=False)
     if name == "recompute":
         settings = EngineSettings(embedding_cache_bytes=0, vision_cache_bytes=0)
-        return partial(one_instruction_at_a_time, load_embedder(checkpoint, engine=settings, **placed))
+        return partial(one_instruction_at_a_time, load_embedder(model, engine=settings, **placed))
     settings = EngineSettings(embedding_cache_bytes=0, compile=name == "compiled")
-    return load_embedder(checkpoint, engine=settings, **placed).embed
+    return load_embedder(model, engine=settings, **placed).embed
 
 
 def one_instruction_at_a_time(embedder: Embedder, items: Sequence[Input]) -> np.ndarray:
@@ -160,6 +195,11 @@ def make_rows(texts: int, pictures: int, seed: int) -> dict[str, Callable[[int],
         return found
 
     return {
+        "one text": lambda number: words(number)[:1],
+        "one picture": lambda number: [Image(file) for file in files("one", number, 1)],
+        ANOTHER: lambda number: [
+            InstructedImage(f, QUESTIONS[0]) for f in files(ANOTHER, number, max(1, pictures // 2))
+        ],
         "texts": words,
         "images": alone,
         "1 instruction": instructed(1),

@@ -25,7 +25,7 @@ from benchmarks.wordings import WORDINGS, reworded
 ROOT = Path(__file__).parents[1]
 
 
-def run(name: str, folder: Path, *options: str) -> dict[str, Any]:
+def run(name: str, folder: Path, *options: str, shape: str = "tiny") -> dict[str, Any]:
     out = folder / f"{name}.json"
     # One thread: two that share a busy core wait for one another most of the time.
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--shape", "tiny", "--threads", "1"]
@@ -40,11 +40,11 @@ def run(name: str, folder: Path, *options: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(out.read_text())
     assert result["benchmark"] == name
-    assert result["options"]["shape"] == "tiny"
+    assert result["options"]["shape"] == shape
     assert result["command"].startswith(f"python -m benchmarks.{name} --quick")
     assert {"processor", "cores", "threads", "torch", "transformers", "python"} <= set(result["machine"])
     assert result["date"]
-    assert render(result).startswith(f"**{name}, tiny**")
+    assert render(result).startswith(f"**{name}, {shape}**")
     return result
 
 
@@ -134,8 +134,16 @@ def test_compare(tmp_path: Path) -> None:
         assert set(row["ratios"]) == expected - {"engine"}
         for value in (*row["seconds"].values(), *row["ratios"].values()):
             assert_spread(value)
-    names = ["texts", "images", "1 instruction", "4 instructions", "16 instructions", "all kinds"]
-    assert [row["row"] for row in found["rows"]] == names
+    several = ["texts", "images", "1 instruction", "4 instructions", "16 instructions", "all kinds"]
+    assert [row["row"] for row in found["rows"]] == ["one text", "one picture", "another instruction", *several]
+
+
+def test_compare_of_another_family(tmp_path: Path) -> None:
+    # Without sentence-transformers, which needs torchvision to load such a model.
+    options = ["--sides", "recompute", "--rows", "another instruction", "--texts", "1"]
+    found = run("compare", tmp_path, "--shape", "embeddinggemma-tiny", *options, shape="embeddinggemma-tiny")
+    assert max(found["differences"].values()) <= found["tolerance"]
+    assert [row["row"] for row in found["rows"]] == ["another instruction"]
 
 
 def test_preprocess(tmp_path: Path) -> None:

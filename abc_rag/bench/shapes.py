@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from transformers import Qwen2VLConfig
 
-from abc_rag.bench.memory import free_memory, require_memory
 from abc_rag.errors import InputError
 from abc_rag.images.limits import ImageLimits
 from abc_rag.models.abc.family import ABCFamily
@@ -26,6 +25,7 @@ from abc_rag.models.abc.save import small_files, write_checkpoint
 from abc_rag.models.config import read_json
 from abc_rag.models.lora import lora_config
 from abc_rag.models.lora_layers import inject_adapter_in_model
+from abc_rag.models.memory import free_memory, require_memory
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, build_backbone
 from abc_rag.types import Fingerprint
 

@@ -52,7 +52,11 @@ PARTIAL = 3
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="A name, a folder, or FAMILY:NAME. Default: $ABC_RAG_MODEL, else abc."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A name, a folder, FAMILY:NAME, or auto; see abc-rag models. Default: $ABC_RAG_MODEL, else abc.",
+    ),
 ]
 MiniOption = Annotated[str, typer.Option("--model", "-m", help="abc-mini, or a checkpoint folder.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, cuda:* (all GPUs), mps, ...")]
@@ -126,7 +130,8 @@ class ModelFlags:
         from abc_rag.embedding.load import load_embedder
 
         with _uncollected():
-            return load_embedder(self.model, **self.keywords())
+            keywords = self.keywords()
+            return load_embedder(self.model, **keywords, download=_may_download(self.model, self.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +299,17 @@ def _uncollected() -> Iterator[None]:
     finally:
         gc.freeze()  # modules stay: later collections need not look at them either
         gc.enable()
+
+
+def _may_download(model: str | None, device: str) -> bool:
+    """Whether ``auto`` may fetch the best model for this machine: asked where somebody can answer, else no."""
+    from abc_rag.embedding.load import choose_for, default_model
+    from abc_rag.models.loader import AUTO
+
+    if (model or default_model()) != AUTO or not sys.stdin.isatty():
+        return False
+    choice = choose_for(device, download=True)
+    return not choice.here and typer.confirm(f"{choice}\nFetch it?", err=True)
 
 
 def open_embedder(model: str | None, device: str) -> Embedder:

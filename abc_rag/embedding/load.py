@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from abc_rag.embedding.choose import Choice, choose_model
 from abc_rag.embedding.options import EmbedderKeywords, EmbedderOptions, ModelName, model_as_json, model_from_json
 from abc_rag.errors import InputError
 from abc_rag.models.abc.loader import ABCCheckpoint
-from abc_rag.models.loader import GENERATING, Adapters, Attention, DType, Weights, find_checkpoint
+from abc_rag.models.hub import only_here
+from abc_rag.models.loader import AUTO, GENERATING, Adapters, Attention, DType, Weights, find_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,7 @@ __all__ = [
     "Loading",
     "ModelName",
     "Weights",
+    "choose_for",
     "default_model",
     "find_device",
     "load_embedder",
@@ -36,6 +40,8 @@ __all__ = [
     "local_revision",
     "open_embedder",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 
 def default_model() -> str:
@@ -60,6 +66,7 @@ def load_embedder(
     depth: Depth = "published",
     image_limits: ImageLimits | None = None,
     engine: EngineSettings | None = None,
+    download: bool = False,
 ) -> Embedder:
     """An embedder for a model. The weights are loaded on first use.
 
@@ -72,6 +79,7 @@ def load_embedder(
             ``"Qwen/Qwen3-VL-Embedding-2B"`` or ``"-8B"``, ``"google/embeddinggemma-2"``, or a folder of theirs.
             ``"st:NAME"`` for a model of sentence-transformers, by hub id or folder. A folder's files say which family
             it belongs to; where they do not, put the family before it: ``"vlm2vec:FOLDER"``.
+            ``"auto"`` is the best of some for this machine; see ``download``.
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), any torch device, or ``"cuda:*"``: all GPUs, each
             with its own copy of the weights.
@@ -103,9 +111,11 @@ def load_embedder(
             or clips the rest. The fingerprint says which. See `abc_rag.images.Rendering`.
         image_limits: Which pictures are accepted, and whether URLs are fetched.
         engine: Workers, batches and caches; see `abc_rag.EngineSettings`.
+        download: For ``"auto"``: whether it may choose a model that has to be fetched. If not, it chooses among those
+            that are here, and asks no hub. Names of other models are fetched when they are first used.
 
     Returns:
-        An `Embedder`.
+        An `Embedder`. Its ``choice`` says what ``"auto"`` chose, and why; so does a line in the log.
 
     Raises:
         InputError: An argument is unusable, or there is no such folder.
@@ -128,11 +138,15 @@ def load_embedder(
         image_limits=image_limits,
         engine=engine,
     )
-    return open_embedder(model, options)
+    return open_embedder(model, options, download=download)
 
 
 def open_embedder(
-    model: ModelName | None = None, options: EmbedderOptions | None = None, *, adapters: Adapters = "merged"
+    model: ModelName | None = None,
+    options: EmbedderOptions | None = None,
+    *,
+    adapters: Adapters = "merged",
+    download: bool = False,
 ) -> LocalEmbedder:
     """`load_embedder` with its options as one value.
 
@@ -141,6 +155,7 @@ def open_embedder(
         options: See there.
         adapters: ``"beside"`` keeps the base unmerged, so that the same weights can generate too
             (`abc_rag.answering.load_generator`). The vectors are the same up to rounding; each takes a little longer.
+        download: See there.
 
     Raises:
         InputError: As there; or the model cannot generate.
@@ -148,6 +163,10 @@ def open_embedder(
     """
     model = default_model() if model is None else model
     options = options or EmbedderOptions()
+    choice = choose_for(options.device, download=download) if model == AUTO else None
+    if choice is not None:
+        _LOG.warning("%s", choice)
+        model = choice.model
     checkpoint = find_checkpoint(model)
     if adapters == "beside" and not checkpoint.generates:
         raise InputError(f"model {str(model)[:200]!r} cannot generate; {GENERATING}")
@@ -156,7 +175,7 @@ def open_embedder(
 
     from abc_rag.embedding.engine.local import LocalEmbedder
 
-    return LocalEmbedder(Loading(model, options, adapters), options.settings)
+    return LocalEmbedder(Loading(model, options, adapters, choice), options.settings)
 
 
 @dataclass(frozen=True)
@@ -172,13 +191,20 @@ class Loading:
     model: ModelName
     options: EmbedderOptions
     adapters: Adapters = "merged"
+    choice: Choice | None = None
 
-    def __reduce__(self) -> tuple[type[Loading], tuple[ModelName, EmbedderOptions, Adapters]]:
+    def __reduce__(self) -> tuple[type[Loading], tuple[ModelName, EmbedderOptions, Adapters, Choice | None]]:
         # Another process may have another working folder.
-        return Loading, (model_from_json(model_as_json(self.model)), self.options, self.adapters)
+        return Loading, (model_from_json(model_as_json(self.model)), self.options, self.adapters, self.choice)
 
     def __call__(self) -> list[Family]:
         """The model on every device; fetches it if need be."""
+        if self.choice is not None and self.choice.here:
+            with only_here():
+                return self._build()
+        return self._build()
+
+    def _build(self) -> list[Family]:
         checkpoint = find_checkpoint(self.model)
         checkpoint.fetch(self.options.device)
         asked = (replace(self.options.on(one), adapters=self.adapters) for one in _devices(self.options.device))
@@ -214,6 +240,8 @@ def local_revision(model: ModelName, **options: Unpack[EmbedderKeywords]) -> str
         CheckpointError: A folder of an `ABCCheckpoint` is missing.
     """
     chosen = EmbedderOptions(**options)
+    if model == AUTO:
+        model = choose_for(chosen.device).model
     revision = find_checkpoint(model).local_revision(chosen.weights, chosen.resolution)
     return None if revision is None else chosen.revision_of(revision)
 
@@ -251,6 +279,15 @@ def _devices(device: str) -> list[torch.device]:
     if not count:
         raise InputError("device 'cuda:*' cannot be used here (there is no CUDA GPU); use 'auto' or 'cpu'")
     return [find_device(f"cuda:{index}") for index in range(count)]
+
+
+def choose_for(device: str, *, download: bool = False) -> Choice:
+    """What ``"auto"`` means on a device; see `choose_model`.
+
+    Raises:
+        InputError: The device cannot be used.
+    """
+    return choose_model(_devices(device)[0], download=download)
 
 
 def find_device(device: str) -> torch.device:

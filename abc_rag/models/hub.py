@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from abc_rag.errors import CheckpointError, InputError
 
-__all__ = ["fetch", "is_folder", "part_folder"]
+__all__ = ["cached", "fetch", "is_folder", "only_here", "part_folder"]
+
+_ONLY_HERE: ContextVar[bool] = ContextVar("only_here", default=False)
+
+
+@contextmanager
+def only_here() -> Iterator[None]:
+    """Within it, `fetch` takes what is in the cache, and asks no hub whether there is something newer."""
+    token = _ONLY_HERE.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_HERE.reset(token)
+
+
+def cached(repository: str) -> Path | None:
+    """The folder of a hub repository in the cache on this machine, which may be incomplete; None where there is none.
+
+    Uses no network.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        return None
 
 
 def is_folder(part: str | os.PathLike[str]) -> bool:
@@ -54,6 +82,7 @@ def fetch(repository: str, revision: str | None = None, *, more: Sequence[str] =
                 repository,
                 revision=revision,
                 allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", *more],
+                local_files_only=_ONLY_HERE.get(),
             )
         )
     except HFValidationError as error:

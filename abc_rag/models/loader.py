@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from abc_rag.models.family import Family
 
 __all__ = [
+    "AUTO",
     "GENERATING",
     "Adapters",
     "Attention",
@@ -51,6 +52,8 @@ Adapters = Literal["merged", "beside"]
 """Whether adapters are merged into their base, or stay beside it, so that the base can also compute without them."""
 
 
+AUTO = "auto"
+"""The name that stands for the best model for this machine; see `abc_rag.embedding.choose`."""
 GENERATING = "ABC, and VLM2Vec's adapters on Qwen2-VL, can: load_generator('abc')"
 """Which families generate, for messages."""
 
@@ -229,7 +232,7 @@ def find_checkpoint(model: object) -> Checkpoint:
         short = [repr(name) for name in known_names() if "/" not in name]
         hub_ids = [repr(name) for name in known_names() if "/" in name]
         raise InputError(
-            f"model {str(model)[:200]!r} is neither {', '.join(short)} nor a folder; known hub ids are "
+            f"model {str(model)[:200]!r} is neither {', '.join(short)}, {AUTO!r} nor a folder; known hub ids are "
             f"{', '.join(hub_ids)}; for other hub ids pass abc_rag.ABCCheckpoint(base=..., pretrain=..., "
             "instruct=...), or write the family before them: 'vlm2vec:ORGANISATION/NAME', 'st:ORGANISATION/NAME'"
         )
@@ -267,7 +270,7 @@ def token_limits(least: int | None, most: int | None, *, defaults: tuple[int, in
 def portable_name(model: str | os.PathLike[str]) -> str:
     """A model's name that means the same in any working folder: folders become absolute."""
     if isinstance(model, str):
-        if model in known_names():
+        if model == AUTO or model in known_names():
             return model
         prefix, colon, rest = model.partition(":")
         if colon and prefix in loaders():

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from abc_rag.embedding.choose import Choice
 from abc_rag.embedding.embedder import UNIT_TOLERANCE, BatchSize, Embedder
 from abc_rag.embedding.engine.caches import DiskTier, TensorCache
 from abc_rag.embedding.engine.model_thread import JOIN_S, ModelThread, release_freed_memory
@@ -198,6 +199,12 @@ class LocalEmbedder(Embedder):
     def loading(self) -> Callable[[], Family | list[Family]]:
         """What loads it: an `abc_rag.embedding.load.Loading` where `load_embedder` made it."""
         return self._load
+
+    @property
+    def choice(self) -> Choice | None:
+        """What ``load_embedder("auto")`` chose, and why; None where the model was named."""
+        found: Choice | None = getattr(self._load, "choice", None)
+        return found
 
     @property
     def family(self) -> Family:

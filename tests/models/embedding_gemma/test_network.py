@@ -74,3 +74,14 @@ def test_values_that_would_be_computed_otherwise(folder: Path, change: Callable[
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=said):
         load_network(folder, **OPTIONS)
+
+
+def test_layers_are_numbered_as_transformers_writes_them(folder: Path) -> None:
+    # With ten layers and more, "05".
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    own = config["text_config"]["per_layer_config"]
+    assert set(own) == {"1", "3"}
+    config["text_config"]["per_layer_config"] = {f"0{name}": value for name, value in own.items()}
+    file.write_text(json.dumps(config))
+    load_network(folder, **OPTIONS)

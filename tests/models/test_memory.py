@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 
-from abc_rag.bench.memory import free_memory, require_memory
 from abc_rag.errors import InputError
+from abc_rag.models.memory import free_memory, require_memory
 
 LIMIT = 12 * 10**9
 
