@@ -86,9 +86,8 @@ def _serve(
     from abc_rag.models.hub import is_folder
 
     with _needs_server():
-        from abc_rag.server import Keys, ServerSettings, start_logs
+        from abc_rag.server import Keys, ServerSettings, chroma, start_logs
         from abc_rag.server import serve as run
-        from abc_rag.server.stores import chroma
     from abc_rag.store.chroma.journal import collections_in
 
     generator = None

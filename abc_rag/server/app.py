@@ -45,7 +45,7 @@ def create_app(
     stores: OpenStore | None = None,
     existing: Callable[[], Sequence[str]] = tuple,
     generator: Generator | None = None,
-    failed: Callable[[], None] | None = None,
+    loaded: Callable[[], None] | None = None,
 ) -> FastAPI:
     """The ASGI application of a server.
 
@@ -56,7 +56,7 @@ def create_app(
         stores: Opens collections; None serves none. Takes ``settings.folder``.
         existing: Names of collections that were made without the server.
         generator: Judges and answers, if there is one.
-        failed: Called if the model cannot be loaded.
+        loaded: Called when the model is loaded, or cannot be: then ``app.state.service.failure`` says why.
 
     Raises:
         InputError: The address is not a loopback address, and there are no keys.
@@ -77,8 +77,8 @@ def create_app(
             if service.ready and library is not None:
                 library.adopt(await asyncio.to_thread(existing))
                 library.start()
-            if service.failure is not None and failed is not None:
-                failed()
+            if loaded is not None:
+                loaded()
 
         loading = asyncio.create_task(load())
         try:

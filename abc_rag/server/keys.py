@@ -150,7 +150,8 @@ class Keys:
 
     def _parsed(self) -> dict[str, ApiKey]:
         try:
-            told = json.loads(self.path.read_text(encoding="utf-8"))
+            text = self.path.read_text(encoding="utf-8")
+            told = json.loads(text) if text else {"keys": []}
             return {one["id"]: ApiKey(**one) for one in told["keys"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path}: the keys cannot be read ({error}); restore or remove the file") from error
@@ -159,8 +160,9 @@ class Keys:
         assert callable(change)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.path}.lock", timeout=10):
-            keys = self._parsed() if self.path.exists() else {}
+            # Made first, as a file that is replaced keeps its mode. An empty one has no keys.
+            os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
+            keys = self._parsed()
             change(keys)
             with new_file(self.path) as draft:
                 draft.write_text(json.dumps({"keys": [asdict(key) for key in keys.values()]}, indent=2) + "\n")
-                os.chmod(draft, 0o600)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from abc_rag.answering.generator import Generator
 from abc_rag.embedding.embedder import Embedder
@@ -12,9 +14,30 @@ from abc_rag.server.keys import Keys
 from abc_rag.server.settings import ServerSettings
 from abc_rag.server.stores import OpenStore
 
-__all__ = ["serve"]
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
 
-logger = logging.getLogger("abc_rag.server")
+__all__ = ["configured", "serve"]
+
+
+def configured(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    """How uvicorn runs an app: nothing is believed of proxies' headers, and nothing is logged but by us."""
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=math.ceil(settings.stop_timeout_s),
+    )
 
 
 def serve(
@@ -50,22 +73,12 @@ def serve(
     except ModuleNotFoundError as error:
         raise MissingExtraError.for_module(error, "the server", extra="server") from error
 
-    def stop() -> None:
-        server.should_exit = True
+    def loaded() -> None:
+        if app.state.service.failure is not None:
+            server.should_exit = True
 
-    app = create_app(embedder, settings, keys=keys, stores=stores, existing=existing, generator=generator, failed=stop)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        limit_concurrency=settings.max_connections,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=round(settings.stop_timeout_s),
+    app = create_app(
+        embedder, settings, keys=keys, stores=stores, existing=existing, generator=generator, loaded=loaded
     )
 
     class Server(uvicorn.Server):
@@ -73,10 +86,9 @@ def serve(
             await super().startup(sockets)  # type: ignore[arg-type]
             if started is not None and self.started:
                 port = self.servers[0].sockets[0].getsockname()[1]
-                host = f"[{settings.host}]" if ":" in settings.host else settings.host
-                started(f"http://{host}:{port}")
+                started(replace(settings, port=port).url)
 
-    server = Server(config)
+    server = Server(configured(app, settings))
     try:
         server.run()
     except SystemExit as error:  # uvicorn's way of saying that it could not listen

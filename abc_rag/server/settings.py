@@ -66,6 +66,11 @@ class ServerSettings:
     stop_timeout_s: float = 30.0
     image_limits: ImageLimits = DEFAULT_LIMITS
 
+    @property
+    def url(self) -> str:
+        """The address of the server."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
     def __post_init__(self) -> None:
         """Checks every setting."""
         if not isinstance(self.host, str) or not self.host:
