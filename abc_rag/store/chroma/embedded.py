@@ -42,6 +42,9 @@ _MOST_SPENT = 2**31
 # What the index is asked for where a filter lets many through.
 _LEAST_CANDIDATES = 64
 _MOST_CANDIDATES = 2000
+# After a search in which none of these passed: how many with the same filter do without, and of how many filters.
+_SKIPPED = 15
+_MOST_FAR = 100
 
 
 class EmbeddedTable(ChromaTable):
@@ -61,6 +64,7 @@ class EmbeddedTable(ChromaTable):
         self._checked: Journal | None = None
         self._has_words = False
         self._by_index = False
+        self._far: dict[str, int] = {}
         self._spent = 0
         self._comparison = Comparison(name)
 
@@ -306,8 +310,9 @@ class EmbeddedTable(ChromaTable):
         else:
             keys = journal.few_matching(self._name, where, most)
         found: dict[int, Ranking] = {}
-        if keys is None:
+        if keys is None and not self._skips(where):
             found = self._near(rows, k, where, collection, records)
+            self._note_near(where, found=bool(found))
         rest = [i for i in range(len(rows)) if i not in found]
         if rest:
             wide = keys is None
@@ -317,6 +322,21 @@ class EmbeddedTable(ChromaTable):
                 records.update((record.id, record) for _, record in ranking)
                 found[i] = [(far, record.id) for far, record in ranking]
         return [found[i] for i in range(len(rows))]
+
+    def _skips(self, where: Condition) -> bool:
+        """Whether the index's nearest are not looked at, because shortly before none of them passed this filter."""
+        left = self._far.get(repr(where), 0)
+        if left:
+            self._far[repr(where)] = left - 1
+        return left > 0
+
+    def _note_near(self, where: Condition, *, found: bool) -> None:
+        if found:
+            self._far.pop(repr(where), None)
+        else:
+            while len(self._far) >= _MOST_FAR:
+                self._far.pop(next(iter(self._far)), None)
+            self._far[repr(where)] = _SKIPPED
 
     def _near(
         self, rows: Vectors, k: int, where: Condition, collection: Collection, records: dict[str, Record]

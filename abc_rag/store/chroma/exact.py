@@ -2,7 +2,8 @@
 
 An index of neighbours finds the nearest of all rows fast, and those among few of them slowly or not at all. Comparing
 is exact, and costs less the narrower a filter is. Vectors come from the journal; where a filter lets many through,
-they are kept in memory from then on, if they take no more than `MOST_BYTES`.
+they are kept in memory from then on, if they take no more than `MOST_BYTES`. Of many that are searched again, their
+codes (`abc_rag.store.chroma.codes`) are compared first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from abc_rag.store.chroma.codes import Codes, Recent
 from abc_rag.store.chroma.fields import Keys
 from abc_rag.store.chroma.journal import Journal
 from abc_rag.store.table import PAGE
@@ -29,6 +31,9 @@ _CLOSE = 1e-5
 # Below this share of all vectors, taking some out is faster than comparing with all.
 _FEW = 0.125
 _MOST_SCORES = 2**22  # at once
+_MOST_NUMBERS = 2**21  # that are compared with as they are; of more, their codes come first
+_MOST_FILTERS = 16  # of which is kept where their rows stand
+_TOGETHER = 128  # scores of which the largest is found first
 _TAKEN = 512  # rows that are copied at once: they stay in the processor's cache
 _ROWS = 8192  # of vectors, compared at once in float64
 _DIGITS = 9  # so that equal vectors have equal distances however the product is blocked
@@ -80,25 +85,29 @@ class Comparison:
         step = max(1, _MOST_SCORES // journal.count(self._name))
         for start in range(0, len(queries), step):
             some = queries[start : start + step]
-            there, near, vectors = self._scored(journal, keys, some, load=load)
+            there, near, off, vectors = self._scored(journal, keys, some, load=load)
             for scores, query in zip(near, some, strict=True):
-                found.append(self._ranked(journal, there, scores, query, vectors, k, fits))
+                found.append(self._ranked(journal, there, scores, off, query, vectors, k, fits))
         return found
 
     def _scored(
         self, journal: Journal, keys: Keys, queries: Vectors, *, load: bool
-    ) -> tuple[Keys, Vectors, Callable[[npt.NDArray[np.int64]], Vectors]]:
-        """The keys that there are, the cosine of each query with each of them, and how to get the vectors of some."""
+    ) -> tuple[Keys, Vectors, npt.NDArray[np.float32] | None, Callable[[npt.NDArray[np.int64]], Vectors]]:
+        """The keys that there are, about the cosines with each, how far these may be off, and how to get vectors."""
         block = self._current(journal, queries.shape[1], load=load)
         if block is not None:
             places = block.places(keys)
+            codes = block.codes() if len(places) * queries.shape[1] > _MOST_NUMBERS else None
+            if codes is not None:
+                near, off = codes.scores(queries, places)
+                return block.keys[places], near, off, lambda some: block.rows[places[some]]
             if len(places) > _FEW * len(block.keys):
                 scores = _product(queries, block.rows)[:, places]
             else:
                 pages = [places[start : start + _TAKEN] for start in range(0, len(places), _TAKEN)]
                 products = [_product(queries, np.take(block.rows, page, axis=0)) for page in pages]
                 scores = np.concatenate(products or [np.zeros((len(queries), 0), np.float32)], axis=1)
-            return block.keys[places], scores, lambda some: block.rows[places[some]]
+            return block.keys[places], scores, None, lambda some: block.rows[places[some]]
         parts, there = [], []
         for start in range(0, len(keys), PAGE):
             found = journal.by_key(self._name, keys[start : start + PAGE].tolist(), "vector")
@@ -114,13 +123,14 @@ class Comparison:
 
         known = np.array(there, dtype=np.int64)
         scores = np.concatenate(parts, axis=1) if parts else np.zeros((len(queries), 0), np.float32)
-        return known, scores, fetched
+        return known, scores, None, fetched
 
     def _ranked(
         self,
         journal: Journal,
         keys: Keys,
         scores: npt.NDArray[np.float32],
+        off: npt.NDArray[np.float32] | None,
         query: npt.NDArray[np.float32],
         vectors: Callable[[npt.NDArray[np.int64]], Vectors],
         k: int,
@@ -130,8 +140,12 @@ class Comparison:
         while True:
             most = min(most, len(keys))
             # All that may be among the nearest: those that are as near as the last of them, but for rounding, too.
-            last = np.partition(scores, len(scores) - most)[len(scores) - most] if most else np.float32(2)
-            chosen = np.flatnonzero(scores >= last - _CLOSE)
+            if off is None:
+                chosen = _above(scores, most)
+            else:
+                # The most-th best is at least as near as the most-th best that is as far as it can be.
+                chosen = np.flatnonzero(scores + off >= _last(scores - off, most) - _CLOSE)
+                chosen = chosen[_above(vectors(chosen) @ query, most)]
             blocks = [chosen[start : start + _ROWS] for start in range(0, len(chosen), _ROWS)]
             far = np.concatenate([np.zeros(0), *(_distances(query, vectors(block)) for block in blocks)])
             farthest = np.partition(far, most - 1)[most - 1] if most else 0.0
@@ -175,7 +189,9 @@ class _Block:
         self.rows = room[: len(keys)]
         self._room = room
         self._changes = changes
-        self._last: tuple[Keys | None, npt.NDArray[np.int64]] = None, np.zeros(0, np.int64)
+        self._codes: Codes | None = None
+        self._asked = False
+        self._places = Recent[npt.NDArray[np.int64]](_MOST_FILTERS)
 
     @classmethod
     def loaded(cls, journal: Journal, name: str, dim: int) -> _Block:
@@ -191,14 +207,24 @@ class _Block:
 
     def places(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Where those of ``keys`` stand that there are."""
-        asked, known = self._last
-        if asked is keys:  # the same filter again
+        known = self._places.get(keys)
+        if known is not None:  # the same filter again
             return known
         places = np.searchsorted(self.keys, keys)
         places = places[: np.searchsorted(places, len(self.keys))]  # what is newer than all
         found: npt.NDArray[np.int64] = places[self.keys[places] == keys[: len(places)]]
-        self._last = keys, found
+        self._places.put(keys, found)
         return found
+
+    def codes(self) -> Codes | None:
+        """The rows' codes, from the second time on: encoding takes longer than comparing once."""
+        if self._codes is None and self._asked:
+            made = Codes(len(self._room), self.rows.shape[1])
+            for start in range(0, len(self.rows), _ROWS):
+                made.put(slice(start, min(start + _ROWS, len(self.rows))), self.rows[start : start + _ROWS])
+            self._codes = made
+        self._asked = True
+        return self._codes
 
     def followed(self, journal: Journal, name: str) -> _Block | None:
         """This with what has been written since; None where making it anew is simpler."""
@@ -214,16 +240,42 @@ class _Block:
         old = [pair for pair in found if pair[0] <= last]
         if len(self.keys) + len(new) > len(self._room) or len(self.keys) + len(new) > 2 * journal.count(name):
             return None
-        room = self._room
+        room, codes = self._room, self._codes
         if old:
             places = np.searchsorted(self.keys, [key for key, _ in old])
             if not np.array_equal(self.keys[places], [key for key, _ in old]):
                 return None
             room = room.copy()  # searches are reading the old one
             room[places] = np.stack([vector for _, vector in old])
+            if codes is not None:
+                codes = codes.copy()
+                codes.put(places, room[places])
         if new:
-            room[len(self.keys) : len(self.keys) + len(new)] = np.stack([vector for _, vector in new])
-        return _Block(np.append(self.keys, [key for key, _ in new]).astype(np.int64), room, changes)
+            added = slice(len(self.keys), len(self.keys) + len(new))
+            room[added] = np.stack([vector for _, vector in new])
+            if codes is not None:
+                codes.put(added, room[added])
+        made = _Block(np.append(self.keys, [key for key, _ in new]).astype(np.int64), room, changes)
+        made._codes, made._asked = codes, self._asked
+        return made
+
+
+def _last(scores: npt.NDArray[np.float32], most: int) -> float:
+    """The ``most``-th largest score, or one that is a little smaller."""
+    if not most:
+        return 2.0
+    if len(scores) >= 8 * most * _TOGETHER:
+        # Each of the largest is the largest of its group, but where two are in one.
+        whole = len(scores) // _TOGETHER * _TOGETHER
+        scores = np.append(scores[:whole].reshape(-1, _TOGETHER).max(axis=1), scores[whole:])
+    return float(np.partition(scores, len(scores) - most)[len(scores) - most])
+
+
+def _above(scores: npt.NDArray[np.float32], most: int) -> npt.NDArray[np.int64]:
+    """Where the ``most`` largest scores are, with all that are as large but for rounding."""
+    chosen = np.flatnonzero(scores >= _last(scores, most) - _CLOSE)
+    some = scores[chosen]
+    return chosen[some >= np.partition(some, len(some) - most)[len(some) - most] - _CLOSE] if most else chosen
 
 
 def _product(queries: Vectors, rows: Vectors) -> Vectors:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from abc_rag.store.chroma import exact
 from abc_rag.store.chroma.exact import Comparison
 from abc_rag.store.chroma.journal import Journal
 from abc_rag.store.filters import matches, parse
@@ -67,14 +68,18 @@ class World:
             assert all(record == self.rows[record.id][0] for _, record in ranking)
 
 
-@pytest.mark.parametrize("load", [False, True])
-def test_the_nearest_stay_right_while_rows_come_change_and_go(journal: Journal, load: bool) -> None:
+@pytest.mark.parametrize(("load", "codes"), [(False, False), (True, False), (True, True)])
+def test_the_nearest_stay_right_while_rows_come_change_and_go(
+    journal: Journal, load: bool, codes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if codes:  # as with millions of numbers
+        monkeypatch.setattr(exact, "_MOST_NUMBERS", 0)
     world = World(journal)
     world.put(range(1500), 1)
     filters: list[dict[str, object]] = [{"p": 3}, {"p": {"$lt": 25}}, {"p": {"$ne": 7}}, {"p": -1}]
 
     def check() -> None:
-        for where in filters:
+        for where in filters * 3:
             world.check(where, 5, load=load)
         world.check({"p": {"$lt": 5}}, 1000, load=load)
 
