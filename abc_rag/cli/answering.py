@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from abc_rag.cli.options import EmbedderFlags, ModelFlags
+from abc_rag.cli.output import put
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
     from abc_rag.answering.generator import Generator
+    from abc_rag.answering.retriever import Retriever
     from abc_rag.embedding.embedder import Embedder
     from abc_rag.embedding.options import EmbedderKeywords
+    from abc_rag.search.answer import Answer
+    from abc_rag.types import Message
 
 __all__ = ["AnsweringFlags"]
 
@@ -91,3 +96,36 @@ class AnsweringFlags:
         # What a store's vectors depend on concerns the embedder alone.
         seeing: EmbedderKeywords = {**ModelFlags.keywords(embedding), "image_limits": embedding.limits}
         return embedding.open(), load_generator(self.generator, **seeing)
+
+    def ask(
+        self,
+        retriever: Retriever,
+        question: str | None,
+        options: dict[str, Any],
+        *,
+        history: Sequence[Message] = (),
+        aloud: bool,
+    ) -> Answer:
+        """Search and, if it is to be, answer in words.
+
+        Args:
+            retriever: What answers.
+            question: What is asked.
+            options: As `Retriever.search` takes them, but for what this class has; ``rerank`` as it was given.
+            history: The turns before it.
+            aloud: Print the words as they come.
+        """
+        if self.judge or (self.answer and options["rerank"] == "auto"):
+            options = {**options, "rerank": "judge"}
+        if self.min_confidence is not None:
+            options = {**options, "min_confidence": self.min_confidence}
+        if not self.answer or question is None:
+            return retriever.search(question, **options)
+        with retriever.stream_answer(question, history=history, **options) as pieces:
+            for piece in pieces:
+                if aloud:
+                    put(piece)
+        if aloud:
+            put("\n")
+        assert pieces.result is not None
+        return pieces.result

@@ -21,20 +21,19 @@ from abc_rag.cli.options import (
     filter_of,
     grouped,
 )
-from abc_rag.cli.output import cell, console, heading, labelled, place_of, print_json, put, say
+from abc_rag.cli.output import cell, console, heading, labelled, place_of, print_json, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
     from abc_rag.answering.generator import Generator
     from abc_rag.answering.retriever import Retriever
-    from abc_rag.answering.writing import AnswerStream
     from abc_rag.embedding.embedder import Embedder
     from abc_rag.images.limits import ImageLimits
     from abc_rag.search.answer import Answer
     from abc_rag.store.base import Store
     from abc_rag.types import Trace
 
-__all__ = ["Asking", "ask", "picture_of", "show_answer", "show_hits"]
+__all__ = ["Asking", "ask", "picture_of", "show_answer", "show_hits", "show_question"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +118,6 @@ class Asking:
             "trace": self.trace,
         }
 
-    def answer(
-        self, retriever: Retriever, question: str | None, image: Path | None, condition: dict[str, Any] | None
-    ) -> Answer:
-        """Ask one question; ``condition`` is from `filter`."""
-        return retriever.search(question, **self.keywords_of(image, condition))
-
 
 def picture_of(image: Path) -> Path:
     """The picture of a question.
@@ -164,15 +157,11 @@ def ask(
     name = image.name if image else None
     with place.open(embedder.fingerprint) as opened:
         retriever = asking.retriever(embedder, opened, embedding.limits, generator)
+        aloud = answering.answer and not as_json
+        if aloud:
+            show_question(question, name)
         options = asking.keywords_of(picture, condition)
-        if answering.min_confidence is not None:
-            options["min_confidence"] = answering.min_confidence
-        if answering.judge or (answering.answer and asking.rerank is None):
-            options["rerank"] = "judge"
-        if answering.answer and question is not None:
-            answer = _written(retriever.stream_answer(question, **options), question, name, aloud=not as_json)
-        else:
-            answer = retriever.search(question, **options)
+        answer = answering.ask(retriever, question, options, aloud=aloud)
     page = None
     if html is not None:
         from abc_rag.search.page import Shown, render_html, write_html
@@ -189,7 +178,7 @@ def ask(
     if as_json:
         print_json(answer.as_dict() | ({"html": str(page)} if page else {}))
         return
-    if answering.answer:
+    if aloud:
         show_hits(answer)
     else:
         show_answer(answer, name)
@@ -213,9 +202,8 @@ def show_answer(answer: Answer, picture: str | None) -> None:
         answer: What was found.
         picture: Name of the picture that the question is about, if there was one.
     """
+    show_question(answer.question, picture)
     out = console()
-    out.print()
-    out.print(heading(answer.question or "", note=f"about {picture}" if picture else ""))
     if answer.rewrite is not None and picture is None and answer.rewrite.target != answer.question:
         out.print(labelled("searched for:", answer.rewrite.target))
     if answer.instruction is not None:
@@ -223,19 +211,16 @@ def show_answer(answer: Answer, picture: str | None) -> None:
     show_hits(answer)
 
 
-def _written(pieces: AnswerStream, question: str, picture: str | None, *, aloud: bool) -> Answer:
-    """The whole answer; printed as it comes, if it is to be."""
-    if aloud:
-        console().print()
-        console().print(heading(question, note=f"about {picture}" if picture else ""))
-    with pieces:
-        for piece in pieces:
-            if aloud:
-                put(piece)
-    if aloud:
-        put("\n")
-    assert pieces.result is not None
-    return pieces.result
+def show_question(question: str | None, picture: str | None) -> None:
+    """Print what is asked.
+
+    Args:
+        question: The question, if there is one.
+        picture: Name of the picture that it is about, if there is one.
+    """
+    out = console()
+    out.print()
+    out.print(heading(question or "", note=f"about {picture}" if picture else ""))
 
 
 def show_hits(answer: Answer) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from abc_rag.answering import load as loading
+from abc_rag.answering.fake import FakeGenerator
 from abc_rag.cli import main as cli
 from abc_rag.embedding import load
 from abc_rag.embedding.fake import FakeEmbedder
@@ -148,3 +150,21 @@ def test_at_a_terminal_an_interrupt_drops_the_question_and_an_end_leaves(tmp_pat
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def test_a_question_may_follow_up_the_answers_before_it(
+    filled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Both(FakeGenerator):
+        embedder = FakeEmbedder(dim=64)
+
+    both = Both()
+    monkeypatch.setattr(loading, "load_generator", lambda *_, **__: both)
+    lines = b"what is red?\nand blue boat?\n:new\na bicycle\n"
+    code, out, err = said(lines, "--answer", "--only", "text", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert "a red bicycle [1].\n" in out
+    assert "a blue boat [1].\n" in out
+    asked = [turns[-1].parts[0].text for turns in both.asked if "question: " in turns[-1].parts[0].text]
+    assert 'user: "what is red?"\nassistant: "a red bicycle."\nquestion: "and blue boat?"' in asked
+    assert 'question: "a bicycle"' in asked
