@@ -89,7 +89,17 @@ def create_app(
                 await asyncio.to_thread(library.stop, settings.stop_timeout_s)
             await asyncio.to_thread(service.close)
 
-    app = FastAPI(title="abc-rag", version=__version__, description=_ABOUT, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="abc-rag",
+        version=__version__,
+        description=_ABOUT,
+        lifespan=lifespan,
+        # Their pages load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        # FastAPI would send traces wherever the environment of some other program says.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
     add_handlers(app)
     metrics = Metrics(service, library)
     _add_routes(app, service, library, metrics, generator)

@@ -124,7 +124,10 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error, Refusal):
         return refusal(error)
-    messages = {404: "there is no such address; see /docs", 405: "this address does not take that method; see /docs"}
+    messages = {
+        404: "there is no such address; see /openapi.json",
+        405: "this address does not take that method; see /openapi.json",
+    }
     message = messages.get(error.status_code, str(error.detail))
     body = error_body(error.status_code, message, _CODES.get(error.status_code, "error"))
     return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
@@ -135,7 +138,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     # Where and what, without the value: it may be large, and it is nobody else's.
     found = [(".".join(map(str, one["loc"][1:])) or "the body", one["msg"]) for one in error.errors()[:3]]
     message = "; ".join(f"{where}: {what.removeprefix('Value error, ')}" for where, what in found)
-    return JSONResponse(error_body(400, f"{message}; see /docs", "InputError", position=None), 400)
+    return JSONResponse(error_body(400, f"{message}; see /openapi.json", "InputError", position=None), 400)
 
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:

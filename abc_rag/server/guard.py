@@ -95,10 +95,11 @@ def end_of_body(request: Request) -> bytes:
     return body.tail
 
 
-def require(scope: Scope) -> Callable[[Request], None]:
+def require(scope: Scope) -> Callable[[Request], Awaitable[None]]:
     """A dependency that refuses callers whose key may do less."""
 
-    def check(request: Request) -> None:
+    # A coroutine, as FastAPI calls plain functions in a thread.
+    async def check(request: Request) -> None:
         if _ORDER[caller_of(request).scope] < _ORDER[scope]:
             raise Refusal(403, f"this key may not do that; it takes a key with the scope {scope}")
 

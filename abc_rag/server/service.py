@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,6 +49,11 @@ class ModelFacts:
     roles: tuple[str, ...]
     names: tuple[str, ...]
     cuts: bool = False
+
+    @functools.cached_property
+    def shown(self) -> dict[str, Any]:
+        """The fingerprint as plain values."""
+        return asdict(self.fingerprint)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import urllib.parse
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -38,6 +39,7 @@ __all__ = ["FINGERPRINT_HEADER", "Picture", "fingerprint_header", "picture_of", 
 FINGERPRINT_HEADER = "ABC-Fingerprint"
 
 
+@functools.lru_cache(maxsize=16)
 def fingerprint_header(fingerprint: Fingerprint) -> str:
     """A fingerprint as a header's value: what is not ASCII is percent-encoded."""
     return urllib.parse.quote(str(fingerprint), safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~")
@@ -192,7 +194,7 @@ def vector_routes(service: Service) -> APIRouter:
             {**error_of(error)[1]["error"], "position": position} for position, error in sorted(done.errors.items())
         ]
         answer = {
-            "fingerprint": asdict(facts.fingerprint),
+            "fingerprint": facts.shown,
             "dim": rows.shape[1],
             "dtype": "<f4",
             "vectors": packed(rows),
@@ -239,7 +241,9 @@ class _Reader:
             Refusal: Pictures have to be sent first; the error names them.
             InputError: One is none.
         """
-        found = await in_thread(self._all, given)
+        # Texts take no time; pictures are decoded, or read from the disk.
+        texts = all(isinstance(one, (TextInput, InstructedTextInput)) for one in given)
+        found = self._all(given) if texts else await in_thread(self._all, given)
         if self._missing:
             told = f"{len(self._missing)} pictures are not here (any more); PUT them to /v1/blobs and ask again"
             raise Refusal(409, told, code="blobs_missing", more={"missing": list(dict.fromkeys(self._missing))})
