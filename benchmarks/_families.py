@@ -105,10 +105,21 @@ def write_family(shape: str, folder: Path, *, seed: int) -> str:
         ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in _MEDIA.items()}
         vision = {**parts["vision"], "model_type": "gemma4_vision"}
         model = EmbeddingGemma2Model(EmbeddingGemma2Config(text_config=text, vision_config=vision, **ids))
+        _calm(model)
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": tokenizer.chat_template}))
     return f"{'qwen3-vl' if shape.startswith('qwen') else 'embeddinggemma'}:{folder}"
+
+
+def _calm(model: torch.nn.Module) -> None:
+    """Keep 24 layers of random weights from magnifying rounding errors, which trained ones do not."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("q_norm.weight"):
+                weight.fill_(len(weight) ** -0.5)  # attention is not scaled
+            elif "post_" in name and name.endswith("norm.weight"):
+                weight.fill_(0.1)
 
 
 def _tokenizer(shape: str) -> PreTrainedTokenizerFast:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
@@ -122,6 +123,33 @@ def ctrlbench_command(
 
     results = evaluate_ctrlbench(model.open(), data, **run.keywords())
     run.finish(results)
+
+
+@evaluate.command("steering")
+@grouped
+def steering_command(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="JSON lines of {image, pairs: [{instruction, phrase, aspect}]}, where aspect may be missing; or "
+            "'scenes', which needs no data."
+        ),
+    ],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[MODELS]...", help="Further models.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--models", metavar="MODEL [MODEL]...", help="Models to compare, as for --model."),
+    ] = None,
+    device: DeviceOption = "auto",
+    *,
+    run: RunFlags,
+) -> None:
+    """Compare models: what instructions gain over the ceiling without them, by aspect, and what each costs."""
+    from abc_rag.evaluation.steering import evaluate_steering
+
+    named = dict.fromkeys([*(models or []), *(more or [])])
+    opened = {name: partial(open_embedder, name, device) for name in named}
+    run.finish(evaluate_steering(opened, data, **run.keywords()))
 
 
 @evaluate.command("retrieval")

@@ -291,8 +291,10 @@ def scene_rows(count: int = _SCENES) -> list[InstructedRow]:
     rng = random.Random(_SCENES_SEED)
     rows = []
     for number, scene in enumerate(held_out_scenes(_SCENES, seed=_SCENES_SEED)[:count]):
-        pairs = {question.instruction: question.answer for question in questions(scene, rng, held_out=True)}
-        rows.append(InstructedRow(f"scene {number:03}", render(scene), tuple(pairs.items())))
+        asked = questions(scene, rng, held_out=True)
+        pairs = {question.instruction: question.answer for question in asked}
+        aspects = {question.instruction: question.aspect for question in asked}
+        rows.append(InstructedRow(f"scene {number:03}", render(scene), tuple(pairs.items()), aspects))
     return rows
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,11 +50,13 @@ class InstructedRow:
         name: Name of the picture.
         image: The picture.
         pairs: (instruction, phrase that answers it); instructions are distinct.
+        aspects: Instruction -> aspect, for those of which the file says it.
     """
 
     name: str
     image: ImageSource
     pairs: tuple[tuple[str, str], ...]
+    aspects: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,12 +180,14 @@ def find_image(raw: Mapping[str, Any], folder: Path) -> Path:
 def read_instructed(path: Path, bad: BadRows, *, limit: int | None = None) -> list[InstructedRow]:
     """Rows ``{"image": ..., "pairs": [{"instruction": ..., "phrase": ...}, ...]}``; ``"caption"`` does too.
 
-    Rows with the same picture are joined. An unusable pair is left out; the others of its row are used.
+    A pair may name its ``"aspect"``. Rows with the same picture are joined. An unusable pair is left out; the others of
+    its row are used.
 
     Raises:
         DatasetError: The file cannot be read, has no usable row, or too many unusable ones.
     """
     joined: dict[Path, tuple[str, dict[str, str]]] = {}
+    aspects: dict[Path, dict[str, str]] = {}
     for where, (name, image, pairs) in usable(path, bad, partial(_instructed, path.parent)):
         known = joined.setdefault(image, (name, {}))[1]
         for number, raw in enumerate(pairs, 1):
@@ -193,7 +197,13 @@ def read_instructed(path: Path, bad: BadRows, *, limit: int | None = None) -> li
                 bad.add(f"{where}, pair {number}", error.problem, error.detail)
             else:
                 known[instruction] = phrase
-    rows = [InstructedRow(name, str(image), tuple(pairs.items())) for image, (name, pairs) in joined.items() if pairs]
+                if isinstance(raw.get("aspect"), str) and raw["aspect"].strip():
+                    aspects.setdefault(image, {})[instruction] = raw["aspect"].strip()
+    rows = [
+        InstructedRow(name, str(image), tuple(pairs.items()), aspects.get(image, {}))
+        for image, (name, pairs) in joined.items()
+        if pairs
+    ]
     columns = '{"image": "a.jpg", "pairs": [{"instruction": "the dog", "phrase": "a brown dog"}, ...]}'
     return first_rows(rows, limit, path, bad, columns)
 
