@@ -221,7 +221,7 @@ def folder_with(tmp_path: Path, *parts: str) -> Path:
         ({"max_tokens": True}, "max_tokens must be a positive number"),
         ({"max_tokens": 2.5}, "max_tokens must be a positive number"),
         ({"min_tokens": 16, "max_tokens": 9}, r"min_tokens \(16\) is larger than max_tokens \(9\)"),
-        ({"model": "no-such-model"}, "neither 'abc', 'abc-mini' nor a folder; .*ABCCheckpoint"),
+        ({"model": "no-such-model"}, "neither 'abc', 'abc-mini', 'auto' nor a folder; .*ABCCheckpoint"),
         ({"model": Path("no/such/folder")}, "nor a folder"),
         ({"model": "TIGER-Lab/ABC-Qwen2VL-Instruct"}, "for other hub ids pass"),
     ],

@@ -113,14 +113,13 @@ class Writing:
             notes.append("the model said nothing")
         count = len(self.sources)
         cited = cited_numbers(text, count)
+        bare = [one for one in sentences(text) if not cited_numbers(one, count) and _bare(one) != _bare(REFUSAL)]
         return replace(
             self._found,
             text=text or REFUSAL,
             citations=tuple(Citation(number, self._found.hits[number - 1]) for number in cited),
             # A line that ends with a colon leads to the next one, and claims nothing.
-            unsupported=tuple(
-                one for one in sentences(text) if not cited_numbers(one, count) and not one.endswith(":")
-            ),
+            unsupported=tuple(one for one in bare if not one.endswith(":")),
             notes=tuple(notes),
         )
 
