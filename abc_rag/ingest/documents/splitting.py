@@ -118,17 +118,20 @@ def _cut(together: Sequence[Passage], options: DocumentOptions) -> Iterator[Pass
 
 def _own(piece: str, text: str, at: int, together: Sequence[Passage]) -> tuple[Sequence[Passage], int]:
     """The paragraphs that a piece has words of, and where the search for the next piece begins."""
-    # Splitters may change white space, and let pieces overlap: words are looked up, at the start and at the end.
-    words = piece.split()
-    start = text.find(words[0], at)
-    pattern = re.compile(r"\s+".join(map(re.escape, words)))
-    found = pattern.search(text, at) if start >= 0 and len(words) < 5000 else None
-    if found is None:
-        return together, at
+    start = text.find(piece, at)
+    end = start + len(piece)
+    if start < 0:
+        # Splitters may change white space, and let pieces overlap: words are looked up, at the start and at the end.
+        words = piece.split()
+        known = len(words) < 5000 and text.find(words[0], at) >= 0
+        found = re.compile(r"\s+".join(map(re.escape, words))).search(text, at) if known else None
+        if found is None:
+            return together, at
+        start, end = found.span()
     own, begins = [], 0
     for passage in together:
         ends = begins + len(passage.text)
-        if begins < found.end() and found.start() < ends:
+        if begins < end and start < ends:
             own.append(passage)
         begins = ends + len(_BETWEEN)
-    return own or together, found.start() + 1
+    return own or together, start + 1
