@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from abc_rag.answering.endpoint import checked_url, is_loopback, key_in
 from abc_rag.answering.generator import GenerationRequest, Generator, Outcome
+from abc_rag.embedding.endpoint import checked_url, is_loopback, key_in
 from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ABCRagError, ContextError, GenerationError, InputError, MissingExtraError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits

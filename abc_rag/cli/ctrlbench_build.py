@@ -137,7 +137,7 @@ def evaluate_ctrlbench_build_command(
 
 
 def _confirmed(count: int, describer: OpenAIDescriber) -> bool:
-    from abc_rag.answering.endpoint import is_loopback
+    from abc_rag.embedding.endpoint import is_loopback
 
     if is_loopback(describer.base_url):
         return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from abc_rag.embedding.choose import Choice, choose_model
+from abc_rag.embedding.endpoint import OPENAI, is_address
 from abc_rag.embedding.options import EmbedderKeywords, EmbedderOptions, ModelName, model_as_json, model_from_json
 from abc_rag.errors import InputError
 from abc_rag.models.abc.loader import ABCCheckpoint
@@ -80,6 +81,9 @@ def load_embedder(
             ``"st:NAME"`` for a model of sentence-transformers, by hub id or folder. A folder's files say which family
             it belongs to; where they do not, put the family before it: ``"vlm2vec:FOLDER"``.
             ``"auto"`` is the best of some for this machine; see ``download``.
+            ``"http://HOST:8000"`` for the model of a server that ``abc-rag serve`` started
+            (`abc_rag.embedding.remote`), ``"openai:http://HOST:8000/v1#MODEL"`` for one of another server that has
+            OpenAI's ``/embeddings`` (`abc_rag.embedding.openai`).
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), any torch device, or ``"cuda:*"``: all GPUs, each
             with its own copy of the weights.
@@ -138,7 +142,29 @@ def load_embedder(
         image_limits=image_limits,
         engine=engine,
     )
+    if isinstance(name := default_model() if model is None else model, str) and is_address(name):
+        return _remote(name, options)
     return open_embedder(model, options, download=download)
+
+
+def _remote(address: str, options: EmbedderOptions) -> Embedder:
+    """An embedder on a server, whose operator chose all options but those of reading pictures."""
+    from abc_rag.images.limits import ImageLimits
+
+    fixed = [key for key, value in options.keywords().items() if value != getattr(EmbedderOptions(), key)]
+    if own := [key for key in fixed if key != "image_limits"]:
+        raise InputError(
+            f"{', '.join(own)} cannot be set for a model on a server; start the server with it, and leave it out here"
+        )
+    limits = options.image_limits or ImageLimits()
+    if address.lower().startswith(OPENAI):
+        from abc_rag.embedding.openai import OpenAIEmbedder
+
+        url, _, name = address[len(OPENAI) :].partition("#")
+        return OpenAIEmbedder(url, name, image_limits=limits)
+    from abc_rag.embedding.remote import RemoteEmbedder
+
+    return RemoteEmbedder(address, image_limits=limits)
 
 
 def open_embedder(
@@ -158,11 +184,13 @@ def open_embedder(
         download: See there.
 
     Raises:
-        InputError: As there; or the model cannot generate.
+        InputError: As there; or the model cannot generate, or is on a server.
         MissingExtraError: ``weights`` needs a package that is not installed.
     """
     model = default_model() if model is None else model
     options = options or EmbedderOptions()
+    if isinstance(model, str) and is_address(model):
+        raise InputError(f"model {model[:200]!r} is on a server, and is needed here; use load_embedder")
     choice = choose_for(options.device, download=download) if model == AUTO else None
     if choice is not None:
         _LOG.warning("%s", choice)
@@ -242,6 +270,8 @@ def local_revision(model: ModelName, **options: Unpack[EmbedderKeywords]) -> str
     chosen = EmbedderOptions(**options)
     if model == AUTO:
         model = choose_for(chosen.device).model
+    if isinstance(model, str) and is_address(model):
+        return None
     revision = find_checkpoint(model).local_revision(chosen.weights, chosen.resolution)
     return None if revision is None else chosen.revision_of(revision)
 

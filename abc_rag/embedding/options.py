@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Union, cast, get_args
 
+from abc_rag.embedding.endpoint import is_address
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.errors import InputError
 from abc_rag.models.abc.loader import ABCCheckpoint
@@ -191,7 +192,7 @@ def keywords_of(owner: object) -> EmbedderKeywords:
 def model_as_json(model: ModelName) -> str | dict[str, Any]:
     """A model's name that means the same in any process and any working folder, as JSON: folders become absolute."""
     if not isinstance(model, ABCCheckpoint):
-        return portable_name(model)
+        return model if isinstance(model, str) and is_address(model) else portable_name(model)
     parts: dict[str, Any] = {}
     for part in _PARTS:
         source = getattr(model, part)

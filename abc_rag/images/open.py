@@ -28,6 +28,7 @@ Everything here may be called from several threads at once.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import threading
 from dataclasses import dataclass
@@ -37,12 +38,14 @@ import PIL.Image
 from abc_rag.images.decode import check_header, check_size, decode, identify, raise_for
 from abc_rag.images.formats import MIME_TYPES
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
-from abc_rag.images.pixels import PUBLISHED, Change, Rendering, orientation_of, to_rgb
+from abc_rag.images.pixels import PUBLISHED, TURNS, Change, Rendering, orientation_of, to_rgb
 from abc_rag.images.read import check_bytes, describe_source, read_bytes
 from abc_rag.types import ImageSource
 
-__all__ = ["OpenedImage", "content_hash", "mime_type_of", "open_image", "open_pixels", "rendered"]
+__all__ = ["OpenedImage", "as_png", "content_hash", "mime_type_of", "open_image", "open_pixels", "rendered"]
 
+# Modes that a PNG file holds without loss.
+_IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 # Pillow is not safe when two threads load one lazily opened image.
 _LOADING = threading.Lock()
 if hasattr(os, "register_at_fork"):  # the child would find it taken for good
@@ -203,6 +206,28 @@ def mime_type_of(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, name: str
     kind = identify(data, name, limits)
     check_header(data, kind, name, limits)
     return MIME_TYPES[kind]
+
+
+def as_png(source: PIL.Image.Image, *, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """A PIL image as a PNG file of the same pixels, upright, from which `open_pixels` makes what it makes of the image.
+
+    Raises:
+        ImageError: It exceeds a limit, or cannot be loaded or written.
+    """
+    name = describe_source(source)
+    image, orientation = _copy_pil(source, name, limits)
+    if image.mode not in _IN_PNG:
+        image, orientation = to_rgb(image, orientation, name), 1
+    out = io.BytesIO()
+    try:
+        transparency = image.info.get("transparency")
+        upright = image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        more = {} if transparency is None else {"transparency": transparency}
+        upright.info = {}
+        upright.save(out, "PNG", compress_level=1, **more)
+    except Exception as error:
+        raise_for(error, name, "cannot be written as PNG")
+    return out.getvalue()
 
 
 def _copy_pil(source: PIL.Image.Image, name: str, limits: ImageLimits) -> tuple[PIL.Image.Image, int]:

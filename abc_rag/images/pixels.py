@@ -18,7 +18,7 @@ from abc_rag.errors import InputError
 from abc_rag.images.decode import raise_for
 from abc_rag.images.structure import exif_is_sound
 
-__all__ = ["PUBLISHED", "Change", "Depth", "Rendering", "orientation_of", "to_rgb"]
+__all__ = ["PUBLISHED", "TURNS", "Change", "Depth", "Rendering", "orientation_of", "to_rgb"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ Change = Callable[[PIL.Image.Image], PIL.Image.Image]
 Depth = Literal["published", "scaled"]
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_TURNS = {
+TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
     4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
@@ -85,7 +85,7 @@ def orientation_of(image: PIL.Image.Image) -> int:
         if isinstance(block, bytes) and not exif_is_sound(block):
             return 1
         orientation = image.getexif().get(_ORIENTATION, 1)
-        return orientation if orientation in _TURNS else 1
+        return orientation if orientation in TURNS else 1
     except Exception:  # a malformed note must not lose the picture
         return 1
 
@@ -120,9 +120,9 @@ def to_rgb(
         image.info.pop("transparency", None)
         image = image if first is None else first(image)
         rgb = image.convert("RGB")
-        if orientation in _TURNS:
+        if orientation in TURNS:
             image.close()  # frees its pixels before there is a third copy
-            rgb = rgb.transpose(_TURNS[orientation])
+            rgb = rgb.transpose(TURNS[orientation])
     except Exception as error:
         raise_for(error, name, f"of mode {image.mode} cannot be converted to RGB")
     rgb.info = {}

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from abc_rag.answering.endpoint import checked_url, is_loopback, key_in
+from abc_rag.embedding.endpoint import checked_url, is_loopback, key_in
 from abc_rag.errors import ABCRagError, InputError, MissingExtraError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from abc_rag.answering.endpoint import checked_url, is_loopback, key_in
+from abc_rag.embedding.endpoint import checked_url, is_loopback, key_in
 from abc_rag.errors import InputError
 
 

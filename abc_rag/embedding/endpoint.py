@@ -1,4 +1,4 @@
-"""Where a server of OpenAI's protocol is, and the key for it."""
+"""Where a server is, and the key for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import urllib.parse
 
 from abc_rag.errors import InputError
 
-__all__ = ["checked_url", "is_loopback", "key_in"]
+__all__ = ["OPENAI", "checked_url", "is_address", "is_loopback", "key_in"]
+
+OPENAI = "openai:"
+"""Before the address of a server whose embeddings are asked for by OpenAI's protocol."""
 
 
 def checked_url(url: str) -> str:
@@ -27,6 +30,11 @@ def checked_url(url: str) -> str:
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError("base_url must have no user, password, query or fragment; pass a key through api_key_env")
     return url.rstrip("/").removesuffix("/chat/completions")
+
+
+def is_address(model: str) -> bool:
+    """Whether the name of a model is the address of a server that has it."""
+    return model.lower().removeprefix(OPENAI).startswith(("http://", "https://"))
 
 
 def is_loopback(url: str) -> bool:
