@@ -33,13 +33,11 @@ def open_store(
 ) -> Store:
     """Open the store that a text names.
 
-    ========================================  ======================================================
-    ``"lance://FOLDER"``                      `abc_rag.store.LanceStore` in a folder
-    ``"s3://..."``, ``"gs://..."``, ``"az://..."``  `abc_rag.store.LanceStore` on an object store
-    ``"http://..."``, ``"https://..."``       `abc_rag.ChromaStore` on a server
-    a folder that holds Lance datasets        `abc_rag.store.LanceStore`
-    any other folder                          `abc_rag.ChromaStore`, made if missing
-    ========================================  ======================================================
+    - ``"lance://FOLDER"``: `abc_rag.store.LanceStore` in a folder.
+    - ``"s3://BUCKET/FOLDER"``, ``"gs://..."``, ``"az://..."``: `abc_rag.store.LanceStore` on an object store.
+    - ``"http://..."``, ``"https://..."``: `abc_rag.ChromaStore` on a server.
+    - A folder that holds Lance datasets: `abc_rag.store.LanceStore`.
+    - Any other folder: `abc_rag.ChromaStore`, made if missing.
 
     Args:
         place: As above; what is no str is a folder.

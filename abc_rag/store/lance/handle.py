@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Handle", "Opening"]
 
+# What Lance keeps of an index and of its files' descriptions, from one version to the next.
+_INDEX_BYTES = 2**30
+_METADATA_BYTES = 2**28
+
 
 class Opening(NamedTuple):
     """How the datasets of a store are opened.
@@ -49,12 +53,13 @@ class Handle:
         self._how = how
         self._lock = threading.Lock()
         self._known: lance.LanceDataset | None = None
+        self._session: lance.Session | None = None
         self._pid = os.getpid()
         self._closed = False
 
     def close(self) -> None:
         """Let go of the dataset. Idempotent."""
-        self._closed, self._known = True, None
+        self._closed, self._known, self._session = True, None, None
 
     def current(self) -> lance.LanceDataset | None:
         """The dataset at its latest version, which stays as it is; None while there is none.
@@ -83,6 +88,8 @@ class Handle:
                 dataset = self._opened()
                 if dataset is not None:
                     check(dataset, self._place, self._how.wanted)
+                else:
+                    self._session = None  # one that is made here later is another, with the same versions
                 self._known = dataset
             return dataset
 
@@ -92,7 +99,11 @@ class Handle:
         # Lance compares with local time.
         asof = None if moment is None else moment.astimezone().replace(tzinfo=None)
         try:
-            return lance.dataset(self.uri, asof=asof, storage_options=self._how.storage_options)
+            if self._session is None:
+                self._session = lance.Session(
+                    index_cache_size_bytes=_INDEX_BYTES, metadata_cache_size_bytes=_METADATA_BYTES
+                )
+            return lance.dataset(self.uri, asof=asof, storage_options=self._how.storage_options, session=self._session)
         except (OSError, ValueError) as error:
             if is_missing(error) or (moment is not None and moment <= datetime.now(timezone.utc)):
                 return None

@@ -33,7 +33,7 @@ _NAME = "vector_idx"
 _PARTITIONS = "abc:partitions"
 _LANCE: dict[IndexKind, str] = {"int8": "IVF_SQ", "binary": "IVF_RQ", "pq": "IVF_PQ", "hnsw": "IVF_HNSW_SQ"}
 # Candidates whose vectors are read, per hit: the coarser the code, the more.
-_CANDIDATES: dict[str, int] = {"IVF_SQ": 5, "IVF_RQ": 20, "IVF_PQ": 10, "IVF_HNSW_SQ": 5}
+_CANDIDATES: dict[str, int] = {"IVF_SQ": 5, "IVF_RQ": 40, "IVF_PQ": 20, "IVF_HNSW_SQ": 5}
 _LEAST_CANDIDATES = 50
 _LEAST_ROWS = 256  # less cannot be divided
 _PARTITION = 1000  # rows in one
@@ -183,8 +183,9 @@ class Neighbours:
 def _described(dataset: lance.LanceDataset) -> _Index | None:
     for one in dataset.describe_indices():
         if one.name == _NAME and one.index_type in _CANDIDATES:
-            partitions = dataset.schema_metadata.get(_PARTITIONS, "")
-            return _Index(one.index_type, int(partitions) if partitions.isdigit() else 1, one.num_rows_indexed)
+            noted, rows = dataset.schema_metadata.get(_PARTITIONS, ""), int(one.num_rows_indexed)
+            # It is noted by a commit of its own, which a kill may have left out.
+            return _Index(one.index_type, int(noted) if noted.isdigit() else max(1, rows // _PARTITION), rows)
     return None
 
 

@@ -25,7 +25,7 @@ from abc_rag.types import Fingerprint
 __all__ = ["LanceStore"]
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_SCHEMES = ("s3://", "gs://", "az://", "abfss://", "file://", "memory://")
+_SCHEMES = ("s3://", "gs://", "az://", "file://")
 
 
 class LanceStore(Store):

@@ -41,10 +41,11 @@ _COMMIT_BYTES = 2**28  # of vectors, in one commit
 _IDS = 10_000  # in one deletion
 _RETRIES = 100
 _PATIENCE = timedelta(minutes=5)
-# Each commit makes a fragment. When there are so many, small ones become one that has a share of all rows.
+# Each commit makes a fragment. When there are so many small ones, they become some that have a share of all rows each.
 _MOST_FRAGMENTS = 64
 _SHARE = 8
-_LEAST_ROWS = 4096
+_LEAST_ROWS, _MOST_ROWS = 4096, 2**16
+_MOST_JOINED = 2**20  # rows, by one write
 
 
 class LanceTable(Table):
@@ -189,13 +190,12 @@ class LanceTable(Table):
 
     def _tidy(self, dataset: lance.LanceDataset) -> None:
         """Join small fragments where there are many, so that reading stays fast."""
-        if len(dataset.get_fragments()) <= _MOST_FRAGMENTS:
+        rows = min(max(_LEAST_ROWS, dataset.count_rows() // _SHARE), _MOST_ROWS)
+        if sum(fragment.physical_rows < rows for fragment in dataset.get_fragments()) <= _MOST_FRAGMENTS:
             return
         # Another process that changes the same fragments comes first; the next write tries again.
         with suppress(OSError, RuntimeError, ValueError):
-            dataset.optimize.compact_files(
-                target_rows_per_fragment=max(_LEAST_ROWS, dataset.count_rows() // _SHARE), num_threads=1
-            )
+            dataset.optimize.compact_files(target_rows_per_fragment=rows, max_source_rows=_MOST_JOINED, num_threads=1)
 
     # -- searching -----------------------------------------------------------------------------
 

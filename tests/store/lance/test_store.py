@@ -174,3 +174,17 @@ def test_kills_lose_nothing_and_leave_nothing_half(place: Path, elsewhere: Elsew
                 assert store.search(rows[0], 1)[0].id == f"r{i}-0"
                 assert store.search(-rows[1], 1)[0].facet == "what is on the left?"
                 assert len(store.search_words(f"round{i:04}", 9)) == 4
+
+
+def test_by_url_as_on_an_object_store(tmp_path: Path) -> None:
+    """Nothing beside the datasets, and keywords on this machine if asked for."""
+    place = f"file://{tmp_path}/lake"
+    with LanceStore(place, fingerprint=ONE) as store:
+        store.add(texts(3), vectors(3))
+        assert (store.keeps_pictures, store.has_words) == (False, False)
+        with pytest.raises(StoreError, match="keywords=FOLDER"):
+            store.search_words("passage")
+    with LanceStore(place, fingerprint=ONE, keywords=tmp_path / "here", pictures=tmp_path / "pictures") as store:
+        assert store.keeps_pictures
+        assert [hit.id for hit in store.search_words('"passage 2"')] == ["t00002"]
+    assert sorted(path.name for path in (tmp_path / "lake").iterdir()) == ["abc.lance"]
