@@ -157,8 +157,8 @@ class Neighbours:
         assert index is not None
         count = dataset.count_rows()
         share = 1.0 if keys is None else max(len(keys), 1) / count
-        # A filter thins out what is near: as many more partitions are read.
-        probes = max(_LEAST_PROBES, _SHARE * index.partitions) * min(16.0, 1.0 / share)
+        # A filter thins out what is near: as many more partitions are read, all of them where few rows pass.
+        probes = max(_LEAST_PROBES, _SHARE * index.partitions) / share
         look = _Look(dataset, max(_LEAST_CANDIDATES, _CANDIDATES[index.kind] * k), min(index.partitions, int(probes)))
         found: list[Ranking] = []
         for query in queries:
