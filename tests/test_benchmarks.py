@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from abc_rag import Text
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.evaluation.twins import twin_scenes
+from benchmarks import vectors
 from benchmarks._harness import alternate, ratio, spread, timed
 from benchmarks._timeline import length, merged, shares
 from benchmarks.imports import Cost, costs
@@ -231,3 +233,17 @@ def test_wordings(tmp_path: Path) -> None:
     assert list(paths) == ["as asked", "question as instruction", "rules", "rules and second look"]
     looks = [path["second_looks"] for path in paths.values()]
     assert looks == [0, 4, 0, 4]
+
+
+def test_smaller_vectors_are_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--records", "1000", "--dim", "16", "--queries", "5", "--kinds", "int8"]
+    monkeypatch.setattr(sys, "argv", ["vectors", *options])
+    try:
+        assert vectors.main() == 0
+    finally:
+        logging.disable(logging.NOTSET)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [[d, k] for d in ("float32", "float16") for k in ("none", "int8")]
+    assert [row[2] for row in rows] == ["64", "64", "32", "32"]
+    assert float(rows[0][4]) == 1.0  # comparing with all is exact
+    assert all(float(row[4]) >= 0.9 for row in rows)
