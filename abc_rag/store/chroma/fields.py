@@ -20,7 +20,7 @@ from abc_rag.store.chroma.collections import FACETS
 from abc_rag.store.filters import OF, All, Condition, Either, Moment, Test, fields_of, moment_of
 from abc_rag.types import MetadataValue, Record
 
-__all__ = ["FIELD_TABLES", "Keys", "change_fields", "few_keys", "forget_fields", "keys_of"]
+__all__ = ["FIELD_TABLES", "Columns", "Keys", "change_fields", "few_keys", "forget_fields", "keys_of"]
 
 FIELD_TABLES = """
 CREATE TABLE IF NOT EXISTS labels (
@@ -43,6 +43,12 @@ _OPPOSITE: dict[str, Literal["$eq", "$in", "$contains"]] = {
     "$not_contains": "$contains",
 }
 _ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+_COMPARED = {"$gt": np.greater, "$gte": np.greater_equal, "$lt": np.less, "$lte": np.less_equal}
+# Whole numbers up to this are exact as floats.
+_MOST_EXACT = 2**53
+# Rows and fields of which the values are kept in memory: 32 MB a field.
+_MOST_ROWS = 2**22
+_MOST_COLUMNS = 8
 
 
 class _Entry(NamedTuple):
@@ -136,20 +142,86 @@ def _label(of: sqlite3.Connection, name: str, field: str, kind: str) -> int | No
 # -- answering ---------------------------------------------------------------------------------------
 
 
-def keys_of(of: sqlite3.Connection, name: str, condition: Condition) -> Keys:
+def keys_of(of: sqlite3.Connection, name: str, condition: Condition, columns: Columns) -> Keys:
     """The rows of a collection that a filter lets through."""
     if isinstance(condition, Either):
-        return _united([keys_of(of, name, part) for part in condition.parts])
+        return _united([keys_of(of, name, part, columns) for part in condition.parts])
     if isinstance(condition, All):
-        found = keys_of(of, name, condition.parts[0])
+        found = keys_of(of, name, condition.parts[0], columns)
         for part in condition.parts[1:]:
-            found = np.intersect1d(found, keys_of(of, name, part), assume_unique=True)
+            found = np.intersect1d(found, keys_of(of, name, part, columns), assume_unique=True)
         return found
     opposite = _opposite(condition)
     if opposite is not None:
-        everything = _as_keys(of.execute("SELECT key FROM rows WHERE name = ?", (name,)))
-        return np.setdiff1d(everything, keys_of(of, name, opposite), assume_unique=True)
+        everything = columns.rows(of, name)
+        others = np.ones(len(everything), np.bool_)
+        others[_places(everything, keys_of(of, name, opposite, columns))[0]] = False
+        return everything[others]
+    if condition.operator in _ORDER:
+        compared = columns.compared(of, name, condition)
+        if compared is not None:
+            return compared
     return _united([_as_keys(of.execute(*one)) for one in _statements(of, name, condition)])
+
+
+class Columns:
+    """Numbers and moments in the order of their rows, for comparisons that let many rows through.
+
+    SQLite hands over one row at a time. A field of which the order is asked for a second time is read once and compared
+    as an array from then on, until something is written.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Keys] = {}
+        self._asked: set[int] = set()
+        self._values: dict[int, npt.NDArray[np.float64] | None] = {}
+
+    def clear(self) -> None:
+        """Something has been written."""
+        for kept in (self._rows, self._asked, self._values):
+            kept.clear()
+
+    def rows(self, of: sqlite3.Connection, name: str) -> Keys:
+        """All rows of a collection."""
+        if name not in self._rows:
+            self._rows[name] = _as_keys(of.execute("SELECT key FROM rows WHERE name = ?", (name,)))
+        return self._rows[name]
+
+    def compared(self, of: sqlite3.Connection, name: str, test: Test) -> Keys | None:
+        """The rows for which a comparison holds; None where SQLite has to be asked."""
+        kind, value = _value(test.value)
+        label = _label(of, name, test.key, kind)
+        if label is None or isinstance(value, str) or abs(value) > _MOST_EXACT:
+            return None
+        rows = self.rows(of, name)
+        if label not in self._values:
+            if label not in self._asked or len(rows) > _MOST_ROWS:
+                self._asked.add(label)
+                return None
+            while len(self._values) >= _MOST_COLUMNS:
+                self._values.pop(next(iter(self._values)))
+            self._values[label] = self._read(of, rows, label)
+        values = self._values[label]
+        return None if values is None else rows[_COMPARED[test.operator](values, value)]
+
+    @staticmethod
+    def _read(of: sqlite3.Connection, rows: Keys, label: int) -> npt.NDArray[np.float64] | None:
+        found = of.execute("SELECT key, value FROM fields WHERE label = ?", (label,)).fetchall()
+        # Larger whole numbers are exact in SQLite, and not as floats.
+        if any(type(value) is int and abs(value) > _MOST_EXACT for _, value in found):
+            return None
+        column = np.full(len(rows), np.nan)
+        places, there = _places(rows, np.array([key for key, _ in found], np.int64))
+        column[places] = np.array([value for _, value in found], np.float64)[there]
+        return column
+
+
+def _places(rows: Keys, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Where those of ``keys`` stand in ``rows`` that there are, and which these are."""
+    places = np.searchsorted(rows, keys)
+    there = places < len(rows)
+    there[there] = rows[places[there]] == keys[there]
+    return places[there], there
 
 
 def few_keys(of: sqlite3.Connection, name: str, condition: Condition, most: int) -> Keys | None:

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import numpy as np
 
 from abc_rag.errors import StoreError
-from abc_rag.store.chroma.fields import FIELD_TABLES, Keys, change_fields, few_keys, forget_fields, keys_of
+from abc_rag.store.chroma.fields import FIELD_TABLES, Columns, Keys, change_fields, few_keys, forget_fields, keys_of
 from abc_rag.store.filters import Condition
 from abc_rag.store.table import PAGE
 from abc_rag.store.words import Words, check_regular, transaction
@@ -103,6 +103,7 @@ class Journal:
         self._lock = threading.RLock()
         self._found: OrderedDict[tuple[str, str], Keys] = OrderedDict()
         self._counts: dict[str, int] = {}
+        self._columns = Columns()
         self._changed: dict[str, tuple[int, list[int]]] = {}
         path = os.path.join(folder, _FILE)
         check_regular(path)
@@ -211,6 +212,7 @@ class Journal:
         # Before it is committed, under the lock: a change that is taken back costs no more than a second look.
         self._found.clear()
         self._counts.clear()
+        self._columns.clear()
         first, known = self._changed.get(name, (0, []))
         known.extend(keys)
         dropped = len(known) - _MOST_CHANGES if len(known) > 2 * _MOST_CHANGES else 0
@@ -326,7 +328,7 @@ class Journal:
                     rows = self._all("SELECT key FROM rows WHERE name = ? ORDER BY key", (name,))
                     known = np.fromiter((row[0] for row in rows), dtype=np.int64)
                 else:
-                    known = keys_of(self._connection, name, condition)
+                    known = keys_of(self._connection, name, condition, self._columns)
                 self._remember(asked, known)
             self._found.move_to_end(asked)
             return known

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from abc_rag.store import filters
-from abc_rag.store.chroma.fields import few_keys, keys_of
+from abc_rag.store.chroma.fields import Columns, few_keys, keys_of
 from abc_rag.store.chroma.journal import Journal
 from abc_rag.store.filters import All, Condition, Either, Moment, matches, parse
 from abc_rag.types import Record
@@ -134,4 +134,26 @@ def test_few_of_a_filter_with_a_narrow_part(journal: Journal) -> None:
     assert few_keys(connection, "abc", condition, 10) is not None
     assert few_keys(connection, "abc", condition, 9) is None
     assert few_keys(connection, "abc", filters.Test("p", "$ne", 3), 99) is None
-    assert len(keys_of(connection, "abc", condition)) == 10
+    assert len(keys_of(connection, "abc", condition, Columns())) == 10
+
+
+def test_comparisons_with_a_field_that_is_kept_in_memory(journal: Journal) -> None:
+    values: list[object] = [1, 2.5, -3, 2**53, "2024-01-31", True, "x", [7, 8]]
+    records = [Record(f"r{i}", "text", metadata={"p": values[i % 8]} if i % 3 else {}) for i in range(60)]  # type: ignore[dict-item]
+    put(journal, records)
+
+    def check() -> None:
+        for bound in (-3, 0, 2.5, 2**53, 2**53 + 1, -(2**60), "2024-01-31", "2000-01-01"):
+            for operator in ("$gt", "$gte", "$lt", "$lte"):
+                condition = parse({"p": {operator: bound}})
+                found = journal.by_key("abc", journal.matching("abc", condition).tolist(), "id")
+                assert {id_ for _, id_ in found} == {r.id for r in records if matches(condition, r)}, condition
+
+    check()
+    records[7] = Record("r7", "text", metadata={"p": -5})
+    put(journal, [records[7]], ["r10"])
+    del records[10]
+    check()
+    records.append(Record("large", "text", metadata={"p": 2**53 + 1}))  # as a float it is 2**53
+    put(journal, records[-1:])
+    check()
