@@ -135,7 +135,7 @@ def _follow(
     from abc_rag.ingest.watch import changes
 
     told: set[tuple[str, str]] = set()
-    waiting = changes([expanded(path) for path in paths], leave_out=[expanded(Path(store))])
+    waiting = changes([expanded(path) for path in paths], leave_out=[expanded(Path(store.removeprefix("lance://")))])
     first = True
     while True:
         try:

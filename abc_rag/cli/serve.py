@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from abc_rag.cli.options import EmbedderFlags, JsonOption, expanded, grouped
 from abc_rag.cli.output import cell, console, print_json, say, tell
-from abc_rag.errors import MissingExtraError
+from abc_rag.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from abc_rag.embedding.embedder import Embedder
@@ -40,6 +41,10 @@ _StoreOption = Annotated[
 
 
 def _folder(store: Path) -> Path:
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(store)):  # a URL has lost a slash as a path
+        raise InputError(
+            f"{store}: the server serves Chroma's stores; give --store FOLDER, or --url for a Chroma server"
+        )
     return expanded(store) / "abc-server"
 
 

@@ -16,6 +16,7 @@ from abc_rag.images.formats import format_of, kind_of_file
 from abc_rag.ingest.documents.readers import head_and_tail, reader_of
 from abc_rag.ingest.regular import open_regular
 from abc_rag.ingest.report import IndexReport
+from abc_rag.store.opening import marks_store
 from abc_rag.types import Modality
 
 __all__ = [
@@ -50,8 +51,6 @@ _BY_MACHINES = frozenset(
         *("system volume information", "lost+found", "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"),
     }
 )
-# A folder with this file is a store.
-_STORE_FILE = "chroma.sqlite3"
 _WILDCARD = re.compile(r"[*?\[]")
 _KEPT_COPY = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.[a-z]+")
 
@@ -230,7 +229,7 @@ class _Walk:
             except OSError as error:
                 self._report.failed.append((str(folder), f"cannot be listed ({error.strerror})"))
                 continue
-            if any(entry.name == _STORE_FILE for entry in entries):
+            if any(marks_store(entry.name) for entry in entries):
                 self._count(_STORES)
                 continue
             ignore = folder / IGNORE_FILE

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from abc_rag.store.base import Store
     from abc_rag.types import Fingerprint
 
-__all__ = ["holds_store", "open_store"]
+__all__ = ["holds_store", "marks_store", "open_store"]
 
 LANCE = "lance://"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
@@ -75,6 +75,11 @@ def holds_store(place: str | os.PathLike[str]) -> bool:
     if kind == "server" or (kind == "lance" and _SCHEME.match(rest)):
         return True
     return _holds_lance(rest) if kind == "lance" else os.path.isfile(os.path.join(rest, _CHROMA))
+
+
+def marks_store(name: str) -> bool:
+    """Whether a file or folder of this name makes the folder that it is in a store."""
+    return name == _CHROMA or name.endswith(_DATASET)
 
 
 def _kind(place: str | os.PathLike[str]) -> tuple[str, str]:

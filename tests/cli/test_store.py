@@ -89,3 +89,8 @@ def test_a_store_becomes_a_lake(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(run(capsys, "stats", "--store", lake, "--json")[1])["kinds"] == {"text": 300}
     for command in (["index"], ["compact"]):
         assert "this is for Lance stores" in run(capsys, "store", *command, "--store", place)[2]
+
+
+def test_the_server_serves_no_lake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "serve", "keys", "list", "--store", f"lance://{tmp_path}")
+    assert (status, "the server serves Chroma's stores" in err) == (2, True)

@@ -21,6 +21,7 @@ from abc_rag.ingest import paths as ingest
 from abc_rag.ingest.files import IMAGE_SUFFIXES, files_matching
 from abc_rag.ingest.paths import index_paths
 from abc_rag.ingest.pictures import index_images
+from abc_rag.store import LanceStore
 from abc_rag.store.records import text_id
 
 # --- What is found ----------------------------------------------------------------------------------------
@@ -177,10 +178,13 @@ def test_what_machines_leave_behind_is_left_out(folder: Path, index: Index) -> N
     assert counts(index(folder / "@eaDir")[0]) == (1, 0, 0, 0)  # where it is named
 
 
-def test_a_store_and_its_copies_are_no_pictures_of_the_folder(folder: Path) -> None:
+@pytest.mark.parametrize("kind", [ChromaStore, LanceStore])
+def test_a_store_and_its_copies_are_no_pictures_of_the_folder(
+    folder: Path, kind: type[ChromaStore] | type[LanceStore]
+) -> None:
     picture(folder / "1.jpg", "red")
     embedder = FakeEmbedder()
-    with ChromaStore(folder / "abc-rag-store", fingerprint=embedder.fingerprint) as store:
+    with kind(folder / "abc-rag-store", fingerprint=embedder.fingerprint) as store:
         index_images([PIL.Image.new("RGB", (9, 9), "blue")], embedder, store, ids=["product-17"], keep=True)
         report = index_paths([folder], embedder, store)
         assert (report.added, report.left_out) == (1, {"stores and their copies": 1})
