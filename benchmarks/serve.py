@@ -173,7 +173,7 @@ def overhead(server: Server, arguments: Any, tokens: int) -> dict[str, Any]:  # 
     """Time of pictures over HTTP against the same pictures in a local engine, in turn."""
     embedder = load_embedder("abc-mini", device="cpu", min_tokens=tokens, max_tokens=tokens)
     client = server.connect()
-    count = 2 if arguments.quick else 32
+    count = 2 if arguments.quick else 16
     local: list[float] = []
     remote: list[float] = []
     for round_ in range(arguments.rounds + 1):

@@ -91,7 +91,7 @@ def _serve(
     from abc_rag.models.hub import is_folder
 
     with _needs_server():
-        from abc_rag.server import Keys, ServerSettings, chroma, start_logs
+        from abc_rag.server import Keys, ServerSettings, chroma, json_logs
         from abc_rag.server import serve as run
     from abc_rag.store.chroma.journal import collections_in
 
@@ -110,16 +110,16 @@ def _serve(
     names = tuple(dict.fromkeys([*(name or []), *([] if is_folder(asked) else [asked])]))
     settings = ServerSettings(host=host, port=port, folder=_folder(store), names=names, image_limits=embedding.limits)
     known = Keys(_folder(store) / "keys.json")
-    start_logs()
-    run(
-        embedder,
-        settings,
-        keys=known if known.all() else None,
-        stores=opened,
-        existing=partial(collections_in, str(place)) if url is None else list,
-        generator=generator,
-        started=lambda address: tell(f"listening on {address}"),
-    )
+    with json_logs():
+        run(
+            embedder,
+            settings,
+            keys=known if known.all() else None,
+            stores=opened,
+            existing=partial(collections_in, str(place)) if url is None else list,
+            generator=generator,
+            started=lambda address: tell(f"listening on {address}"),
+        )
 
 
 @contextmanager

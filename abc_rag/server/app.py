@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -30,6 +31,7 @@ from abc_rag.server.search import search_routes
 from abc_rag.server.service import Service
 from abc_rag.server.settings import ServerSettings, is_loopback
 from abc_rag.server.stores import OpenStore
+from abc_rag.server.uploads import ItemsRequest
 from abc_rag.server.vectors import FINGERPRINT_HEADER, fingerprint_header, vector_routes
 
 __all__ = ["create_app"]
@@ -116,6 +118,7 @@ def create_app(
 
     app.add_middleware(Guard, settings=settings, keys=keys, ended=ended, headers=headers, counted=counted)
     app.state.service = service
+    app.openapi = partial(_described, app, app.openapi)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     return app
 
 
@@ -130,6 +133,18 @@ def _add_routes(
         routers += [make(library) for make in (collection_routes, content_routes, search_routes, answer_routes)]
     for routes in routers:
         app.include_router(routes, dependencies=[Depends(require("read"))])
+
+
+def _described(app: FastAPI, plain: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The description, with the models of what the app reads by itself: a form or JSON at one address."""
+    known = app.openapi_schema is not None
+    told = plain()
+    if not known:
+        schema = ItemsRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = told.setdefault("components", {}).setdefault("schemas", {})
+        for name, one in {**schema.pop("$defs", {}), "ItemsRequest": schema}.items():
+            schemas.setdefault(name, one)
+    return told
 
 
 def _health_routes(service: Service) -> APIRouter:

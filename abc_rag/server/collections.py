@@ -15,7 +15,7 @@ from abc_rag.server.errors import Refusal
 from abc_rag.server.guard import caller_of, require
 from abc_rag.server.ledger import Collection, Job
 from abc_rag.server.library import Library
-from abc_rag.server.uploads import ItemsRequest, received
+from abc_rag.server.uploads import received
 
 __all__ = ["collection_routes"]
 
@@ -79,7 +79,7 @@ def collection_routes(library: Library) -> APIRouter:
         await in_thread(library.drop, library.find(caller_of(http), name))
         return Response(status_code=204)
 
-    body = {"application/json": {"schema": ItemsRequest.model_json_schema(ref_template="#/components/schemas/{model}")}}
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/ItemsRequest"}}}
 
     @routes.post(
         "/{name}/items",

@@ -6,11 +6,13 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from abc_rag.server.guard import Seen
 
-__all__ = ["log_event", "log_request", "start_logs"]
+__all__ = ["json_logs", "log_event", "log_request"]
 
 logger = logging.getLogger("abc_rag.server")
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
@@ -29,15 +31,24 @@ class _Lines(logging.Formatter):
         return json.dumps(told, ensure_ascii=True)
 
 
-def start_logs(level: str = "info") -> None:
-    """Write the logs of the server, of abc-rag and of uvicorn as lines of JSON."""
+@contextmanager
+def json_logs(level: str = "info") -> Iterator[None]:
+    """Write the logs of the server, of abc-rag and of uvicorn as lines of JSON, until the block ends."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
-    for name in ("abc_rag", "uvicorn.error"):
-        one = logging.getLogger(name)
+    loggers = [logging.getLogger(name) for name in ("abc_rag", "uvicorn.error")]
+    before = [(list(one.handlers), one.propagate, one.level) for one in loggers]
+    for one in loggers:
         one.handlers[:] = [handler]
         one.propagate = False
         one.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        for one, (handlers, propagate, own) in zip(loggers, before, strict=True):
+            one.handlers[:] = handlers
+            one.propagate = propagate
+            one.setLevel(own)
 
 
 def log_event(event: str, **facts: Any) -> None:  # noqa: ANN401

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -130,6 +131,18 @@ def test_sending_again_stores_nothing_twice(library: Running, photos: str) -> No
     assert library.client.get(f"/v1/collections/{photos}").json()["count"] == 2
 
 
+def test_the_description_is_complete(library: Running) -> None:
+    text = library.client.get("/openapi.json").text
+    told = json.loads(text)
+    schemas = told["components"]["schemas"]
+    assert {ref.removeprefix("#/components/schemas/") for ref in re.findall(r'"\$ref":"([^"]+)"', text)} <= set(schemas)
+    assert {"ItemsRequest", "NewItem", "Picture", "SearchRequest", "AnswerRequest"} <= set(schemas)
+    assert set(told["paths"]["/v1/collections/{name}/items"]["post"]["requestBody"]["content"]) == {
+        "application/json",
+        "multipart/form-data",
+    }
+
+
 def test_records_are_deleted(library: Running, photos: str) -> None:
     items = {"items": [{"text": "a rose", "id": "rose"}, {"text": "a pig", "id": "pig"}]}
     finished(library.client, library.post(f"/v1/collections/{photos}/items", items).json())
@@ -160,6 +173,12 @@ def test_tenants_do_not_see_each_other(tmp_path: Path) -> None:
             ("DELETE", "/v1/collections/photos", None),
         ):
             assert running.client.request(method, path, json=body, headers=theirs).status_code == 404, path
+        # Nor is it told which pictures others have sent.
+        data = png("red")
+        sha256 = hashlib.sha256(data).hexdigest()
+        assert running.client.put(f"/v1/blobs/{sha256}", content=data, headers=ours).status_code == 201
+        assert running.client.head(f"/v1/blobs/{sha256}", headers=reads).status_code == 200
+        assert running.client.head(f"/v1/blobs/{sha256}", headers=theirs).status_code == 404
         # The same name is another collection.
         assert running.post("/v1/collections", {"name": "photos"}, headers=theirs).status_code == 201
         hidden = running.client.get(f"/v1/collections/photos/jobs/{job['id']}", headers=theirs)
