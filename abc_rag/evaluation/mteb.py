@@ -22,7 +22,7 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError, InputError, MissingExtraError
 from abc_rag.evaluation.results import Cell, Results, ResultTable, settings
-from abc_rag.evaluation.vectors import compute_of
+from abc_rag.evaluation.vectors import as_query, compute_of
 from abc_rag.training.data.rows import BadRows
 from abc_rag.types import Image, Input, InstructedImage, Text, Vectors
 
@@ -86,7 +86,7 @@ class MTEBModel:
             task_metadata: The task, for messages.
             hf_split: Ignored.
             hf_subset: Ignored.
-            prompt_type: Ignored: queries and documents are embedded alike.
+            prompt_type: ``"query"``: the rows have that role; else they are documents.
             kwargs: ``show_progress_bar``; ``batch_size``, which does not change results; ``precision``, which must be
                 ``"float32"``.
 
@@ -102,9 +102,10 @@ class MTEBModel:
         parts = [np.zeros((0, self.embedder.dim), dtype=np.float32)]
         total = len(inputs.dataset)  # type: ignore[arg-type]
         label = f"embedding {task_metadata.name}"
+        asked = getattr(prompt_type, "value", prompt_type) == "query"
         with progress_bar(label, total=total, enabled=bool(kwargs.get("show_progress_bar"))) as bar:
             for chunk in _chunks(inputs, task_metadata.name):
-                parts.append(self.embedder.embed(chunk))
+                parts.append(self.embedder.embed([as_query(one) for one in chunk] if asked else chunk))
                 bar.advance(len(chunk))
         return np.concatenate(parts)
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,19 @@ from abc_rag.files import new_file
 from abc_rag.images.open import content_hash
 from abc_rag.images.read import describe_source
 from abc_rag.training.data.rows import BadRows, problem_of
-from abc_rag.types import URL, DataURI, ImageSource, Input, Text, Vectors
+from abc_rag.types import URL, DataURI, ImageSource, Input, InstructedText, Text, Vectors
 
-__all__ = ["KnownTexts", "VectorCache", "compute_of", "require_left"]
+__all__ = ["KnownTexts", "VectorCache", "as_query", "compute_of", "require_left"]
 
 _SHARD = 512
 _LEAST = 8
 _SAVE_AFTER_S = 30.0  # the work that a kill may cost
 _CALL_S = 5.0  # target time of one call of the embedder: the bar moves, and batches stay full
+
+
+def as_query(item: Input) -> Input:
+    """An input as what is searched with; an `InstructedText` says in its own words what it is for."""
+    return item if isinstance(item, InstructedText) else replace(item, role="query")
 
 
 def compute_of(embedder: Embedder) -> tuple[str, str]:

@@ -433,7 +433,7 @@ def test_a_checkpoint_of_parts_comes_back(checkpoint: Path, mini: Embedder) -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": "no-such-model"}, "model 'no-such-model' is neither 'abc', 'abc-mini' nor a folder"),
+        ({"model": "no-such-model"}, "model 'no-such-model' is neither 'abc', 'abc-mini', 'auto' nor a folder"),
         ({"model": 5}, "model must be a name, a folder or an abc_rag.ABCCheckpoint, not int"),
         ({"dtype": "float8"}, "dtype must be one of"),
         ({"attention": "flash"}, "attention must be one of"),

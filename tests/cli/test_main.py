@@ -465,7 +465,7 @@ def test_the_environment_names_the_model(
     monkeypatch.setenv("ABC_RAG_MODEL", "no-such-model")
     done = run("embed", "a dog")
     assert (done.code, done.out) == (2, "")
-    assert "model 'no-such-model' is neither 'abc', 'abc-mini' nor a folder" in done.err
+    assert "model 'no-such-model' is neither 'abc', 'abc-mini', 'auto' nor a folder" in done.err
 
 
 @pytest.mark.parametrize("command", [["index", "photos"], ["embed", "x"], ["info"], ["demo"], ["evaluate", "mini"]])

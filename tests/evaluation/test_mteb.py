@@ -26,6 +26,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.abstasks.zeroshot_classification import AbsTaskZeroShotClassification
 from mteb.models import ModelMeta
 from mteb.models.models_protocols import EncoderProtocol
+from mteb.types import PromptType
 
 from abc_rag.cli.main import main
 from abc_rag.embedding.embedder import BatchSize, Embedder
@@ -300,7 +301,7 @@ def test_metadata_load_the_model_again(mini: Embedder) -> None:
     assert model.mteb_model_meta.name == meta.name
     with pytest.raises(InputError, match=r"its weights have revision .*, not 123"):
         load_mteb_model("abc-rag/abc-mini", "123", "cpu")
-    with pytest.raises(InputError, match="neither 'abc', 'abc-mini' nor a folder"):
+    with pytest.raises(InputError, match="neither 'abc', 'abc-mini', 'auto' nor a folder"):
         load_mteb_model("abc-rag/nonsense")
 
 
@@ -362,3 +363,11 @@ def test_names_between_commas_and_in_brackets() -> None:
 
     assert names_of(["MTEB(eng, v2), ViDoRe(v2)", "VOC2007"]) == ["MTEB(eng, v2)", "ViDoRe(v2)", "VOC2007"]
     assert names_of(None) is None
+
+
+def test_queries_have_their_role() -> None:
+    batch = {"image": [PICTURES[0], None, PICTURES[1]], "text": ["what is left?", "a dog", ""], "id": ["1", "2", "3"]}
+    for kind, role in ((PromptType.query, "query"), (PromptType.document, "document"), (None, "document")):
+        seen = Recorder()
+        encode(seen, batch, prompt_type=kind)
+        assert [item.role for item in seen.seen] == [role] * 3

@@ -37,7 +37,7 @@ from abc_rag.evaluation.mmeb.tasks import (
     plain,
 )
 from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
-from abc_rag.evaluation.vectors import VectorCache
+from abc_rag.evaluation.vectors import VectorCache, as_query
 from abc_rag.training.data.mmeb import Side
 from abc_rag.training.data.rows import BadRows
 from abc_rag.types import Interleaved, Vectors
@@ -223,7 +223,9 @@ def _evaluate_split(
     def place(item: Side) -> Path | None:
         return images / item.image if item.image else None
 
-    queries, asked = cache.embed(f"{name}-queries", [prompts.query(name, q.text, place(q)) for q in split.queries])
+    queries, asked = cache.embed(
+        f"{name}-queries", [as_query(prompts.query(name, q.text, place(q))) for q in split.queries]
+    )
     candidates, offered = cache.embed(
         f"{name}-candidates", [prompts.candidate(name, c.text, place(c)) for c in split.candidates]
     )

