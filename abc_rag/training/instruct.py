@@ -20,11 +20,13 @@ from abc_rag.files import write_json
 from abc_rag.models.abc.network import ABCSettings, load_merged
 from abc_rag.models.abc.prompts import load_prompts
 from abc_rag.models.hub import part_folder
+from abc_rag.scenes.kinds import load_kinds
 from abc_rag.training.adapters import TEXT_TARGETS, add_lora, as_seen_from
 from abc_rag.training.config import InstructConfig
 from abc_rag.training.data.open import open_pairs
-from abc_rag.training.data.scenes import ScenePairs
+from abc_rag.training.data.scenes import SIDE
 from abc_rag.training.data.sources import Candidate, PairsRow, PairsSource
+from abc_rag.training.data.wide_rows import WidePairs
 from abc_rag.training.objective import ABCObjective, frozen_dtype, plan_of
 from abc_rag.training.running.loop import run
 from abc_rag.training.shares import Plan, Share
@@ -135,7 +137,7 @@ def _head_hidden(adapter: Path, default: int) -> int:
 
 def _open(config: InstructConfig) -> PairsSource:
     if config.data == "scenes":
-        return ScenePairs(seed=config.seed)
+        return WidePairs(load_kinds(), own=1, seed=config.seed, side=SIDE)
     return open_pairs(
         config.data,
         images=config.images,

@@ -28,7 +28,7 @@ from abc_rag.scenes.wide import draw_wide
 from abc_rag.scenes.words import SPECIAL_TOKENS, mention, own_words, said_tokenizer, train_tokenizer
 from abc_rag.scenes.world import random_scene
 from abc_rag.training.base import BaseModel, Tokeniser
-from abc_rag.training.data.scenes import SceneCaptions, ScenePairs
+from abc_rag.training.data.scenes import SceneCaptions
 from abc_rag.training.data.tasks import Spoken, told, worked
 from abc_rag.training.data.wide import SIDE, WideBatch, wide_scene
 from abc_rag.training.mini import MiniConfig, train_mini
@@ -71,19 +71,6 @@ def test_scene_captions_exclude_what_is_true_of_another_picture() -> None:
     for i, row in enumerate(rows):
         assert not excluded[i, place : place + len(row.negatives)].any()
         place += len(row.negatives)
-
-
-def test_scene_pairs_mean_the_same_in_other_words() -> None:
-    source = ScenePairs(seed=1)
-    rows = [source.row(i) for i in range(40)]
-    pairs = [(row, pair) for row in rows for pair in row.pairs]
-    excluded = source.excluded(pairs, [pair.phrase for _, pair in pairs])
-    for i, (_, one) in enumerate(pairs):
-        for j, (_, other) in enumerate(pairs):
-            if one.phrase.meaning == other.phrase.meaning:
-                assert excluded[i, j]
-    assert any(pair.phrase.text != pair.phrase.meaning for _, pair in pairs)
-    assert 0 < excluded.mean() < 0.2
 
 
 def test_the_tokenizer_reads_any_text_and_keeps_qwens_order() -> None:

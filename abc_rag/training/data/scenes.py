@@ -12,13 +12,12 @@ import numpy.typing as npt
 
 from abc_rag.scenes.captions import Description, caption_edits, captions, describe
 from abc_rag.scenes.drawing import render
-from abc_rag.scenes.questions import questions
-from abc_rag.scenes.words import mention, mention_background
-from abc_rag.scenes.world import Scene, phrase, random_scene
+from abc_rag.scenes.words import mention
+from abc_rag.scenes.world import Scene, random_scene
 from abc_rag.training.data.rows import BadRows
-from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, Pair, PairsRow, PairsSource
+from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource
 
-__all__ = ["SIDE", "SceneCaptions", "ScenePairs", "scene_of"]
+__all__ = ["SIDE", "SceneCaptions", "scene_of"]
 
 _ROWS = 1_000_000
 _SINGLES = 0.15
@@ -78,41 +77,6 @@ class SceneCaptions(CaptionSource):
     def describe(self) -> dict[str, Any]:
         """See `CaptionSource.describe`."""
         return {"kind": "scenes with captions", "seed": self._seed, "rows": len(self)}
-
-
-class ScenePairs(PairsSource):
-    """Pictures with questions; the phrase is a text about what is asked for, in one of many wordings.
-
-    Args:
-        seed: Seed of the whole data set.
-    """
-
-    def __init__(self, *, seed: int) -> None:
-        self.name = "scenes"
-        self.bad = BadRows("scenes")
-        self._seed = seed
-
-    def __len__(self) -> int:
-        return _ROWS
-
-    def row(self, index: int) -> PairsRow:
-        """See `PairsSource.row`."""
-        rng = random.Random(f"pairs {self._seed} {index}")
-        scene = scene_of(rng)
-        found = questions(scene, rng)
-        # The background is one aspect of many: asked about in every picture, it would crowd out the objects.
-        kept = found[1:] if len(found) > 1 and rng.random() < 0.5 else found
-        kinds = {phrase(placed.kind): placed.kind for placed in scene.objects}
-        pairs = []
-        for question in kept:
-            about = kinds.get(question.answer)
-            text = mention_background(scene.background, rng) if about is None else mention(about, rng)
-            pairs.append(Pair(question.instruction, Candidate(text, question.answer)))
-        return PairsRow(str(index), render(scene, SIDE), tuple(pairs))
-
-    def describe(self) -> dict[str, Any]:
-        """See `PairsSource.describe`."""
-        return {"kind": "scenes with questions", "seed": self._seed, "rows": len(self)}
 
 
 def _candidate(description: Description) -> Candidate:

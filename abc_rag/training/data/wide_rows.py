@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from abc_rag.scenes.kinds import Kinds
+from abc_rag.scenes.kinds import BUNDLED, Kinds
+from abc_rag.scenes.questions import questions
 from abc_rag.scenes.searching import Search, edits, said_of, searched
 from abc_rag.scenes.typing import typed
 from abc_rag.scenes.wide import WideScene, draw_wide, wear
@@ -99,12 +100,13 @@ class WidePairs(PairsSource):
         kinds: The kinds.
         own: See `abc_rag.training.data.wide.wide_scene`.
         seed: Seed of the whole data set.
+        side: Pictures are so many pixels wide.
     """
 
-    def __init__(self, kinds: Kinds, *, own: float, seed: int) -> None:
+    def __init__(self, kinds: Kinds, *, own: float, seed: int, side: int = 2 * SIDE) -> None:
         self.name = "wide scenes"
         self.bad = BadRows(self.name)
-        self._kinds, self._own, self._seed = kinds, own, seed
+        self._kinds, self._own, self._seed, self._side = kinds, own, seed, side
 
     def __len__(self) -> int:
         return _ROWS
@@ -116,13 +118,15 @@ class WidePairs(PairsSource):
     def row(self, index: int) -> PairsRow:
         """See `PairsSource.row`."""
         scene, rng = self._scene(index)
-        pairs = []
-        for question in chosen(scene, rng, 5):
-            text, about = answer_text(question.answer, self._kinds, rng)
-            pairs.append(Pair(typed(question.instruction, rng), Candidate(text, about)))
+        asks = [(typed(q.instruction, rng), q.answer) for q in chosen(scene, rng, 5)]
+        if all(style == BUNDLED for style in scene.styles):
+            # As written, without slips: the shortest way to ask.
+            plain = rng.choice(questions(scene, rng))
+            asks.append((plain.instruction, plain.answer))
+        pairs = [Pair(words, Candidate(*answer_text(answer, self._kinds, rng))) for words, answer in asks]
         search, right = search_of(scene, rng)
         pairs.append(Pair(typed(search.text, rng), Candidate(right.plain, named_by(right))))
-        picture = draw_wide(scene, self._kinds, 2 * SIDE)
+        picture = draw_wide(scene, self._kinds, self._side)
         picture = wear(picture, rng) if rng.random() < _WORN else picture
         return PairsRow(str(index), picture, tuple(pairs))
 
