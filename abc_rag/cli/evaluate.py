@@ -401,7 +401,7 @@ def evaluate_twins_command(
     table.add_column("path")
     for column in ("R@1", "R@10", "before its twin", "ms/query", "p90", "second looks", "vectors/picture"):
         table.add_column(column, justify="right")
-    for path in report.paths:
+    for path in [*report.paths, *(replace(path, name=f"{path.name}, unseen words") for path in report.unseen)]:
         shares = (path.recall_at_1, path.recall_at_10, path.before_twin)
         cells = [f"{100 * share:.1f}" for share in shares] + [f"{path.ms:.0f}", f"{path.ms_p90:.0f}"]
         table.add_row(cell(path.name), *cells, f"{path.second_looks:.1f}", f"{path.vectors:.0f}")
@@ -410,7 +410,7 @@ def evaluate_twins_command(
     aspects.add_column("path")
     for aspect in report.paths[0].by_aspect:
         aspects.add_column(aspect, justify="right")
-    for path in report.paths:
+    for path in [*report.paths, *(replace(path, name=f"{path.name}, unseen words") for path in report.unseen)]:
         aspects.add_row(cell(path.name), *(f"{100 * share:.1f}" for share in path.by_aspect.values()))
     console().print(aspects)
 

@@ -28,6 +28,9 @@ from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
 from abc_rag.ingest.pictures import index_images
 from abc_rag.scenes.drawing import render
+from abc_rag.scenes.searching import searched
+from abc_rag.scenes.typing import typed
+from abc_rag.scenes.wide import as_wide
 from abc_rag.scenes.world import (
     BACKGROUNDS,
     CATEGORIES,
@@ -126,7 +129,17 @@ class PathReport:
 
 @dataclass(frozen=True)
 class TwinsReport:
-    """The result of `evaluate_twins`."""
+    """The result of `evaluate_twins`.
+
+    Attributes:
+        model: The embedder's fingerprint.
+        pictures: Number of pictures.
+        questions: Number of questions.
+        candidates: Number of pictures that get a second look.
+        facets: The instructions under which pictures are stored, where they are.
+        paths: The ways to search, in the project's own wordings.
+        unseen: The same, with words that abc-mini's training never uses, capitals and slips; see `abc_rag.scenes`.
+    """
 
     model: str
     pictures: int
@@ -134,6 +147,7 @@ class TwinsReport:
     candidates: int
     facets: list[str]
     paths: list[PathReport]
+    unseen: list[PathReport] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
@@ -296,6 +310,8 @@ def evaluate_twins(
     facets = sorted({rules.rewrite(one.question, has_image=False).instruction for one in twin_scenes()})
     judge = None if generator is None else GenerativeJudge(generator)
     paths: list[PathReport] = []
+    unseen: list[PathReport] = []
+    reworded = [_reworded(one, random.Random(f"{_SEED} {n}")) for n, one in enumerate(asked)]
     with tempfile.TemporaryDirectory(prefix="abc-rag-evaluate-") as scratch:
         files = []
         for number, one in enumerate(asked):
@@ -319,11 +335,27 @@ def evaluate_twins(
                         own = GenerativeRewriter(generator)
                         ways += [("rules and judge", rules, "judge"), ("generator and judge", own, "judge")]
                 for label, rewriter, look in ways:
-                    path = ask_all(
-                        label, asked, embedder, store, rewriter, look, judge, candidates=candidates, progress=progress
-                    )
-                    paths.append(replace(path, vectors=1.0 + len(stored)))
-    return TwinsReport(str(embedder.fingerprint), len(asked), len(asked), candidates, facets, paths)
+                    for questions, found in ((asked, paths), (reworded, unseen)):
+                        path = ask_all(
+                            label, questions, embedder, store, rewriter, look, judge,
+                            candidates=candidates, progress=progress,
+                        )  # fmt: skip
+                        found.append(replace(path, vectors=1.0 + len(stored)))
+    return TwinsReport(str(embedder.fingerprint), len(asked), len(asked), candidates, facets, paths, unseen)
+
+
+def _reworded(one: AskedScene, rng: random.Random) -> AskedScene:
+    """The same question in the grammar's wordings, with words that training never uses; it names nothing else."""
+    told = one.told
+    size: dict[str, str] = {"bigger": "big", "smaller": "small"}
+    aspect = told.get("side") or size.get(told.get("er", "")) or one.aspect
+    kinds = {told["kind"]} if "kind" in told else set()
+    scene = as_wide(one.scene)
+    for _ in range(500):
+        search = searched(scene, rng, aspect=aspect, synonym=True)
+        if search.aspect == aspect and {placed.kind for placed in search.objects} == kinds:
+            return replace(one, question=typed(search.text, rng))
+    return one
 
 
 def ask_all(

@@ -96,8 +96,9 @@ def test_the_report_on_a_few_scenes(mini: Embedder, capsys: pytest.CaptureFixtur
         "rules, facets",
         "rules, facets and second look",
     ]
+    assert [path["name"] for path in report["unseen"]] == list(paths)
     aspects = Counter(one.aspect for one in twin_scenes(40))
-    for path in report["paths"]:
+    for path in report["paths"] + report["unseen"]:
         assert path["recall_at_1"] <= path["recall_at_10"] <= 1
         right = sum(share * aspects[aspect] for aspect, share in path["by_aspect"].items())
         assert right == pytest.approx(40 * path["recall_at_1"])
