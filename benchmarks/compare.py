@@ -63,7 +63,7 @@ def main() -> int:
     options.add_argument("--pictures", type=int, default=8, help="pictures per round")
     options.add_argument("--batch-size", type=int, default=16, help="batch size of padded batches and of encode")
     options.add_argument("--compared", type=int, default=4, help="inputs per row whose vectors are compared")
-    options.add_argument("--rows", nargs="*", default=None, help="measure only these rows")
+    options.add_argument("--rows", nargs="*", default=None, help="compare and measure only these rows")
     options.add_argument("--sides", nargs="*", default=SIDES[:-1], choices=SIDES, help="sides beside the engine")
     options.add_argument("--child", nargs=2, default=None, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = options.parse_args()
@@ -71,6 +71,7 @@ def main() -> int:
     if arguments.quick:
         arguments.texts, arguments.pictures = 6, 2
     rows = make_rows(arguments.texts, arguments.pictures, arguments.seed)
+    rows = {name: make for name, make in rows.items() if arguments.rows is None or name in arguments.rows}
     if arguments.child is not None:
         side = open_side(arguments.child[0], Path(arguments.child[1]), arguments)
 
@@ -99,11 +100,7 @@ def main() -> int:
         if wrong:
             print(f"vectors differ by more than {limit:g}: {wrong}", file=sys.stderr)
             return 1
-        results = [
-            measure(name, len(make(1)), sides, arguments.rounds)
-            for name, make in rows.items()
-            if arguments.rows is None or name in arguments.rows
-        ]
+        results = [measure(name, len(make(1)), sides, arguments.rounds) for name, make in rows.items()]
     finish("compare", arguments, {"tolerance": limit, "differences": differences, "agree": True, "rows": results})
     return 0
 
