@@ -31,6 +31,7 @@ class DocumentLimits:
         max_parts: Maximum number of parts of a document; the rest is left out and reported.
         max_depth: Maximum nesting of outlines, elements and messages within messages.
         page_timeout_s: Maximum seconds for one page; of a document without pages, for its next part.
+        ocr_timeout_s: The same where pages are read from their pictures (``DocumentOptions.ocr``).
         timeout_s: Maximum seconds for a whole document, without the time that its user takes between parts.
         print_timeout_s: Maximum seconds that LibreOffice may take to print a document.
         url_timeout_s: Maximum seconds that a web page, or a picture of it, may take to be fetched.
@@ -47,6 +48,7 @@ class DocumentLimits:
     max_parts: int = 500_000
     max_depth: int = 50
     page_timeout_s: float = 30.0
+    ocr_timeout_s: float = 180.0
     timeout_s: float = 3600.0
     print_timeout_s: float = 120.0
     url_timeout_s: float = 30.0

@@ -100,6 +100,7 @@ class _Reading:
         self._reader = reader
         self._limits: DocumentLimits = options.limits
         self._name = name
+        self._page_limit = "ocr_timeout_s" if options.ocr else "page_timeout_s"
         self._told = dataclasses.asdict(dataclasses.replace(options, splitter=None))
         self._page: int | None = None
         self._spent = self._spent_on_page = 0.0
@@ -160,7 +161,8 @@ class _Reading:
 
     def _received(self, child: Child) -> tuple[dict[str, Any], bytearray]:
         limits = self._limits
-        left = min(limits.page_timeout_s - self._spent_on_page, limits.timeout_s - self._spent)
+        for_page: float = getattr(limits, self._page_limit)
+        left = min(for_page - self._spent_on_page, limits.timeout_s - self._spent)
         # The first answer takes the time that a new process needs to start.
         grace = 0.0 if child.started else _START_S
         overdue = threading.Event()
@@ -175,7 +177,7 @@ class _Reading:
                 return child.receive(_MOST_MESSAGE)
         except (EOFError, OSError):
             if overdue.is_set():
-                told = min((limits.page_timeout_s, "page_timeout_s"), (limits.timeout_s - self._spent, "timeout_s"))[1]
+                told = min((for_page, self._page_limit), (limits.timeout_s - self._spent, "timeout_s"))[1]
                 seconds = getattr(limits, told)
                 self._why = f"takes more than {seconds:g} s; raise DocumentLimits.{told}, or leave the document out"
             raise
