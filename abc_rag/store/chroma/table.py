@@ -12,7 +12,7 @@ from abc_rag.errors import InputError, StoreError
 from abc_rag.store.chroma.client import Backend, translated
 from abc_rag.store.chroma.collections import RECORD, check, create, mark_of, marked, upsert
 from abc_rag.store.chroma.rows import batches, records_of, size_of, to_where
-from abc_rag.store.filters import Condition, matches
+from abc_rag.store.filters import MODALITY, All, Condition, Either, matches
 from abc_rag.store.table import PAGE, Column, Page, Table
 from abc_rag.types import Hit, Record, Vectors
 
@@ -35,6 +35,11 @@ _COLUMNS: dict[Column, Include] = {"ids": [], "records": RECORD, "vectors": ["em
 # looking at these costs less; where only few pass at all, comparing with each of them does.
 _LEAST_CANDIDATES = 16
 _MOST_CANDIDATES = 2000
+# Rows that are fetched whole, with their vectors, in one request.
+_FEW = 200
+# How many kinds of filters are remembered with what they took, and for how many searches.
+_MOST_KINDS = 100
+_AFRESH = 16
 
 # Distances with ids, nearest first, equal ones in the order of ids.
 Ranking = list[tuple[float, str]]
@@ -57,6 +62,8 @@ class ChromaTable(Table):
         self._wanted = wanted
         self._known: tuple[Client, Collection] | None = None
         self._dim: tuple[object, int] | None = None
+        self._candidates: dict[str, int] = {}
+        self._searches = 0
 
     def fingerprint(self) -> str | None:
         """The mark of the collection, if there is one."""
@@ -184,11 +191,7 @@ class ChromaTable(Table):
 
     def _ask(self, rows: Vectors, n: int, where: dict[str, Any] | None, collection: Collection) -> list[Ranking]:
         """The index's ``n`` nearest of each row."""
-        answer: Any = collection.query(query_embeddings=rows, n_results=n, where=where, include=["distances"])
-        return [
-            sorted((float(far), id_) for far, id_ in zip(distances, ids, strict=True))
-            for distances, ids in zip(answer["distances"], answer["ids"], strict=True)
-        ]
+        return _sorted(collection.query(query_embeddings=rows, n_results=n, where=where, include=["distances"]))
 
     def _ranked(self, rows: Vectors, k: int, where: dict[str, Any] | None, collection: Collection) -> list[Ranking]:
         """The ``k`` nearest of each row, by the index, or by comparison where it finds fewer than there are."""
@@ -224,10 +227,12 @@ class ChromaTable(Table):
     ) -> list[Ranking]:
         """The ``k`` nearest of each row that match; the records that were looked at are added to ``records``."""
         found: dict[int, Ranking] = {}
-        numbers, n = list(range(len(rows))), max(_LEAST_CANDIDATES, 3 * k)
+        first, kind = max(_LEAST_CANDIDATES, 3 * k), _kind_of(where)
+        learnt = self._candidates.pop(repr(where), 0) or self._candidates.pop(kind, 0)
+        numbers, n = list(range(len(rows))), max(first, learnt)
+        enough = n
         while numbers and n <= _MOST_CANDIDATES:
-            rankings = self._ask(rows[numbers], n, None, collection)
-            self._look_up((id_ for ranking in rankings for _, id_ in ranking), records, collection)
+            rankings = self._asked_whole(rows[numbers], n, records, collection)
             passing = []
             for i, ranking in zip(numbers, rankings, strict=True):
                 fit = [(far, id_) for far, id_ in ranking if id_ in records and matches(where, records[id_])]
@@ -236,17 +241,52 @@ class ChromaTable(Table):
                     found[i] = fit[:k]
                 passing.append(len(fit))
             numbers = [i for i in numbers if i not in found]
+            enough = n
             # As many more as the share that passed so far asks for, and half as many again.
             n = int(1.5 * n * k / min(passing)) if min(passing) and n < _MOST_CANDIDATES // 4 else _MOST_CANDIDATES + 1
         if numbers:
             chroma = to_where(where)
-            few = collection.get(where=chroma, include=[], limit=_MOST_CANDIDATES + 1)["ids"]
-            if len(few) <= _MOST_CANDIDATES:
-                rest = _compared(rows[numbers], k, self._vectors_of(few, collection))
+            few = self._few(chroma, records, collection) if n <= _MOST_CANDIDATES + 1 else None
+            if few is not None:
+                rest = _compared(rows[numbers], k, [few] if few.ids else [])
             else:
                 rest = self._ranked(rows[numbers], k, chroma, collection)
             found.update(zip(numbers, rest, strict=True))
+            enough = _MOST_CANDIDATES + (2 if few is None else 1)
+            if few is not None and len(few.ids) > _FEW:
+                enough = first  # neither the one nor the other: begin as if nothing were known
+        # More than can be asked for stands for rows that are few, and still more for rows that are many and far away.
+        # Filters of the same kind often let through as much; what was learnt is tried again now and then.
+        self._searches += 1
+        if enough > first and self._searches % _AFRESH:
+            self._candidates[kind if enough <= _MOST_CANDIDATES + 1 else repr(where)] = enough
+            while len(self._candidates) > _MOST_KINDS:
+                self._candidates.pop(next(iter(self._candidates)), None)
         return [found[i] for i in range(len(rows))]
+
+    def _asked_whole(self, rows: Vectors, n: int, records: dict[str, Record], collection: Collection) -> list[Ranking]:
+        """`_ask` without a filter; adds the records to those that are known, in the same request."""
+        answer: Any = collection.query(query_embeddings=rows, n_results=n, include=["distances", *RECORD])
+        for ids, *columns in zip(answer["ids"], *(answer[name] for name in RECORD), strict=True):
+            new = [place for place, id_ in enumerate(ids) if id_ not in records]
+            some = [[column[place] for place in new] for column in (ids, *columns)]
+            records.update((record.id, record) for record in records_of(some[0], *some[1:]))
+        return _sorted(answer)
+
+    def _few(self, where: dict[str, Any] | None, records: dict[str, Record], collection: Collection) -> Page | None:
+        """All rows that a filter lets through, if they are few; their records are added to those that are known."""
+        some: Any = collection.get(where=where, include=["embeddings", *RECORD], limit=_FEW + 1)
+        if len(some["ids"]) <= _FEW:
+            found = records_of(some["ids"], *(some[name] for name in RECORD))
+            records.update((record.id, record) for record in found)
+            return Page(some["ids"], vectors=list(np.asarray(some["embeddings"], dtype=np.float32)))
+        ids = collection.get(where=where, include=[], limit=_MOST_CANDIDATES + 1)["ids"]
+        if len(ids) > _MOST_CANDIDATES:
+            return None
+        pages = list(self._vectors_of(ids, collection))
+        return Page(
+            [id_ for page in pages for id_ in page.ids], vectors=[one for page in pages for one in page.vectors]
+        )
 
     def _vectors_of(self, ids: Sequence[str], collection: Collection) -> Iterator[Page]:
         for start in range(0, len(ids), PAGE):
@@ -344,6 +384,23 @@ class ChromaTable(Table):
             return None
         self._dim = collection.id, len(rows[0])
         return self._dim[1]
+
+
+def _sorted(answer: Any) -> list[Ranking]:  # noqa: ANN401  (a dict of Chroma's)
+    """The rankings of an answer."""
+    return [
+        sorted((float(far), id_) for far, id_ in zip(distances, ids, strict=True))
+        for distances, ids in zip(answer["distances"], answer["ids"], strict=True)
+    ]
+
+
+def _kind_of(where: Condition) -> str:
+    """What a filter compares, and how; with values where these decide how much it lets through."""
+    if isinstance(where, (All, Either)):
+        return f"{type(where).__name__}({', '.join(map(_kind_of, where.parts))})"
+    # Of one field, equal to one value or another lets through about as much, but of few values such as modalities.
+    alike = where.operator in ("$eq", "$in") and where.key != MODALITY
+    return f"{where.key} {where.operator} {'' if alike else where.value!r}"
 
 
 def hit_of(record: Record, far: float) -> Hit:
