@@ -24,6 +24,7 @@ from abc_rag.cli.evaluate import evaluate
 from abc_rag.cli.export import export
 from abc_rag.cli.index import index
 from abc_rag.cli.info import info
+from abc_rag.cli.mcp import mcp
 from abc_rag.cli.models import models
 from abc_rag.cli.output import plain_logs, say, tell, visible
 from abc_rag.cli.records import list_records, remove, show, stats
@@ -60,6 +61,7 @@ app = typer.Typer(
 app.command()(index)
 app.command()(ask)
 app.command()(shell)
+app.command()(mcp)
 app.command("list")(list_records)
 for _command in (show, remove, stats, embed, info, models, demo, bench):
     app.command()(_command)
