@@ -82,8 +82,8 @@ def models() -> str:
     """Memory for the weights of each model, by the machine that it fits."""
     rows = [
         ("any machine, for development", "abc-mini: emoji only", 0.01, "0.01 GB"),
-        ("no GPU, photographs", "st: CLIP, without instructions", 0.6, "0.6 GB"),
-        ("GPU of 8 GB", "VLM2Vec 2B, bfloat16", 4.4, "4.4 GB"),
+        ("no GPU, photographs", "EmbeddingGemma 2, float32", 1.8, "1.8 GB"),
+        ("GPU of 8 GB", "Qwen3-VL-Embedding 2B", 4.3, "4.3 GB"),
         ("GPU of 12 GB", 'abc, weights="int4"', 6.2, "6.2 GB"),
         ("GPU of 16 GB", 'abc, weights="int8"', 9.4, "9.4 GB"),
         ("GPU of 24 GB", "abc, bfloat16", 15.6, "15.6 GB"),
