@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from abc_rag.scenes.forms import read_forms
 from abc_rag.scenes.lexicon import LEXICON, NOUNS, OPPOSITE, PICTURES, choose, is_unseen
 from abc_rag.scenes.wide import WideScene
-from abc_rag.scenes.world import BACKGROUNDS, background_phrase, phrase
+from abc_rag.scenes.world import background_phrase, phrase
 
-__all__ = ["NOTHING", "Asked", "asked", "count_phrase", "every_answer", "forms", "wordings"]
+__all__ = ["NOTHING", "Asked", "asked", "count_phrase", "forms", "wordings"]
 
 NOTHING = "nothing"
 
@@ -223,12 +223,3 @@ class _Asker:
         there = {self._scene.category_of(k) for k in self._kinds}
         missing = [c for c in ("animal", "food", "vehicle", "plant", "clothing") if c not in there]
         self._add("nothing", "category", rng.choice(missing), NOTHING)
-
-
-def every_answer(kinds: Sequence[str], categories: Sequence[str]) -> list[str]:
-    """Every phrase that answers one of `asked`, but for those of two aspects."""
-    return [
-        *(phrase(kind) for kind in kinds), *(background_phrase(colour) for colour in BACKGROUNDS),
-        *(f"the {side}" for side in ("left", "right", "top", "bottom")), *(count_phrase(n) for n in (1, 2, 3)),
-        *(phrase(category) for category in categories), NOTHING,
-    ]  # fmt: skip
