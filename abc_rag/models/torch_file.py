@@ -8,10 +8,11 @@ else is refused before it has an effect.
 from __future__ import annotations
 
 import math
+import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ _MAX_ENTRIES = 100_000
 _MAX_SHARING = 4  # tied weights are stored once and named twice
 _MAX_NUMBERS = 2**33
 _MARK = object()
+_CONSTANTS = {"EMPTY_TUPLE": (), "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "MARK": _MARK}
+_VALUES = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1")
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def torch_file(file: Path) -> StoredTensors:
@@ -81,6 +85,7 @@ def _opened(file: Path) -> Iterator[_Archive]:
         TypeError,
         ValueError,
         struct.error,
+        Warning,  # about escapes in a name, where warnings are errors
     ) as error:
         raise CheckpointError(f"{file}: not readable as a state dict ({error}); convert it to safetensors") from error
 
@@ -163,7 +168,7 @@ class _Tensor:
 
 
 class _Reader:
-    """Reads the program of a state dict.
+    """Reads the program of a state dict, instruction by instruction; `pickletools` tells them apart and runs nothing.
 
     Args:
         program: In pickle's language, protocol 2.
@@ -171,39 +176,53 @@ class _Reader:
 
     def __init__(self, program: bytes) -> None:
         self._program = program
-        self._at = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:  # noqa: ANN401  (whatever the program says; checked by the caller)
         """Run the program and return its result."""
-        while True:
-            code = self._take(1)
-            if code == b".":
-                return self._stack.pop()
-            step = _STEPS.get(code)
-            if step is None:
-                raise _Odd(f"its data.pkl has an instruction that no state dict needs: {code!r}")
-            step(self)
+        told: Any
+        for code, told, _ in pickletools.genops(self._program):
+            name = code.name
+            if name in _VALUES:
+                self._stack.append(told)
+            elif name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[name])
+            elif name in _TUPLES:
+                self._stack.append(self._last(_TUPLES[name]))
+            elif name in ("BINPUT", "LONG_BINPUT"):
+                self._memo[told] = self._stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                self._stack.append(self._memo[told])
+            else:
+                self._step(name, told)
+        return self._stack.pop()
 
-    def _take(self, count: int) -> bytes:
-        taken = self._program[self._at : self._at + count]
-        if len(taken) != count:
-            raise _Odd("its data.pkl is cut short")
-        self._at += count
-        return taken
-
-    def _number(self, form: str) -> int:
-        (found,) = struct.unpack(form, self._take(struct.calcsize(form)))
-        return int(found)
-
-    def _line(self) -> str:
-        end = self._program.find(b"\n", self._at)
-        if end < 0:
-            raise _Odd("its data.pkl is cut short")
-        line = self._program[self._at : end]
-        self._at = end + 1
-        return line.decode("ascii")
+    def _step(self, code: str, told: Any) -> None:  # noqa: ANN401
+        match code:
+            case "PROTO":
+                if told != 2:
+                    raise _Odd("its data.pkl is not of protocol 2")
+            case "EMPTY_DICT":
+                self._stack.append({})
+            case "TUPLE":
+                self._stack.append(tuple(self._to_mark()))
+            case "GLOBAL":
+                self._name(*told.split(" ", 1))
+            case "BINPERSID":
+                self._persistent()
+            case "REDUCE":
+                self._reduce()
+            case "BUILD":
+                self._build()
+            case "SETITEM":
+                self._set_items(self._last(2))
+            case "SETITEMS":
+                self._set_items(self._to_mark())
+            case "STOP":
+                pass
+            case _:
+                raise _Odd(f"its data.pkl has an instruction that no state dict needs: {code}")
 
     def _to_mark(self) -> list[Any]:
         found = []
@@ -220,8 +239,7 @@ class _Reader:
 
     # --- Instructions ---------------------------------------------------------------------------------
 
-    def _name(self) -> None:
-        name = (self._line(), self._line())
+    def _name(self, *name: str) -> None:
         if name not in _KNOWN:
             raise _Odd(f"it wants {'.'.join(name)[:80]}, which no state dict needs")
         self._stack.append(name)
@@ -270,69 +288,3 @@ class _Reader:
 
 def _whole(numbers: Sequence[Any]) -> bool:
     return all(type(number) is int and 0 <= number <= _MAX_NUMBERS for number in numbers)
-
-
-def _push(value: Any) -> Callable[[_Reader], None]:  # noqa: ANN401
-    return lambda reader: reader._stack.append(value)
-
-
-def _push_number(form: str) -> Callable[[_Reader], None]:
-    return lambda reader: reader._stack.append(reader._number(form))
-
-
-def _text(reader: _Reader) -> None:
-    reader._stack.append(reader._take(reader._number("<I")).decode("utf-8"))
-
-
-def _long(reader: _Reader) -> None:
-    reader._stack.append(int.from_bytes(reader._take(reader._number("<B")), "little", signed=True))
-
-
-def _remember(form: str) -> Callable[[_Reader], None]:
-    def step(reader: _Reader) -> None:
-        reader._memo[reader._number(form)] = reader._stack[-1]
-
-    return step
-
-
-def _recall(form: str) -> Callable[[_Reader], None]:
-    return lambda reader: reader._stack.append(reader._memo[reader._number(form)])
-
-
-def _tuple(count: int) -> Callable[[_Reader], None]:
-    return lambda reader: reader._stack.append(reader._last(count))
-
-
-_STEPS: dict[bytes, Callable[[_Reader], None]] = {
-    b"\x80": lambda reader: _protocol(reader),
-    b"}": lambda reader: reader._stack.append({}),
-    b")": _push(()),
-    b"N": _push(None),
-    b"\x88": _push(True),
-    b"\x89": _push(False),
-    b"(": _push(_MARK),
-    b"X": _text,
-    b"J": _push_number("<i"),
-    b"K": _push_number("<B"),
-    b"M": _push_number("<H"),
-    b"\x8a": _long,
-    b"q": _remember("<B"),
-    b"r": _remember("<I"),
-    b"h": _recall("<B"),
-    b"j": _recall("<I"),
-    b"t": lambda reader: reader._stack.append(tuple(reader._to_mark())),
-    b"\x85": _tuple(1),
-    b"\x86": _tuple(2),
-    b"\x87": _tuple(3),
-    b"c": _Reader._name,
-    b"Q": _Reader._persistent,
-    b"R": _Reader._reduce,
-    b"b": _Reader._build,
-    b"s": lambda reader: reader._set_items(reader._last(2)),
-    b"u": lambda reader: reader._set_items(reader._to_mark()),
-}
-
-
-def _protocol(reader: _Reader) -> None:
-    if reader._number("<B") != 2:
-        raise _Odd("its data.pkl is not of protocol 2")

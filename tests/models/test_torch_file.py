@@ -104,7 +104,10 @@ def rewritten(file: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
         (lambda name, data: b"big" if name.endswith("byteorder") else data, "not little-endian"),
         (lambda name, data: data[:-4] if "/data/" in name else data, "is not as long as it should be"),
         (lambda name, data: None if "/data/" in name else data, "There is no item named"),
-        (lambda name, data: data[:30] if name.endswith("data.pkl") else data, "cut short"),
+        (
+            lambda name, data: data[:30] if name.endswith("data.pkl") else data,
+            "only .* remain|not enough data|exhausted|no newline",
+        ),
         (lambda name, data: bytes(17 * 2**20) if name.endswith("data.pkl") else data, "too long"),
         (lambda name, data: b"\x80\x04." if name.endswith("data.pkl") else data, "not of protocol 2"),
     ],
@@ -146,7 +149,7 @@ def test_an_archive_with_a_changed_byte_is_read_or_refused(tmp_path: Path) -> No
     [
         (b"\x80\x02" + b"(" * 2_000_000 + b"t" * 1_999_999 + b".", "something other than named tensors"),
         (b"\x80\x02" + b")" + b"\x85" * 2_000_000 + b".", "something other than named tensors"),
-        (b"\x80\x02X\xff\xff\xff\xff.", "cut short"),
+        (b"\x80\x02X\xff\xff\xff\xff.", "only 1 remain"),
         (b"\x80\x02h\x05.", "state dict"),
         (b"\x80\x02s.", "state dict"),
     ],

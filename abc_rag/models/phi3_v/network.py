@@ -28,6 +28,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionE
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3RMSNorm
 
 from abc_rag.errors import InputError
+from abc_rag.models.kernels.backbone import Backbone
 from abc_rag.models.kernels.packed import with_features
 from abc_rag.models.kernels.pixels import clip_normalised, moved
 from abc_rag.models.phi3_v.config import Phi3VConfig
@@ -151,7 +152,7 @@ class PictureEmbedding(nn.Module):
         return torch.cat([whole, ends], dim=1).flatten(0, 1)
 
 
-class Phi3VBackbone(nn.Module):
+class Phi3VBackbone(Backbone):
     """A vision tower and a causal language model.
 
     Args:
@@ -174,7 +175,7 @@ class Phi3VBackbone(nn.Module):
         # A copy, as the layers read from it how to attend.
         self.config = config = copy.deepcopy(config)
         self.attention = attention
-        text: Any = config.text
+        self.text_config = text = config.text
         for part in (config.text, config.vision):
             part._attn_implementation = attention
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
@@ -185,26 +186,9 @@ class Phi3VBackbone(nn.Module):
         self._frequencies = config.rotary.frequencies()
 
     @property
-    def hidden_size(self) -> int:
-        """Width of the language model."""
-        text: Any = self.config.text
-        return int(text.hidden_size)
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens of a sequence."""
-        text: Any = self.config.text
-        return int(text.max_position_embeddings)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.norm.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        return self.norm.weight.dtype
+    def embedding_weight(self) -> torch.Tensor:
+        """See `Backbone.embedding_weight`."""
+        return self.embed_tokens.weight
 
     @property
     def language_layers(self) -> nn.ModuleList:

@@ -20,6 +20,7 @@ from torch import nn
 from abc_rag.errors import CheckpointError
 from abc_rag.models.checkpoint import allocate, fill, match_tensors, stored_tensors
 from abc_rag.models.kernels.attention import choose_attention
+from abc_rag.models.kernels.backbone import Backbone
 from abc_rag.models.kernels.packed import with_features
 from abc_rag.models.kernels.pixels import clip_normalised
 from abc_rag.models.qwen2_vl.config import QwenConfig, library_config, read_config, ties_embeddings
@@ -56,7 +57,7 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 # --- The network ----------------------------------------------------------------------------------
 
 
-class Qwen2VLBackbone(nn.Module):
+class Qwen2VLBackbone(Backbone):
     """A vision tower and a language model; positions and masks are the caller's decision.
 
     It begins as the weights alone, with which `PackedQwen2VL` computes. What needs gradients or padded batches builds
@@ -97,32 +98,10 @@ class Qwen2VLBackbone(nn.Module):
         self.train(self.training)
 
     @property
-    def hidden_size(self) -> int:
-        """Width of the language model."""
-        return int(self.text_config.hidden_size)
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens of a sequence."""
-        return int(self.text_config.max_position_embeddings)
-
-    @property
     def language_layers(self) -> nn.Module:
         """The layers of the language model, which may be quantised."""
         layers: nn.Module = self.language_model.layers
         return layers
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.language_model.embed_tokens.weight.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        dtype: torch.dtype = self.language_model.embed_tokens.weight.dtype
-        return dtype
 
     def picture_tokens(self, patches: Patches) -> int:
         """How many image tokens a picture has."""

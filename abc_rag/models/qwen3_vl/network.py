@@ -21,6 +21,7 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
 from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments, choose_attention
+from abc_rag.models.kernels.backbone import Backbone
 from abc_rag.models.kernels.layers import activated, linear, linears, rms_norm, rotated, rotation_of
 from abc_rag.models.kernels.packed import PackedBatch, PackedForward
 from abc_rag.models.kernels.pixels import moved
@@ -44,7 +45,7 @@ class _PatchEmbed(nn.Module):
         self.proj = nn.Linear(in_features, width)
 
 
-class Qwen3VLNetwork(nn.Module):
+class Qwen3VLNetwork(Backbone):
     """A vision tower and a language model.
 
     Args:
@@ -65,24 +66,11 @@ class Qwen3VLNetwork(nn.Module):
         self.patch: int = vision.patch_size
         self.merge: int = vision.spatial_merge_size
         self.image_token_id: int = config.image_token_id
-        self.hidden_size: int = parts.text_config.hidden_size
-        self.max_length: int = parts.text_config.max_position_embeddings
+        self.text_config = parts.text_config
         model = Qwen3VLModel(config)
         model.visual.patch_embed = _PatchEmbed(vision.in_channels * self.patch**2, vision.hidden_size)
         self.visual: Any = model.visual
         self.language_model: Any = model.language_model
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.language_model.embed_tokens.weight.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        dtype: torch.dtype = self.language_model.embed_tokens.weight.dtype
-        return dtype
 
 
 def grid_of(features: Sequence[torch.Tensor]) -> list[tuple[int, int]]:

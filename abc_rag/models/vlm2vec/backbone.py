@@ -13,6 +13,7 @@ from torch import nn
 
 from abc_rag.models.family import PictureRecipe
 from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.kernels.backbone import Backbone
 
 __all__ = ["VLM2VecBackbone", "VLM2VecPrompts"]
 
@@ -29,7 +30,7 @@ class VLM2VecPrompts(Protocol):
         ...
 
 
-class VLM2VecBackbone(nn.Module, ABC):
+class VLM2VecBackbone(Backbone, ABC):
     """A vision tower and a causal language model.
 
     Args:
@@ -47,31 +48,20 @@ class VLM2VecBackbone(nn.Module, ABC):
         self.compiled = False
 
     @property
+    def text_config(self) -> Any:  # noqa: ANN401
+        """The configuration of the language model."""
+        return self.model.text_config
+
+    @property
+    def embedding_weight(self) -> torch.Tensor:
+        """See `Backbone.embedding_weight`."""
+        weight: torch.Tensor = self.model.embedding_weight
+        return weight
+
+    @property
     def image_token_id(self) -> int:
         """What stands in ``input_ids`` where an image token goes."""
         return int(self.model.image_token_id)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the language model."""
-        return int(self.model.hidden_size)
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens of a sequence."""
-        return int(self.model.max_length)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.model.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        dtype: torch.dtype = self.model.dtype
-        return dtype
 
     @property
     def language_layers(self) -> nn.Module:
