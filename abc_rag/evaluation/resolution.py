@@ -40,6 +40,12 @@ _FIGURES: dict[Task, dict[str, str]] = {
     "classification": {"top1": "top 1"},
     "vqa": {"hit1": "hit@1"},
 }
+_EVALUATIONS: dict[Task, Callable[..., Results]] = {
+    "ctrlbench": evaluate_ctrlbench,
+    "retrieval": evaluate_retrieval,
+    "classification": evaluate_classification,
+    "vqa": evaluate_vqa,
+}
 _COUNTED = {"ctrlbench": "queries", "retrieval": "pictures", "classification": "pictures", "vqa": "questions"}
 
 
@@ -131,8 +137,8 @@ def evaluate_resolution(
         InputError: An argument is unusable, or no resolution can be used.
     """
     _check(task, tokens, timed, passes, images, labels)
-    evaluate = _evaluation(task, data, images, labels, out, limit, max_bad, progress)
     pictures = _pictures(task, data, images, max_bad)
+    own = {"images": images} if task == "retrieval" else {"labels": labels} if task == "classification" else {}
     measured: list[_Measured] = []
     notes: list[str] = []
     for asked in sorted(set(tokens)):
@@ -149,7 +155,7 @@ def evaluate_resolution(
             )
             measured.append(_Measured(asked, embedder, None, math.nan))
             continue
-        results = evaluate(embedder)
+        results = _EVALUATIONS[task](embedder, data, **own, out=out, limit=limit, max_bad=max_bad, progress=progress)
         _forget(embedder)
         measured.append(_Measured(asked, embedder, results, _image_tokens(embedder, pictures)))
     if not any(one.results for one in measured):
@@ -181,32 +187,6 @@ def _check(
     for name, given, needs in (("images", images, "retrieval"), ("labels", labels, "classification")):
         if given is not None and task != needs:
             raise InputError(f"{name} are of the task {needs!r}; leave them out of {task!r}")
-
-
-def _evaluation(
-    task: Task,
-    data: str | os.PathLike[str],
-    images: str | os.PathLike[str] | None,
-    labels: str | os.PathLike[str] | None,
-    out: Path | None,
-    limit: int | None,
-    max_bad: int,
-    progress: bool,
-) -> Callable[[Embedder], Results]:
-    def evaluate(embedder: Embedder) -> Results:
-        if task == "retrieval":
-            return evaluate_retrieval(
-                embedder, data, images=images, out=out, limit=limit, max_bad=max_bad, progress=progress
-            )
-        if task == "classification":
-            return evaluate_classification(
-                embedder, data, labels=labels, out=out, limit=limit, max_bad=max_bad, progress=progress
-            )
-        if task == "vqa":
-            return evaluate_vqa(embedder, data, out=out, limit=limit, max_bad=max_bad, progress=progress)
-        return evaluate_ctrlbench(embedder, data, out=out, limit=limit, max_bad=max_bad, progress=progress)
-
-    return evaluate
 
 
 def _pictures(

@@ -6,7 +6,7 @@ Names and figures are those of "VLM2Vec: Training Vision-Language Models for Mas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -164,87 +164,68 @@ def plain(text: str) -> str:
     return text.replace(PLACEHOLDER, "").strip()
 
 
-class MMEBPrompts:
-    """MMEB's own words, task instruction included, for queries and candidates.
-
-    A picture alone is an `Image`, a text alone a `Text`, a picture with a text an `InstructedImage`, even if that text
-    is only ``"Represent the given image."``.
-    """
-
-    name = "mmeb"
-
-    def query(self, dataset: str, text: str, image: Path | None) -> Input:
-        """See `Prompts`."""
-        return _as_given(text, image)
-
-    def candidate(self, dataset: str, text: str, image: Path | None) -> Input:
-        """See `Prompts`."""
-        return _as_given(text, image)
-
-
-class ABCPrompts:
-    """The prompts of ABC's authors (MMEB scripts of github.com/TIGER-AI-Lab/ABC), and similar ones for other tasks.
-
-    - Classification: the picture alone, against ``"A photo of LABEL."``. N24News is not among the authors' nine data
-      sets; its labels depend on the caption in the query, so its queries stay as in `MMEBPrompts`.
-    - VQA: the picture with the text behind its placeholder, against ``"The answer is ANSWER."``.
-    - Retrieval and grounding, which the authors did not measure: queries as in `MMEBPrompts`. A candidate picture whose
-      text only asks to represent it is a picture alone, as ABC's candidates are in training.
-    """
-
-    name = "abc"
-
-    def query(self, dataset: str, text: str, image: Path | None) -> Input:
-        """See `Prompts`."""
-        task = meta_task(dataset)
-        if image is not None and task == "classification" and dataset != "N24News":
-            return Image(image)
-        if image is not None and task == "vqa":
-            # The authors' scripts keep the rest of the text, including a final line break.
-            return InstructedImage(image, text.removeprefix(PLACEHOLDER + "\n"))
-        return _as_given(text, image)
-
-    def candidate(self, dataset: str, text: str, image: Path | None) -> Input:
-        """See `Prompts`."""
-        task = meta_task(dataset)
-        if image is None and task == "classification":
-            return Text(f"A photo of {text}.")
-        if image is None and task == "vqa":
-            return Text(f"The answer is {text}.")
-        if image is not None and plain(text).rstrip(".").lower() in _ONLY_REPRESENT:
-            return Image(image)
-        return _as_given(text, image)
-
-
-class VLM2VecPrompts:
-    """MMEB's texts verbatim, line breaks included, with the picture in the place of its placeholder.
-
-    VLM2Vec was trained and measured so. For models that accept `Interleaved`.
-    """
-
-    name = "vlm2vec"
-
-    def query(self, dataset: str, text: str, image: Path | None) -> Input:
-        """See `Prompts`."""
-        return to_the_letter(text, image)
-
-    def candidate(self, dataset: str, text: str, image: Path | None) -> Input:
-        """See `Prompts`."""
-        return to_the_letter(text, image)
-
-
 _ONLY_REPRESENT = (
     "represent the given image",
     "represent the given document screenshot",
     "represent the given cropped image of the object",
 )
 
-PROMPTS: Mapping[str, Prompts] = {"mmeb": MMEBPrompts(), "abc": ABCPrompts(), "vlm2vec": VLM2VecPrompts()}
-"""Prompts by name, for the command line."""
 
-
-def _as_given(text: str, image: Path | None) -> Input:
+def _as_given(dataset: str, text: str, image: Path | None) -> Input:
     words = plain(text)
     if image is None:
         return Text(words)
     return InstructedImage(image, words) if words else Image(image)
+
+
+def _abc_query(dataset: str, text: str, image: Path | None) -> Input:
+    task = meta_task(dataset)
+    # N24News is not among the authors' nine data sets; its labels depend on the caption in the query.
+    if image is not None and task == "classification" and dataset != "N24News":
+        return Image(image)
+    if image is not None and task == "vqa":
+        # The authors' scripts keep the rest of the text, including a final line break.
+        return InstructedImage(image, text.removeprefix(PLACEHOLDER + "\n"))
+    return _as_given(dataset, text, image)
+
+
+def _abc_candidate(dataset: str, text: str, image: Path | None) -> Input:
+    task = meta_task(dataset)
+    if image is None and task == "classification":
+        return Text(f"A photo of {text}.")
+    if image is None and task == "vqa":
+        return Text(f"The answer is {text}.")
+    if image is not None and plain(text).rstrip(".").lower() in _ONLY_REPRESENT:
+        return Image(image)
+    return _as_given(dataset, text, image)
+
+
+def _to_the_letter(dataset: str, text: str, image: Path | None) -> Input:
+    return to_the_letter(text, image)
+
+
+@dataclass
+class _Prompts:
+    name: str
+    query: Callable[..., Input]
+    candidate: Callable[..., Input]
+
+
+PROMPTS: Mapping[str, Prompts] = {
+    "mmeb": _Prompts("mmeb", _as_given, _as_given),
+    "abc": _Prompts("abc", _abc_query, _abc_candidate),
+    "vlm2vec": _Prompts("vlm2vec", _to_the_letter, _to_the_letter),
+}
+"""Prompts by name.
+
+``"mmeb"``: MMEB's own words, task instruction included. A picture alone is an `Image`, a text alone a `Text`, a picture
+with a text an `InstructedImage`, even if that text is only ``"Represent the given image."``.
+
+``"abc"``: the prompts of ABC's authors (MMEB scripts of github.com/TIGER-AI-Lab/ABC), and similar ones for other tasks.
+Classification: the picture alone, against ``"A photo of LABEL."``. VQA: the picture with the text behind its
+placeholder, against ``"The answer is ANSWER."``. Retrieval and grounding, which the authors did not measure: queries as
+in ``"mmeb"``; a candidate picture whose text only asks to represent it is a picture alone, as in ABC's training.
+
+``"vlm2vec"``: MMEB's texts verbatim, line breaks included, with the picture in the place of its placeholder, as VLM2Vec
+was trained and measured. For models that accept `Interleaved`.
+"""
