@@ -7,14 +7,15 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import ParamSpec, TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-__all__ = ["ForkSafeLock", "Worker", "in_thread"]
+__all__ = ["ForkSafeLock", "Worker", "async_twin", "in_thread"]
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 # One for all workers, held only while a pool is looked up or made: only a module's lock survives a fork (see below).
@@ -67,6 +68,21 @@ class Worker:
 
 in_thread = Worker("abc-rag-await", threads=8).run
 """`Worker.run` of the worker that everything in this process shares."""
+
+
+def async_twin(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """The async twin of a method: it runs the method in the object's own ``_worker``, else in the shared threads."""
+    name = method.__name__
+
+    @wraps(method)
+    async def twin(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+        worker = getattr(self, "_worker", None)
+        # By name, so that a subclass's own method is called.
+        return await (in_thread if worker is None else worker.run)(getattr(self, name), *args, **kwargs)
+
+    twin.__name__, twin.__qualname__ = f"a{name}", method.__qualname__.replace(name, f"a{name}")
+    twin.__doc__ = f"See `{name}`; does not block the event loop. A call that is cancelled before it began never runs."
+    return twin  # type: ignore[return-value]  # wraps() hides the first argument from mypy
 
 
 class ForkSafeLock:

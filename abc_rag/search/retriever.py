@@ -34,14 +34,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from abc_rag.embedding.embedder import Embedder
-from abc_rag.embedding.threads import in_thread
+from abc_rag.embedding.threads import async_twin
 from abc_rag.errors import InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.search.answer import Answer
@@ -272,40 +271,7 @@ class Retriever:
         hits = hits[:k] if mmr is None else diverse(hits, self.store.vectors(hit.record.id for hit in hits), k, mmr)
         return Answer(query.question, instruction, hits, rewrite, confidence, notes)
 
-    async def asearch(
-        self,
-        question: str | Query | None = None,
-        *,
-        image: ImageSource | None = None,
-        k: int = 4,
-        where: Mapping[str, Any] | None = None,
-        modality: Modality | None = None,
-        rerank: bool | Literal["auto", "judge"] = "auto",
-        keywords: bool | Literal["auto"] = "auto",
-        mmr: float | None = None,
-        min_score: float | None = None,
-        min_confidence: float | None = None,
-        history: Sequence[Message] = (),
-        trace: bool = False,
-    ) -> Answer:
-        """`search` for event loops: other tasks run meanwhile. One that is cancelled before it began never runs."""
-        return await in_thread(
-            partial(
-                self.search,
-                question,
-                image=image,
-                k=k,
-                where=where,
-                modality=modality,
-                rerank=rerank,
-                keywords=keywords,
-                mmr=mmr,
-                min_score=min_score,
-                min_confidence=min_confidence,
-                history=history,
-                trace=trace,
-            )
-        )
+    asearch = async_twin(search)
 
     def _embedded(self, query: Query) -> Vectors:
         rows = self.embedder.embed(query.inputs)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine, Mapping
-from functools import wraps
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,33 +15,17 @@ from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from abc_rag import Embedder, Hit, Image, ImageLimits, ImageSource, InstructedImage
-from abc_rag.embedding.threads import Worker
+from abc_rag.embedding.threads import Worker, async_twin
 from abc_rag.errors import InputError
 from abc_rag.search import demanding, hybrid
 from abc_rag.store import Keywords, Store
 from abc_rag.types import Modality
 from langchain_abc._documents import to_document, to_documents, to_where
 
-P = ParamSpec("P")
-S = TypeVar("S", bound="Searches")
 T = TypeVar("T")
 Filter = Mapping[str, Any] | None
 Scored = list[tuple[Document, float]]
 Keywording = bool | Literal["auto"]
-
-
-def in_worker(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """The async twin of a method: it runs the method in the store's own threads."""
-    name = method.__name__
-
-    @wraps(method)
-    async def twin(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
-        # By name, so that a subclass's own method is called.
-        return await self._worker.run(getattr(self, name), *args, **kwargs)
-
-    twin.__name__, twin.__qualname__ = f"a{name}", method.__qualname__.replace(name, f"a{name}")
-    twin.__doc__ = f"See `{name}`; does not block the event loop."
-    return twin  # type: ignore[return-value]  # wraps() hides the first argument from mypy
 
 
 class Searches(VectorStore):
@@ -177,7 +160,7 @@ class Searches(VectorStore):
             self.similarity_search_by_vector_with_score(embedding, k, filter, modality=modality, **kwargs)
         )
 
-    asimilarity_search_by_vector = in_worker(similarity_search_by_vector)  # type: ignore[arg-type]
+    asimilarity_search_by_vector = async_twin(similarity_search_by_vector)  # type: ignore[arg-type]
 
     def similarity_search_by_vector_with_score(
         self,
@@ -192,7 +175,7 @@ class Searches(VectorStore):
         refuse_keywords(kwargs)
         return self._near(embedding, k, filter, modality)
 
-    asimilarity_search_by_vector_with_score = in_worker(similarity_search_by_vector_with_score)  # type: ignore[arg-type]
+    asimilarity_search_by_vector_with_score = async_twin(similarity_search_by_vector_with_score)  # type: ignore[arg-type]
 
     # -- by a picture ----------------------------------------------------------------------------
 
@@ -223,7 +206,7 @@ class Searches(VectorStore):
         """
         return _documents(self.similarity_search_by_image_with_score(image, k, filter, instruction, modality=modality))
 
-    asimilarity_search_by_image = in_worker(similarity_search_by_image)
+    asimilarity_search_by_image = async_twin(similarity_search_by_image)
 
     def similarity_search_by_image_with_score(
         self,
@@ -237,7 +220,7 @@ class Searches(VectorStore):
         """See `similarity_search_by_image`; each document with its score, as in `similarity_search_with_score`."""
         return self._near(self._picture(image, instruction, k), k, filter, modality)
 
-    asimilarity_search_by_image_with_score = in_worker(similarity_search_by_image_with_score)
+    asimilarity_search_by_image_with_score = async_twin(similarity_search_by_image_with_score)
 
     # -- maximal marginal relevance --------------------------------------------------------------
 
@@ -301,7 +284,7 @@ class Searches(VectorStore):
         refuse_keywords(kwargs)
         return self._varied(embedding, k, fetch_k, lambda_mult, filter, modality)
 
-    amax_marginal_relevance_search_by_vector = in_worker(max_marginal_relevance_search_by_vector)  # type: ignore[arg-type]
+    amax_marginal_relevance_search_by_vector = async_twin(max_marginal_relevance_search_by_vector)  # type: ignore[arg-type]
 
     def max_marginal_relevance_search_by_image(
         self,
@@ -317,7 +300,7 @@ class Searches(VectorStore):
         """See `max_marginal_relevance_search`; by a picture, as in `similarity_search_by_image`."""
         return self._varied(self._picture(image, instruction, k), k, fetch_k, lambda_mult, filter, modality)
 
-    amax_marginal_relevance_search_by_image = in_worker(max_marginal_relevance_search_by_image)
+    amax_marginal_relevance_search_by_image = async_twin(max_marginal_relevance_search_by_image)
 
     # -- helpers -------------------------------------------------------------------------
 

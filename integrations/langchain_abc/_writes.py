@@ -10,6 +10,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
 from abc_rag import ImageSource, Record
+from abc_rag.embedding.threads import async_twin
 from abc_rag.errors import InputError
 from abc_rag.ingest import IndexReport, index_images, index_paths
 from abc_rag.search import Pictures
@@ -24,7 +25,7 @@ from langchain_abc._incoming import (
     split_documents,
     text_records,
 )
-from langchain_abc._searches import Searches, in_worker, refuse_keywords
+from langchain_abc._searches import Searches, refuse_keywords
 
 # Batch sizes. An interrupted call loses at most one batch, and other calls run in between.
 _TEXTS = 256
@@ -295,7 +296,7 @@ class Writes(Searches):
             progress=bool(getattr(self._embedding, "show_progress", False)),
         )
 
-    aindex_paths = in_worker(index_paths)
+    aindex_paths = async_twin(index_paths)
 
     # -- by id -----------------------------------------------------------------------------------
 
@@ -303,7 +304,7 @@ class Writes(Searches):
         """The documents of ``ids``, in the order asked; ids that are not stored are left out."""
         return to_documents(self.store.get(ids))
 
-    aget_by_ids = in_worker(get_by_ids)
+    aget_by_ids = async_twin(get_by_ids)  # type: ignore[arg-type]
 
     def delete(self, ids: list[str] | None = None, **kwargs: object) -> bool:
         """Delete documents.
@@ -319,4 +320,4 @@ class Writes(Searches):
         self.store.delete(list(self.store.ids()) if ids is None else ids)
         return True
 
-    adelete = in_worker(delete)  # type: ignore[arg-type]
+    adelete = async_twin(delete)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from llama_index.vector_stores.abc.records import NODE_ID, REF_DOC_ID, node_id_o
 from typing_extensions import Self
 
 from abc_rag import Hit, ImageLimits, Record
-from abc_rag.embedding.threads import Worker
+from abc_rag.embedding.threads import Worker, async_twin
 from abc_rag.errors import InputError
 from abc_rag.images.limits import DEFAULT_LIMITS
 from abc_rag.search import Pictures, diverse, hybrid
@@ -294,36 +294,12 @@ class ABCVectorStore(BasePydanticVectorStore):
 
     # -- async twins: the base class would block the event loop --------------------------------
 
-    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:  # noqa: ANN401
-        """`add` in a thread of its own."""
-        return await self._worker.run(partial(self.add, nodes, **kwargs))
-
-    async def adelete(self, ref_doc_id: str, **_: Any) -> None:  # noqa: ANN401
-        """`delete` in a thread of its own."""
-        await self._worker.run(partial(self.delete, ref_doc_id))
-
-    async def adelete_nodes(
-        self,
-        node_ids: list[str] | None = None,
-        filters: MetadataFilters | None = None,
-        **_: Any,  # noqa: ANN401
-    ) -> None:
-        """`delete_nodes` in a thread of its own."""
-        await self._worker.run(partial(self.delete_nodes, node_ids, filters))
-
-    async def aclear(self) -> None:
-        """`clear` in a thread of its own."""
-        await self._worker.run(self.clear)
-
-    async def aget_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
-    ) -> list[BaseNode]:
-        """`get_nodes` in a thread of its own."""
-        return await self._worker.run(partial(self.get_nodes, node_ids, filters))
-
-    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:  # noqa: ANN401
-        """`query` in a thread of its own."""
-        return await self._worker.run(partial(self.query, query, **kwargs))
+    async_add = async_twin(add)  # type: ignore[arg-type]
+    adelete = async_twin(delete)  # type: ignore[arg-type]
+    adelete_nodes = async_twin(delete_nodes)  # type: ignore[arg-type]
+    aclear = async_twin(clear)  # type: ignore[arg-type]
+    aget_nodes = async_twin(get_nodes)  # type: ignore[arg-type]
+    aquery = async_twin(query)  # type: ignore[arg-type]
 
 
 def _nodes_once(found: Iterable[Hit], k: int) -> list[Hit]:
