@@ -22,6 +22,7 @@ from abc_rag.models.abc.network import ABCSettings, load_network
 from abc_rag.models.abc.prompts import load_prompts
 from abc_rag.models.config import read_json
 from abc_rag.models.lora import lora_config
+from abc_rag.models.placement import CPU
 from abc_rag.models.qwen2_vl.network import load_backbone
 from abc_rag.models.vlm2vec.loader import load_parts
 
@@ -47,11 +48,11 @@ def adapter(folder: Path) -> None:
 
 
 def qwen(folder: Path) -> None:
-    load_parts(folder / "base", folder / "adapter", attention="sdpa", dtype=torch.float32)
+    load_parts(folder / "base", folder / "adapter", CPU)
 
 
 def phi(folder: Path) -> None:
-    load_parts(folder / "model", None, attention="sdpa", dtype=torch.float32)
+    load_parts(folder / "model", None, CPU)
 
 
 CASES: dict[str, tuple[str, Callable[[Path], None]]] = {

@@ -26,6 +26,7 @@ from abc_rag.models.config import read_json
 from abc_rag.models.lora import lora_config
 from abc_rag.models.lora_layers import inject_adapter_in_model
 from abc_rag.models.memory import free_memory, require_memory
+from abc_rag.models.placement import Placement
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, build_backbone
 from abc_rag.types import Fingerprint
 
@@ -141,7 +142,7 @@ def random_family(
     with torch.device("meta"):
         needed = sum(p.numel() for p in Qwen2VLBackbone(config).parameters()) * precision.itemsize
     require_memory(shape, needed, free_memory(torch.device(device)))
-    backbone = build_backbone(config, attention=chosen, dtype=precision, device=device)
+    backbone = build_backbone(config, Placement(chosen, precision, device))
     network = ABCNetwork(backbone, head_hidden=_head_hidden(shape)).to(device)
     inject_adapter_in_model(lora_config(_mini() / "instruct", backbone), backbone, "instruct")
     for name, parameter in backbone.named_parameters():

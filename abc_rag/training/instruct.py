@@ -20,6 +20,7 @@ from abc_rag.files import write_json
 from abc_rag.models.abc.network import ABCSettings, load_merged
 from abc_rag.models.abc.prompts import load_prompts
 from abc_rag.models.hub import part_folder
+from abc_rag.models.placement import Placement
 from abc_rag.scenes.kinds import load_kinds
 from abc_rag.training.adapters import TEXT_TARGETS, add_lora, as_seen_from
 from abc_rag.training.config import InstructConfig
@@ -71,8 +72,7 @@ class Instructing(ABCObjective[PairsRow]):
         network = load_merged(
             base,
             adapter,
-            attention=config.attention,
-            dtype=frozen_dtype(config),
+            Placement(config.attention, frozen_dtype(config)),
             head_hidden=_head_hidden(adapter, config.head_hidden),
         )
         torch.manual_seed(config.seed)

@@ -17,6 +17,7 @@ from torch import nn
 from abc_rag.models.abc.network import ABCNetwork
 from abc_rag.models.abc.prompts import load_prompts
 from abc_rag.models.hub import part_folder
+from abc_rag.models.placement import Placement
 from abc_rag.models.qwen2_vl.network import load_backbone
 from abc_rag.training.adapters import TEXT_TARGETS, VISION_TARGETS, add_lora
 from abc_rag.training.config import PretrainConfig
@@ -64,7 +65,7 @@ class Pretraining(ABCObjective[CaptionRow]):
         self._config = config
         base = part_folder(config.base, config.base_revision)
         torch.manual_seed(config.seed)
-        backbone = load_backbone(base, attention=config.attention, dtype=frozen_dtype(config)).requires_grad_(False)
+        backbone = load_backbone(base, Placement(config.attention, frozen_dtype(config))).requires_grad_(False)
         targets = TEXT_TARGETS + VISION_TARGETS
         lora = add_lora(backbone, self.label, targets, rank=config.rank, alpha=config.alpha, dropout=config.dropout)
         network = ABCNetwork(backbone, head_hidden=config.head_hidden)

@@ -19,6 +19,7 @@ from torch import nn
 from abc_rag.errors import InputError
 from abc_rag.images.limits import ImageLimits
 from abc_rag.models.hub import part_folder
+from abc_rag.models.placement import Placement
 from abc_rag.models.vlm2vec.family import VLM2VecFamily, VLM2VecNetwork
 from abc_rag.models.vlm2vec.loader import load_parts
 from abc_rag.training.adapters import add_lora, as_seen_from
@@ -78,7 +79,7 @@ class VLM2VecTraining(RowsObjective[PairRow]):
     def __init__(self, config: VLM2VecConfig, source: MMEBRows | None = None) -> None:
         self._config = config
         base = part_folder(config.base, config.base_revision)
-        backbone, prompts = load_parts(base, None, attention=config.attention, dtype=frozen_dtype(config))
+        backbone, prompts = load_parts(base, None, Placement(config.attention, frozen_dtype(config)))
         # Before the data are read, as the model may refuse it.
         recipe = backbone.recipe(config.resolution, config.min_tokens, config.max_tokens)
         torch.manual_seed(config.seed)

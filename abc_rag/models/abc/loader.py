@@ -252,6 +252,7 @@ def _build(parts: ABCParts, options: LoadOptions) -> Family:
     from abc_rag.models.abc.network import ABCSettings, load_beside, load_network
     from abc_rag.models.abc.prompts import load_prompts
     from abc_rag.models.chat import refuse_options
+    from abc_rag.models.placement import Placement
     from abc_rag.types import Fingerprint
 
     settings = ABCSettings.read(parts.settings_in) if parts.settings_in else ABCSettings(name=parts.name)
@@ -259,13 +260,14 @@ def _build(parts: ABCParts, options: LoadOptions) -> Family:
         options.min_tokens, options.max_tokens, defaults=(settings.min_tokens, settings.max_tokens)
     )
     folders = (parts.base, parts.pretrain, parts.instruct)
-    common: Any = {"attention": options.attention, "dtype": options.dtype, "device": str(options.device)}
     speaking: SpeakingBase | None = None
     if options.adapters == "beside":
         refuse_options(options)
-        network, speaking = load_beside(*folders, **common, head_hidden=settings.head_hidden)
+        network, speaking = load_beside(*folders, Placement.of(options), head_hidden=settings.head_hidden)
     else:
-        network = load_network(*folders, **common, head_hidden=settings.head_hidden, weights=options.weights)
+        network = load_network(
+            *folders, Placement.of(options), head_hidden=settings.head_hidden, weights=options.weights
+        )
     network.compiled = options.compiled
     family = ABCFamily(
         network,

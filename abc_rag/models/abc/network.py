@@ -28,6 +28,7 @@ from abc_rag.models.config import MAX_SIZE, Config
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.lora import AdapterSwitch, adapter_tensors, put_adapter, put_adapters_beside
 from abc_rag.models.lora_linear import is_adapted
+from abc_rag.models.placement import CPU, Placement
 from abc_rag.models.qwen2_vl.network import (
     Qwen2VLBackbone,
     SpeakingBase,
@@ -198,10 +199,8 @@ class ABCNetwork(nn.Module):
 def load_merged(
     base: Path,
     pretrain: Path,
+    place: Placement = CPU,
     *,
-    attention: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
     head_hidden: int = _HEAD_HIDDEN,
 ) -> ABCNetwork:
     """Base and pretrain adapter as one network, on which the instruct adapter is put.
@@ -209,9 +208,9 @@ def load_merged(
     Raises:
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
     """
-    backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
+    backbone = load_backbone(base, place)
     adapter_tensors(pretrain).check_size("head_hidden", head_hidden)
-    network = ABCNetwork(backbone, head_hidden=head_hidden).to(device)
+    network = ABCNetwork(backbone, head_hidden=head_hidden).to(place.device)
     put_adapter(backbone, pretrain, "pretrain", backbone_name, _kept_whole(network), merge=True)
     return network.eval().requires_grad_(False)
 
@@ -226,10 +225,8 @@ def load_beside(
     base: Path,
     pretrain: Path,
     instruct: Path,
+    place: Placement = CPU,
     *,
-    attention: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
     head_hidden: int = _HEAD_HIDDEN,
 ) -> tuple[ABCNetwork, SpeakingBase]:
     """`load_network` with both adapters beside the base, and the base without them.
@@ -237,9 +234,9 @@ def load_beside(
     Raises:
         CheckpointError: As `load_merged`; or the base has no output layer.
     """
-    backbone, speaking = load_speaking(base, attention=attention, dtype=dtype, device=device)
+    backbone, speaking = load_speaking(base, place)
     adapter_tensors(pretrain).check_size("head_hidden", head_hidden)
-    network = ABCNetwork(backbone, head_hidden=head_hidden).to(device)
+    network = ABCNetwork(backbone, head_hidden=head_hidden).to(place.device)
     folders = {"pretrain": pretrain, "instruct": instruct}
     network.beside = put_adapters_beside(backbone, folders, backbone_name, {"pretrain": _kept_whole(network)})
     return network.eval().requires_grad_(False), speaking
@@ -249,37 +246,26 @@ def load_network(
     base: Path,
     pretrain: Path,
     instruct: Path,
+    place: Placement = CPU,
     *,
-    attention: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
     head_hidden: int = _HEAD_HIDDEN,
     weights: Literal["full", "int8", "int4"] = "full",
 ) -> ABCNetwork:
-    """Read the three parts of an ABC checkpoint into one network, ready to embed; see `load_merged`.
+    """Read the three parts of an ABC checkpoint into one network, ready to embed.
 
-    With ``weights="int8"`` or ``"int4"`` the parts are put together in the computer's own memory, in ``dtype``, and
-    reach ``device`` layer by layer: it never holds more than the result and one layer.
+    See `load_merged`, and for ``weights`` `Placement.bring`.
 
     Raises:
         CheckpointError: As `load_merged`.
         InputError: The device or the network's sizes do not allow such weights.
         MissingExtraError: bitsandbytes is needed and not installed.
     """
-    first = device
-    if weights != "full":
-        from abc_rag.models.quantize import check_device, quantize_linears
-
-        check_device(weights, device)
-        first = "cpu"
-    network = load_merged(base, pretrain, attention=attention, dtype=dtype, device=first, head_hidden=head_hidden)
+    network = load_merged(base, pretrain, place.before(weights), head_hidden=head_hidden)
     put_adapter(network.backbone, instruct, "instruct", backbone_name)
     for name, parameter in network.backbone.named_parameters():
         # Not the whole module: that would round the rotary frequencies too.
         if ".instruct." in name:
-            parameter.data = parameter.data.to(device=device, dtype=dtype)
-    if weights != "full":
-        quantize_linears(network.backbone.language_layers, weights, device)
-        network.to(device)
+            parameter.data = parameter.data.to(device=place.device, dtype=place.dtype)
+    place.bring(network, network.backbone.language_layers, weights)
     network.register_instruct_layers()
     return network.eval().requires_grad_(False)

@@ -7,12 +7,11 @@ Layout of ``google/embeddinggemma-2`` on the hub: config.json, model.safetensors
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from abc_rag.errors import CheckpointError, InputError
-from abc_rag.models.config import read_json
-from abc_rag.models.hub import fetch, is_folder
-from abc_rag.models.loader import Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
+from abc_rag.errors import InputError
+from abc_rag.models.folder_model import FolderLoader, FolderModel, model_type_of
+from abc_rag.models.loader import LoadOptions
 
 if TYPE_CHECKING:
     from abc_rag.models.family import Family
@@ -22,46 +21,7 @@ __all__ = ["LOADER", "EmbeddingGemmaLoader"]
 _DEFAULT_BUDGET = 280
 
 
-class EmbeddingGemmaLoader(ModelLoader):
-    """EmbeddingGemma 2's part of `abc_rag.load_embedder`."""
-
-    name = "embeddinggemma"
-    models = ("google/embeddinggemma-2",)
-
-    def refusal(self, folder: Path) -> str | None:
-        """See `ModelLoader.refusal`."""
-        try:
-            found = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
-        except CheckpointError:  # said when it is loaded
-            found = None
-        return None if found == "embedding_gemma2" else "holds no config.json of an EmbeddingGemma 2"
-
-    def checkpoint(self, model: Any) -> Checkpoint:  # noqa: ANN401
-        """See `ModelLoader.checkpoint`."""
-        name = str(model)
-        folder = None if name in self.models or not name else as_folder(name)
-        if folder is not None:
-            return _GemmaModel(folder.resolve().name, folder)
-        if is_folder(name) or name.count("/") != 1 or not all(name.split("/")):
-            raise InputError(
-                f"model 'embeddinggemma:{name[:200]}' is neither a folder nor a hub id (ORGANISATION/NAME); check it"
-            )
-        return _GemmaModel(name, None)
-
-
-class _GemmaModel(Checkpoint):
-    def __init__(self, name: str, folder: Path | None) -> None:
-        self._name = name
-        self._local = folder
-        self._folder = folder
-
-    def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
-        return None if self._local is None else _revision(self._local, True, weights)
-
-    def fetch(self, device: str) -> None:
-        if self._local is None:
-            self._folder = fetch(self._name)
-
+class _GemmaModel(FolderModel):
     def build(self, options: LoadOptions) -> Family:
         options.refuse(
             "embeddinggemma",
@@ -74,33 +34,23 @@ class _GemmaModel(Checkpoint):
 
         if options.dtype == torch.float16:
             raise InputError("EmbeddingGemma 2 exceeds float16's range (its model card); take bfloat16 or float32")
-        if self._folder is None:
-            self.fetch(str(options.device))
-        folder = self._folder
-        assert folder is not None
         from abc_rag.models.embedding_gemma.family import GemmaFamily, check_budget
         from abc_rag.models.embedding_gemma.network import load_network
         from abc_rag.models.embedding_gemma.prompts import GemmaPrompts, read_prompts
+        from abc_rag.models.placement import Placement
         from abc_rag.models.tokenizer import PlainTokenizer, check_vocabulary, load_tokenizer
         from abc_rag.types import Fingerprint
 
         budget = check_budget(_DEFAULT_BUDGET if options.max_tokens is None else options.max_tokens)
+        folder = self.folder
         named = read_prompts(folder)
-        first = "cpu" if options.weights != "full" else str(options.device)
-        if options.weights != "full":
-            from abc_rag.models.quantize import check_device
-
-            check_device(options.weights, str(options.device))
-        network = load_network(folder, attention=options.attention, dtype=options.dtype, device=first)
-        if options.weights != "full":
-            from abc_rag.models.quantize import quantize_linears
-
-            quantize_linears(network.language_model.layers, options.weights, str(options.device))
-            network.to(options.device)
+        place = Placement.of(options)
+        network = load_network(folder, place.before(options.weights))
+        place.bring(network, network.language_layers, options.weights)
         network.compiled = options.compiled
         if options.dims is not None and options.dims > network.dim:
             raise InputError(
-                f"dims={options.dims} is more than the {network.dim} numbers of a vector of {self._name}; take fewer"
+                f"dims={options.dims} is more than the {network.dim} numbers of a vector of {self.name}; take fewer"
             )
         config = network.config
         tokenizer = load_tokenizer(folder)
@@ -113,7 +63,7 @@ class _GemmaModel(Checkpoint):
                 image=(config.boi_token_id, config.image_token_id, config.eoi_token_id),
             ),
             named,
-            fingerprint=Fingerprint(self._name, _revision(folder, self._local is not None, options.weights), 1, budget),
+            fingerprint=Fingerprint(self.name, self.revision(options.weights), 1, budget),
             image_limits=options.image_limits,
             dims=options.dims,
             query_instruction=options.query_instruction,
@@ -121,12 +71,17 @@ class _GemmaModel(Checkpoint):
         )
 
 
-def _revision(folder: Path, local: bool, weights: Weights) -> str:
-    from abc_rag.models.checkpoint import folder_revision
+class EmbeddingGemmaLoader(FolderLoader):
+    """EmbeddingGemma 2's part of `abc_rag.load_embedder`."""
 
-    # A snapshot's folder is named by its commit.
-    files = folder_revision(folder) if local else folder.name[:12]
-    return files if weights == "full" else f"{files}+{weights}"
+    name = "embeddinggemma"
+    model = _GemmaModel
+    models = ("google/embeddinggemma-2",)
+
+    def refusal(self, folder: Path) -> str | None:
+        """See `ModelLoader.refusal`."""
+        known = model_type_of(folder) == "embedding_gemma2"
+        return None if known else "holds no config.json of an EmbeddingGemma 2"
 
 
 LOADER = EmbeddingGemmaLoader()

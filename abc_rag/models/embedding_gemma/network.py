@@ -18,10 +18,12 @@ from transformers import EmbeddingGemma2Config, EmbeddingGemma2Model
 
 from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
 from abc_rag.models.embedding_gemma.config import read_config
-from abc_rag.models.kernels.attention import Attend, Segments, attend_in_window, attend_to_segments, choose_attention
+from abc_rag.models.kernels.attention import Attend, Segments, attend_in_window, attend_to_segments
+from abc_rag.models.kernels.backbone import Backbone
 from abc_rag.models.kernels.layers import activated, linear, linears, product, rotated, rotation_of
 from abc_rag.models.kernels.packed import PackedBatch, PackedForward
 from abc_rag.models.kernels.pixels import moved
+from abc_rag.models.placement import CPU, Placement
 from abc_rag.models.qwen2_vl.pictures import Patches
 
 __all__ = ["GemmaNetwork", "PackedGemma", "load_network"]
@@ -31,7 +33,7 @@ _PATCHES = "vision_tower.patch_embedder.input_proj.weight"
 _SCALAR = "layer_scalar"
 
 
-class GemmaNetwork(nn.Module):
+class GemmaNetwork(Backbone):
     """A vision tower and a text model.
 
     Args:
@@ -51,23 +53,11 @@ class GemmaNetwork(nn.Module):
         self.patch: int = parts.vision_config.patch_size
         self.merge: int = parts.vision_config.pooling_kernel_size
         self.dim: int = parts.text_config.embedding_dim
-        self.max_length: int = parts.text_config.max_position_embeddings
+        self.text_config = parts.text_config
         model = EmbeddingGemma2Model(config)
         self.vision_tower: Any = model.vision_tower
         self.embed_vision: Any = model.embed_vision
         self.language_model: Any = model.language_model
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.language_model.embed_tokens.weight.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        dtype: torch.dtype = self.language_model.embed_tokens.weight.dtype
-        return dtype
 
     @property
     def widest_head(self) -> int:
@@ -210,20 +200,20 @@ def _text_layer(
     return scaled
 
 
-def load_network(folder: Path, *, attention: str, dtype: torch.dtype, device: str) -> GemmaNetwork:
+def load_network(folder: Path, place: Placement = CPU) -> GemmaNetwork:
     """Read an EmbeddingGemma 2 folder (config.json and safetensors); the audio tower is left in the file.
 
     Raises:
         CheckpointError: It is no EmbeddingGemma 2, or a tensor is missing, left over or of another shape.
     """
-    choose_attention(attention, device=torch.device(device), dtype=dtype)
+    place.check()
     config: Any = read_config(folder)
     vision, text = config.vision_config, config.text_config
     stored = stored_tensors(folder, "model")
     for name, part in (("num_hidden_layers", text), ("num_hidden_layers", vision)):
         stored.check_layers(folder / "config.json", name, part.num_hidden_layers)
     with torch.device("meta"):
-        network = GemmaNetwork(config, attention=attention)
+        network = GemmaNetwork(config, attention=place.attention)
 
     def stays(name: str) -> str | None:
         return None if name.startswith(_UNUSED) else name
@@ -231,10 +221,10 @@ def load_network(folder: Path, *, attention: str, dtype: torch.dtype, device: st
     wanted: dict[str, torch.Tensor] = dict(network.named_parameters())
     wanted |= {name: buffer for name, buffer in network.named_buffers() if name.endswith(_SCALAR)}
     names = match_tensors(wanted, stored, stays)
-    network.to(dtype).to_empty(device=device)
+    network.to(place.dtype).to_empty(device=place.device)
     # Rotary frequencies are computed, not stored: on the meta device they came out empty.
     for parent in (network.language_model, network.vision_tower.encoder):
-        parent.rotary_emb = type(parent.rotary_emb)(parent.rotary_emb.config).to(device)
+        parent.rotary_emb = type(parent.rotary_emb)(parent.rotary_emb.config).to(place.device)
     side, channels = network.patch, 3
 
     def channels_first(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -46,3 +46,9 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
         return self.embedding_weight.dtype
+
+    @property
+    def language_layers(self) -> nn.Module:
+        """The layers of the language model, which may be quantised."""
+        layers: nn.Module = self.language_model.layers
+        return layers

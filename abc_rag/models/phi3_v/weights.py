@@ -12,12 +12,12 @@ from torch import nn
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
-from abc_rag.models.kernels.attention import choose_attention
 from abc_rag.models.lora import adapter_tensors, put_adapter
 from abc_rag.models.phi3_v.config import Phi3VConfig
 from abc_rag.models.phi3_v.network import Phi3VBackbone
+from abc_rag.models.placement import CPU, Placement
 
-__all__ = ["base_state_dict", "build_phi3_v", "load_phi3_v"]
+__all__ = ["base_state_dict", "load_phi3_v"]
 
 
 # One and the same tensor, which files may hold under either name, or under both.
@@ -62,62 +62,38 @@ def _complete(backbone: Phi3VBackbone) -> Iterator[None]:
         del tower.post_layernorm
 
 
-def build_phi3_v(config: Phi3VConfig, *, attention: str, dtype: torch.dtype, device: str) -> Phi3VBackbone:
-    """A backbone with memory but no weights yet, on ``device``.
-
-    Raises:
-        InputError: There is no such attention.
-        MissingExtraError: flash-attention was asked for and is not installed.
-    """
-    choose_attention(attention, device=torch.device(device), dtype=dtype)
-    return _allocated(_outline(config, attention), dtype=dtype, device=device)
-
-
-def _outline(config: Phi3VConfig, attention: str) -> Phi3VBackbone:
-    with torch.device("meta"):
-        return Phi3VBackbone(config, attention=attention)
-
-
-def _allocated(backbone: Phi3VBackbone, *, dtype: torch.dtype, device: str) -> Phi3VBackbone:
-    backbone.to(dtype)
-    backbone.to_empty(device=device)
+def _allocated(backbone: Phi3VBackbone, place: Placement) -> Phi3VBackbone:
+    backbone.to(place.dtype)
+    backbone.to_empty(device=place.device)
     positions: torch.Tensor = backbone.vision_embed_tokens.tower.embeddings.position_ids
     positions.copy_(torch.arange(positions.shape[1])[None])  # not stored: on the meta device it came out empty
     return backbone
 
 
-def load_phi3_v(
-    folder: Path,
-    adapter: Path | None = None,
-    *,
-    attention: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> Phi3VBackbone:
+def load_phi3_v(folder: Path, adapter: Path | None = None, place: Placement = CPU) -> Phi3VBackbone:
     """Read a Phi-3-vision folder (config.json and safetensors), and an adapter that is merged into it.
 
     Args:
         folder: The base, or a model that was trained as a whole.
         adapter: A LoRA or DoRA of peft's, on any of its layers.
-        attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
-        dtype: What to compute in.
-        device: Where to.
+        place: Where and how it computes.
 
     Raises:
         CheckpointError: It is no Phi-3-vision, or a tensor is missing, left over or of another shape.
         InputError: There is no such attention.
         MissingExtraError: flash-attention was asked for and is not installed.
     """
-    choose_attention(attention, device=torch.device(device), dtype=dtype)
+    place.check()
     config = Phi3VConfig.read(folder)
     stored = stored_tensors(folder, "model")
     for part in (config.text, config.vision):
         layers: Any = part.num_hidden_layers
         stored.check_layers(folder, "num_hidden_layers", layers)
-    outline = _outline(config, attention)
+    with torch.device("meta"):
+        outline = Phi3VBackbone(config, attention=place.attention)
     with _complete(outline):
         names = match_tensors(dict(_Published(outline).named_parameters()), stored, _rename())
-    backbone = _allocated(outline, dtype=dtype, device=device)
+    backbone = _allocated(outline, place)
     published = _Published(backbone)
     with _complete(backbone):
         fill(dict(published.named_parameters()), stored, names)

@@ -19,10 +19,10 @@ from torch import nn
 
 from abc_rag.errors import CheckpointError
 from abc_rag.models.checkpoint import allocate, fill, match_tensors, stored_tensors
-from abc_rag.models.kernels.attention import choose_attention
 from abc_rag.models.kernels.backbone import Backbone
 from abc_rag.models.kernels.packed import with_features
 from abc_rag.models.kernels.pixels import clip_normalised
+from abc_rag.models.placement import CPU, Placement
 from abc_rag.models.qwen2_vl.config import QwenConfig, library_config, read_config, ties_embeddings
 from abc_rag.models.qwen2_vl.modules import LanguageModel, VisionTower, library_modules
 from abc_rag.models.qwen2_vl.pictures import Patches
@@ -96,12 +96,6 @@ class Qwen2VLBackbone(Backbone):
         self.visual, self.language_model = library_modules(self.config, self.visual, self.language_model)
         self._library = True
         self.train(self.training)
-
-    @property
-    def language_layers(self) -> nn.Module:
-        """The layers of the language model, which may be quantised."""
-        layers: nn.Module = self.language_model.layers
-        return layers
 
     def picture_tokens(self, patches: Patches) -> int:
         """How many image tokens a picture has."""
@@ -206,16 +200,14 @@ def backbone_name(name: str) -> str | None:
     return name
 
 
-def build_backbone(
-    config: QwenConfig | Qwen2VLConfig, *, attention: str, dtype: torch.dtype, device: str
-) -> Qwen2VLBackbone:
-    """A backbone with memory but no weights yet, on ``device``.
+def build_backbone(config: QwenConfig | Qwen2VLConfig, place: Placement) -> Qwen2VLBackbone:
+    """A backbone with memory but no weights yet.
 
     Raises:
         MissingExtraError: ``attention`` needs a package that is not installed.
     """
-    choose_attention(attention, device=torch.device(device), dtype=dtype)
-    return _allocated(_outline(config, attention), dtype=dtype, device=device)
+    place.check()
+    return _allocated(_outline(config, place.attention), place)
 
 
 def _outline(config: QwenConfig | Qwen2VLConfig, attention: str) -> Qwen2VLBackbone:
@@ -223,25 +215,23 @@ def _outline(config: QwenConfig | Qwen2VLConfig, attention: str) -> Qwen2VLBackb
         return Qwen2VLBackbone(config, attention=attention)
 
 
-def _allocated(backbone: Qwen2VLBackbone, *, dtype: torch.dtype, device: str) -> Qwen2VLBackbone:
-    backbone.to(dtype)
-    allocate(backbone, device)
+def _allocated(backbone: Qwen2VLBackbone, place: Placement) -> Qwen2VLBackbone:
+    backbone.to(place.dtype)
+    allocate(backbone, place.device)
     # In single precision, whatever that of the weights.
     for rotary in (backbone.language_model.rotary_emb, backbone.visual.rotary_pos_emb):
-        rotary.compute(device)
+        rotary.compute(place.device)
     return backbone
 
 
-def load_backbone(
-    folder: Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> Qwen2VLBackbone:
+def load_backbone(folder: Path, place: Placement = CPU) -> Qwen2VLBackbone:
     """Read a Qwen2-VL folder (config.json and safetensors).
 
     Raises:
         CheckpointError: It is no Qwen2-VL, or a tensor is missing, left over or of another shape.
         MissingExtraError: ``attention`` needs a package that is not installed.
     """
-    return _load(folder, {}, attention=attention, dtype=dtype, device=device)
+    return _load(folder, {}, place)
 
 
 @dataclass(frozen=True)
@@ -257,9 +247,7 @@ class SpeakingBase:
     lm_head: nn.Linear
 
 
-def load_speaking(
-    folder: Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> tuple[Qwen2VLBackbone, SpeakingBase]:
+def load_speaking(folder: Path, place: Placement = CPU) -> tuple[Qwen2VLBackbone, SpeakingBase]:
     """`load_backbone`, and the same weights once more without taking more memory, with the output layer.
 
     Adapters that are put on the first leave the second as it is: nothing has to be switched between the two.
@@ -270,42 +258,40 @@ def load_speaking(
     tied = ties_embeddings(folder)
     config: Any = read_config(folder)
     text = config.text_config
-    head = nn.Linear(text.hidden_size, text.vocab_size, bias=False, device="meta", dtype=dtype)
+    head = nn.Linear(text.hidden_size, text.vocab_size, bias=False, device="meta", dtype=place.dtype)
     if not tied and _LM_HEAD not in stored_tensors(folder, "model").shapes:
         raise CheckpointError(
             f"{folder}: holds no {_LM_HEAD}, and config.json does not tie it to the embeddings; this base embeds "
             "but cannot generate: use one with its output layer"
         )
-    backbone = _load(folder, {} if tied else {_LM_HEAD: head}, attention=attention, dtype=dtype, device=device)
+    backbone = _load(folder, {} if tied else {_LM_HEAD: head}, place)
     if tied:
         head.weight = backbone.language_model.embed_tokens.weight
-    twin = _outline(config, attention)
+    twin = _outline(config, place.attention)
     twin.load_state_dict(backbone.state_dict(), assign=True)
     for rotary in (twin.language_model.rotary_emb, twin.visual.rotary_pos_emb):
-        rotary.compute(device)
+        rotary.compute(place.device)
     twin.use_library()
     return backbone, SpeakingBase(twin.eval().requires_grad_(False), head.eval().requires_grad_(False))
 
 
-def _load(
-    folder: Path, others: Mapping[str, nn.Linear], *, attention: str, dtype: torch.dtype, device: str
-) -> Qwen2VLBackbone:
+def _load(folder: Path, others: Mapping[str, nn.Linear], place: Placement) -> Qwen2VLBackbone:
     """``others`` are layers on the meta device, by the names of their weights in the files."""
-    choose_attention(attention, device=torch.device(device), dtype=dtype)
+    place.check()
     config = read_config(folder)
     parts: Any = config
     vision = parts.vision_config
     stored = stored_tensors(folder, "model")
     for name, count in (("num_hidden_layers", parts.text_config.num_hidden_layers), ("depth", vision.depth)):
         stored.check_layers(folder / "config.json", name, count)
-    outline = _outline(config, attention)
+    outline = _outline(config, place.attention)
     frames, patch, channels = vision.temporal_patch_size, vision.patch_size, vision.in_channels
     conv = torch.empty(vision.embed_dim, channels, frames, patch, patch, device="meta")
     wanted = {**dict(outline.named_parameters()), _PATCH_EMBED: conv}
     wanted |= {name: layer.weight for name, layer in others.items()}
     names = match_tensors(wanted, stored, lambda name: name if name in others else backbone_name(name))
-    backbone = _allocated(outline, dtype=dtype, device=device)
-    more = {name: layer.to_empty(device=device).weight for name, layer in others.items()}
+    backbone = _allocated(outline, place)
+    more = {name: layer.to_empty(device=place.device).weight for name, layer in others.items()}
 
     def as_plane(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.float().sum(dim=2).flatten(1) if name == _PATCH_EMBED else tensor

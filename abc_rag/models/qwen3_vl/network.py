@@ -20,11 +20,12 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
-from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments, choose_attention
+from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments
 from abc_rag.models.kernels.backbone import Backbone
 from abc_rag.models.kernels.layers import activated, linear, linears, rms_norm, rotated, rotation_of
 from abc_rag.models.kernels.packed import PackedBatch, PackedForward
 from abc_rag.models.kernels.pixels import moved
+from abc_rag.models.placement import CPU, Placement
 from abc_rag.models.qwen2_vl.network import backbone_name
 from abc_rag.models.qwen2_vl.pictures import Patches
 from abc_rag.models.qwen3_vl.config import read_config
@@ -211,29 +212,29 @@ def _text_layer(
     return linear(mlp.down_proj, nn.functional.silu(gate, inplace=True).mul_(up)).add_(x)
 
 
-def load_network(folder: Path, *, attention: str, dtype: torch.dtype, device: str) -> Qwen3VLNetwork:
+def load_network(folder: Path, place: Placement = CPU) -> Qwen3VLNetwork:
     """Read a Qwen3-VL folder (config.json and safetensors), every tensor accounted for.
 
     Raises:
         CheckpointError: It is no Qwen3-VL, or a tensor is missing, left over or of another shape.
         MissingExtraError: ``attention`` needs a package that is not installed.
     """
-    choose_attention(attention, device=torch.device(device), dtype=dtype)
+    place.check()
     config: Any = read_config(folder)
     vision = config.vision_config
     stored = stored_tensors(folder, "model")
     for name, count in (("num_hidden_layers", config.text_config.num_hidden_layers), ("depth", vision.depth)):
         stored.check_layers(folder / "config.json", name, count)
     with torch.device("meta"):
-        network = Qwen3VLNetwork(config, attention=attention)
+        network = Qwen3VLNetwork(config, attention=place.attention)
     frames, patch, channels = vision.temporal_patch_size, vision.patch_size, vision.in_channels
     conv = torch.empty(vision.hidden_size, channels, frames, patch, patch, device="meta")
     names = match_tensors({**dict(network.named_parameters()), _PATCH_EMBED: conv}, stored, backbone_name)
-    network.to(dtype).to_empty(device=device)
+    network.to(place.dtype).to_empty(device=place.device)
     # Rotary frequencies are computed, not stored: on the meta device they came out empty.
     for parent, name in ((network.language_model, "rotary_emb"), (network.visual, "rotary_pos_emb")):
         old = getattr(parent, name)
-        setattr(parent, name, type(old)(config=old.config).to(device))
+        setattr(parent, name, type(old)(config=old.config).to(place.device))
 
     def as_plane(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.float().sum(dim=2).flatten(1) if name == _PATCH_EMBED else tensor

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abc_rag.errors import CheckpointError, InputError, MissingExtraError
+from abc_rag.errors import CheckpointError, MissingExtraError
 from abc_rag.models.config import Config, check_json, part_file, read_json, shown
-from abc_rag.models.hub import fetch, is_folder
-from abc_rag.models.loader import Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
+from abc_rag.models.folder_model import FolderLoader, FolderModel
+from abc_rag.models.loader import LoadOptions
 
 if TYPE_CHECKING:
     from abc_rag.models.family import Family
@@ -26,42 +26,10 @@ _SIZES = re.compile(r"^(?:vocab_size|hidden_size|intermediate_size|d_model)$")
 _PICKLES = ("pytorch_model*.bin", "adapter_model*.bin")
 
 
-class SentenceTransformersLoader(ModelLoader):
-    """The part of sentence-transformers in `abc_rag.load_embedder`."""
-
-    name = "st"
-
-    def refusal(self, folder: Path) -> str | None:
-        """See `ModelLoader.refusal`; a model of this family is always asked for by its prefix."""
-        if (folder / _MODULES).is_file():
-            return f"holds a {_MODULES}; to load it through sentence-transformers, write 'st:{folder}'"
-        return f"holds no {_MODULES}; models of sentence-transformers are asked for as 'st:FOLDER'"
-
-    def checkpoint(self, model: Any) -> Checkpoint:  # noqa: ANN401
-        """See `ModelLoader.checkpoint`."""
-        name = str(model)
-        folder = as_folder(name) if name else None  # no name would be the working folder
-        if folder is None and (is_folder(name) or name.count("/") != 1 or not all(name.split("/"))):
-            raise InputError(
-                f"model 'st:{name[:200]}' is neither a folder nor a hub id; a hub id has two parts, as in "
-                "'st:sentence-transformers/clip-ViT-B-32'"
-            )
-        _require_library()  # now, not after a download
-        return _STModel(name, folder)
-
-
-class _STModel(Checkpoint):
-    def __init__(self, name: str, folder: Path | None) -> None:
-        self._name = name if folder is None else folder.resolve().name
-        self._local = folder
-        self._folder = folder
-
-    def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
-        return None if self._local is None else _revision(self._local)
-
-    def fetch(self, device: str) -> None:
-        if self._local is None:
-            self._folder = fetch(self._name)
+class _STModel(FolderModel):
+    def counted_folders(self) -> list[Path]:
+        """See `FolderModel.counted_folders`."""
+        return [self.folder, *_subfolders(self.folder)]
 
     def build(self, options: LoadOptions) -> Family:
         options.refuse(
@@ -70,17 +38,31 @@ class _STModel(Checkpoint):
             weights="its weights are used as they are; take dtype='bfloat16' to save memory",
             compiled="leave EngineSettings.compile off",
         )
-        if self._folder is None:
-            self.fetch(str(options.device))
-        folder = self._folder
-        assert folder is not None
+        folder = self.folder
         _check_files(folder)
         from abc_rag.models.sentence_transformers.load import load_family
         from abc_rag.types import Fingerprint
 
-        # A snapshot's folder is named by its commit.
-        revision = folder.name[:12] if self._local is None else _revision(folder)
-        return load_family(folder, options, Fingerprint(f"st:{self._name}", revision, 1, 1))
+        return load_family(folder, options, Fingerprint(f"st:{self.name}", self.revision(), 1, 1))
+
+
+class SentenceTransformersLoader(FolderLoader):
+    """The part of sentence-transformers in `abc_rag.load_embedder`."""
+
+    name = "st"
+    model = _STModel
+
+    def refusal(self, folder: Path) -> str | None:
+        """See `ModelLoader.refusal`; a model of this family is always asked for by its prefix."""
+        if (folder / _MODULES).is_file():
+            return f"holds a {_MODULES}; to load it through sentence-transformers, write 'st:{folder}'"
+        return f"holds no {_MODULES}; models of sentence-transformers are asked for as 'st:FOLDER'"
+
+    def checkpoint(self, model: Any) -> FolderModel:  # noqa: ANN401
+        """See `ModelLoader.checkpoint`."""
+        found = super().checkpoint(model)
+        _require_library()  # now, not after a download
+        return found
 
 
 def _require_library() -> None:
@@ -176,12 +158,6 @@ def _module_types(folder: Path) -> list[str]:
 def _subfolders(folder: Path) -> list[Path]:
     found = (place for place in folder.rglob("*") if place.is_dir())
     return sorted(place for place in found if not any(p.startswith(".") for p in place.relative_to(folder).parts))
-
-
-def _revision(folder: Path) -> str:
-    from abc_rag.models.checkpoint import folder_revision
-
-    return folder_revision(folder, *_subfolders(folder))
 
 
 LOADER = SentenceTransformersLoader()

@@ -15,9 +15,8 @@ from abc_rag.models.hub import fetch, is_folder
 from abc_rag.models.loader import GENERATING, Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
 
 if TYPE_CHECKING:
-    import torch
-
     from abc_rag.models.family import Family
+    from abc_rag.models.placement import Placement
     from abc_rag.models.vlm2vec.backbone import VLM2VecBackbone, VLM2VecPrompts
 
 __all__ = ["LOADER", "VLM2VecLoader", "load_parts"]
@@ -163,6 +162,8 @@ class _VLM2VecModel(Checkpoint):
         self._parts = _Parts(parts.base, parts.adapter, revision)
 
     def build(self, options: LoadOptions) -> Family:
+        from abc_rag.models.placement import Placement
+
         options.refuse("vlm2vec", dims="its models were trained for vectors of one length")
         if self._parts is None:
             self.fetch(str(options.device))
@@ -170,23 +171,14 @@ class _VLM2VecModel(Checkpoint):
         assert parts is not None
         if options.adapters == "beside":
             return self._beside(parts, options)
-        first = "cpu" if options.weights != "full" else str(options.device)
-        if options.weights != "full":
-            from abc_rag.models.quantize import check_device
-
-            check_device(options.weights, str(options.device))
-        backbone, prompts = load_parts(
-            parts.base, parts.adapter, attention=options.attention, dtype=options.dtype, device=first
-        )
-        if options.weights != "full":
-            from abc_rag.models.quantize import quantize_linears
-
-            quantize_linears(backbone.language_layers, options.weights, str(options.device))
-            backbone.to(options.device)
+        place = Placement.of(options)
+        backbone, prompts = load_parts(parts.base, parts.adapter, place.before(options.weights))
+        place.bring(backbone, backbone.language_layers, options.weights)
         return self._family(parts, backbone, prompts, options)
 
     def _beside(self, parts: _Parts, options: LoadOptions) -> Family:
         from abc_rag.models.chat import refuse_options
+        from abc_rag.models.placement import Placement
         from abc_rag.models.qwen2_vl.chat import load_chat
         from abc_rag.models.vlm2vec.qwen2_vl import load_vlm2vec_beside
 
@@ -198,9 +190,7 @@ class _VLM2VecModel(Checkpoint):
                 f"{self._name} cannot generate: its adapter is merged into its weights, so the base that was published "
                 f"is not there; {GENERATING}"
             )
-        network, prompts, speaking = load_vlm2vec_beside(
-            parts.base, parts.adapter, attention=options.attention, dtype=options.dtype, device=str(options.device)
-        )
+        network, prompts, speaking = load_vlm2vec_beside(parts.base, parts.adapter, Placement.of(options))
         family = self._family(parts, network, prompts, options)
         family.chat = load_chat(parts.base, speaking, family.facts)
         return family
@@ -226,17 +216,13 @@ class _VLM2VecModel(Checkpoint):
         )
 
 
-def load_parts(
-    base: Path, adapter: Path | None, *, attention: str, dtype: torch.dtype, device: str = "cpu"
-) -> tuple[VLM2VecBackbone, VLM2VecPrompts]:
+def load_parts(base: Path, adapter: Path | None, place: Placement) -> tuple[VLM2VecBackbone, VLM2VecPrompts]:
     """Load a base on either backbone, and merge an adapter into it.
 
     Args:
         base: The folder of the base.
         adapter: The folder of the adapter.
-        attention: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``.
-        dtype: The dtype to compute in.
-        device: The device to load to.
+        place: Where and how it computes.
 
     Returns:
         A `VLM2VecBackbone` in inference mode, and its prompts.
@@ -245,7 +231,7 @@ def load_parts(
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
     """
     load = _loader_of(_model_type(base), base)
-    backbone, prompts = load(base, adapter, attention=attention, dtype=dtype, device=device)
+    backbone, prompts = load(base, adapter, place)
     return backbone, prompts
 
 

@@ -14,6 +14,7 @@ from abc_rag.models.phi3_v.packed import PackedPhi3V
 from abc_rag.models.phi3_v.pictures import CroppedPicture, PhiPictures, possible_crops
 from abc_rag.models.phi3_v.prompts import Phi3VPrompts, load_phi3_v_prompts
 from abc_rag.models.phi3_v.weights import load_phi3_v
+from abc_rag.models.placement import CPU, Placement
 from abc_rag.models.tokenizer import check_vocabulary
 from abc_rag.models.vlm2vec.backbone import VLM2VecBackbone
 
@@ -104,20 +105,13 @@ class VLM2VecPhi3V(VLM2VecBackbone):
         return PackedPhi3V(self.model, compiled=self.compiled)
 
 
-def load_vlm2vec_phi3_v(
-    base: Path,
-    adapter: Path | None,
-    *,
-    attention: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> tuple[VLM2VecPhi3V, Phi3VPrompts]:
+def load_vlm2vec_phi3_v(base: Path, adapter: Path | None, place: Placement = CPU) -> tuple[VLM2VecPhi3V, Phi3VPrompts]:
     """Read a Phi-3-vision folder, and an adapter that is merged into it; see `load_phi3_v`.
 
     Raises:
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
     """
     prompts = load_phi3_v_prompts(base)
-    backbone = load_phi3_v(base, adapter, attention=attention, dtype=dtype, device=device)
+    backbone = load_phi3_v(base, adapter, place)
     check_vocabulary(prompts.tokenizer, backbone.embed_tokens.num_embeddings, base)
     return VLM2VecPhi3V(backbone).eval(), prompts

@@ -21,6 +21,7 @@ from abc_rag.models.flops import count_flops
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.loader import token_limits
 from abc_rag.models.lora import put_adapter, put_adapters_beside
+from abc_rag.models.placement import CPU, Placement
 from abc_rag.models.qwen2_vl.network import (
     Qwen2VLBackbone,
     SpeakingBase,
@@ -133,33 +134,28 @@ class VLM2VecQwen2VLPrompts:
 
 
 def load_vlm2vec_qwen2_vl(
-    base: Path,
-    adapter: Path | None,
-    *,
-    attention: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    base: Path, adapter: Path | None, place: Placement = CPU
 ) -> tuple[VLM2VecQwen2VL, VLM2VecQwen2VLPrompts]:
     """Read a Qwen2-VL folder, and an adapter that is merged into it.
 
     Raises:
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
     """
-    backbone = load_backbone(base, attention=attention, dtype=dtype, device=device)
+    backbone = load_backbone(base, place)
     if adapter is not None:
         put_adapter(backbone, adapter, "merged", backbone_name, merge=True)
     return _with_prompts(backbone, base)
 
 
 def load_vlm2vec_beside(
-    base: Path, adapter: Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32, device: str = "cpu"
+    base: Path, adapter: Path, place: Placement = CPU
 ) -> tuple[VLM2VecQwen2VL, VLM2VecQwen2VLPrompts, SpeakingBase]:
     """`load_vlm2vec_qwen2_vl` with the adapter beside the base, and the base without it.
 
     Raises:
         CheckpointError: As there; or the base has no output layer.
     """
-    backbone, speaking = load_speaking(base, attention=attention, dtype=dtype, device=device)
+    backbone, speaking = load_speaking(base, place)
     put_adapters_beside(backbone, {"vlm2vec": adapter}, backbone_name)
     return *_with_prompts(backbone, base), speaking
 

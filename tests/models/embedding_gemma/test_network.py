@@ -16,8 +16,6 @@ from safetensors.torch import load_file, save_file
 from abc_rag.errors import CheckpointError
 from abc_rag.models.embedding_gemma.network import load_network
 
-OPTIONS: dict[str, Any] = {"attention": "sdpa", "dtype": torch.float32, "device": "cpu"}
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -26,9 +24,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_audio_tower_is_not_loaded(folder: Path, tmp_path: Path) -> None:
     assert any(name.startswith("audio_tower.") for name in load_file(folder / "model.safetensors"))
-    names = set(load_network(folder, **OPTIONS).state_dict())
+    names = set(load_network(folder).state_dict())
     assert not any("audio" in name for name in names)
-    deaf = load_network(make_gemma(tmp_path / "deaf", hears=False), **OPTIONS)
+    deaf = load_network(make_gemma(tmp_path / "deaf", hears=False))
     assert set(deaf.state_dict()) == names
 
 
@@ -44,7 +42,7 @@ def test_tensors_that_do_not_fit(folder: Path) -> None:
         change(found)
         save_file(found, file)
         with pytest.raises(CheckpointError, match=said):
-            load_network(folder, **OPTIONS)
+            load_network(folder)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +71,7 @@ def test_values_that_would_be_computed_otherwise(folder: Path, change: Callable[
     change(config)
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=said):
-        load_network(folder, **OPTIONS)
+        load_network(folder)
 
 
 def test_layers_are_numbered_as_transformers_writes_them(folder: Path) -> None:
@@ -84,4 +82,4 @@ def test_layers_are_numbered_as_transformers_writes_them(folder: Path) -> None:
     assert set(own) == {"1", "3"}
     config["text_config"]["per_layer_config"] = {f"0{name}": value for name, value in own.items()}
     file.write_text(json.dumps(config))
-    load_network(folder, **OPTIONS)
+    load_network(folder)

@@ -14,11 +14,12 @@ from phi3_v_helpers import (
 from abc_rag.models.phi3_v.network import Phi3VBackbone
 from abc_rag.models.phi3_v.prompts import Phi3VPrompts, load_phi3_v_prompts
 from abc_rag.models.phi3_v.weights import load_phi3_v
+from abc_rag.models.placement import Placement
 
 
 @pytest.fixture(scope="module", params=ATTENTIONS)
 def any_backbone(request: pytest.FixtureRequest) -> Phi3VBackbone:
-    return load_phi3_v(MODEL, attention=request.param)
+    return load_phi3_v(MODEL, place=Placement(request.param))
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from vlm2vec_helpers import TOLERANCE
 
 from abc_rag.errors import CheckpointError
 from abc_rag.models.phi3_v.config import Phi3VConfig
+from abc_rag.models.phi3_v.network import Phi3VBackbone
 from abc_rag.models.phi3_v.prompts import Phi3VPrompts
-from abc_rag.models.phi3_v.weights import build_phi3_v, load_phi3_v
+from abc_rag.models.phi3_v.weights import load_phi3_v
 
 
 def changed_config(folder: Path, **changes: Any) -> Path:
@@ -40,7 +41,8 @@ def test_the_published_sizes_of_the_vision_tower_are_the_default(folder: Path) -
     assert (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads) == (1024, 24, 16)
     assert (vision.intermediate_size, vision.image_size, vision.patch_size) == (4096, 336, 14)
     assert (vision.hidden_act, vision.layer_norm_eps) == ("quick_gelu", 1e-5)
-    made = build_phi3_v(Phi3VConfig.read(folder), attention="sdpa", dtype=torch.float32, device="meta")
+    with torch.device("meta"):
+        made = Phi3VBackbone(Phi3VConfig.read(folder))
     layer = 12_596_224
     # What all of CLIP ViT-L/14-336 has, less the last layer and the norm after it.
     assert sum(p.numel() for p in made.vision_embed_tokens.tower.parameters()) == 303_507_456 - layer - 2048

@@ -34,7 +34,8 @@ from abc_rag.models.phi3_v.network import Phi3VBackbone, crop
 from abc_rag.models.phi3_v.packed import PackedPhi3V
 from abc_rag.models.phi3_v.pictures import PhiPictures
 from abc_rag.models.phi3_v.prompts import Phi3VPrompts
-from abc_rag.models.phi3_v.weights import build_phi3_v, load_phi3_v
+from abc_rag.models.phi3_v.weights import load_phi3_v
+from abc_rag.models.placement import Placement
 
 
 @pytest.mark.parametrize("way", RUNS)
@@ -105,7 +106,7 @@ def test_padding_may_be_anything(backbone: Phi3VBackbone, prompts: Phi3VPrompts)
 
 @pytest.mark.parametrize("way", RUNS)
 def test_half_precision_stays_close(prompts: Phi3VPrompts, way: str) -> None:
-    half = load_phi3_v(MODEL, dtype=torch.bfloat16)
+    half = load_phi3_v(MODEL, place=Placement(dtype=torch.bfloat16))
     assert half.dtype == torch.bfloat16
     with torch.no_grad():
         rows, _ = RUNS[way](half, prompts, [CASES["t_over_1024"], CASES["c1_640"]])
@@ -172,18 +173,19 @@ def test_a_loaded_backbone_is_ready_to_embed(backbone: Phi3VBackbone) -> None:
 
 def test_one_configuration_serves_backbones_that_attend_otherwise() -> None:
     config = Phi3VConfig.read(MODEL)
-    made = [build_phi3_v(config, attention=name, dtype=torch.float32, device="meta") for name in ATTENTIONS]
+    with torch.device("meta"):
+        made = [Phi3VBackbone(config, attention=name) for name in ATTENTIONS]
     assert [one.layers[0].self_attn.config._attn_implementation for one in made] == list(ATTENTIONS)
 
 
 def test_attentions_that_are_not_there_are_refused() -> None:
     with pytest.raises(InputError, match="attention must be one of"):
-        load_phi3_v(MODEL, attention="flash")
+        load_phi3_v(MODEL, place=Placement("flash"))
     try:
         import flash_attn  # noqa: F401
     except ImportError:
         with pytest.raises(MissingExtraError, match="flash-attn"):
-            load_phi3_v(MODEL, attention="flash_attention_2")
+            load_phi3_v(MODEL, place=Placement("flash_attention_2"))
 
 
 def test_an_adapter_around_the_patches_is_used_by_both_ways(prompts: Phi3VPrompts) -> None:

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path) -> Any:
-    return load_network(folder, attention="sdpa", dtype=torch.float32, device="cpu")
+    return load_network(folder)
 
 
 def test_positions_of_a_picture_are_those_of_a_grid() -> None:

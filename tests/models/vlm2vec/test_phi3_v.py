@@ -27,6 +27,7 @@ from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.phi3_v.pictures import CroppedPicture, PhiPictures, fit_crops, possible_crops
 from abc_rag.models.phi3_v.prompts import Phi3VPrompts, load_phi3_v_prompts
 from abc_rag.models.phi3_v.weights import load_phi3_v
+from abc_rag.models.placement import Placement
 from abc_rag.models.vlm2vec.phi3_v import VLM2VecPhi3V
 
 
@@ -81,7 +82,7 @@ def test_the_resolution_is_a_number_of_crops(backbone: VLM2VecPhi3V) -> None:
 
 
 def test_operations_are_those_that_torch_counts(prompts: Phi3VPrompts) -> None:
-    backbone = VLM2VecPhi3V(load_phi3_v(MODEL, attention="eager"))
+    backbone = VLM2VecPhi3V(load_phi3_v(MODEL, place=Placement("eager")))
     (picture,) = opened_of(CASES["i_wide"])
     ids = ids_of(backbone.model, prompts, CASES["t_caption"])
     with torch.no_grad(), FlopCounterMode(display=False) as text:
