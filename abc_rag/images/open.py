@@ -125,21 +125,9 @@ def open_pixels(
     rendering: Rendering = PUBLISHED,
     first: Change | None = None,
 ) -> PIL.Image.Image:
-    """The picture that `open_image` gives, without its hash.
+    """The pixels that `open_image` gives (mode ``"RGB"``, upright), without their hash; its arguments, and its errors.
 
-    Args:
-        source: As for `open_image`.
-        limits: As for `open_image`.
-        name: As for `open_image`.
-        rendering: As for `open_image`.
-        first: What is done to the decoded picture before it is converted to RGB and turned upright.
-
-    Returns:
-        The pixels, mode ``"RGB"``, upright.
-
-    Raises:
-        ImageError: As `open_image` does.
-        InputError: As `open_image` does.
+    ``first`` is done to the decoded picture before it is converted to RGB and turned upright.
     """
     name = describe_source(source) if name is None else name
     if isinstance(source, PIL.Image.Image):
@@ -152,34 +140,15 @@ def open_pixels(
 
 
 def rendered(source: ImageSource, *, limits: ImageLimits, rendering: Rendering, name: str | None = None) -> ImageSource:
-    """What `open_pixels` makes the pixels of a rendering of; the source itself for the published one.
-
-    Args:
-        source: As for `open_image`.
-        limits: As for `open_image`.
-        rendering: What becomes of transparency and of more than eight bits.
-        name: As for `open_image`.
-
-    Raises:
-        ImageError: As `open_image` does.
-        InputError: As `open_image` does.
-    """
+    """What `open_pixels` makes the pixels of a rendering of; the source itself for the published one."""
     return source if rendering == PUBLISHED else open_pixels(source, limits=limits, rendering=rendering, name=name)
 
 
 def content_hash(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> str:
     """The hash that `open_image` gives, without decoding: equal bytes have equal hashes, whatever their name.
 
-    Args:
-        source: As for `open_image`.
-        limits: As for `open_image`; those that need the header of encoded bytes are not checked.
-
-    Returns:
-        SHA-256 in hex digits.
-
-    Raises:
-        ImageError: As `open_image` does.
-        InputError: As `open_image` does.
+    Takes what `open_image` takes and raises what it raises, but does not check limits that need the header of encoded
+    bytes. SHA-256 in hex digits.
     """
     if isinstance(source, PIL.Image.Image):
         return _hash_pil(*_copy_pil(source, describe_source(source), limits))

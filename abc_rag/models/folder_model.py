@@ -13,12 +13,12 @@ from abc_rag.models.loader import Checkpoint, ModelLoader, Weights, as_folder
 __all__ = ["FolderLoader", "FolderModel", "model_type_of"]
 
 
-def model_type_of(folder: Path) -> str | None:
-    """The ``model_type`` of a folder's config.json, if it can be read; loading it raises the error about it."""
+def model_type_of(folder: Path) -> str:
+    """The ``model_type`` of a folder's config.json; empty where it cannot be read, which loading it says."""
     try:
         return str(read_json(folder / "config.json").get("model_type", ""))
     except CheckpointError:
-        return None
+        return ""
 
 
 class FolderModel(Checkpoint):

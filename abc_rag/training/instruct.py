@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
 from abc_rag.files import write_json
 from abc_rag.models.abc.network import ABCSettings, load_merged
@@ -30,28 +28,15 @@ from abc_rag.training.data.sources import Candidate, PairsRow, PairsSource
 from abc_rag.training.data.wide_rows import WidePairs
 from abc_rag.training.objective import ABCObjective, frozen_dtype, plan_of
 from abc_rag.training.running.loop import run
-from abc_rag.training.shares import Plan, Share
-from abc_rag.training.step import accumulate, seeded
+from abc_rag.training.shares import Plan
+from abc_rag.training.step import LossOptions, seeded
 from abc_rag.types import Input, InstructedImage, Text
 
 __all__ = ["Instructing", "instruct"]
 
 
 def instruct(config: InstructConfig, *, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Train an instruct adapter; an interrupted run is resumed.
-
-    Args:
-        config: Data, base model and settings.
-        say: Receives a line of progress now and then where no progress bar can be shown.
-
-    Returns:
-        The folder with the adapter, its settings, its metrics and its model card; ``load_embedder`` takes it.
-
-    Raises:
-        InputError: A setting is unusable, or the folder holds another run.
-        DatasetError: The data cannot be read, or too many rows are unusable.
-        CheckpointError: Weights cannot be read or written.
-    """
+    """Train an instruct adapter, which ``load_embedder`` takes; see `abc_rag.training.pretrain.pretrain`."""
     return run(lambda: Instructing(config), config, say=say)
 
 
@@ -104,17 +89,14 @@ class Instructing(ABCObjective[PairsRow]):
             lambda candidates: self._pairs.excluded(pairs_of_rows, [known[one] for one in candidates]),
         )
 
-    def backward(self, accelerator: Accelerator, model: nn.Module, batch: Share, step: int) -> dict[str, float]:
-        """Pass the loss of one batch on to the adapter; see `accumulate`."""
-        return accumulate(
-            accelerator,
-            model,
-            batch,
-            seed=seeded(self._config.seed, "dropout", step),
-            smoothing=self._config.label_smoothing,
-            min_temperature=self._config.min_temperature,
-            fixed_candidates=self._network.set_instruct,
-        )
+    @property
+    def loss_options(self) -> LossOptions:
+        """See `RowsObjective.loss_options`."""
+        return {
+            "smoothing": self._config.label_smoothing,
+            "min_temperature": self._config.min_temperature,
+            "fixed_candidates": self._network.set_instruct,
+        }
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Write what ``load_embedder`` needs, settings, card and adapter; see `Objective.save`."""

@@ -82,15 +82,8 @@ def loss_gradients(
 ) -> LossGradients:
     """`contrastive_loss` of a whole batch, with its gradients at the vectors and the temperature.
 
-    Args:
-        queries: See `contrastive_loss`.
-        candidates: See `contrastive_loss`; of all processes.
-        targets: See `contrastive_loss`.
-        temperature: See `contrastive_loss`.
-        smoothing: See `contrastive_loss`.
-        min_temperature: Lower bound of the temperature; below it, the temperature gets no gradient.
-        excluded: See `contrastive_loss`.
-        counted: See `contrastive_loss`.
+    The arguments are those of `contrastive_loss`, with the candidates of all processes. Below ``min_temperature``, the
+    temperature counts as this, and gets no gradient.
     """
     q, c, t = (x.detach().float().requires_grad_() for x in (queries, candidates, temperature))
     with torch.enable_grad():

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 
@@ -33,7 +33,7 @@ from abc_rag.training.data.rows import BadRows, problem_of
 from abc_rag.training.running.card import write_card
 from abc_rag.training.running.loop import Objective
 from abc_rag.training.shares import Plan, Share, share_of
-from abc_rag.training.step import Encoder, seeded
+from abc_rag.training.step import Encoder, LossOptions, accumulate, seeded
 from abc_rag.types import Fingerprint, Image, Input
 
 __all__ = ["ABCObjective", "RowsObjective", "frozen_dtype", "init_head", "plan_of"]
@@ -166,6 +166,17 @@ class RowsObjective(Objective[Share], Generic[Row]):
             indices: Their numbers in the data.
             step: The step, from 0.
         """
+
+    @property
+    @abstractmethod
+    def loss_options(self) -> LossOptions:
+        """How the loss is computed; see `accumulate`."""
+
+    def backward(self, accelerator: Accelerator, model: nn.Module, batch: Share, step: int) -> dict[str, float]:
+        """Pass the loss of one batch on to what is trained; see `accumulate`."""
+        return accumulate(
+            accelerator, model, batch, seed=seeded(self._settings.seed, "dropout", step), **self.loss_options
+        )
 
     def row(self, index: int) -> Row:
         """A row of the data."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from abc_rag.models.abc.network import ABCNetwork
@@ -26,8 +25,8 @@ from abc_rag.training.data.scenes import SceneCaptions
 from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource
 from abc_rag.training.objective import ABCObjective, frozen_dtype, init_head, plan_of
 from abc_rag.training.running.loop import run
-from abc_rag.training.shares import Plan, Share
-from abc_rag.training.step import accumulate, seeded
+from abc_rag.training.shares import Plan
+from abc_rag.training.step import LossOptions, seeded
 from abc_rag.types import Image, Input, Text
 
 __all__ = ["Pretraining", "pretrain"]
@@ -96,17 +95,15 @@ class Pretraining(ABCObjective[CaptionRow]):
             negatives=negatives,
         )
 
-    def backward(self, accelerator: Accelerator, model: nn.Module, batch: Share, step: int) -> dict[str, float]:
-        """Pass the loss of one batch on to adapter, head and temperature; see `accumulate`."""
-        return accumulate(
-            accelerator,
-            model,
-            batch,
-            seed=seeded(self._config.seed, "dropout", step),
-            smoothing=self._config.label_smoothing,
-            min_temperature=self._config.min_temperature,
-            true_negatives=self._config.true_negatives,
-        )
+    @property
+    def loss_options(self) -> LossOptions:
+        """See `RowsObjective.loss_options`."""
+        config = self._config
+        return {
+            "smoothing": config.label_smoothing,
+            "min_temperature": config.min_temperature,
+            "true_negatives": config.true_negatives,
+        }
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Write settings, card and adapter; see `Objective.save`."""

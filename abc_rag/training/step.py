@@ -19,17 +19,27 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from typing_extensions import Required
 
 from abc_rag.errors import DatasetError
 from abc_rag.training.losses import loss_gradients
 from abc_rag.training.shares import Chunk, Prompted, Share
 
-__all__ = ["Encoder", "accumulate", "seeded"]
+__all__ = ["Encoder", "LossOptions", "accumulate", "seeded"]
+
+
+class LossOptions(TypedDict, total=False):
+    """The options of `accumulate` that an objective sets."""
+
+    smoothing: Required[float]
+    min_temperature: float
+    fixed_candidates: Callable[[bool], None] | None
+    true_negatives: Literal["all", "own"]
 
 
 def seeded(*parts: object) -> int:

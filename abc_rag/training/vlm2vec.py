@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import nn
 
 from abc_rag.errors import InputError
 from abc_rag.images.limits import ImageLimits
@@ -27,28 +25,15 @@ from abc_rag.training.config import VLM2VecConfig
 from abc_rag.training.data.mmeb import MMEBRows, PairRow, Side, open_mmeb_rows
 from abc_rag.training.objective import RowsObjective, frozen_dtype, plan_of
 from abc_rag.training.running.loop import run
-from abc_rag.training.shares import Plan, Share
-from abc_rag.training.step import accumulate, seeded
+from abc_rag.training.shares import Plan
+from abc_rag.training.step import LossOptions
 from abc_rag.types import Fingerprint, Input
 
 __all__ = ["VLM2VecTraining", "plan_rows", "train_vlm2vec"]
 
 
 def train_vlm2vec(config: VLM2VecConfig, *, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Train an adapter; an interrupted run is resumed.
-
-    Args:
-        config: Data, base model and settings.
-        say: Receives a line of progress now and then where no progress bar can be shown.
-
-    Returns:
-        The folder with the adapter, its metrics and its model card; ``load_embedder`` takes it.
-
-    Raises:
-        InputError: A setting is unusable, or the folder holds another run.
-        DatasetError: The data cannot be read, or too many rows are unusable.
-        CheckpointError: Weights cannot be read or written.
-    """
+    """Train an adapter, which ``load_embedder`` takes; see `abc_rag.training.pretrain.pretrain`."""
     return run(lambda: VLM2VecTraining(config), config, say=say)
 
 
@@ -116,9 +101,10 @@ class VLM2VecTraining(RowsObjective[PairRow]):
         """See `RowsObjective.plan`."""
         return plan_rows(rows)
 
-    def backward(self, accelerator: Accelerator, model: nn.Module, batch: Share, step: int) -> dict[str, float]:
-        """Pass the loss of one batch on to the adapter; see `accumulate`."""
-        return accumulate(accelerator, model, batch, seed=seeded(self._config.seed, "dropout", step), smoothing=0.0)
+    @property
+    def loss_options(self) -> LossOptions:
+        """See `RowsObjective.loss_options`."""
+        return {"smoothing": 0.0}
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Write card and adapter; see `Objective.save`."""

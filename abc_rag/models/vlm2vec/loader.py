@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from abc_rag.errors import CheckpointError, InputError
 from abc_rag.models.config import read_json, shown
+from abc_rag.models.folder_model import model_type_of
 from abc_rag.models.hub import fetch, is_folder
 from abc_rag.models.loader import GENERATING, Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
 
@@ -64,7 +65,7 @@ class VLM2VecLoader(ModelLoader):
             return self._foreign(folder) or _unsure(folder)
         if not (folder / "config.json").is_file():
             return f"holds no adapter/ or config.json; {_LAYOUTS}"
-        if _model_type(folder) == "qwen2_vl":
+        if model_type_of(folder) == "qwen2_vl":
             return (
                 "is a Qwen2-VL, which could be the base of many models; if a VLM2Vec adapter has been merged into it, "
                 f"write 'vlm2vec:{folder}'"
@@ -108,7 +109,7 @@ def _unsure(folder: Path) -> str | None:
     base = told["base"]
     known = isinstance(base, str) and base in _BASES.values()
     if isinstance(base, str) and not known:
-        known = any(place.is_dir() and _model_type(place) in _BACKBONES for place in _places(folder, base))
+        known = any(place.is_dir() and model_type_of(place) in _BACKBONES for place in _places(folder, base))
     if (known and told["task"] in (None, "FEATURE_EXTRACTION")) or (folder / "base").is_dir():
         return None
     return (
@@ -183,7 +184,7 @@ class _VLM2VecModel(Checkpoint):
         from abc_rag.models.vlm2vec.qwen2_vl import load_vlm2vec_beside
 
         refuse_options(options)
-        if (found := _model_type(parts.base)) != "qwen2_vl":
+        if (found := model_type_of(parts.base)) != "qwen2_vl":
             raise InputError(f"{self._name} cannot generate: its base is a {found!r}; {GENERATING}")
         if parts.adapter is None:
             raise InputError(
@@ -230,7 +231,7 @@ def load_parts(base: Path, adapter: Path | None, place: Placement) -> tuple[VLM2
     Raises:
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
     """
-    load = _loader_of(_model_type(base), base)
+    load = _loader_of(model_type_of(base), base)
     backbone, prompts = load(base, adapter, place)
     return backbone, prompts
 
@@ -252,12 +253,8 @@ def _unknown_backbone(model_type: str) -> str:
 
 
 def _backbone_refusal(base: Path) -> str | None:
-    found = _model_type(base)
+    found = model_type_of(base)
     return None if found in _BACKBONES else _unknown_backbone(found)
-
-
-def _model_type(folder: Path) -> str:
-    return str(_read(folder / "config.json").get("model_type", ""))
 
 
 def _read(file: Path) -> dict[str, Any]:
