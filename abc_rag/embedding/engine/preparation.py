@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import PIL.Image
@@ -27,8 +27,6 @@ from abc_rag.models.family import Picture, VisionModel
 from abc_rag.types import URL, ImageSource, Vectors
 
 __all__ = ["Preparation"]
-
-Settled = list[tuple["Work | Ticket", "Vectors | BaseException"]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,16 @@ class _Slot:
         self.opening: str | None = None
         self.steps = 0
         self.abandoned = False
+
+
+@dataclass
+class _Batch:
+    """What a thread makes of some tickets: works for the model, and tickets or works that are settled already."""
+
+    slot: _Slot
+    small: bool = False
+    works: list[Work] = field(default_factory=list)
+    settled: list[tuple[Work | Ticket, Vectors | BaseException]] = field(default_factory=list)
 
 
 class Preparation:
@@ -125,19 +133,18 @@ class Preparation:
             del tickets  # a waiting thread keeps no picture alive
 
     def _prepare_all(self, tickets: list[Ticket], slot: _Slot) -> None:
-        works: list[Work] = []
-        settled: Settled = []
+        batch = _Batch(slot)
         for ticket in tickets:
-            self._prepare(ticket, slot, works, settled)
+            self._prepare(ticket, batch)
         with slot.lock:
             if slot.abandoned:
                 return
             slot.at, slot.opening = None, None
-        self._scheduler.prepared(works, settled)
+        self._scheduler.prepared(batch.works, batch.settled)
 
-    def _prepare(self, ticket: Ticket, slot: _Slot, works: list[Work], settled: Settled) -> None:
-        item = ticket.item
-        slot.at = ticket
+    def _prepare(self, ticket: Ticket, batch: _Batch) -> None:
+        item, slot = ticket.item, batch.slot
+        slot.at, batch.small = ticket, ticket.request.small
         try:
             read, digests = [], []
             for source in item.pictures:
@@ -146,7 +153,7 @@ class Preparation:
             content = item.content(digests)
             key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
         except BaseException as error:  # native libraries raise those too
-            settled.append((ticket, error))
+            batch.settled.append((ticket, error))
             return
         with slot.lock:
             if slot.abandoned:
@@ -158,15 +165,15 @@ class Preparation:
         try:
             known = self._embeddings.get(key.hex()) if self._embeddings.in_use else None
             if known is not None:
-                settled.append((work, known.numpy().copy()))
+                batch.settled.append((work, known.numpy().copy()))
             elif not read:
-                self._finish([(item, work)], None, works, settled)
+                self._finish([(item, work)], None, batch)
             elif len(read) == 1:
-                self._with_picture(item, work, read[0], slot, works, settled, small=ticket.request.small)
+                self._with_picture(item, work, read[0], batch)
             else:
-                self._with_pictures(item, work, read, slot, works, settled, small=ticket.request.small)
+                self._with_pictures(item, work, read, batch)
         except BaseException as error:
-            settled.append((work, error))
+            batch.settled.append((work, error))
 
     def _read_limited(self, source: ImageSource, slot: _Slot) -> _Read:
         # Fetching a URL has a limit of its own, and bytes need no reading.
@@ -177,32 +184,16 @@ class Preparation:
             data = read_bytes(source, limits=limits)
             return _Read(source, data, hashlib.sha256(data).hexdigest())
 
-    def _finish(
-        self,
-        waiting: list[tuple[Item, Work]],
-        pictures: list[Picture] | None,
-        works: list[Work],
-        settled: Settled,
-    ) -> None:
+    def _finish(self, waiting: list[tuple[Item, Work]], pictures: list[Picture] | None, batch: _Batch) -> None:
         for item, work in waiting:
             try:
                 work.prepared = prepared = self._family.prepare(item, pictures)
                 work.tokens = len(prepared.input_ids)
-                works.append(work)
+                batch.works.append(work)
             except BaseException as error:
-                settled.append((work, error))
+                batch.settled.append((work, error))
 
-    def _with_picture(
-        self,
-        item: Item,
-        work: Work,
-        read: _Read,
-        slot: _Slot,
-        works: list[Work],
-        settled: Settled,
-        *,
-        small: bool,
-    ) -> None:
+    def _with_picture(self, item: Item, work: Work, read: _Read, batch: _Batch) -> None:
         """Finish an input with one picture. If another thread is opening that picture, it finishes the input."""
         with self._lock:
             picture = self._pictures.get(read.digest)
@@ -211,30 +202,20 @@ class Preparation:
                     self._opening[read.digest].append((item, work))
                     return
                 self._opening[read.digest] = [(item, work)]
-                slot.opening = read.digest
+                batch.slot.opening = read.digest
         if picture is not None:
-            self._finish([(item, work)], [picture], works, settled)
+            self._finish([(item, work)], [picture], batch)
             return
         try:
-            picture = self._seen_or_opened(read, work, slot, small=small)
+            picture = self._seen_or_opened(read, work, batch)
             with self._lock:  # an input with several pictures may have opened it in the meantime
                 picture = self._shared(read.digest, picture, work)
         except BaseException as error:
-            settled.extend((other, error) for _, other in self._end_opening(read.digest, None))
+            batch.settled.extend((other, error) for _, other in self._end_opening(read.digest, None))
             return
-        self._finish(self._end_opening(read.digest, picture), [picture], works, settled)
+        self._finish(self._end_opening(read.digest, picture), [picture], batch)
 
-    def _with_pictures(
-        self,
-        item: Item,
-        work: Work,
-        read: list[_Read],
-        slot: _Slot,
-        works: list[Work],
-        settled: Settled,
-        *,
-        small: bool,
-    ) -> None:
+    def _with_pictures(self, item: Item, work: Work, read: list[_Read], batch: _Batch) -> None:
         """Finish an input with several pictures. It does not wait for pictures that other threads are opening."""
         found: dict[str, Picture] = {}
         for one in read:
@@ -242,17 +223,17 @@ class Preparation:
                 continue
             with self._lock:
                 picture = self._pictures.get(one.digest)
-            found[one.digest] = picture or self._seen_or_opened(one, work, slot, small=small)
+            found[one.digest] = picture or self._seen_or_opened(one, work, batch)
         with self._lock:
             for digest, picture in found.items():
                 found[digest] = self._shared(digest, picture, work)
-        self._finish([(item, work)], [found[one.digest] for one in read], works, settled)
+        self._finish([(item, work)], [found[one.digest] for one in read], batch)
 
-    def _seen_or_opened(self, read: _Read, work: Work, slot: _Slot, *, small: bool) -> Picture:
+    def _seen_or_opened(self, read: _Read, work: Work, batch: _Batch) -> Picture:
         features = self._vision.get(read.digest) if self._vision.in_use else None
         if features is not None:
             return Picture(read.digest, math.prod(features.shape[:-1]), features=features)
-        opened = self._opened(read.source, read.data, slot, small=small)
+        opened = self._opened(read, batch)
         work.held_bytes += int(opened.nbytes)
         return Picture(read.digest, self._family.picture_tokens(opened), opened)
 
@@ -271,12 +252,12 @@ class Preparation:
             work.held_bytes -= int(picture.opened.nbytes)
         return first
 
-    def _opened(self, source: ImageSource, data: bytes | None, slot: _Slot, *, small: bool) -> Any:  # noqa: ANN401
-        name = describe_source(source)
-        elsewhere = self._kind == "process" or (self._kind == "auto" and not small and self._workers > 2)
+    def _opened(self, read: _Read, batch: _Batch) -> Any:  # noqa: ANN401
+        source, data, name = read.source, read.data, describe_source(read.source)
+        elsewhere = self._kind == "process" or (self._kind == "auto" and not batch.small and self._workers > 2)
         if elsewhere and data is not None and self.processes.usable:
             return self.processes.open(data, name)
-        with self._limited(source, slot):
+        with self._limited(source, batch.slot):
             return self._family.facts.open(source if data is None else data, name=name)
 
     @contextmanager
