@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from abc_rag.embedding.embedder import Embedder
     from abc_rag.embedding.engine.local import LocalEmbedder
-    from abc_rag.embedding.settings import EngineSettings
-    from abc_rag.images.limits import ImageLimits
-    from abc_rag.images.pixels import Depth
     from abc_rag.models.family import Family
 
 __all__ = [
@@ -51,23 +48,7 @@ def default_model() -> str:
 
 
 def load_embedder(
-    model: ModelName | None = None,
-    *,
-    device: str = "auto",
-    dtype: DType = "auto",
-    min_tokens: int | None = None,
-    max_tokens: int | None = None,
-    resolution: int | str | None = None,
-    dims: int | None = None,
-    query_instruction: str | None = None,
-    document_instruction: str | None = None,
-    attention: Attention = "auto",
-    weights: Weights = "full",
-    background: str | None = None,
-    depth: Depth = "published",
-    image_limits: ImageLimits | None = None,
-    engine: EngineSettings | None = None,
-    download: bool = False,
+    model: ModelName | None = None, *, download: bool = False, **options: Unpack[EmbedderKeywords]
 ) -> Embedder:
     """An embedder for a model. The weights are loaded on first use.
 
@@ -85,6 +66,9 @@ def load_embedder(
             (`abc_rag.embedding.remote`), ``"openai:http://HOST:8000/v1#MODEL"`` for one of another server that has
             OpenAI's ``/embeddings`` (`abc_rag.embedding.openai`).
             If not given: the environment variable ``ABC_RAG_MODEL``, else ``"abc"``.
+        **options: As below; they are the fields of `abc_rag.embedding.options.EmbedderOptions`.
+
+    Keyword Args:
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU), any torch device, or ``"cuda:*"``: all GPUs, each
             with its own copy of the weights.
         dtype: ``"auto"`` is bfloat16 on CUDA and float32 elsewhere. All three work on both. float16 is slow on a CPU,
@@ -126,25 +110,10 @@ def load_embedder(
         MissingExtraError: ``weights`` needs a package that is not installed.
         CheckpointError: On first use, if files are missing or do not fit.
     """
-    options = EmbedderOptions(
-        device=device,
-        dtype=dtype,
-        min_tokens=min_tokens,
-        max_tokens=max_tokens,
-        resolution=resolution,
-        dims=dims,
-        query_instruction=query_instruction,
-        document_instruction=document_instruction,
-        attention=attention,
-        weights=weights,
-        background=background,
-        depth=depth,
-        image_limits=image_limits,
-        engine=engine,
-    )
+    chosen = EmbedderOptions(**options)
     if isinstance(name := default_model() if model is None else model, str) and is_address(name):
-        return _remote(name, options)
-    return open_embedder(model, options, download=download)
+        return _remote(name, chosen)
+    return open_embedder(model, chosen, download=download)
 
 
 def _remote(address: str, options: EmbedderOptions) -> Embedder:

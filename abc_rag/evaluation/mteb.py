@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from mteb.models import ModelMeta
     from mteb.types import PromptType
     from torch.utils.data import DataLoader
+    from typing_extensions import Unpack
+
+    from abc_rag.embedding.options import EmbedderKeywords
 
 __all__ = ["MTEBModel", "evaluate_mteb", "load_mteb_model", "model_meta"]
 
@@ -178,23 +181,17 @@ def model_meta(embedder: Embedder, *, name: str | None = None) -> ModelMeta:
 def load_mteb_model(
     name: str,
     revision: str | None = None,
-    device: str | None = None,
     *,
     model: str | None = None,
-    min_tokens: int | None = None,
-    max_tokens: int | None = None,
-    dtype: str = "auto",
+    **options: Unpack[EmbedderKeywords],
 ) -> MTEBModel:
     """Load a model for mteb; the ``loader`` of its ``ModelMeta``.
 
     Args:
         name: The name under which mteb stores results.
         revision: The required revision of the weights; any if None.
-        device: See `abc_rag.load_embedder`.
         model: The model for `abc_rag.load_embedder`; the part of ``name`` behind the slash if None.
-        min_tokens: Minimum image tokens of a picture.
-        max_tokens: Maximum image tokens of a picture.
-        dtype: Number format.
+        **options: See `abc_rag.load_embedder`.
 
     Raises:
         InputError: There is no such model, or its weights are not those of ``revision``.
@@ -204,13 +201,8 @@ def load_mteb_model(
 
     if model is None:
         model = "abc" if name == _PUBLISHED_NAME else name if name in known_names() else name.rpartition("/")[2]
-    embedder = load_embedder(
-        model,
-        device=device or "auto",
-        dtype=dtype,  # type: ignore[arg-type]  # checked by load_embedder
-        min_tokens=min_tokens,
-        max_tokens=max_tokens,
-    )
+    options["device"] = options.get("device") or "auto"  # mteb says None
+    embedder = load_embedder(model, **options)
     if revision is not None and embedder.fingerprint.revision != revision:
         raise InputError(
             f"{model}: its weights have revision {embedder.fingerprint.revision}, not {revision}; pass revision=None "

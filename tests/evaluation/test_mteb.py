@@ -300,7 +300,7 @@ def test_metadata_load_the_model_again(mini: Embedder) -> None:
     np.testing.assert_allclose(model.embedder.embed_texts(["a dog"]), mini.embed_texts(["a dog"]), atol=1e-6)
     assert model.mteb_model_meta.name == meta.name
     with pytest.raises(InputError, match=r"its weights have revision .*, not 123"):
-        load_mteb_model("abc-rag/abc-mini", "123", "cpu")
+        load_mteb_model("abc-rag/abc-mini", "123", device="cpu")
     with pytest.raises(InputError, match="neither 'abc', 'abc-mini', 'auto' nor a folder"):
         load_mteb_model("abc-rag/nonsense")
 
