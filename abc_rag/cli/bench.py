@@ -6,10 +6,9 @@ import math
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.table import Table
 
 from abc_rag.cli.options import JsonOption, ModelFlags, grouped
-from abc_rag.cli.output import console, print_json, say
+from abc_rag.cli.output import print_json, print_table, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,23 +75,13 @@ def _show(result: BenchResult) -> None:
     machine = result.machine
     say(f"{result.model} on {machine['device']} ({machine['processor']}, {machine['threads']} threads)")
     say(f"limit: {operations_of(result.limit)} in a matrix product in {machine['dtype']}")
-    rates = Table("", "tokens each", "a second", "share of the limit")
-    for rate in result.throughputs:
-        rates.add_row(
-            rate.name,
-            str(rate.tokens),
-            f"{rate.per_second:,.4g}",
-            "?" if math.isnan(rate.share) else f"{100 * rate.share:.0f} %",
-        )
-    for column in rates.columns[1:]:
-        column.justify = "right"
-    queries = Table("", "median ms", "99 % within ms", "measured")
-    for one in result.latencies:
-        queries.add_row(one.name, f"{one.p50_ms:,.3g}", f"{one.p99_ms:,.3g}", str(one.count))
-    for column in queries.columns[1:]:
-        column.justify = "right"
-    console().print(rates)
-    console().print(queries)
+    rates = [
+        (one.name, one.tokens, f"{one.per_second:,.4g}", "?" if math.isnan(one.share) else f"{100 * one.share:.0f} %")
+        for one in result.throughputs
+    ]
+    print_table(["", "tokens each", "a second", "share of the limit"], rates)
+    queries = [(one.name, f"{one.p50_ms:,.3g}", f"{one.p99_ms:,.3g}", one.count) for one in result.latencies]
+    print_table(["", "median ms", "99 % within ms", "measured"], queries)
     say(
         f"{result.items:,} pictures: about {duration_of(result.picture_seconds)}; "
         f"{result.items:,} passages of 100 tokens: about {duration_of(result.passage_seconds)}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from abc_rag.cli.evaluate import evaluate
 from abc_rag.cli.options import (
@@ -18,7 +17,7 @@ from abc_rag.cli.options import (
     expanded,
     open_embedder,
 )
-from abc_rag.cli.output import cell, console, print_json, say, tell
+from abc_rag.cli.output import print_facts, print_json, say, tell
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -166,9 +165,6 @@ def _review(out: Path, port: int) -> BuildReport:
 
 
 def _show(report: BuildReport, review: str) -> None:
-    table = Table(title=cell(report.file), show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
     rows: list[tuple[str, Any]] = [
         ("pictures", report.pictures),
         ("pairs", report.pairs),
@@ -181,9 +177,7 @@ def _show(report: BuildReport, review: str) -> None:
         ("similar pictures left out", report.run.get("similar", 0)),
         *((f"unusable: {problem}", number) for problem, number in report.bad["by_problem"].items()),
     ]
-    for label, value in rows:
-        table.add_row(cell(label), cell(value))
-    console().print(table)
+    print_facts(rows, title=report.file, numbers=True)
     for row in report.bad["rows"][:5]:
         tell(f"failed: {row['where']}: {row['problem']} ({row['detail']})")
     if not report.reviewed:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
-from rich.table import Table
 
 from abc_rag.cli.options import (
     DeviceOption,
@@ -22,7 +21,7 @@ from abc_rag.cli.options import (
     grouped,
     open_embedder,
 )
-from abc_rag.cli.output import cell, console, print_json, say
+from abc_rag.cli.output import console, print_json, print_table, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -297,14 +296,6 @@ def evaluate_mini_command(
     if as_json:
         print_json(report.as_dict())
         return
-    table = Table(
-        title=cell(
-            f"{report.model}: {report.scenes} held-out scenes, {report.questions} questions, "
-            f"{report.candidates} candidate phrases"
-        )
-    )
-    table.add_column("measure")
-    table.add_column("%", justify="right")
     rows = [
         *((f"as people type: {group}", shares["all"]) for group, shares in report.wordings.items()),
         *(
@@ -322,9 +313,11 @@ def evaluate_mini_command(
         ("picture -> caption, R@1", report.picture_to_caption),
         *((f"aspect: {aspect}", share) for aspect, share in report.by_aspect.items()),
     ]
-    for label, share in rows:
-        table.add_row(cell(label), f"{100 * share:.1f}")
-    console().print(table)
+    title = (
+        f"{report.model}: {report.scenes} held-out scenes, {report.questions} questions, "
+        f"{report.candidates} candidate phrases"
+    )
+    print_table(["measure", "%"], [(label, f"{100 * share:.1f}") for label, share in rows], title=title)
 
 
 @evaluate.command("pictures")
@@ -397,22 +390,19 @@ def evaluate_twins_command(
     if as_json:
         print_json(report.as_dict())
         return
-    table = Table(title=cell(f"{report.model}: {report.pictures} pictures, {report.questions} questions"))
-    table.add_column("path")
-    for column in ("R@1", "R@10", "before its twin", "ms/query", "p90", "second looks", "vectors/picture"):
-        table.add_column(column, justify="right")
-    for path in [*report.paths, *(replace(path, name=f"{path.name}, unseen words") for path in report.unseen)]:
-        shares = (path.recall_at_1, path.recall_at_10, path.before_twin)
-        cells = [f"{100 * share:.1f}" for share in shares] + [f"{path.ms:.0f}", f"{path.ms_p90:.0f}"]
-        table.add_row(cell(path.name), *cells, f"{path.second_looks:.1f}", f"{path.vectors:.0f}")
-    console().print(table)
-    aspects = Table(title="R@1 by aspect")
-    aspects.add_column("path")
-    for aspect in report.paths[0].by_aspect:
-        aspects.add_column(aspect, justify="right")
-    for path in [*report.paths, *(replace(path, name=f"{path.name}, unseen words") for path in report.unseen)]:
-        aspects.add_row(cell(path.name), *(f"{100 * share:.1f}" for share in path.by_aspect.values()))
-    console().print(aspects)
+    paths = [*report.paths, *(replace(path, name=f"{path.name}, unseen words") for path in report.unseen)]
+    rows = [
+        [
+            path.name,
+            *(f"{100 * share:.1f}" for share in (path.recall_at_1, path.recall_at_10, path.before_twin)),
+            *(f"{path.ms:.0f}", f"{path.ms_p90:.0f}", f"{path.second_looks:.1f}", f"{path.vectors:.0f}"),
+        ]
+        for path in paths
+    ]
+    columns = ("path", "R@1", "R@10", "before its twin", "ms/query", "p90", "second looks", "vectors/picture")
+    print_table(columns, rows, title=f"{report.model}: {report.pictures} pictures, {report.questions} questions")
+    by_aspect = [[path.name, *(f"{100 * share:.1f}" for share in path.by_aspect.values())] for path in paths]
+    print_table(["path", *report.paths[0].by_aspect], by_aspect, title="R@1 by aspect")
 
 
 @evaluate.command("keywords")

@@ -6,11 +6,9 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from rich.table import Table
-
 from abc_rag import __version__
 from abc_rag.cli.options import DeviceOption, JsonOption, ModelOption, StoreFlags, grouped, is_store, open_embedder
-from abc_rag.cli.output import cell, console, in_words, print_json
+from abc_rag.cli.output import in_words, print_facts, print_json
 from abc_rag.errors import InputError
 
 __all__ = ["info"]
@@ -57,11 +55,9 @@ def info(
     if as_json:
         print_json(facts)
         return
-    table = Table(show_header=False, show_edge=False, pad_edge=False)
-    table.add_column()
-    table.add_column(overflow="fold")
+    rows: list[tuple[str, Any]] = []
     for key, value in facts.items():
-        rows = {f"{key} {inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
-        for label, shown in rows.items():
-            table.add_row(cell(label), cell("none" if shown is None else in_words(str(shown))))
-    console().print(table)
+        rows += (
+            [(f"{key} {name}", inner) for name, inner in value.items()] if isinstance(value, dict) else [(key, value)]
+        )
+    print_facts((label, "none" if shown is None else in_words(str(shown))) for label, shown in rows)

@@ -12,13 +12,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RichCast
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ __all__ = [
     "labelled",
     "place_of",
     "plain_logs",
+    "print_facts",
     "print_json",
+    "print_table",
     "put",
     "read_line",
     "say",
@@ -139,6 +142,26 @@ def heading(title: str, *, note: str = "") -> Text:
 def labelled(label: str, value: str) -> Text:
     """A line that begins with its label in grey."""
     return Text.assemble((label, "dim"), " ", visible(value))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """A table on standard output; all columns but the first are numbers."""
+    table = Table(title=cell(title) if title else None)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*map(cell, row))
+    console().print(table)
+
+
+def print_facts(facts: Iterable[tuple[object, object]], *, title: object = "", numbers: bool = False) -> None:
+    """Names and values in two columns on standard output, within a frame if they have a title."""
+    table = Table(title=cell(title) if title else None, show_header=False, show_edge=bool(title), pad_edge=bool(title))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", justify="right" if numbers else "left")
+    for name, value in facts:
+        table.add_row(cell(name), cell(value))
+    console().print(table)
 
 
 def place_of(record: Record) -> str:

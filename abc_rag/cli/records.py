@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from abc_rag.cli.options import JsonOption, OnlyOption, StoreFlags, WhereOption, expanded, filter_of, grouped
-from abc_rag.cli.output import cell, console, in_words, place_of, print_json, say
+from abc_rag.cli.output import cell, console, in_words, place_of, print_facts, print_json, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,15 +76,9 @@ def show(
         print_json(shown)
         return
     for fields in shown:
-        table = Table(show_header=False, show_edge=False, pad_edge=False)
-        table.add_column()
-        table.add_column(overflow="fold")
         metadata = {f"metadata {key}": value for key, value in fields.pop("metadata").items()}
         facets_shown = {"facets": ", ".join(fields.pop("facets"))}
-        for label, value in {**fields, **metadata, **facets_shown}.items():
-            if value != "":
-                table.add_row(cell(label), cell(value))
-        console().print(table)
+        print_facts(fact for fact in {**fields, **metadata, **facets_shown}.items() if fact[1] != "")
         say()
 
 
@@ -140,17 +134,12 @@ def stats(
     if as_json:
         print_json(facts | {name: dict(counter.most_common()) for name, counter in counted.items()})
         return
-    table = Table(show_header=False, show_edge=False, pad_edge=False)
-    table.add_column(overflow="fold")
-    table.add_column(justify="right", overflow="fold")
-    for label, value in facts.items():
-        table.add_row(cell(label), cell(in_words(str(value))))
+    rows: list[tuple[str, Any]] = [(label, in_words(str(value))) for label, value in facts.items()]
     for name, counter in counted.items():
-        for label, count in counter.most_common(_TABLE_FOLDERS):
-            table.add_row(cell(f"{name.removesuffix('s')} {label}"), cell(f"{count:,}"))
+        rows += [(f"{name.removesuffix('s')} {label}", f"{n:,}") for label, n in counter.most_common(_TABLE_FOLDERS)]
         if len(counter) > _TABLE_FOLDERS:
-            table.add_row(cell(f"further {name}"), cell(f"{len(counter) - _TABLE_FOLDERS:,}"))
-    console().print(table)
+            rows.append((f"further {name}", f"{len(counter) - _TABLE_FOLDERS:,}"))
+    print_facts(rows, numbers=True)
 
 
 def _matching(opened: Store, condition: dict[str, Any] | None, only: str | None) -> Iterator[Record]:

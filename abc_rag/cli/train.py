@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from abc_rag.cli.options import JsonOption, ModelFlags, expanded, grouped, resolution_of
-from abc_rag.cli.output import cell, console, print_json, say, tell
+from abc_rag.cli.output import print_facts, print_json, say, tell
 
 if TYPE_CHECKING:
     from abc_rag.training.config import Config
@@ -239,9 +238,8 @@ def mine_negatives_command(
     if as_json:
         print_json(report.as_dict())
         return
-    table = Table(title=cell(f"negatives by {report.model}"), show_header=False)
     recall = "" if report.recall is None else f", recall {report.recall:.3f}"
-    for name, value in (
+    facts = (
         ("rows", f"{report.rows:,}"),
         ("different captions", f"{report.captions:,}"),
         ("negatives a row", f"{report.negatives / report.rows:.1f} of {report.count}"),
@@ -249,7 +247,6 @@ def mine_negatives_command(
         ("left out as probably correct", f"{report.at_or_above_bar:,}"),
         ("search", f"{report.query}, {report.index}{recall}"),
         ("unusable rows", f"{report.bad['count']:,}"),
-    ):
-        table.add_row(name, cell(value))
-    console().print(table)
+    )
+    print_facts(facts, title=f"negatives by {report.model}")
     say(f"written to {out}; train with: abc-rag train pretrain --data {data} --negatives-file {out} ...")
