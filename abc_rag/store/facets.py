@@ -12,7 +12,7 @@ import numpy.typing as npt
 from abc_rag.errors import InputError
 from abc_rag.store.filters import OF, Condition, Test
 from abc_rag.store.records import checked_ids, checked_instruction, unit_rows
-from abc_rag.store.table import PAGE, Column, Page, Table
+from abc_rag.store.table import Column, Page, Table, pages
 from abc_rag.types import Hit, Record, Vectors
 
 __all__ = ["Facets"]
@@ -87,8 +87,8 @@ class Facets:
         new = {record.id: record for record in records}
         # By their ids, as the pages of a filter might shift under what is written.
         names = [id_ for page in self._belonging("ids", new) for id_ in page.ids]
-        for start in range(0, len(names), PAGE):
-            facets = self.rows.get(names[start : start + PAGE])
+        for some in pages(names):
+            facets = self.rows.get(some)
             vectors = self.rows.vectors(facets)
             parents = [_picture_of(id_) for id_ in facets]
             rows = [_row(new[of], old.text) for of, old in zip(parents, facets.values(), strict=True)]
@@ -161,8 +161,8 @@ class Facets:
         asked = list(dict.fromkeys(checked_ids(ids)))
         if not asked or self.rows.dim() is None:
             return
-        for start in range(0, len(asked), PAGE):
-            yield from self.rows.scan(column, Test(OF, "$in", tuple(asked[start : start + PAGE])))
+        for some in pages(asked):
+            yield from self.rows.scan(column, Test(OF, "$in", tuple(some)))
 
 
 def _facet_id(picture: str, instruction: str) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from abc_rag.errors import StoreError
-from abc_rag.store.filters import Condition
+from abc_rag.store.filters import Condition, matches
 from abc_rag.store.keywords import Keywords
 from abc_rag.types import Hit, Record, Vectors
 
-__all__ = ["PAGE", "Column", "Page", "Table"]
+__all__ = ["PAGE", "Column", "Page", "Table", "hits_of", "pages"]
+
+S = TypeVar("S", bound="Sequence[Any] | npt.NDArray[Any]")
 
 # SQLite takes at most 32,766 variables in a statement, and servers bound the size of a request.
 PAGE = 1000
@@ -24,6 +27,21 @@ _SAME = 1e-4
 _UNIT = 2e-3
 
 Column = Literal["ids", "records", "vectors"]
+
+
+def pages(items: S, size: int = PAGE) -> Iterator[S]:
+    """A sequence in parts of ``size``, in its order."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]  # type: ignore[misc]
+
+
+def hits_of(bm25: Mapping[str, float], records: Mapping[str, Record], where: Condition | None) -> list[Hit]:
+    """The hits of a keyword search: of ids with their BM25, those that have a record and match."""
+    return [
+        Hit(records[id_], score / (1.0 + score))
+        for id_, score in bm25.items()
+        if id_ in records and matches(where, records[id_])
+    ]
 
 
 class Page(NamedTuple):
@@ -188,7 +206,6 @@ class Table(ABC):
             offset += len(page.ids)
 
     def _of(self, column: Column, ids: Iterable[str]) -> Iterator[Page]:
-        asked = list(dict.fromkeys(ids))
-        for start in range(0, len(asked), PAGE):
-            if page := self.read(column, ids=asked[start : start + PAGE]):
+        for some in pages(list(dict.fromkeys(ids))):
+            if page := self.read(column, ids=some):
                 yield page

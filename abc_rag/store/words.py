@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from abc_rag.errors import StoreError
 from abc_rag.store.keywords import Keywords, by_trigrams, by_words
+from abc_rag.store.table import pages
 
 __all__ = ["Words", "check_regular", "transaction"]
 
@@ -196,8 +197,7 @@ class Words:
         found: set[str] = set()
         with self._lock:
             must, values = self._musts(keywords, _kinds(keywords))
-            for start in range(0, len(ids), _SOME):
-                some = ids[start : start + _SOME]
+            for some in pages(ids, _SOME):
                 marks = ", ".join("?" * len(some))
                 found.update(
                     row[0]

@@ -10,7 +10,7 @@ import numpy as np
 
 from abc_rag.errors import FingerprintMismatchError, StoreError
 from abc_rag.store.chroma.rows import metadata_of, records_of
-from abc_rag.store.table import PAGE
+from abc_rag.store.table import PAGE, pages
 from abc_rag.types import Record, Vectors
 
 if TYPE_CHECKING:
@@ -157,8 +157,8 @@ def upsert(
     new = {r.id: metadata_of(r, r.id.rpartition("#")[0] if faceted else "") for r in records}
     # Chroma merges a record's old metadata into the new; None takes a key away.
     ids = list(new) if known is None else known
-    for start in range(0, len(ids), PAGE):
-        old = collection.get(ids=list(ids[start : start + PAGE]), include=["metadatas"])
+    for some in pages(ids):
+        old = collection.get(ids=list(some), include=["metadatas"])
         for id_, metadata in zip(old["ids"], old["metadatas"] or [], strict=True):
             new[id_].update((key, None) for key in metadata or {} if key not in new[id_])
     collection.upsert(

@@ -20,7 +20,7 @@ from abc_rag.store.chroma.recovery import adopt, rebuild
 from abc_rag.store.chroma.table import ChromaTable, Ranking, hit_of
 from abc_rag.store.filters import Condition, matches
 from abc_rag.store.keywords import Keywords
-from abc_rag.store.table import PAGE, Column, Page
+from abc_rag.store.table import PAGE, Column, Page, hits_of, pages
 from abc_rag.types import Hit, Record, Vectors
 
 if TYPE_CHECKING:
@@ -114,14 +114,8 @@ class EmbeddedTable(ChromaTable):
         for limit in limits:
             ranked = journal.words.search(self._name, keywords, limit)
             hits: list[Hit] = []
-            for start in range(0, len(ranked), PAGE):
-                page = dict(ranked[start : start + PAGE])
-                records = {record.id: record for record in journal.records(self._name, list(page))}
-                hits += [
-                    Hit(records[id_], bm25 / (1.0 + bm25))
-                    for id_, bm25 in page.items()
-                    if id_ in records and matches(where, records[id_])
-                ]
+            for page in map(dict, pages(ranked)):
+                hits += hits_of(page, journal.records(self._name, list(page)), where)
                 if len(hits) >= k:
                     return hits[:k]
             if len(ranked) < limit:
@@ -189,10 +183,10 @@ class EmbeddedTable(ChromaTable):
     def _stored_dim(self, collection: Collection | None = None) -> int | None:
         known, journal = self._dim, self._journal
         if known is None or known[0] is not journal:
-            ids = journal.page(self._name, 0)[:1]
-            if not ids:
+            dim = journal.dim(self._name)
+            if dim is None:
                 return None
-            self._dim = known = journal, len(journal.vectors(self._name, ids)[1][0])
+            self._dim = known = journal, dim
         return known[1]
 
     def read(
@@ -222,8 +216,8 @@ class EmbeddedTable(ChromaTable):
                 keys = self._glance(partial(self._after, keys[-1]), nothing)
             return
         found = self._glance(lambda: self._journal.matching(self._name, where), np.zeros(0, np.int64))
-        for start in range(0, len(found), PAGE):
-            if page := self._glance(partial(self._by_key, column, found[start : start + PAGE].tolist()), None):
+        for some in pages(found):
+            if page := self._glance(partial(self._by_key, column, some.tolist()), None):
                 yield page
 
     def _after(self, key: int) -> list[int]:
@@ -254,11 +248,10 @@ class EmbeddedTable(ChromaTable):
         if ids is None:
             ids = self._journal.page(self._name, offset)
         if column == "vectors":
-            known, vectors = self._journal.vectors(self._name, ids)
-            return Page(known, vectors=vectors) if known else None
+            vectors = self._journal.vectors(self._name, ids)
+            return Page(list(vectors), vectors=list(vectors.values())) if vectors else None
         if column == "records":
-            records = self._journal.records(self._name, ids)
-            return Page(list(ids), records) if ids else None
+            return Page(list(ids), list(self._journal.records(self._name, ids).values())) if ids else None
         known = self._journal.ids(self._name, ids)
         return Page(known) if known else None
 
@@ -348,8 +341,7 @@ class EmbeddedTable(ChromaTable):
             return {}
         for i, ranking in enumerate(self._ask(rows, n, None, collection)):
             fit: Ranking = []
-            for start in range(0, len(ranking), 4 * k):
-                part = ranking[start : start + 4 * k]
+            for part in pages(ranking, 4 * k):
                 self._look_up((id_ for _, id_ in part), records, collection)
                 fit += [one for one in part if one[1] in records and matches(where, records[one[1]])]
                 # What is farther than all candidates cannot come before the last hit.
@@ -389,11 +381,9 @@ class EmbeddedTable(ChromaTable):
     def _changing(self, ids: Sequence[str]) -> Iterator[dict[str, tuple[Record, Vectors]]]:
         """Yield what is stored under ``ids``, and put it back where Chroma refuses what shall take its place."""
         old: dict[str, tuple[Record, Vectors]] = {}
-        for start in range(0, len(ids), PAGE):
-            page = list(ids[start : start + PAGE])
-            records = {record.id: record for record in self._journal.records(self._name, page)}
-            known, vectors = self._journal.vectors(self._name, page)
-            old.update((id_, (records[id_], vector)) for id_, vector in zip(known, vectors, strict=True))
+        for page in pages(ids):
+            records, vectors = self._journal.records(self._name, page), self._journal.vectors(self._name, page)
+            old.update((id_, (records[id_], vector)) for id_, vector in vectors.items())
         try:
             yield old
         except Exception:

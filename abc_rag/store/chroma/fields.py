@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from abc_rag.store.chroma.collections import FACETS
 from abc_rag.store.filters import OF, All, Condition, Either, Moment, Test, fields_of, moment_of
+from abc_rag.store.table import pages
 from abc_rag.types import MetadataValue, Record
 
 __all__ = ["FIELD_TABLES", "Columns", "Keys", "change_fields", "few_keys", "forget_fields", "keys_of"]
@@ -278,8 +279,7 @@ def _statements(of: sqlite3.Connection, name: str, test: Test) -> Iterator[tuple
         if test.operator in _ORDER:
             yield f"SELECT key FROM fields WHERE label = ? AND value {_ORDER[test.operator]} ?", (label, *ones)
             continue
-        for start in range(0, len(ones), _VALUES):
-            some = ones[start : start + _VALUES]
+        for some in pages(ones, _VALUES):
             marks = ", ".join("?" * len(some))
             yield f"SELECT key FROM fields WHERE label = ? AND value IN ({marks})", (label, *some)
 

@@ -298,17 +298,21 @@ class Journal:
         """Which of at most `PAGE` ids there are."""
         return [row[0] for row in self._all(f"SELECT id FROM rows WHERE {_among(ids)}", (name, *ids))]
 
-    def records(self, name: str, ids: Sequence[str]) -> list[Record]:
+    def records(self, name: str, ids: Sequence[str]) -> dict[str, Record]:
         """The records of at most `PAGE` ids, in the order in which they came."""
-        rows = self._all(f"SELECT record FROM rows WHERE {_among(ids)} ORDER BY key", (name, *ids))
-        return [_record(row[0]) for row in rows]
+        rows = self._all(f"SELECT id, record FROM rows WHERE {_among(ids)} ORDER BY key", (name, *ids))
+        return {id_: _record(text) for id_, text in rows}
 
-    def vectors(self, name: str, ids: Sequence[str]) -> tuple[list[str], list[Vectors]]:
-        """The ids of at most `PAGE` that there are, with their vectors, in the order in which they came."""
+    def vectors(self, name: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        """The vectors of at most `PAGE` ids, in the order in which they came."""
         rows = self._all(
             f"SELECT id, vector FROM rows JOIN vectors USING (key) WHERE {_among(ids)} ORDER BY key", (name, *ids)
         )
-        return [row[0] for row in rows], [np.frombuffer(row[1], dtype=_VECTOR) for row in rows]
+        return {id_: np.frombuffer(vector, dtype=_VECTOR) for id_, vector in rows}
+
+    def dim(self, name: str) -> int | None:
+        """The length of a collection's vectors; None while there are none."""
+        return next((len(vector) for vector in self.vectors(name, self.page(name, 0)[:1]).values()), None)
 
     def page(self, name: str, offset: int) -> list[str]:
         """At most `PAGE` ids in the order in which they came, from an offset on."""

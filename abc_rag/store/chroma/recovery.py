@@ -19,7 +19,7 @@ import numpy as np
 from abc_rag.errors import StoreError
 from abc_rag.store.chroma.collections import create, mark_of, page_of, upsert
 from abc_rag.store.chroma.journal import CHROMA_FILE, Journal, index_folders
-from abc_rag.store.table import PAGE
+from abc_rag.store.table import pages
 from abc_rag.store.words import check_regular
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def rebuild(client: Client, journal: Journal, name: str) -> None:
     with suppress(NotFoundError):
         client.delete_collection(name)
     _remove_orphans(journal.folder)
-    if count:
-        dim = len(journal.vectors(name, journal.page(name, 0)[:1])[1][0])
+    if dim := journal.dim(name):
         collection = create(client, name, mark, count, dim)
         offset = 0
         while ids := journal.page(name, offset):
@@ -116,8 +115,7 @@ def _replay(client: Client, journal: Journal, name: str, ids: Sequence[str]) -> 
         collection = client.get_collection(name, embedding_function=None)
     except NotFoundError:
         return rebuild(client, journal, name)
-    for start in range(0, len(ids), PAGE):
-        page = list(ids[start : start + PAGE])
+    for page in pages(list(ids)):
         kept = set(journal.ids(name, page))
         gone = [id_ for id_ in page if id_ not in kept]
         if gone:
@@ -128,9 +126,8 @@ def _replay(client: Client, journal: Journal, name: str, ids: Sequence[str]) -> 
 
 
 def _put(collection: Collection, journal: Journal, name: str, ids: Sequence[str]) -> None:
-    records = {record.id: record for record in journal.records(name, ids)}
-    known, vectors = journal.vectors(name, ids)
-    upsert(collection, [records[id_] for id_ in known], np.stack(vectors))
+    records, vectors = journal.records(name, ids), journal.vectors(name, ids)
+    upsert(collection, [records[id_] for id_ in vectors], np.stack(list(vectors.values())))
 
 
 def adopt(client: Client, journal: Journal, name: str) -> None:
@@ -145,9 +142,9 @@ def adopt(client: Client, journal: Journal, name: str) -> None:
     while page := page_of(collection, offset):
         ids, records, vectors = page
         offset += len(ids)
-        there.update(record.id for record in records)
-        known = {record.id: record for record in journal.records(name, [record.id for record in records])}
-        old = dict(zip(*journal.vectors(name, [record.id for record in records]), strict=True))
+        whole = [record.id for record in records]
+        there.update(whole)
+        known, old = journal.records(name, whole), journal.vectors(name, whole)
         changed = [
             (record, vector)
             for record, vector in zip(records, vectors, strict=True)

@@ -21,10 +21,10 @@ from filelock import FileLock
 
 from abc_rag.store.chroma.client import Server, translated
 from abc_rag.store.chroma.table import ChromaTable
-from abc_rag.store.filters import Condition, matches
+from abc_rag.store.filters import Condition
 from abc_rag.store.keywords import Keywords
-from abc_rag.store.table import PAGE
-from abc_rag.store.words import Words, check_regular
+from abc_rag.store.table import hits_of, pages
+from abc_rag.store.words import Words, check_regular, transaction
 from abc_rag.types import Hit, Record, Vectors
 
 if TYPE_CHECKING:
@@ -114,16 +114,11 @@ class ServedTable(ChromaTable):
         copy = self._copy()
         hits: list[Hit] = []
         ranked = copy.words.search(copy.name, keywords, k if where is None else -1)
-        for start in range(0, len(ranked), PAGE):
-            page = dict(ranked[start : start + PAGE])
+        for page in map(dict, pages(ranked)):
             records, changed = self._freshened(list(page), collection)
             if changed:
                 return hits, True
-            hits += [
-                Hit(records[id_], bm25 / (1.0 + bm25))
-                for id_, bm25 in page.items()
-                if id_ in records and matches(where, records[id_])
-            ]
+            hits += hits_of(page, records, where)
             if len(hits) >= k:
                 break
         return hits[:k], False
@@ -133,8 +128,8 @@ class ServedTable(ChromaTable):
 
         def run(collection: Collection) -> set[str]:
             self._follow(collection)
-            for start in range(0, len(ids), PAGE):
-                self._freshened(ids[start : start + PAGE], collection)
+            for some in pages(ids):
+                self._freshened(some, collection)
             copy = self._copy()
             return copy.words.meeting(copy.name, keywords, ids)
 
@@ -178,7 +173,7 @@ class ServedTable(ChromaTable):
             known = copy.ids() if copy.followed() == str(collection.id) else set()
             behind = there & (set(copy.pending()) | (there - known))
             copy.put([], copy.ids() - there)
-            for some in _pages(sorted(behind)):
+            for some in pages(sorted(behind)):
                 copy.put(self._there(some, collection).values(), [])
             copy.settle(copy.pending())
             copy.follow(str(collection.id))
@@ -206,11 +201,6 @@ class ServedTable(ChromaTable):
         if changed or gone:
             copy.put(changed, gone)
         return records, bool(changed or gone)
-
-
-def _pages(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(ids), PAGE):
-        yield ids[start : start + PAGE]
 
 
 class _Copy:
@@ -275,15 +265,8 @@ class _Copy:
         return "".join(self._column("SELECT collection FROM followed WHERE name = ?", self.name))
 
     def _run(self, statement: str, rows: Sequence[tuple[str, ...]]) -> None:
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._connection.executemany(statement, rows)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-                raise
+        with transaction(self._connection, self._lock) as to:
+            to.executemany(statement, rows)
 
     def _column(self, statement: str, *arguments: str) -> list[str]:
         with self._lock:
