@@ -6,11 +6,12 @@ knows its model. `abc_rag.models.ModelLoader` says which checkpoints are a famil
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ __all__ = [
     "VisionModel",
     "check_length",
 ]
+
+F = TypeVar("F", bound="Family")
 
 
 class Opened(Protocol):
@@ -246,12 +249,19 @@ class Family(VisionModel):
             InputError: This input cannot be embedded; the message says why.
         """
 
-    def at(self, *, min_tokens: int, max_tokens: int) -> Family:
+    def at(self: F, *, min_tokens: int, max_tokens: int) -> F:
         """The same network at another resolution, in image tokens.
 
         Raises:
             InputError: This family's resolution cannot be set so.
         """
+        other, facts = copy.copy(self), self.facts
+        fingerprint = replace(facts.fingerprint, min_tokens=min_tokens, max_tokens=max_tokens)
+        other.facts = replace(facts, fingerprint=fingerprint, recipe=self._recipe_at(min_tokens, max_tokens))
+        other.chat = None
+        return other
+
+    def _recipe_at(self, min_tokens: int, max_tokens: int) -> PictureRecipe:
         raise InputError(f"the resolution of {self.facts.fingerprint.model} cannot be set in image tokens")
 
     def count_flops(self, item: Input) -> tuple[int, float]:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from abc_rag.images.limits import ImageLimits
 from abc_rag.models.abc.network import FIRST_RESIZE, ABCNetwork
 from abc_rag.models.abc.prompts import ABCPrompts
-from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared, check_length
+from abc_rag.models.family import FamilyFacts, Picture, Prepared, check_length
 from abc_rag.models.flops import count_flops
-from abc_rag.models.kernels.packed import PackedBatch, split_features
+from abc_rag.models.kernels.packed import PackedBatch
+from abc_rag.models.packed_family import PackedFamily
 from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
 from abc_rag.types import Fingerprint, Image, ImageSource, Input, InstructedImage, Text
 
 __all__ = ["ABCFamily"]
 
 
-class ABCFamily(Family):
+class ABCFamily(PackedFamily):
     """ABC behind the engine's seam."""
 
     def __init__(
@@ -31,7 +31,7 @@ class ABCFamily(Family):
         image_limits: ImageLimits,
     ) -> None:
         backbone = network.backbone
-        resizes = (FIRST_RESIZE, (fingerprint.min_tokens, fingerprint.max_tokens))
+        self.network = network
         super().__init__(
             FamilyFacts(
                 dim=backbone.hidden_size,
@@ -39,17 +39,16 @@ class ABCFamily(Family):
                 device=backbone.device,
                 dtype=backbone.dtype,
                 image_limits=image_limits,
-                recipe=QwenPictures(backbone.patch, backbone.merge, resizes),
-            )
+                recipe=self._recipe_at(fingerprint.min_tokens, fingerprint.max_tokens),
+            ),
+            backbone.image_token_id,
         )
-        self.network = network
         self._prompts = prompts
         self._max_length = backbone.max_length
 
-    def at(self, *, min_tokens: int, max_tokens: int) -> ABCFamily:
-        """The same network at another resolution."""
-        fingerprint = replace(self.facts.fingerprint, min_tokens=min_tokens, max_tokens=max_tokens)
-        return ABCFamily(self.network, self._prompts, fingerprint=fingerprint, image_limits=self.facts.image_limits)
+    def _recipe_at(self, min_tokens: int, max_tokens: int) -> QwenPictures:
+        backbone = self.network.backbone
+        return QwenPictures(backbone.patch, backbone.merge, (FIRST_RESIZE, (min_tokens, max_tokens)))
 
     def picture_tokens(self, opened: Patches) -> int:
         """How many image tokens an opened picture has."""
@@ -85,23 +84,11 @@ class ABCFamily(Family):
         opened: Patches = self.facts.open(source, name=name)
         return opened
 
-    def see(self, opened: Sequence[Patches]) -> list[torch.Tensor]:
-        """Vision features of some pictures; see `Family.see`."""
-        with torch.inference_mode():
-            features = self.network.packed.image_features(opened)
-            return split_features(features, [self.picture_tokens(one) for one in opened])
+    def _features(self, opened: Sequence[Patches]) -> torch.Tensor:
+        return self.network.packed.image_features(opened)
 
-    def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
-        """Embed a batch of one kind; see `Family.forward`."""
-        self.see_all(batch)
-        backbone = self.network.backbone
-        packed = PackedBatch.of(batch, image_token_id=backbone.image_token_id, device=backbone.device)
-        with torch.inference_mode():
-            self.network.set_instruct(packed.inputs[0].kind == "image+instruction")
-            rows = self.network.embed(
-                packed.input_ids,
-                packed.segments,
-                features=packed.features,
-                image_positions=packed.image_positions,
-            )
-            return packed.in_order(rows)
+    def _vectors(self, packed: PackedBatch) -> torch.Tensor:
+        self.network.set_instruct(packed.inputs[0].kind == "image+instruction")
+        return self.network.embed(
+            packed.input_ids, packed.segments, features=packed.features, image_positions=packed.image_positions
+        )

@@ -9,8 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +18,11 @@ from abc_rag.images.limits import ImageLimits
 from abc_rag.models.embedding_gemma.network import GemmaNetwork, PackedGemma
 from abc_rag.models.embedding_gemma.pictures import BUDGETS, GemmaPictures
 from abc_rag.models.embedding_gemma.prompts import GemmaPrompts, task_prefix
-from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared, check_length
-from abc_rag.models.kernels.packed import PackedBatch, split_features
+from abc_rag.models.family import FamilyFacts, Picture, Prepared, check_length
+from abc_rag.models.kernels.packed import PackedBatch
+from abc_rag.models.packed_family import PackedFamily, parts_of
 from abc_rag.models.qwen2_vl.pictures import Patches
-from abc_rag.types import INPUT_TYPES, Fingerprint, Input, InstructedImage, InstructedText, Interleaved, Text
+from abc_rag.types import INPUT_TYPES, Fingerprint, Input, InstructedImage, InstructedText
 
 __all__ = ["GemmaFamily", "check_budget"]
 
@@ -43,7 +42,7 @@ def check_budget(tokens: int) -> int:
     return tokens
 
 
-class GemmaFamily(Family):
+class GemmaFamily(PackedFamily):
     """EmbeddingGemma 2 behind the engine's seam.
 
     Args:
@@ -74,6 +73,7 @@ class GemmaFamily(Family):
     ) -> None:
         told = {"query": query_instruction, "document": document_instruction}
         self._prefixes = {**named, **{role: task_prefix(task) for role, task in told.items() if task is not None}}
+        self.network = network
         super().__init__(
             FamilyFacts(
                 dim=dims or network.dim,
@@ -81,33 +81,23 @@ class GemmaFamily(Family):
                 device=network.device,
                 dtype=network.dtype,
                 image_limits=image_limits,
-                recipe=GemmaPictures(network.patch, network.merge, check_budget(fingerprint.max_tokens)),
+                recipe=self._recipe_at(fingerprint.min_tokens, fingerprint.max_tokens),
                 accepts=INPUT_TYPES,
                 roles=tuple(self._prefixes),
                 query_instruction=named["query"] if query_instruction is None else query_instruction,
                 document_instruction=named["document"] if document_instruction is None else document_instruction,
-            )
+            ),
+            network.config.image_token_id,
         )
-        self.network = network
         self._prompts = prompts
-        self._named = named
-        self._told = (query_instruction, document_instruction)
         self._most = min(_MOST_TOKENS, network.max_length)
 
     def at(self, *, min_tokens: int, max_tokens: int) -> GemmaFamily:
         """The same network with another budget of image tokens; see `Family.at`."""
-        facts = self.facts
-        query, document = self._told
-        return GemmaFamily(
-            self.network,
-            self._prompts,
-            self._named,
-            fingerprint=replace(facts.fingerprint, min_tokens=1, max_tokens=max_tokens),
-            image_limits=facts.image_limits,
-            dims=facts.dim,
-            query_instruction=query,
-            document_instruction=document,
-        )
+        return super().at(min_tokens=1, max_tokens=max_tokens)
+
+    def _recipe_at(self, min_tokens: int, max_tokens: int) -> GemmaPictures:
+        return GemmaPictures(self.network.patch, self.network.merge, check_budget(max_tokens))
 
     def picture_tokens(self, opened: Patches) -> int:
         """How many image tokens an opened picture has."""
@@ -116,35 +106,19 @@ class GemmaFamily(Family):
     def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
         """Prompt and tokenise; see `Family.prepare`."""
         opened = self.opened(item, pictures)
-        tokens = [picture.tokens for picture in opened]
-        parts: list[str | int] = [*tokens]
+        parts = parts_of(item, [picture.tokens for picture in opened])
         prefix = self._prefixes[item.role]
-        if isinstance(item, Text):
-            parts = [item.text]
-        elif isinstance(item, InstructedText):
-            prefix, parts = task_prefix(item.instruction), [item.text]
-        elif isinstance(item, Interleaved):
-            numbers = iter(tokens)
-            parts = [part.text if isinstance(part, Text) else next(numbers) for part in item.parts]
-        elif isinstance(item, InstructedImage) and item.role == "query":
+        if isinstance(item, InstructedImage) and item.role == "query":
             parts.append(item.instruction)
-        elif isinstance(item, InstructedImage):
+        elif isinstance(item, (InstructedImage, InstructedText)):
             prefix = task_prefix(item.instruction)
         prepared = Prepared("image" if opened else "text", self._prompts(prefix, parts), opened)
         check_length(prepared, item, self._most)
         return prepared
 
-    def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
-        """Vision features of some pictures; see `Family.see`."""
-        with torch.inference_mode():
-            features = PackedGemma(self.network).image_features(opened)
-            return split_features(features, [self.picture_tokens(one) for one in opened])
+    def _features(self, opened: Sequence[Patches]) -> torch.Tensor:
+        return PackedGemma(self.network).image_features(opened)
 
-    def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
-        """Embed a batch; see `Family.forward`."""
-        self.see_all(batch)
-        network = self.network
-        packed = PackedBatch.of(batch, image_token_id=network.config.image_token_id, device=network.device)
-        with torch.inference_mode():
-            vectors = PackedGemma(network).vectors(packed)[:, : self.facts.dim]
-            return packed.in_order(nn.functional.normalize(vectors, dim=-1))
+    def _vectors(self, packed: PackedBatch) -> torch.Tensor:
+        vectors = PackedGemma(self.network).vectors(packed)[:, : self.facts.dim]
+        return nn.functional.normalize(vectors, dim=-1)

@@ -9,19 +9,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from abc_rag.images.limits import ImageLimits
-from abc_rag.models.family import Family, FamilyFacts, Picture, Prepared, check_length
-from abc_rag.models.kernels.packed import PackedBatch, split_features
+from abc_rag.models.family import FamilyFacts, Picture, Prepared, check_length
+from abc_rag.models.kernels.packed import PackedBatch
+from abc_rag.models.packed_family import PackedFamily, parts_of
 from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
 from abc_rag.models.qwen3_vl.network import PackedQwen3VL, Qwen3VLNetwork
 from abc_rag.models.qwen3_vl.prompts import DOCUMENT, QUERY, Qwen3VLPrompts, sentence
-from abc_rag.types import INPUT_TYPES, Fingerprint, Input, InstructedImage, InstructedText, Interleaved, Text
+from abc_rag.types import INPUT_TYPES, Fingerprint, Input, InstructedImage, InstructedText
 
 __all__ = ["Qwen3VLFamily"]
 
@@ -29,7 +28,7 @@ _MOST_TOKENS = 32768
 """What the model card calls the sequence length."""
 
 
-class Qwen3VLFamily(Family):
+class Qwen3VLFamily(PackedFamily):
     """Qwen3-VL-Embedding behind the engine's seam.
 
     Args:
@@ -53,7 +52,7 @@ class Qwen3VLFamily(Family):
         query_instruction: str | None = None,
         document_instruction: str | None = None,
     ) -> None:
-        limits = (fingerprint.min_tokens, fingerprint.max_tokens)
+        self.network = network
         super().__init__(
             FamilyFacts(
                 dim=dims or network.hidden_size,
@@ -61,29 +60,19 @@ class Qwen3VLFamily(Family):
                 device=network.device,
                 dtype=network.dtype,
                 image_limits=image_limits,
-                recipe=QwenPictures(network.patch, network.merge, (limits,)),
+                recipe=self._recipe_at(fingerprint.min_tokens, fingerprint.max_tokens),
                 accepts=INPUT_TYPES,
                 cuts=True,
                 query_instruction=QUERY if query_instruction is None else query_instruction,
                 document_instruction=DOCUMENT if document_instruction is None else document_instruction,
-            )
+            ),
+            network.image_token_id,
         )
-        self.network = network
         self._prompts = prompts
         self._most = min(_MOST_TOKENS, network.max_length)
 
-    def at(self, *, min_tokens: int, max_tokens: int) -> Qwen3VLFamily:
-        """The same network at another resolution; see `Family.at`."""
-        facts = self.facts
-        return Qwen3VLFamily(
-            self.network,
-            self._prompts,
-            fingerprint=replace(facts.fingerprint, min_tokens=min_tokens, max_tokens=max_tokens),
-            image_limits=facts.image_limits,
-            dims=facts.dim,
-            query_instruction=facts.query_instruction,
-            document_instruction=facts.document_instruction,
-        )
+    def _recipe_at(self, min_tokens: int, max_tokens: int) -> QwenPictures:
+        return QwenPictures(self.network.patch, self.network.merge, ((min_tokens, max_tokens),))
 
     def picture_tokens(self, opened: Patches) -> int:
         """How many image tokens an opened picture has."""
@@ -93,36 +82,19 @@ class Qwen3VLFamily(Family):
         """Prompt and tokenise; see `Family.prepare`."""
         opened = self.opened(item, pictures)
         told = self.facts.told(item.role) or DOCUMENT
-        tokens = [picture.tokens for picture in opened]
-        parts: list[str | int]
-        if isinstance(item, Text):
-            parts = [item.text]
-        elif isinstance(item, InstructedText):
-            told, parts = item.instruction, [item.text]
-        elif isinstance(item, Interleaved):
-            numbers = iter(tokens)
-            parts = [part.text if isinstance(part, Text) else next(numbers) for part in item.parts]
-        elif isinstance(item, InstructedImage) and item.role == "query":
-            parts = [*tokens, item.instruction]
-        else:
-            told = item.instruction if isinstance(item, InstructedImage) else told
-            parts = [*tokens]
+        parts = parts_of(item, [picture.tokens for picture in opened])
+        if isinstance(item, InstructedImage) and item.role == "query":
+            parts.append(item.instruction)
+        elif isinstance(item, (InstructedImage, InstructedText)):
+            told = item.instruction
         ids = self._prompts(sentence(told), parts)
         prepared = Prepared("image" if opened else "text", ids, opened)
         check_length(prepared, item, self._most)
         return prepared
 
-    def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
-        """Vision features of some pictures; see `Family.see`."""
-        with torch.inference_mode():
-            features = PackedQwen3VL(self.network).image_features(opened)
-            return split_features(features, [self.picture_tokens(one) for one in opened])
+    def _features(self, opened: Sequence[Patches]) -> torch.Tensor:
+        return PackedQwen3VL(self.network).image_features(opened)
 
-    def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
-        """Embed a batch; see `Family.forward`."""
-        self.see_all(batch)
-        network = self.network
-        packed = PackedBatch.of(batch, image_token_id=network.image_token_id, device=network.device)
-        with torch.inference_mode():
-            states = PackedQwen3VL(network).last_states(packed)[:, : self.facts.dim]
-            return packed.in_order(nn.functional.normalize(states.float(), dim=-1))
+    def _vectors(self, packed: PackedBatch) -> torch.Tensor:
+        states = PackedQwen3VL(self.network).last_states(packed)[:, : self.facts.dim]
+        return nn.functional.normalize(states.float(), dim=-1)

@@ -15,7 +15,6 @@ No chat template, no token at the end; causal attention (Section 3.2 of the pape
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,8 +22,9 @@ from torch import nn
 
 from abc_rag.errors import InputError
 from abc_rag.images.limits import ImageLimits
-from abc_rag.models.family import Family, FamilyFacts, Picture, PictureRecipe, Prepared, check_length
-from abc_rag.models.kernels.packed import PackedBatch, split_features
+from abc_rag.models.family import FamilyFacts, Picture, PictureRecipe, Prepared, check_length
+from abc_rag.models.kernels.packed import PackedBatch
+from abc_rag.models.packed_family import PackedFamily
 from abc_rag.models.vlm2vec.backbone import VLM2VecBackbone, VLM2VecPrompts
 from abc_rag.models.vlm2vec.prompts import prompt_of
 from abc_rag.types import INPUT_TYPES, Fingerprint, Input
@@ -56,7 +56,7 @@ class VLM2VecNetwork(nn.Module):
         return nn.functional.normalize(last.float(), dim=-1)
 
 
-class VLM2VecFamily(Family):
+class VLM2VecFamily(PackedFamily):
     """VLM2Vec behind the engine's seam, on any backbone.
 
     Args:
@@ -94,25 +94,16 @@ class VLM2VecFamily(Family):
                 accepts=INPUT_TYPES,
                 query_instruction=query_instruction,
                 document_instruction=document_instruction,
-            )
+            ),
+            backbone.image_token_id,
         )
         self.network = network
         self.backbone = backbone
         self._prompts = prompts
         self._resolution = resolution
 
-    def at(self, *, min_tokens: int, max_tokens: int) -> VLM2VecFamily:
-        """The same network at another resolution; see `Family.at`."""
-        return VLM2VecFamily(
-            self.network,
-            self._prompts,
-            recipe=self.backbone.recipe(self._resolution, min_tokens, max_tokens),
-            fingerprint=replace(self.facts.fingerprint, min_tokens=min_tokens, max_tokens=max_tokens),
-            image_limits=self.facts.image_limits,
-            resolution=self._resolution,
-            query_instruction=self.facts.query_instruction,
-            document_instruction=self.facts.document_instruction,
-        )
+    def _recipe_at(self, min_tokens: int, max_tokens: int) -> PictureRecipe:
+        return self.backbone.recipe(self._resolution, min_tokens, max_tokens)
 
     def picture_tokens(self, opened: Any) -> int:  # noqa: ANN401
         """How many image tokens an opened picture has."""
@@ -133,20 +124,11 @@ class VLM2VecFamily(Family):
         prepared = self.prepare(item)
         return prepared.tokens, self.backbone.flops(prepared.tokens, [picture.opened for picture in prepared.pictures])
 
-    def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
-        """Vision features of some pictures; see `Family.see`."""
-        with torch.inference_mode():
-            return split_features(self.backbone.packed_features(opened), [self.picture_tokens(one) for one in opened])
+    def _features(self, opened: Sequence[Any]) -> torch.Tensor:
+        return self.backbone.packed_features(opened)
 
-    def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
-        """Embed a batch; see `Family.forward`."""
-        self.see_all(batch)
-        packed = PackedBatch.of(batch, image_token_id=self.backbone.image_token_id, device=self.backbone.device)
-        with torch.inference_mode():
-            states = self.backbone.packed_last_states(
-                packed.input_ids,
-                packed.segments,
-                features=packed.features,
-                image_positions=packed.image_positions,
-            )
-            return packed.in_order(nn.functional.normalize(states.float(), dim=-1))
+    def _vectors(self, packed: PackedBatch) -> torch.Tensor:
+        states = self.backbone.packed_last_states(
+            packed.input_ids, packed.segments, features=packed.features, image_positions=packed.image_positions
+        )
+        return nn.functional.normalize(states.float(), dim=-1)
