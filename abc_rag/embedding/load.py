@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from abc_rag.embedding.choose import Choice, choose_model
 from abc_rag.embedding.endpoint import OPENAI, is_address
-from abc_rag.embedding.options import EmbedderKeywords, EmbedderOptions, ModelName, model_as_json, model_from_json
+from abc_rag.embedding.options import (
+    EmbedderKeywords,
+    EmbedderOptions,
+    ModelName,
+    model_as_json,
+    model_from_json,
+    shows_options,
+)
 from abc_rag.errors import InputError
 from abc_rag.models.abc.loader import ABCCheckpoint
 from abc_rag.models.hub import only_here
@@ -47,6 +54,7 @@ def default_model() -> str:
     return os.environ.get("ABC_RAG_MODEL") or "abc"
 
 
+@shows_options
 def load_embedder(
     model: ModelName | None = None, *, download: bool = False, **options: Unpack[EmbedderKeywords]
 ) -> Embedder:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Union, cast, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Union, cast, get_args
 
 from abc_rag.embedding.endpoint import is_address
 from abc_rag.embedding.settings import EngineSettings
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
     from abc_rag.images.limits import ImageLimits
     from abc_rag.images.pixels import Depth, Rendering
 
-__all__ = ["EmbedderKeywords", "EmbedderOptions", "ModelName", "keywords_of", "model_as_json", "model_from_json"]
+__all__ = [
+    "EmbedderKeywords",
+    "EmbedderOptions",
+    "ModelName",
+    "keywords_of",
+    "model_as_json",
+    "model_from_json",
+    "shows_options",
+]
+
+C = TypeVar("C", bound=Callable[..., object])
 
 ModelName = Union[str, "os.PathLike[str]", ABCCheckpoint]
 """What `abc_rag.load_embedder` takes as a model."""
@@ -187,6 +198,16 @@ def keywords_of(owner: object) -> EmbedderKeywords:
     """The options among an object's attributes, such as the fields of a framework's settings."""
     found = {field.name: getattr(owner, field.name) for field in dataclasses.fields(EmbedderOptions)}
     return cast("EmbedderKeywords", found)
+
+
+def shows_options(function: C) -> C:
+    """Decorates a function with ``**options: Unpack[EmbedderKeywords]``: its signature shows each, with its default."""
+    signature, kind = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
+    given = [one for one in signature.parameters.values() if one.kind != inspect.Parameter.VAR_KEYWORD]
+    options = dataclasses.fields(EmbedderOptions)
+    given += [inspect.Parameter(one.name, kind, default=one.default, annotation=one.type) for one in options]
+    function.__signature__ = signature.replace(parameters=given)  # type: ignore[attr-defined]
+    return function
 
 
 def model_as_json(model: ModelName) -> str | dict[str, Any]:
