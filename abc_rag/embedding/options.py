@@ -30,6 +30,7 @@ __all__ = [
     "ModelName",
     "keywords_of",
     "model_as_json",
+    "model_as_text",
     "model_from_json",
     "shows_options",
 ]
@@ -222,6 +223,16 @@ def model_as_json(model: ModelName) -> str | dict[str, Any]:
         parts[part] = source if folder is None else {"folder": folder}
         parts[f"{part}_revision"] = getattr(model, f"{part}_revision")
     return parts
+
+
+def model_as_text(model: ModelName | None) -> Any:  # noqa: ANN401
+    """A model as a framework writes it down: a path stays one, as a bare word names a model or a hub repository."""
+    if isinstance(model, ABCCheckpoint):
+        return {name: model_as_text(part) for name, part in dataclasses.asdict(model).items()}
+    if model is None or isinstance(model, str):
+        return model
+    path = os.fspath(model)
+    return path if path.startswith(("/", "./", "../", "~")) or os.path.isabs(path) else os.path.join(os.curdir, path)
 
 
 def model_from_json(told: str | Mapping[str, Any]) -> str | ABCCheckpoint:

@@ -10,15 +10,20 @@ from abc_rag.models.config import read_json
 from abc_rag.models.hub import fetch, is_folder
 from abc_rag.models.loader import Checkpoint, ModelLoader, Weights, as_folder
 
-__all__ = ["FolderLoader", "FolderModel", "model_type_of"]
+__all__ = ["FolderLoader", "FolderModel", "model_type_of", "read_or_empty"]
+
+
+def read_or_empty(file: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one: loading the file raises the error about it."""
+    try:
+        return read_json(file)
+    except CheckpointError:
+        return {}
 
 
 def model_type_of(folder: Path) -> str:
-    """The ``model_type`` of a folder's config.json; empty where it cannot be read, which loading it says."""
-    try:
-        return str(read_json(folder / "config.json").get("model_type", ""))
-    except CheckpointError:
-        return ""
+    """The ``model_type`` of a folder's config.json; empty where it cannot be read."""
+    return str(read_or_empty(folder / "config.json").get("model_type", ""))
 
 
 class FolderModel(Checkpoint):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from abc_rag import (
     load_embedder,
 )
 from abc_rag.embedding.load import loading_of
-from abc_rag.embedding.options import EmbedderOptions, keywords_of
+from abc_rag.embedding.options import EmbedderOptions, keywords_of, model_as_text
 from abc_rag.embedding.threads import ForkSafeLock
 from abc_rag.errors import InputError
 from langchain_abc._incoming import listed
@@ -131,16 +130,12 @@ class ABCEmbeddings(BaseModel, Embeddings):
         return self
 
     @field_serializer("model", when_used="json")
-    def _write_model(self, model: str | os.PathLike[str] | ABCCheckpoint | None) -> str | dict[str, Any] | None:
-        # A path must not turn into a model's name or a hub id on its way through JSON.
-        if isinstance(model, ABCCheckpoint):
-            return {key: _written(value) for key, value in dataclasses.asdict(model).items()}
-        return _written(model)
+    def _write_model(self, model: str | os.PathLike[str] | ABCCheckpoint | None) -> Any:  # noqa: ANN401
+        return model_as_text(model)
 
     @field_serializer("engine", when_used="json")
-    def _write_engine(self, engine: EngineSettings | None) -> dict[str, Any] | None:
-        told: dict[str, Any] | None = EmbedderOptions(engine=engine).as_dict()["engine"]
-        return told
+    def _write_engine(self, engine: EngineSettings | None) -> Any:  # noqa: ANN401
+        return EmbedderOptions(engine=engine).as_dict()["engine"]
 
     @classmethod
     def of(cls, embedder: Embedder, *, batch_size: int | Literal["auto"] = "auto") -> ABCEmbeddings:
@@ -306,10 +301,3 @@ def _pictures(images: Iterable[ImageSource], instruction: str | Sequence[str] | 
     if len(each) != len(sources):
         raise InputError(f"{len(each)} instructions for {len(sources)} pictures; give one for all, or one for each")
     return [InstructedImage(source, one) for source, one in zip(sources, each, strict=True)]
-
-
-def _written(part: str | os.PathLike[str] | None) -> str | None:
-    if part is None or isinstance(part, str):
-        return part
-    path = os.fspath(part)
-    return path if path.startswith(("/", "~")) or os.path.isabs(path) else os.path.join(os.curdir, path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from abc_rag.errors import CheckpointError, InputError
 from abc_rag.models.config import read_json, shown
-from abc_rag.models.folder_model import model_type_of
+from abc_rag.models.folder_model import model_type_of, read_or_empty
 from abc_rag.models.hub import fetch, is_folder
 from abc_rag.models.loader import GENERATING, Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
 
@@ -94,7 +94,7 @@ class VLM2VecLoader(ModelLoader):
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
     """The model that an adapter says it was made for: ``class``, ``base``, ``task``."""
-    told = _read(folder / "adapter_config.json")
+    told = read_or_empty(folder / "adapter_config.json")
     mapping = told.get("auto_mapping")
     return {
         "class": mapping.get("base_model_class") if isinstance(mapping, dict) else None,
@@ -231,38 +231,22 @@ def load_parts(base: Path, adapter: Path | None, place: Placement) -> tuple[VLM2
     Raises:
         CheckpointError: A file is missing, or a tensor is missing, left over or of another shape.
     """
-    load = _loader_of(model_type_of(base), base)
-    backbone, prompts = load(base, adapter, place)
-    return backbone, prompts
-
-
-def _loader_of(model_type: str, base: Path) -> Any:  # noqa: ANN401
-    if model_type == "qwen2_vl":
-        from abc_rag.models.vlm2vec.qwen2_vl import load_vlm2vec_qwen2_vl
-
-        return load_vlm2vec_qwen2_vl
-    if model_type == "phi3_v":
+    if refusal := _backbone_refusal(base):
+        raise CheckpointError(f"{base}: {refusal}")
+    if model_type_of(base) == "phi3_v":
         from abc_rag.models.vlm2vec.phi3_v import load_vlm2vec_phi3_v
 
-        return load_vlm2vec_phi3_v
-    raise CheckpointError(f"{base}: {_unknown_backbone(model_type)}")
+        return load_vlm2vec_phi3_v(base, adapter, place)
+    from abc_rag.models.vlm2vec.qwen2_vl import load_vlm2vec_qwen2_vl
 
-
-def _unknown_backbone(model_type: str) -> str:
-    return f"model_type is {shown(model_type)}; VLM2Vec models are read on {' and '.join(map(repr, _BACKBONES))}"
+    return load_vlm2vec_qwen2_vl(base, adapter, place)
 
 
 def _backbone_refusal(base: Path) -> str | None:
     found = model_type_of(base)
-    return None if found in _BACKBONES else _unknown_backbone(found)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one: loading the file raises the error about it."""
-    try:
-        return read_json(file)
-    except CheckpointError:
-        return {}
+    if found in _BACKBONES:
+        return None
+    return f"model_type is {shown(found)}; VLM2Vec models are read on {' and '.join(map(repr, _BACKBONES))}"
 
 
 def _base_of(folder: Path) -> Path | str | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_serializer, model_validator
 from llama_index.core.embeddings import MultiModalEmbedding
@@ -13,7 +12,7 @@ from typing_extensions import Self
 
 from abc_rag import ABCCheckpoint, Embedder, EngineSettings, ImageLimits, load_embedder
 from abc_rag.embedding.load import loading_of
-from abc_rag.embedding.options import EmbedderOptions, keywords_of
+from abc_rag.embedding.options import EmbedderOptions, keywords_of, model_as_text
 from abc_rag.errors import InputError
 
 __all__ = ["Settings"]
@@ -87,20 +86,16 @@ class Settings(MultiModalEmbedding):
         return self._embedder
 
     @field_serializer("model")
-    def _write_model(self, model: str | os.PathLike[str] | ABCCheckpoint) -> str | dict[str, str | None]:
-        if isinstance(model, ABCCheckpoint):
-            return {field.name: _plain(getattr(model, field.name)) for field in dataclasses.fields(model)}
-        return cast(str, _plain(model))
+    def _write_model(self, model: str | os.PathLike[str] | ABCCheckpoint) -> Any:  # noqa: ANN401
+        return model_as_text(model)
 
     @field_serializer("image_limits")
-    def _write_limits(self, limits: ImageLimits | None) -> dict[str, Any] | None:
-        told: dict[str, Any] | None = EmbedderOptions(image_limits=limits).as_dict()["image_limits"]
-        return told
+    def _write_limits(self, limits: ImageLimits | None) -> Any:  # noqa: ANN401
+        return EmbedderOptions(image_limits=limits).as_dict()["image_limits"]
 
     @field_serializer("engine")
-    def _write_engine(self, engine: EngineSettings | None) -> dict[str, Any] | None:
-        told: dict[str, Any] | None = EmbedderOptions(engine=engine).as_dict()["engine"]
-        return told
+    def _write_engine(self, engine: EngineSettings | None) -> Any:  # noqa: ANN401
+        return EmbedderOptions(engine=engine).as_dict()["engine"]
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return copy.copy(self)  # weights are shared
@@ -114,14 +109,6 @@ class Settings(MultiModalEmbedding):
 
 def _rebuild(cls: type[Settings], fields: dict[str, Any]) -> Settings:
     return cls(**fields)
-
-
-def _plain(value: str | os.PathLike[str] | None) -> str | None:
-    """A setting as text. A path stays recognizable as one, because a bare word names a model or a hub repository."""
-    if value is None or isinstance(value, str):
-        return value
-    path = os.fspath(value)
-    return path if path.startswith(("/", "./", "../", "~")) else os.path.join(".", path)
 
 
 def _name(model: str | os.PathLike[str] | ABCCheckpoint) -> str:
