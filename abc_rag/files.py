@@ -4,7 +4,7 @@ Every writer fills a draft beside the target, flushes it to the disk, and rename
 old content or the new, never half of it, also after a crash, a kill or a full disk. A draft that could not be finished
 is removed; one that a killed process left behind is hidden, and `remove_drafts` removes it.
 
-Errors are plain `OSError` with the target's name; callers turn them into their own.
+Errors are plain `OSError` with the target's name; callers turn them into their own, as by `refused_as`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["append", "is_draft", "move", "new_file", "new_folder", "remove_drafts", "write", "write_json"]
+from abc_rag.errors import ABCRagError
+
+__all__ = [
+    "append",
+    "is_draft",
+    "move",
+    "new_file",
+    "new_folder",
+    "refused_as",
+    "remove_drafts",
+    "write",
+    "write_json",
+]
 
 _DRAFT = re.compile(r"\.abc-[0-9a-f]{16}\.part")
 # What a folder that cannot be flushed answers: no reading permission, or a file system without it.
@@ -113,6 +125,15 @@ def write(path: Path, content: str | bytes, *, durable: bool = True) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write an indented JSON document; see `new_file`."""
     write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def refused_as(kind: type[ABCRagError], what: str, remedy: str) -> Iterator[None]:
+    """Turn what the system refuses within the block into an error of ours: ``WHAT (REASON); REMEDY``."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what} ({error.strerror or error}); {remedy}") from error
 
 
 def append(path: Path, content: bytes, *, at: int | None = None) -> None:

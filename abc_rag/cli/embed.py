@@ -10,7 +10,7 @@ import typer
 from abc_rag.cli.options import EmbedderFlags, expanded, grouped
 from abc_rag.cli.output import print_json, say
 from abc_rag.errors import InputError
-from abc_rag.files import new_file
+from abc_rag.files import new_file, refused_as
 
 __all__ = ["embed"]
 
@@ -47,11 +47,9 @@ def embed(
             raise InputError(f"{one!r} is not valid Unicode ({error.reason}); is the terminal set to UTF-8?") from error
     vectors = embedding.open().embed(inputs, progress=True)
     if out is not None:
-        try:
-            with new_file(expanded(out)) as draft, draft.open("wb") as handle:
-                np.save(handle, vectors, allow_pickle=False)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be written ({error.strerror})") from error
+        refused = refused_as(InputError, f"{out}: cannot be written", "choose another path")
+        with refused, new_file(expanded(out)) as draft, draft.open("wb") as handle:
+            np.save(handle, vectors, allow_pickle=False)
         say(f"{vectors.shape[0]} vectors of {vectors.shape[1]} in {out}")
         return
     for name, vector in zip([*(text or []), *pictures], vectors, strict=True):

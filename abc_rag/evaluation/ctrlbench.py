@@ -25,7 +25,7 @@ from abc_rag.evaluation.datasets import InstructedRow, check_limit, existing, re
 from abc_rag.evaluation.metrics import TIE, Ranking, rank_candidates, recall_at, share, worst
 from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
 from abc_rag.evaluation.vectors import KnownTexts, VectorCache, require_left
-from abc_rag.files import write
+from abc_rag.files import refused_as, write
 from abc_rag.scenes.drawing import render
 from abc_rag.scenes.questions import questions
 from abc_rag.scenes.world import held_out_scenes
@@ -315,7 +315,7 @@ def write_scenes_ctrlbench(folder: str | os.PathLike[str], *, scenes: int = 100)
         raise InputError(f"scenes must be between 1 and {_SCENES}, not {scenes}")
     target = Path(os.path.expanduser(folder))
     lines = []
-    try:
+    with refused_as(InputError, f"{target}: cannot be written", "choose another folder"):
         target.mkdir(parents=True, exist_ok=True)
         for row in scene_rows(scenes):
             name = f"{row.name.replace(' ', '-')}.png"
@@ -323,6 +323,4 @@ def write_scenes_ctrlbench(folder: str | os.PathLike[str], *, scenes: int = 100)
             pairs = [{"instruction": instruction, "phrase": phrase} for instruction, phrase in row.pairs]
             lines.append(json.dumps({"image": name, "pairs": pairs}) + "\n")
         write(target / "ctrlbench.jsonl", "".join(lines))
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error}); choose another folder") from error
     return target / "ctrlbench.jsonl"

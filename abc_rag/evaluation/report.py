@@ -7,7 +7,7 @@ from pathlib import Path
 from abc_rag.errors import InputError
 from abc_rag.evaluation.page import render_page
 from abc_rag.evaluation.results import Results
-from abc_rag.files import write, write_json
+from abc_rag.files import refused_as, write, write_json
 
 __all__ = ["write_report"]
 
@@ -22,10 +22,8 @@ def write_report(results: Results, folder: Path) -> tuple[Path, Path]:
         InputError: The folder cannot be written to.
     """
     data, page = folder / "results.json", folder / "report.html"
-    try:
+    with refused_as(InputError, f"{folder}: cannot be written", "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(data, results.as_dict())
         write(page, render_page(results))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from error
     return data.resolve(), page.resolve()

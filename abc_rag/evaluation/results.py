@@ -15,6 +15,7 @@ import numpy as np
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
 from abc_rag.evaluation.vectors import compute_of
+from abc_rag.files import refused_as
 from abc_rag.images.read import describe_source
 from abc_rag.types import ImageSource
 
@@ -202,12 +203,9 @@ def _recorded(value: Any) -> Any:  # noqa: ANN401
 
 def _sha256(file: Path) -> str:
     digest = hashlib.sha256()
-    try:
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error}); check the path") from error
+    with refused_as(InputError, f"{file}: cannot be read", "check the path"), file.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.embedding.progress import Progress, progress_bar
 from abc_rag.embedding.usable import embed_usable
 from abc_rag.errors import DatasetError, ImageError, InputError
-from abc_rag.files import new_file
+from abc_rag.files import new_file, refused_as
 from abc_rag.images.open import content_hash
 from abc_rag.images.read import describe_source
 from abc_rag.training.data.rows import BadRows, problem_of
@@ -118,12 +118,8 @@ class VectorCache:
         model = _digest(repr((self.embedder.fingerprint, compute_of(self.embedder))))[:16]
         safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:80]
         place = self.folder / "vectors" / f"{safe}-{model}"
-        try:
+        with refused_as(InputError, f"{place}: cannot be created", "choose another folder"):
             place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{place}: cannot be created ({error.strerror or error}); choose another folder"
-            ) from error
         return place
 
     def _fill(self, name: str, items: Sequence[tuple[str, Input]], shard: _Shard, bar: Progress) -> None:
@@ -227,13 +223,9 @@ class _Shard:
         """Write the file, whole or not at all."""
         if self.file is None or not self.changed:
             return
-        try:
-            with new_file(self.file) as draft, draft.open("wb") as handle:
-                np.save(handle, self.rows, allow_pickle=False)
-        except OSError as error:
-            raise InputError(
-                f"{self.file}: cannot be written ({error.strerror or error}); free some space and run it again"
-            ) from error
+        refused = refused_as(InputError, f"{self.file}: cannot be written", "free some space and run it again")
+        with refused, new_file(self.file) as draft, draft.open("wb") as handle:
+            np.save(handle, self.rows, allow_pickle=False)
         self.changed = False
 
 

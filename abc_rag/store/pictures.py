@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from abc_rag.errors import InputError, StoreError
-from abc_rag.files import write
+from abc_rag.files import refused_as, write
 from abc_rag.types import Record
 
 __all__ = ["KEPT", "KeptPictures"]
@@ -53,13 +53,9 @@ class KeptPictures:
         path = self.folder / sha256[:2] / f"{sha256}{suffix}"
         if path.is_file() and path.stat().st_size == len(data):
             return str(path)
-        try:
+        with refused_as(StoreError, f"{path}: the picture cannot be kept", "free some space or make it writable"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, data)
-        except OSError as error:
-            raise StoreError(
-                f"{path}: the picture cannot be kept ({error.strerror}); free some space or make it writable"
-            ) from error
         return str(path)
 
     def forget(self, source: str) -> None:

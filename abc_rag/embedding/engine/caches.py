@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from abc_rag.errors import InputError
-from abc_rag.files import is_draft, write
+from abc_rag.files import is_draft, refused_as, write
 
 __all__ = ["DiskTier", "TensorCache"]
 
@@ -154,10 +154,8 @@ class DiskTier:
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int) -> None:
         self._folder = Path(folder).expanduser()
         self._max_bytes = max_bytes
-        try:
+        with refused_as(InputError, f"cache folder {folder}: cannot be created", "choose another"):
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cache folder {folder}: cannot be created ({error.strerror}); choose another") from error
         self._held: int | None = None
         self._todo: queue.Queue[tuple[str, torch.Tensor] | None] = queue.Queue(64)
         self._writer: threading.Thread | None = None

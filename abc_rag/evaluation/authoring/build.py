@@ -48,7 +48,7 @@ from abc_rag.evaluation.authoring.folder import BuildFolder, Reviewed
 from abc_rag.evaluation.authoring.pairs import PAIRS_SCHEMA, Pair, prompt_for
 from abc_rag.evaluation.authoring.scan import Picture, Scan, scan
 from abc_rag.evaluation.metrics import TIE
-from abc_rag.files import write
+from abc_rag.files import refused_as, write
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.training.data.rows import BadRows
 
@@ -258,10 +258,8 @@ def _folders(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> tup
         raise InputError(f"{folder}: no such folder; give the folder of the pictures")
     if source == target:
         raise InputError(f"{out}: the results need their own folder, beside or within that of the pictures")
-    try:
+    with refused_as(InputError, f"{out}: cannot be created", "choose another folder"):
         target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be created ({error.strerror}); choose another folder") from error
     return source, target
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError
+from abc_rag.files import refused_as
 from abc_rag.training.data.rows import BadRows, Unusable
 
 __all__ = ["Ids", "LineFile", "describe_files", "read_jsonl"]
@@ -78,10 +80,8 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with _reading(path):
             found = path.stat()
-        except OSError as error:
-            raise _unreadable(path, error) from error
         self._version = (found.st_size, found.st_mtime_ns)
 
     def scan(self, bad: BadRows) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -91,31 +91,29 @@ class LineFile:
             DatasetError: The file cannot be read, is not in JSON lines, or has too many other lines.
         """
         size = self._version[0]
-        try:
-            with (
-                self.path.open("rb") as handle,
-                progress_bar(f"reading {self.path.name}", total=size, enabled=size > _LARGE) as bar,
-            ):
-                offset = wrong = 0
-                for number, line in enumerate(handle, 1):
-                    start, offset = offset, offset + len(line)
-                    bar.advance(len(line))
-                    if not line.strip():
-                        continue
-                    try:
-                        value = _parsed(line)
-                    except Unusable as error:
-                        wrong += error.problem == _NOT_JSON
-                        bad.add(f"{self.path.name}:{number}", error.problem, error.detail)
-                        if wrong == number == _ENOUGH:
-                            raise DatasetError(
-                                f"{self.path}: not in JSON lines, as none of its first {_ENOUGH} lines is JSON "
-                                f"({error.detail}); give one object per line"
-                            ) from error
-                        continue
-                    yield start, number, value
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        with (
+            _reading(self.path),
+            self.path.open("rb") as handle,
+            progress_bar(f"reading {self.path.name}", total=size, enabled=size > _LARGE) as bar,
+        ):
+            offset = wrong = 0
+            for number, line in enumerate(handle, 1):
+                start, offset = offset, offset + len(line)
+                bar.advance(len(line))
+                if not line.strip():
+                    continue
+                try:
+                    value = _parsed(line)
+                except Unusable as error:
+                    wrong += error.problem == _NOT_JSON
+                    bad.add(f"{self.path.name}:{number}", error.problem, error.detail)
+                    if wrong == number == _ENOUGH:
+                        raise DatasetError(
+                            f"{self.path}: not in JSON lines, as none of its first {_ENOUGH} lines is JSON "
+                            f"({error.detail}); give one object per line"
+                        ) from error
+                    continue
+                yield start, number, value
 
     def read(self, offset: int) -> dict[str, Any]:
         """The object of the line at an offset.
@@ -124,12 +122,10 @@ class LineFile:
             DatasetError: The file has changed since it was scanned.
         """
         try:
-            with self.path.open("rb") as handle:
+            with _reading(self.path), self.path.open("rb") as handle:
                 self._require_same()
                 handle.seek(offset)
                 return _parsed(handle.readline())
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
         except Unusable as error:
             raise self.changed() from error
 
@@ -181,5 +177,5 @@ def _parsed(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _unreadable(path: Path, error: OSError) -> DatasetError:
-    return DatasetError(f"{path}: cannot be read ({error.strerror or error}); check the path and the permissions")
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return refused_as(DatasetError, f"{path}: cannot be read", "check the path and the permissions")

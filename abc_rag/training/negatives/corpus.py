@@ -8,6 +8,7 @@ import logging
 import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,8 @@ class VectorFile:
         Raises:
             InputError: The file cannot be written; earlier rows are kept.
         """
-        try:
+        with writing(self.path):
             files.append(self.path, vectors.astype(np.float16).tobytes(), at=self._bytes(self.done))
-        except OSError as error:
-            raise unwritable(self.path, error) from error
         bad = [*self.bad, *bad]
         done = self.done + len(vectors)
         write_json(self._state, {"settings": self._settings, "done": done, "bad": bad})
@@ -203,14 +202,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    try:
+    with writing(path):
         files.write_json(path, value)
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> InputError:
-    """The error for a file that cannot be written."""
-    return InputError(
-        f"{path}: cannot be written ({error.strerror or error}); finished work is kept; free some space and run again"
-    )
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Turns what the system refuses within the block into an error about ``path``."""
+    remedy = "finished work is kept; free some space and run again"
+    return files.refused_as(InputError, f"{path}: cannot be written", remedy)

@@ -21,7 +21,7 @@ from abc_rag.errors import InputError
 from abc_rag.files import append, move, remove_drafts
 from abc_rag.training.data.lines import describe_files
 from abc_rag.training.data.sources import CaptionSource
-from abc_rag.training.negatives.corpus import VectorFile, embed_rows, read_json, unwritable, write_json
+from abc_rag.training.negatives.corpus import VectorFile, embed_rows, read_json, write_json, writing
 from abc_rag.training.negatives.job import MiningJob, Vectors16
 from abc_rag.training.negatives.neighbours import Found, Search
 from abc_rag.types import Image, Input, Text
@@ -56,13 +56,12 @@ class MiningFiles:
         if self.out.is_dir() or (self.out.exists() and "report" not in (read_json(self.sidecar) or {})):
             raise InputError(f"{self.out}: exists and was not made by mine-negatives; choose another name")
         lock = FileLock(self.work / "lock", blocking=False)
-        try:
+        with writing(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise InputError(f"{self.out}: another process is mining into it; wait until it ends") from error
-        except OSError as error:
-            raise unwritable(self.work, error) from error
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise InputError(f"{self.out}: another process is mining into it; wait until it ends") from error
         try:
             yield
         finally:
@@ -95,10 +94,8 @@ class MiningFiles:
         """
         about = {"abc-rag": __version__, "settings": settings, "report": report, "file": describe_files([self.part])}
         write_json(self.sidecar, about)
-        try:
+        with writing(self.out):
             move(self.part, self.out)
-        except OSError as error:
-            raise unwritable(self.out, error) from error
         # Only files of a run: somebody may have put others there.
         for pattern in ["search.*", *([] if keep_vectors else ["texts.*", "pictures.*", "*.usearch"])]:
             for path in self.work.glob(pattern):
@@ -174,15 +171,13 @@ class SearchProgress:
     def search(self, job: MiningJob, search: Search, *, progress: bool) -> None:
         """Search for the remaining rows, and write their negatives."""
         total = len(job.corpus)
-        try:
-            with progress_bar("searching negatives", total=total, enabled=progress) as bar:
-                bar.advance(self.rows)
-                for lines, found, rows in self._batches(job, search, total):
-                    append(self._files.part, lines, at=self.bytes)
-                    self._count(found, rows, job.count, len(lines))
-                    bar.advance(len(rows))
-        except OSError as error:
-            raise unwritable(self._files.part, error) from error
+        shown = progress_bar("searching negatives", total=total, enabled=progress)
+        with writing(self._files.part), shown as bar:
+            bar.advance(self.rows)
+            for lines, found, rows in self._batches(job, search, total):
+                append(self._files.part, lines, at=self.bytes)
+                self._count(found, rows, job.count, len(lines))
+                bar.advance(len(rows))
 
     def _batches(
         self, job: MiningJob, search: Search, total: int

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from abc_rag.embedding.progress import Progress, progress_bar
 from abc_rag.errors import MissingExtraError
 from abc_rag.files import new_file
-from abc_rag.training.negatives.corpus import unwritable
+from abc_rag.training.negatives.corpus import writing
 from abc_rag.types import Vectors
 
 __all__ = ["ApproximateSearch", "ExactSearch", "Found", "Search"]
@@ -198,11 +198,11 @@ class ApproximateSearch(Search):
                         np.arange(first + begin, first + begin + len(some), dtype=np.uint64), some, threads=threads
                     )
                     bar.advance(len(some))
-            try:
-                with new_file(path) as draft:
+            with writing(path), new_file(path) as draft:
+                try:
                     index.save(str(draft))
-            except (OSError, RuntimeError) as error:
-                raise unwritable(path, error if isinstance(error, OSError) else OSError(str(error))) from error
+                except RuntimeError as error:
+                    raise OSError(str(error)) from error
         else:
             bar.advance(end - start)
         return Index.restore(str(path), view=True)
