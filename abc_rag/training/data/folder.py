@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from abc_rag.errors import DatasetError
 from abc_rag.training.data.lines import Ids, LineFile
 from abc_rag.training.data.rows import BadRows, Unusable, checked_text, require_rows, text_of
-from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, Pair, PairsRow, PairsSource
+from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, Pair, PairsRow, PairsSource, Row, Source
 
 __all__ = [
     "HUB_NAMES",
@@ -30,7 +31,6 @@ HUB_NAMES = {"abc-pretraining": "TIGER-Lab/ABC-Pretraining-Data", "abc-vg-instru
 
 _CAPTIONS = '{"image": "a.jpg", "caption": "..."}'
 _PAIRS = '{"image": "a.jpg", "pairs": [{"instruction": "...", "phrase": "..."}]}'
-Row = TypeVar("Row")
 # Receives (problem, detail) of a part of a row that is left out; the rest of the row is used.
 Note = Callable[[str, str], None]
 
@@ -155,37 +155,29 @@ def _silent(problem: str, detail: str) -> None:
     """Ignore what is left out: it was counted when the file was opened."""
 
 
-class _Lines(Generic[Row]):
-    """The rows of a JSONL file, by number.
+class _FolderRows(Source[Row]):
+    """The rows of a JSONL file. A subclass says what they are called, what they look like, and what they hold."""
 
-    Args:
-        path: The file.
-        images: Folder that picture names are relative to; the folder of the file if None.
-        max_bad: Maximum number of unusable rows.
-        parse: Makes a row of an object, its id, the pictures, whether its picture must exist, and a `Note`.
-        shape: An example of a row, for messages.
-    """
+    _kind: ClassVar[str]
+    _shape: ClassVar[str]
 
-    def __init__(
-        self,
-        path: Path,
-        images: Path | None,
-        max_bad: int,
-        parse: Callable[[dict[str, Any], str, Pictures, bool, Note], Row],
-        shape: str,
-    ) -> None:
-        self.bad = BadRows(str(path), limit=max_bad)
+    def __init__(self, path: Path, *, images: Path | None = None, max_bad: int = 100) -> None:
+        self.name = str(path)
+        self.bad = BadRows(self.name, limit=max_bad)
         self.ids = Ids()
         self._file = LineFile(path)
         self._images = images
         self._pictures = Pictures(path.parent if images is None else images)
-        self._parse = parse
         # All that is kept of a row: its offset and its line number.
         self._offsets, self._numbers = array("q"), array("q")
         for offset, number, raw in self._file.scan(self.bad):
             self._take(offset, number, raw)
         self.ids.freeze()
-        require_rows(len(self._offsets), str(path), self.bad, shape)
+        require_rows(len(self._offsets), self.name, self.bad, self._shape)
+
+    @abstractmethod
+    def _parsed(self, raw: dict[str, Any], id: str, check: bool, note: Note) -> Row:
+        """The row of an object; ``check`` says whether its picture must exist."""
 
     def _take(self, offset: int, number: int, raw: dict[str, Any]) -> None:
         where = f"{self._file.path.name}:{number}"
@@ -193,7 +185,7 @@ class _Lines(Generic[Row]):
             id = _id_of(raw, number)
             if id in self.ids:
                 raise Unusable("duplicate id", id)
-            self._parse(raw, id, self._pictures, True, lambda problem, detail: self.bad.add(where, problem, detail))
+            self._parsed(raw, id, True, lambda problem, detail: self.bad.add(where, problem, detail))
         except Unusable as error:
             self.bad.add(where, error.problem, error.detail)
             return
@@ -202,17 +194,20 @@ class _Lines(Generic[Row]):
         self._numbers.append(number)
 
     def __len__(self) -> int:
+        """Number of usable rows."""
         return len(self._offsets)
 
     def row(self, index: int) -> Row:
+        """See `Source.row`."""
         raw = self._file.read(self._offsets[index])
         try:
-            return self._parse(raw, _id_of(raw, self._numbers[index]), self._pictures, False, _silent)
+            return self._parsed(raw, _id_of(raw, self._numbers[index]), False, _silent)
         except Unusable as error:
             raise self._file.changed() from error
 
-    def describe(self, kind: str) -> dict[str, Any]:
-        about = {"kind": kind, **self._file.describe(), "rows": len(self)}
+    def describe(self) -> dict[str, Any]:
+        """See `Source.describe`."""
+        about = {"kind": self._kind, **self._file.describe(), "rows": len(self)}
         if self._images is not None:
             about["images"] = str(self._images)
         return about | {"bad": self.bad.as_dict()}
@@ -221,7 +216,7 @@ class _Lines(Generic[Row]):
 # --- Captions -------------------------------------------------------------------------------------
 
 
-class FolderCaptions(CaptionSource):
+class FolderCaptions(_FolderRows[CaptionRow], CaptionSource):
     """Rows ``{"image": ..., "caption": ..., "negatives": [...], "id": ...}`` of a JSONL file.
 
     Args:
@@ -233,51 +228,39 @@ class FolderCaptions(CaptionSource):
         DatasetError: The file cannot be read, has no usable row, or too many unusable ones.
     """
 
-    def __init__(self, path: Path, *, images: Path | None = None, max_bad: int = 100) -> None:
-        self._lines = _Lines(path, images, max_bad, _caption_row, _CAPTIONS)
-        self.name, self.bad, self.ids = str(path), self._lines.bad, self._lines.ids
+    _kind, _shape = "JSONL with captions", _CAPTIONS
 
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def row(self, index: int) -> CaptionRow:
-        """See `CaptionSource.row`."""
-        return self._lines.row(index)
-
-    def describe(self) -> dict[str, Any]:
-        """See `CaptionSource.describe`."""
-        return self._lines.describe("JSONL with captions")
-
-
-def _caption_row(raw: dict[str, Any], id: str, pictures: Pictures, check: bool, note: Note) -> CaptionRow:
-    if raw.get("pairs") is not None:
-        both = raw.get("caption") is not None
-        raise Unusable("mixed columns", "caption and pairs in one row" if both else "pairs where captions are expected")
-    caption = text_of(raw, "caption")
-    image = pictures.path(text_of(raw, "image"), check=check)
-    negatives = raw.get("negatives")
-    if negatives is None:
-        return CaptionRow(id, image, Candidate(caption))
-    if not isinstance(negatives, list):
-        raise Unusable("wrong type", f"negatives is {type(negatives).__name__}, not a list of texts")
-    kept: dict[str, None] = {}
-    for value in negatives:
-        try:
-            text = checked_text(value, "negative")
-        except Unusable as error:
-            note(error.problem, error.detail)
-            continue
-        if text == caption:
-            note("negative is the positive", text)
-            continue
-        kept[text] = None
-    return CaptionRow(id, image, Candidate(caption), tuple(Candidate(text) for text in kept))
+    def _parsed(self, raw: dict[str, Any], id: str, check: bool, note: Note) -> CaptionRow:
+        if raw.get("pairs") is not None:
+            both = raw.get("caption") is not None
+            raise Unusable(
+                "mixed columns", "caption and pairs in one row" if both else "pairs where captions are expected"
+            )
+        caption = text_of(raw, "caption")
+        image = self._pictures.path(text_of(raw, "image"), check=check)
+        negatives = raw.get("negatives")
+        if negatives is None:
+            return CaptionRow(id, image, Candidate(caption))
+        if not isinstance(negatives, list):
+            raise Unusable("wrong type", f"negatives is {type(negatives).__name__}, not a list of texts")
+        kept: dict[str, None] = {}
+        for value in negatives:
+            try:
+                text = checked_text(value, "negative")
+            except Unusable as error:
+                note(error.problem, error.detail)
+                continue
+            if text == caption:
+                note("negative is the positive", text)
+                continue
+            kept[text] = None
+        return CaptionRow(id, image, Candidate(caption), tuple(Candidate(text) for text in kept))
 
 
 # --- Pairs ----------------------------------------------------------------------------------------
 
 
-class FolderPairs(PairsSource):
+class FolderPairs(_FolderRows[PairsRow], PairsSource):
     """Rows ``{"image": ..., "pairs": [{"instruction": ..., "phrase": ...}, ...], "id": ...}`` of a JSONL file.
 
     Args:
@@ -289,44 +272,32 @@ class FolderPairs(PairsSource):
         DatasetError: The file cannot be read, has no usable row, or too many unusable ones.
     """
 
-    def __init__(self, path: Path, *, images: Path | None = None, max_bad: int = 100) -> None:
-        self._lines = _Lines(path, images, max_bad, _pairs_row, _PAIRS)
-        self.name, self.bad = str(path), self._lines.bad
+    _kind, _shape = "JSONL with pairs", _PAIRS
 
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def row(self, index: int) -> PairsRow:
-        """See `PairsSource.row`."""
-        return self._lines.row(index)
-
-    def describe(self) -> dict[str, Any]:
-        """See `PairsSource.describe`."""
-        return self._lines.describe("JSONL with pairs")
-
-
-def _pairs_row(raw: dict[str, Any], id: str, pictures: Pictures, check: bool, note: Note) -> PairsRow:
-    if raw.get("caption") is not None:
-        both = raw.get("pairs") is not None
-        raise Unusable(
-            "mixed columns", "caption and pairs in one row" if both else "a caption where pairs are expected"
-        )
-    pairs = raw.get("pairs")
-    if not isinstance(pairs, list):
-        problem = "missing pairs" if pairs is None else "wrong type"
-        raise Unusable(problem, "pairs is missing" if pairs is None else f"pairs is {type(pairs).__name__}, not a list")
-    if not pairs:
-        raise Unusable("empty pairs")
-    image = pictures.path(text_of(raw, "image"), check=check)
-    kept = []
-    for number, value in enumerate(pairs, 1):
-        try:
-            kept.append(pair_of(value))
-        except Unusable as error:
-            note(error.problem, f"pair {number}" + (f": {error.detail}" if error.detail else ""))
-    if not kept:
-        raise Unusable("no usable pair")
-    return PairsRow(id, image, tuple(kept))
+    def _parsed(self, raw: dict[str, Any], id: str, check: bool, note: Note) -> PairsRow:
+        if raw.get("caption") is not None:
+            both = raw.get("pairs") is not None
+            raise Unusable(
+                "mixed columns", "caption and pairs in one row" if both else "a caption where pairs are expected"
+            )
+        pairs = raw.get("pairs")
+        if not isinstance(pairs, list):
+            problem = "missing pairs" if pairs is None else "wrong type"
+            raise Unusable(
+                problem, "pairs is missing" if pairs is None else f"pairs is {type(pairs).__name__}, not a list"
+            )
+        if not pairs:
+            raise Unusable("empty pairs")
+        image = self._pictures.path(text_of(raw, "image"), check=check)
+        kept = []
+        for number, value in enumerate(pairs, 1):
+            try:
+                kept.append(pair_of(value))
+            except Unusable as error:
+                note(error.problem, f"pair {number}" + (f": {error.detail}" if error.detail else ""))
+        if not kept:
+            raise Unusable("no usable pair")
+        return PairsRow(id, image, tuple(kept))
 
 
 def pair_of(value: object) -> Pair:
