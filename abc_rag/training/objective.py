@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,9 @@ from abc_rag.models.hub import is_folder
 from abc_rag.models.lora_layers import LoraConfig
 from abc_rag.training.adapters import save_adapter
 from abc_rag.training.config import AdapterConfig, TrainConfig
-from abc_rag.training.data.rows import BadRows, problem_of
+from abc_rag.training.data.mmeb import PairRow
+from abc_rag.training.data.rows import problem_of
+from abc_rag.training.data.sources import CaptionRow, PairsRow, Source
 from abc_rag.training.running.card import write_card
 from abc_rag.training.running.loop import Objective
 from abc_rag.training.shares import Plan, Share, share_of
@@ -39,20 +41,7 @@ from abc_rag.types import Fingerprint, Image, Input
 __all__ = ["ABCObjective", "RowsObjective", "frozen_dtype", "init_head", "plan_of"]
 
 
-class _Row(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-Row = TypeVar("Row", bound=_Row)
-
-
-class _Source(Protocol[Row]):  # type: ignore[misc]
-    bad: BadRows
-
-    def __len__(self) -> int: ...
-    def row(self, index: int) -> Row: ...
-    def describe(self) -> dict[str, Any]: ...
+Row = TypeVar("Row", bound=CaptionRow | PairsRow | PairRow)
 
 
 def frozen_dtype(config: AdapterConfig) -> torch.dtype:
@@ -127,7 +116,7 @@ class RowsObjective(Objective[Share], Generic[Row]):
         family: Family,
         network: nn.Module,
         lora: LoraConfig,
-        source: _Source[Row],
+        source: Source[Row],
         *,
         size: int,
         what: str,
@@ -275,7 +264,7 @@ class ABCObjective(RowsObjective[Row]):
     """
 
     def __init__(
-        self, config: TrainConfig, network: ABCNetwork, prompts: ABCPrompts, lora: LoraConfig, source: _Source[Row]
+        self, config: TrainConfig, network: ABCNetwork, prompts: ABCPrompts, lora: LoraConfig, source: Source[Row]
     ) -> None:
         fingerprint = Fingerprint("training", "", config.min_tokens, config.max_tokens)
         family = ABCFamily(network, prompts, fingerprint=fingerprint, image_limits=ImageLimits())

@@ -8,30 +8,16 @@ import re
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from abc_rag.errors import ABCRagError, InputError, MissingExtraError, StoreError
 
 if TYPE_CHECKING:
     from chromadb.api.client import Client
 
-__all__ = ["Backend", "Server", "close_client", "translated"]
+__all__ = ["Server", "close_client", "translated"]
 
 T = TypeVar("T")
-C_co = TypeVar("C_co", covariant=True)
-
-
-class Backend(Protocol[C_co]):
-    """Provides a client of a directory that processes share, or of a server."""
-
-    def read(self, use: Callable[[C_co], T]) -> T:
-        """Call ``use(client)`` with a client that has seen every finished write."""
-
-    def write(self, use: Callable[[C_co], T]) -> T:
-        """Call ``use(client)`` with the right to write."""
-
-    def close(self) -> None:
-        """Release the client. Idempotent."""
 
 
 # Messages of Chroma, SQLite and the system, each with its remedy. The first match is used.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from abc_rag.errors import InputError, StoreError
-from abc_rag.store.chroma.client import Backend, translated
+from abc_rag.store.chroma.client import translated
 from abc_rag.store.chroma.collections import RECORD, check, create, mark_of, marked, upsert
 from abc_rag.store.chroma.rows import batches, records_of, size_of, to_where
 from abc_rag.store.filters import MODALITY, All, Condition, Either, matches
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from chromadb.api.client import Client
     from chromadb.api.models.Collection import Collection
     from chromadb.api.types import Include
+
+    from abc_rag.store.chroma.client import Server
+    from abc_rag.store.chroma.lock import Lease
 
 T = TypeVar("T")
 
@@ -55,7 +58,7 @@ class ChromaTable(Table):
         wanted: The fingerprint of the vectors; None opens whatever there is, and marks nothing.
     """
 
-    def __init__(self, backend: Backend[Client], place: str, name: str, wanted: str | None) -> None:
+    def __init__(self, backend: Lease | Server, place: str, name: str, wanted: str | None) -> None:
         self._backend = backend
         self._place = place
         self._name = name

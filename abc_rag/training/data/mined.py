@@ -7,28 +7,21 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from abc_rag.errors import DatasetError
-from abc_rag.training.data.lines import Ids, LineFile
-from abc_rag.training.data.rows import BadRows, Unusable
+from abc_rag.training.data.lines import LineFile
+from abc_rag.training.data.rows import Unusable
 from abc_rag.training.data.sources import Candidate, CaptionRow, CaptionSource, one_of_each_group
 
+if TYPE_CHECKING:
+    from abc_rag.training.data.folder import FolderCaptions
+    from abc_rag.training.data.hub import HubCaptions
+
 __all__ = ["WithNegatives"]
-
-
-class _Indexed(Protocol):
-    name: str
-    bad: BadRows
-    ids: Ids
-
-    def __len__(self) -> int: ...
-    def bare(self, index: int) -> CaptionRow: ...
-    def excluded(self, rows: Sequence[CaptionRow], candidates: Sequence[Candidate]) -> npt.NDArray[np.bool_]: ...
-    def describe(self) -> dict[str, Any]: ...
 
 
 class WithNegatives(CaptionSource):
@@ -44,7 +37,7 @@ class WithNegatives(CaptionSource):
         DatasetError: The file cannot be read, or too many ids are not the source's.
     """
 
-    def __init__(self, source: _Indexed, path: Path) -> None:
+    def __init__(self, source: FolderCaptions | HubCaptions, path: Path) -> None:
         self._source = source
         self.name, self.bad = source.name, source.bad
         self._file = LineFile(path.expanduser())

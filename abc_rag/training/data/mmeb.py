@@ -14,13 +14,14 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError, MissingExtraError
 from abc_rag.training.data.folder import Note, Pictures
 from abc_rag.training.data.lines import LineFile, describe_files
 from abc_rag.training.data.rows import BadRows, Unusable, require_rows
+from abc_rag.training.data.sources import Source
 from abc_rag.types import Image, Input, Interleaved, Text
 
 __all__ = ["PLACEHOLDER", "MMEBRows", "PairRow", "Side", "open_mmeb_rows", "require_columns", "to_the_letter"]
@@ -102,16 +103,7 @@ class PairRow:
     negatives: tuple[Side, ...] = ()
 
 
-class _File(Protocol):
-    """A file of rows; only an index is kept in memory."""
-
-    name: str
-
-    def __len__(self) -> int: ...
-    def read(self, index: int) -> tuple[str, dict[str, Any]]: ...
-
-
-class MMEBRows:
+class MMEBRows(Source[PairRow]):
     """The usable rows of some subsets, one subset after the other. Safe to use from several threads at once.
 
     Args:
@@ -139,7 +131,7 @@ class MMEBRows:
         self.bad = BadRows(name, limit=max_bad)
         self._pictures = pictures
         self._paths = files
-        self._files: list[_File] = []
+        self._files: list[_Lines | _Table] = []
         self._ends: list[int] = []
         self._counts: dict[str, int] = {}
         for subset, paths in files.items():
