@@ -29,10 +29,9 @@ _UNIT = 2e-3
 Column = Literal["ids", "records", "vectors"]
 
 
-def pages(items: S, size: int = PAGE) -> Iterator[S]:
+def pages(items: S, size: int = PAGE) -> list[S]:
     """A sequence in parts of ``size``, in its order."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]  # type: ignore[misc]
+    return [items[start : start + size] for start in range(0, len(items), size)]  # type: ignore[misc]
 
 
 def hits_of(bm25: Mapping[str, float], records: Mapping[str, Record], where: Condition | None) -> list[Hit]:

@@ -188,8 +188,7 @@ class ChromaTable(Table):
         """Add the records of ``ids`` to those that are known."""
         missing = [id_ for id_ in dict.fromkeys(ids) if id_ not in records]
         for start in range(0, len(missing), PAGE):
-            page = self._page("records", missing[start : start + PAGE], None, 0, collection)
-            if page is not None:
+            if page := self._page("records", missing[start : start + PAGE], None, 0, collection):
                 records.update((record.id, record) for record in page.records)
 
     def _ask(self, rows: Vectors, n: int, where: dict[str, Any] | None, collection: Collection) -> list[Ranking]:
