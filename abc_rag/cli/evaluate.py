@@ -337,12 +337,11 @@ def evaluate_pictures_command(
     if as_json:
         print_json(report.as_dict())
         return
-    table = Table(title=cell(f"{report.model}: {report.scenes} scenes a set, {report.candidates} candidate phrases"))
-    table.add_column("picture + instruction -> phrase")
-    table.add_column("%", justify="right")
-    for name, shares in report.sets.items():
-        table.add_row(cell(name), f"{100 * shares['all']:.1f}")
-    console().print(table)
+    print_table(
+        ("picture + instruction -> phrase", "%"),
+        [(name, f"{100 * shares['all']:.1f}") for name, shares in report.sets.items()],
+        title=f"{report.model}: {report.scenes} scenes a set, {report.candidates} candidate phrases",
+    )
 
 
 @evaluate.command("speaking")
@@ -360,17 +359,14 @@ def evaluate_speaking_command(
     if as_json:
         print_json(report.as_dict())
         return
-    table = Table(title=cell(f"{model}: {report.scenes} held-out scenes"))
-    table.add_column("measure")
-    table.add_column("%", justify="right")
-    for label, share in (
-        ("picture + question -> answer, exact words", report.answered),
-        ("from sources: answer and citation", report.cited),
-        ("absent things said to be absent", report.refused),
-        ("judged rightly, yes or no (chance: 50)", report.judged),
-    ):
-        table.add_row(cell(label), f"{100 * share:.1f}")
-    console().print(table)
+    shares = {
+        "picture + question -> answer, exact words": report.answered,
+        "from sources: answer and citation": report.cited,
+        "absent things said to be absent": report.refused,
+        "judged rightly, yes or no (chance: 50)": report.judged,
+    }
+    rows = [(label, f"{100 * share:.1f}") for label, share in shares.items()]
+    print_table(("measure", "%"), rows, title=f"{model}: {report.scenes} held-out scenes")
 
 
 @evaluate.command("twins")
