@@ -26,7 +26,7 @@ from toy_pictures import HANGS, KILLS
 from abc_rag import Image, ImageLimits, Input, InstructedImage, Text, load_embedder
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.engine.local import LocalEmbedder
-from abc_rag.embedding.engine.preparation import _Slot
+from abc_rag.embedding.engine.preparation import _Batch, _Read, _Slot
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.errors import ABCRagError, ImageError, ImageFormatError, InputError
 
@@ -116,9 +116,9 @@ def test_processes_open_pictures_bit_for_bit_as_threads_do(processes: LocalEmbed
         preparations.append(embedder._running().preparation)
     assert len(processes.worker_pids) >= 1
     assert threads.worker_pids == []  # type: ignore[attr-defined]
-    slot = _Slot()
+    batch = _Batch(_Slot())
     for photo in photos[:6]:
-        ours, theirs = (p._opened(photo.source, photo.source, slot, small=False) for p in preparations)
+        ours, theirs = (p._opened(_Read(photo.source, photo.source, ""), batch) for p in preparations)
         assert type(ours) is type(theirs)
         assert (ours.rows, ours.columns) == (theirs.rows, theirs.columns)
         assert ours.pixels.dtype == theirs.pixels.dtype == np.uint8
