@@ -12,27 +12,43 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from abc_rag.embedding.ahead import named
+from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import ABCRagError, ImageError
+from abc_rag.search.pictures import Pictures
+from abc_rag.store.base import Store
 from abc_rag.types import Hit, InstructedImage, Vectors
 
-if TYPE_CHECKING:
-    from abc_rag.search.retriever import Retriever
-
-__all__ = ["look_again"]
+__all__ = ["Looker", "look_again"]
 
 logger = logging.getLogger(__name__)
 
 
-def look_again(looker: Retriever, hits: Sequence[Hit], instruction: str, vector: Vectors) -> list[Hit]:
+class Looker(Protocol):
+    """Who looks.
+
+    Attributes:
+        embedder: Made the store's vectors.
+        store: Has the vectors of facets.
+        pictures: Opens pictures.
+        weight: Of the second look against the first search, in [0, 1]; ``w`` above.
+    """
+
+    embedder: Embedder
+    store: Store
+    pictures: Pictures
+    weight: float
+
+
+def look_again(looker: Looker, hits: Sequence[Hit], instruction: str, vector: Vectors) -> list[Hit]:
     """Fuse the scores of pictures with those that they have under the instruction; best first.
 
     Args:
-        looker: Who looks; its weight is ``w`` above.
+        looker: Such as a retriever.
         hits: Of the first search.
         instruction: What to look at.
         vector: Of the query, shape ``(dim,)`` and unit length.
@@ -55,7 +71,7 @@ def look_again(looker: Retriever, hits: Sequence[Hit], instruction: str, vector:
     return sorted(looked, key=lambda hit: (-hit.score, hit.record.id))
 
 
-def _under(looker: Retriever, pictures: Sequence[Hit], instruction: str) -> tuple[dict[str, Vectors], dict[str, str]]:
+def _under(looker: Looker, pictures: Sequence[Hit], instruction: str) -> tuple[dict[str, Vectors], dict[str, str]]:
     """Vectors of pictures under an instruction, and why the others have none; by id."""
     seen = looker.store.facet_vectors([hit.record.id for hit in pictures], instruction)
     notes: dict[str, str] = {}
