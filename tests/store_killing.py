@@ -96,7 +96,7 @@ def kill_while_writing(folder: Path, kills: int, seed: int = 0) -> tuple[int, in
         writer.stdin.flush()
         assert writer.stdout.readline() == "open\n"
         before = _changed(folder)
-        wanted, seen = int(rng.integers(1, 4)), 0
+        wanted, seen = int(rng.integers(1, 41)), 0
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             now = _changed(folder)

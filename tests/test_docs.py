@@ -51,7 +51,7 @@ STANDINS = {
     "Qwen/Qwen3-VL-Embedding-2B": f"qwen3-vl:{standin()}",
     "google/embeddinggemma-2": str(gemma()),
 }
-LANGUAGES = {"python", "shell", "text", "{toctree}", "{eval-rst}"}
+LANGUAGES = {"json", "python", "shell", "text", "{toctree}", "{eval-rst}"}
 
 
 @dataclass(frozen=True)

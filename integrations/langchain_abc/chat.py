@@ -61,29 +61,25 @@ class ChatABC(BaseChatModel):
             ``response_metadata["dropped_turns"]`` says how many.
         streaming: Tell callbacks every token of ``invoke``, too.
 
-    Instantiate, with embeddings of the same weights:
-        .. code-block:: python
+    Instantiate, with embeddings of the same weights::
 
             from langchain_abc import ABCEmbeddings, ChatABC
 
             chat = ChatABC(model="abc")
             embeddings = ABCEmbeddings.of(chat.generator.embedder)
 
-    Invoke, with pictures as LangChain's content blocks have them:
-        .. code-block:: python
+    Invoke, with pictures as LangChain's content blocks have them::
 
             from langchain_core.messages import HumanMessage
 
             chat.invoke([HumanMessage(content_blocks=[*to_content_blocks(documents), create_text_block(question)])])
 
-    Stream:
-        .. code-block:: python
+    Stream::
 
             for chunk in chat.stream("What is a pig?"):
                 print(chunk.text, end="")
 
-    Structured output, enforced token by token:
-        .. code-block:: python
+    Structured output, enforced token by token::
 
             chat.with_structured_output(Animal).invoke(messages)
 

@@ -46,6 +46,8 @@ from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.embedding.load import local_revision
 from abc_rag.errors import FingerprintMismatchError, ImageError, InputError
 from abc_rag.evaluation.mmeb.run import evaluate_mmeb
+from abc_rag.evaluation.mmeb.tasks import PROMPTS
+from abc_rag.evaluation.vectors import as_query
 from abc_rag.ingest.paths import index_paths
 from abc_rag.models import LoadOptions, ModelLoader, register_loader, unregister_loader
 from abc_rag.models.loader import find_checkpoint, known_names, loaders, portable_name
@@ -322,7 +324,7 @@ def test_chromas_embedding_function(family: str, embedder: Embedder) -> None:
 
 
 def test_mmeb(embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
-    """A question whose right answer is what it says itself, which every family can find."""
+    """A question whose right answer is what it says itself, which every family finds that reads both alike."""
     rows = [
         {"qry_text": "red thing", "qry_img_path": "", "tgt_text": ["red thing", "a dog", "seven"],
          "tgt_img_path": [""] * 3},
@@ -332,7 +334,17 @@ def test_mmeb(embedder: Embedder, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "VOC2007").mkdir()
     (tmp_path / "VOC2007" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = evaluate_mmeb(embedder, tmp_path, images=pictures)
-    assert results.metrics["hit@1/VOC2007"] == 1.0
+    prompts, first = PROMPTS[results.settings["arguments"]["prompts"]], pictures / "red.png"
+    places = [(None, [None] * 3), (first, [first, pictures / "blue.png"])]
+    hits = []
+    for row, (asked, answers) in zip(rows, places, strict=True):
+        query = as_query(prompts.query("VOC2007", str(row["qry_text"]), asked))
+        texts = zip(row["tgt_text"], answers, strict=True)
+        candidates = [prompts.candidate("VOC2007", text, place) for text, place in texts]
+        hits.append(int((embedder.embed(candidates) @ embedder.embed([query])[0]).argmax() == 0))
+    assert results.metrics["hit@1/VOC2007"] == np.mean(hits)
+    if embedder.embed([Text("a")]).tolist() == embedder.embed([Text("a", role="query")]).tolist():
+        assert hits == [1, 1]
     assert results.settings["arguments"]["prompts"] == ("vlm2vec" if Interleaved in embedder.accepts else "mmeb")
 
 

@@ -19,6 +19,7 @@ from abc_rag.answering.load import load_generator
 from abc_rag.errors import InputError
 from abc_rag.models.abc.network import ABCNetwork
 from abc_rag.models.abc.prompts import load_prompts
+from abc_rag.models.placement import Placement
 from abc_rag.models.qwen2_vl.network import load_backbone
 from abc_rag.models.qwen2_vl.pictures import patchify
 from abc_rag.models.qwen2_vl.prompts import ChatPrompts, load_chat_tokenizer
@@ -150,7 +151,7 @@ def test_the_base_learns_to_speak_as_it_is_asked_to_speak(trained: Path) -> None
     said = said_tokenizer(tokenizer.backend_tokenizer)
     embed = load_prompts(trained / "base")
     tokenise = Tokeniser(embed, chat, said, image_token=image_token, end=end, sentences=())
-    backbone = load_backbone(trained / "base", attention="eager")
+    backbone = load_backbone(trained / "base", Placement("eager"))
     backbone.use_library()
     model = BaseModel(ABCNetwork(backbone, head_hidden=TINY.head_hidden), bf16=False, kinds=63, colours=9, teacher=0)
     tokens = tokenise(batch)

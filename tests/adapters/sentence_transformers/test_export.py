@@ -470,7 +470,7 @@ def test_a_checkpoint_that_is_broken_leaves_nothing(tmp_path: Path) -> None:
     (broken / "instruct" / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors here"):
         export_sentence_transformers(broken, tmp_path / "out", device="cpu")
-    with pytest.raises(InputError, match="is neither 'abc', 'abc-mini', 'auto' nor a folder"):
+    with pytest.raises(InputError, match="is neither 'abc', 'abc-mini' nor a folder"):
         export_sentence_transformers("nowhere", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
 

@@ -63,16 +63,14 @@ class ABCLLM(LLM):
     """Answers from texts and pictures, by the weights that found them.
 
     Examples:
-        ``pip install 'abc-rag[llama-index,generate]'``
+        ``pip install 'abc-rag[llama-index,generate]'``, then::
 
-        ```python
-        from llama_index.embeddings.abc import ABCEmbeddings
-        from llama_index.llms.abc import ABCLLM
+            from llama_index.embeddings.abc import ABCEmbeddings
+            from llama_index.llms.abc import ABCLLM
 
-        llm = ABCLLM(model="abc")
-        embed_model = ABCEmbeddings.of(llm.generator.embedder)  # of the same weights
-        engine = RetrieverQueryEngine.from_args(InstructionRetriever(embed_model, store), llm=llm, multimodal=True)
-        ```
+            llm = ABCLLM(model="abc")
+            embed_model = ABCEmbeddings.of(llm.generator.embedder)  # of the same weights
+            engine = RetrieverQueryEngine.from_args(InstructionRetriever(embed_model, store), llm=llm, multimodal=True)
 
     Messages hold ``TextBlock`` and ``ImageBlock`` values. A picture's URL is fetched only where
     ``options.image_limits`` allow it. ``structured_predict`` is enforced token by token. Tools cannot be called: the
