@@ -22,7 +22,8 @@ myst_heading_anchors = 3
 default_role = "literal"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
+# Off: it reads defaults from the source, and some signatures show options that the source does not spell out.
+autodoc_preserve_defaults = False
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
