@@ -107,6 +107,16 @@ class LoadOptions:
             if getattr(self, name) != defaults.get(name):
                 raise InputError(f"{name}={getattr(self, name)!r} is not available for family {family!r}: {reason}")
 
+    def length_of(self, dim: int, model: str) -> int:
+        """How many of a model's ``dim`` numbers a vector keeps.
+
+        Raises:
+            InputError: More are asked for than there are.
+        """
+        if self.dims is not None and self.dims > dim:
+            raise InputError(f"dims={self.dims} is more than the {dim} numbers of a vector of {model}; take fewer")
+        return self.dims or dim
+
 
 class Checkpoint(ABC):
     """A model on the disk, or one that can be fetched by its name."""

@@ -51,7 +51,7 @@ class GemmaFamily(PackedFamily):
         named: The model's prompts by name, ``"query"`` and ``"document"`` among them.
         fingerprint: Model, revision and resolution: its upper limit is that of a picture's tokens.
         image_limits: Which pictures are accepted.
-        dims: Length of a vector; the full one if None.
+        dims: Length of a vector.
         query_instruction: The task of a query, in place of the model's prompt.
         document_instruction: The task of a document, in place of the model's prompt.
 
@@ -67,7 +67,7 @@ class GemmaFamily(PackedFamily):
         *,
         fingerprint: Fingerprint,
         image_limits: ImageLimits,
-        dims: int | None = None,
+        dims: int,
         query_instruction: str | None = None,
         document_instruction: str | None = None,
     ) -> None:
@@ -76,13 +76,14 @@ class GemmaFamily(PackedFamily):
         self.network = network
         super().__init__(
             FamilyFacts(
-                dim=dims or network.dim,
+                dim=dims,
                 fingerprint=fingerprint,
                 device=network.device,
                 dtype=network.dtype,
                 image_limits=image_limits,
                 recipe=self._recipe_at(fingerprint.min_tokens, fingerprint.max_tokens),
                 accepts=INPUT_TYPES,
+                cuts=True,
                 roles=tuple(self._prefixes),
                 query_instruction=named["query"] if query_instruction is None else query_instruction,
                 document_instruction=named["document"] if document_instruction is None else document_instruction,

@@ -48,10 +48,6 @@ class _GemmaModel(FolderModel):
         network = load_network(folder, place.before(options.weights))
         place.bring(network, network.language_layers, options.weights)
         network.compiled = options.compiled
-        if options.dims is not None and options.dims > network.dim:
-            raise InputError(
-                f"dims={options.dims} is more than the {network.dim} numbers of a vector of {self.name}; take fewer"
-            )
         config = network.config
         tokenizer = load_tokenizer(folder)
         check_vocabulary(tokenizer, config.text_config.vocab_size, folder)
@@ -65,7 +61,7 @@ class _GemmaModel(FolderModel):
             named,
             fingerprint=Fingerprint(self.name, self.revision(options.weights), 1, budget),
             image_limits=options.image_limits,
-            dims=options.dims,
+            dims=options.length_of(network.dim, self.name),
             query_instruction=options.query_instruction,
             document_instruction=options.document_instruction,
         )

@@ -36,7 +36,7 @@ class Qwen3VLFamily(PackedFamily):
         prompts: The checkpoint's.
         fingerprint: Model, revision and resolution: its limits are those of a picture's tokens.
         image_limits: Which pictures are accepted.
-        dims: Length of a vector; the full one if None.
+        dims: Length of a vector.
         query_instruction: What a query is told; the authors' own if None.
         document_instruction: What a document is told; the authors' own if None.
     """
@@ -48,14 +48,14 @@ class Qwen3VLFamily(PackedFamily):
         *,
         fingerprint: Fingerprint,
         image_limits: ImageLimits,
-        dims: int | None = None,
+        dims: int,
         query_instruction: str | None = None,
         document_instruction: str | None = None,
     ) -> None:
         self.network = network
         super().__init__(
             FamilyFacts(
-                dim=dims or network.hidden_size,
+                dim=dims,
                 fingerprint=fingerprint,
                 device=network.device,
                 dtype=network.dtype,

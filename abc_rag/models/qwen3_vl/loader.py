@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abc_rag.errors import CheckpointError, InputError
+from abc_rag.errors import CheckpointError
 from abc_rag.models.folder_model import FolderLoader, FolderModel, model_type_of
 from abc_rag.models.loader import LoadOptions, token_limits
 
@@ -33,11 +33,6 @@ class _Qwen3VLModel(FolderModel):
         network = load_network(folder, place.before(options.weights))
         place.bring(network, network.language_layers, options.weights)
         network.compiled = options.compiled
-        if options.dims is not None and options.dims > network.hidden_size:
-            raise InputError(
-                f"dims={options.dims} is more than the {network.hidden_size} numbers of a vector of {self.name}; take "
-                "fewer"
-            )
         tokenizer, _ = load_chat_tokenizer(folder)
         try:
             prompts = Qwen3VLPrompts(tokenizer, image_token_id=network.image_token_id)
@@ -49,7 +44,7 @@ class _Qwen3VLModel(FolderModel):
             prompts,
             fingerprint=Fingerprint(self.name, self.revision(options.weights), *limits),
             image_limits=options.image_limits,
-            dims=options.dims,
+            dims=options.length_of(network.hidden_size, self.name),
             query_instruction=options.query_instruction,
             document_instruction=options.document_instruction,
         )

@@ -124,12 +124,7 @@ class STFamily(Family):
         self.facts = replace(self.facts, accepts=self._accepted())
         self._left = getattr(getattr(first, "tokenizer", None), "padding_side", "right") == "left"
         self._pads: Mapping[str, int] | None = None
-        dim = self._probed()
-        if options.dims is not None and options.dims > dim:
-            raise InputError(
-                f"dims={options.dims} is more than the {dim} numbers of a vector of {self._name}; take fewer"
-            )
-        self.facts = replace(self.facts, dim=options.dims or dim)
+        self.facts = replace(self.facts, dim=options.length_of(self._probed(), self._name))
 
     def picture_tokens(self, opened: Pixels) -> int:
         """A measure of its size: only the model's processor knows the number of tokens."""
