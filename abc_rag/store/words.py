@@ -22,7 +22,9 @@ from abc_rag.errors import StoreError
 from abc_rag.store.keywords import Keywords, by_trigrams, by_words
 from abc_rag.store.table import pages
 
-__all__ = ["Words", "check_regular", "transaction"]
+__all__ = ["WordFile", "Words", "check_regular", "transaction"]
+
+_FILE_NAME = "abc-words.sqlite3"
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,40 @@ def transaction(connection: sqlite3.Connection, lock: AbstractContextManager[obj
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
+
+
+class WordFile:
+    """A file of an index beside a store that has no database of its own, made if missing. Several stores may share it.
+
+    Args:
+        folder: Where it is; made if missing.
+        schema: Statements that make its tables where they are missing; one is ``rows``.
+
+    Attributes:
+        path: Of the file.
+        lock: Held while the connection is used.
+        connection: In autocommit mode.
+        words: The index.
+    """
+
+    def __init__(self, folder: str, schema: str) -> None:
+        os.makedirs(folder, exist_ok=True)
+        self.path = os.path.join(folder, _FILE_NAME)
+        check_regular(self.path)
+        self.lock = threading.RLock()
+        self.connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+        try:
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.executescript(schema)
+            self.words = Words(self.connection, self.lock, self.path)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self.lock, suppress(sqlite3.Error):
+            self.connection.close()
 
 
 class Words:

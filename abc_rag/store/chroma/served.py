@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from abc_rag.store.chroma.table import ChromaTable
 from abc_rag.store.filters import Condition
 from abc_rag.store.keywords import Keywords
 from abc_rag.store.table import hits_of, pages
-from abc_rag.store.words import Words, check_regular, transaction
+from abc_rag.store.words import WordFile, transaction
 from abc_rag.types import Hit, Record, Vectors
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ServedTable"]
 
-_FILE = "abc-words.sqlite3"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS rows (
     key INTEGER PRIMARY KEY, name TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL, UNIQUE (name, id)
@@ -209,25 +207,11 @@ class _Copy:
     def __init__(self, folder: str, name: str) -> None:
         self.name = name
         with translated(folder):
-            os.makedirs(folder, exist_ok=True)
-            path = os.path.join(folder, _FILE)
-            check_regular(path)
-            self._lock = threading.RLock()
-            # Held by whoever writes to the server: what is pending then is nobody else's to settle.
-            self._writers = FileLock(f"{path}.lock", thread_local=False)
-            self._mutex = threading.RLock()
-            self._connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.executescript(_SCHEMA)
-                self.words = Words(self._connection, self._lock, path)
-            except BaseException:
-                self._connection.close()
-                raise
-
-    def close(self) -> None:
-        with self._lock, suppress(sqlite3.Error):
-            self._connection.close()
+            file = WordFile(folder, _SCHEMA)
+        self._lock, self._connection, self.words, self.close = file.lock, file.connection, file.words, file.close
+        # Held by whoever writes to the server: what is pending then is nobody else's to settle.
+        self._writers = FileLock(f"{file.path}.lock", thread_local=False)
+        self._mutex = threading.RLock()
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -8,17 +8,14 @@ dataset at that moment, whoever wrote it, and a kill costs nothing.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from abc_rag.store.lance.rows import IDENTITY, RECORD, records_of
 from abc_rag.store.table import PAGE
-from abc_rag.store.words import Words, check_regular, transaction
+from abc_rag.store.words import WordFile, transaction
 
 if TYPE_CHECKING:
     import lance
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WordIndex"]
 
-_FILE = "abc-words.sqlite3"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS rows (
     key INTEGER PRIMARY KEY, name TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL, UNIQUE (name, id)
@@ -45,25 +41,9 @@ class WordIndex:
 
     def __init__(self, folder: str, name: str) -> None:
         self.name = name
-        os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, _FILE)
-        check_regular(path)
-        self._lock = threading.RLock()
-        self._connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        try:
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            # What a power cut takes away comes again from the dataset.
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.executescript(_SCHEMA)
-            self.words = Words(self._connection, self._lock, path)
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file. Idempotent."""
-        with self._lock, suppress(sqlite3.Error):
-            self._connection.close()
+        # What a power cut takes away comes again from the dataset.
+        file = WordFile(folder, f"PRAGMA synchronous = NORMAL;{_SCHEMA}")
+        self._lock, self._connection, self.words, self.close = file.lock, file.connection, file.words, file.close
 
     def follow(self, dataset: lance.LanceDataset) -> None:
         """Take in what has changed, up to the dataset's version."""
