@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from abc_rag.embedding.ahead import Part, embedded, named
+from abc_rag.embedding.ahead import embedded
 from abc_rag.embedding.embedder import Embedder
-from abc_rag.embedding.progress import Progress, progress_bar
+from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import ABCRagError, InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.open import mime_type_of
@@ -22,137 +21,26 @@ from abc_rag.images.read import read_bytes
 from abc_rag.ingest.documents.carried import Carried
 from abc_rag.ingest.documents.open import OpenDocument, noted_reading
 from abc_rag.ingest.documents.options import DEFAULT_OPTIONS, DocumentOptions
-from abc_rag.ingest.documents.process import DocumentProcess
 from abc_rag.ingest.documents.readers import READERS
-from abc_rag.ingest.documents.records import Documents, Made, is_part, moved
-from abc_rag.ingest.facets import checked_facets, store_facets
+from abc_rag.ingest.documents.records import Made, is_part, moved
+from abc_rag.ingest.facets import checked_facets
 from abc_rag.ingest.files import IMAGE_SUFFIXES, TEXT_SUFFIXES, Found, find_files, kind_of_name
 from abc_rag.ingest.notes import FileNotes
 from abc_rag.ingest.ondisk import OnDisk
 from abc_rag.ingest.passages import passages_of
 from abc_rag.ingest.report import IndexReport
+from abc_rag.ingest.run import Item, Run
 from abc_rag.store.base import Store
 from abc_rag.store.records import image_id, text_id
-from abc_rag.types import URL, Image, Input, InstructedImage, Record, Text, Vectors
+from abc_rag.types import URL, Image, Input, InstructedImage, Record, Text
 
 __all__ = ["index_paths"]
 
 # Files that are read and looked up together, and the bytes of pictures that they may have.
 _CHUNK = 64
 _MOST_BYTES = 64 * 2**20
-# Vectors and seconds after which what is finished is stored: an interrupted run loses no more.
-_MOST_ITEMS = 256
-_COMMIT_S = 3.0
 _PAGE = 256
 _RECORDS = 1000  # looked up together
-
-
-@dataclass
-class _Item(Part):
-    """A picture or a passage that lacks a vector, and the files that hold it.
-
-    Attributes:
-        record: What is stored of it.
-        paths: The files.
-        data: Of a picture, its bytes.
-        is_new: It is not stored yet.
-        lacks: Of a picture, the facets that it gets.
-        files: How many files are finished with it, for the progress bar.
-    """
-
-    record: Record
-    paths: list[Path | str]
-    data: bytes
-    is_new: bool = True
-    lacks: Sequence[str] = ()
-    files: int = 0
-
-
-@dataclass
-class _Run:
-    """What a run needs to know from its first file to its last.
-
-    Attributes:
-        sources: Id -> where the store says that it came from, at the start.
-        known: Id -> file, of those that were made from files before.
-        seen: Id -> the first file in which it was found now; only what is stored.
-        stale: Ids that are no longer in the file they came from -> that file.
-        pending: What is embedded and not stored yet, with the results.
-        in_flight: Ids of what is being embedded or pending.
-        notes: What was in which file when it was read last.
-        stored_at: When anything was stored last, by the monotonic clock.
-        options: How documents are read.
-        process: Where.
-        documents: What was stored of documents at the start.
-        read: Hashes of the documents that were found.
-        closed: Documents whose last record is stored, but does not say yet that all are.
-    """
-
-    store: Store
-    limits: ImageLimits
-    facets: Sequence[str]
-    report: IndexReport
-    bar: Progress
-    notes: FileNotes
-    sources: OnDisk = field(default_factory=OnDisk)
-    known: OnDisk = field(default_factory=OnDisk)
-    seen: OnDisk = field(default_factory=OnDisk)
-    stale: OnDisk = field(default_factory=OnDisk)
-    pending: list[tuple[_Item, list[Vectors | ABCRagError]]] = field(default_factory=list)
-    in_flight: set[str] = field(default_factory=set)
-    stored_at: float = field(default_factory=time.monotonic)
-    options: DocumentOptions = DEFAULT_OPTIONS
-    process: DocumentProcess = field(default_factory=DocumentProcess)
-    documents: Documents = field(default_factory=Documents)
-    read: set[str] = field(default_factory=set)
-    closed: list[Record] = field(default_factory=list)
-
-    def fail(self, error: ABCRagError, *paths: Path | str) -> None:
-        """Report files that cannot be used."""
-        reason = str(named(error, str(paths[0]))).removeprefix(f"{paths[0]}: ")
-        self.report.failed += [(str(path), reason) for path in paths]
-
-    def has(self, sha256: str, reading: str) -> bool:
-        """Whether a document has been found already, or all of it is stored."""
-        return sha256 in self.read or self.documents.is_complete(sha256, reading, self.store, self.facets)
-
-    def finish(self, item: _Item, results: list[Vectors | ABCRagError]) -> None:
-        """Take what came of an item; store it together with others, soon."""
-        self.pending.append((item, results))
-        item.inputs, item.data = [], b""
-        many = sum(len(results) for _, results in self.pending) >= _MOST_ITEMS
-        if many or time.monotonic() - self.stored_at >= _COMMIT_S:
-            self.commit()
-
-    def commit(self) -> None:
-        """Store what is pending. Of a picture's facets, all or none."""
-        records: list[Record] = []
-        vectors: list[Vectors] = []
-        facets: dict[tuple[str, str], Vectors] = {}
-        for item, results in self.pending:
-            found = [result for result in results if not isinstance(result, ABCRagError)]
-            if item.is_new and not isinstance(results[0], ABCRagError):
-                records.append(item.record)
-                vectors.append(results[0])
-            if len(found) == len(results):
-                own = found[-len(item.lacks) :] if item.lacks else []
-                facets.update(zip(((item.record.id, facet) for facet in item.lacks), own, strict=True))
-            else:
-                self.fail(next(result for result in results if isinstance(result, ABCRagError)), *item.paths)
-        if records:
-            self.store.add(records, vectors)
-        store_facets(self.store, facets)
-        self.report.added += len(records)
-        self.report.facets += len(facets)
-        self.seen.put((record.id, record.document or record.source) for record in records)
-        self.in_flight.difference_update(item.record.id for item, _ in self.pending)
-        self.pending.clear()
-        self.stored_at = time.monotonic()
-
-    def close(self) -> None:
-        """Remove temporary files."""
-        for kept in (self.sources, self.known, self.seen, self.stale):
-            kept.close()
 
 
 def index_paths(
@@ -224,7 +112,7 @@ def index_paths(
     with (
         progress_bar("indexing", total=len(files) + len(urls), enabled=progress) as bar,
         FileNotes(store.notes_file, trust=not verify) as notes,
-        closing(_Run(store, limits, chosen, report, bar, notes, options=documents)) as run,
+        closing(Run(store, limits, chosen, report, bar, notes, options=documents)) as run,
     ):
         _look_up(run)
         orphans = _orphans(paths, files, prune_most, run) if prune else OnDisk()
@@ -261,7 +149,7 @@ def _without_urls(
     return paths, list(dict.fromkeys(path for path in given if isinstance(path, URL)))
 
 
-def _orphans(paths: Iterable[str | os.PathLike[str]], files: Sequence[Found], most: float, run: _Run) -> OnDisk:
+def _orphans(paths: Iterable[str | os.PathLike[str]], files: Sequence[Found], most: float, run: Run) -> OnDisk:
     """Id -> file, of what came from files that were in one of the given folders and are gone."""
     orphans = OnDisk()
     for given in paths:
@@ -289,7 +177,7 @@ def _orphans(paths: Iterable[str | os.PathLike[str]], files: Sequence[Found], mo
     return orphans
 
 
-def _look_up(run: _Run) -> None:
+def _look_up(run: Run) -> None:
     records = run.store.records()
     while page := list(islice(records, _RECORDS)):
         parts = [record for record in page if is_part(record)]
@@ -311,7 +199,7 @@ def _made_here(record: Record) -> bool:
     return made and (kind_of_name(record.source) or "image") == record.modality
 
 
-def _items(files: Sequence[Found], urls: Sequence[URL], run: _Run) -> Iterator[_Item | None]:
+def _items(files: Sequence[Found], urls: Sequence[URL], run: Run) -> Iterator[Item | None]:
     """What has to be embedded, read as it is asked for."""
     for count, items in _chunks([found for found in files if found.kind != "document"], run):
         if not run.in_flight.isdisjoint(items):
@@ -333,7 +221,7 @@ def _items(files: Sequence[Found], urls: Sequence[URL], run: _Run) -> Iterator[_
         run.bar.advance(1)
 
 
-def _parts(path: Path | URL, run: _Run) -> Iterator[_Item]:
+def _parts(path: Path | URL, run: Run) -> Iterator[Item]:
     """What has to be embedded of a document."""
     name = path.url if isinstance(path, URL) else str(path)
     noted = run.notes.ids(name, "document")
@@ -372,7 +260,7 @@ def _parts(path: Path | URL, run: _Run) -> Iterator[_Item]:
         _replaced(name, ids, run)
 
 
-def _unchanged(name: str, sha256: str, run: _Run) -> None:
+def _unchanged(name: str, sha256: str, run: Run) -> None:
     """A document that is stored. Equal documents are one, under the first of their names."""
     ids = run.documents.ids(sha256)
     if sha256 not in run.read:
@@ -382,9 +270,9 @@ def _unchanged(name: str, sha256: str, run: _Run) -> None:
     _replaced(name, ids, run)
 
 
-def _lacking_of(name: str, chunk: Sequence[Made], run: _Run) -> list[_Item]:
+def _lacking_of(name: str, chunk: Sequence[Made], run: Run) -> list[Item]:
     """Those parts of a document that are not stored, or not with all facets; pictures are kept from here on."""
-    items = {made.record.id: _Item([], len(made.data), made.record, [name], made.data) for made in chunk}
+    items = {made.record.id: Item([], len(made.data), made.record, [name], made.data) for made in chunk}
     lacking = _lacking(items, run)
     for item in lacking:
         # A store on a server may have no folder for pictures: there they can be found, but not shown.
@@ -393,10 +281,10 @@ def _lacking_of(name: str, chunk: Sequence[Made], run: _Run) -> list[_Item]:
     return lacking
 
 
-def _chunks(files: Sequence[Found], run: _Run) -> Iterator[tuple[int, dict[str, _Item]]]:
+def _chunks(files: Sequence[Found], run: Run) -> Iterator[tuple[int, dict[str, Item]]]:
     """Some files, and what is in them."""
     count = held = 0
-    items: dict[str, _Item] = {}
+    items: dict[str, Item] = {}
     for path, kind in _changed(files, run):
         if count and (count >= _CHUNK or held >= _MOST_BYTES):
             yield count, items
@@ -411,13 +299,13 @@ def _chunks(files: Sequence[Found], run: _Run) -> Iterator[tuple[int, dict[str, 
         run.notes.put(str(path), str(kind), before, [record.id for record in found])
         held += len(data)
         for record in found:
-            items.setdefault(record.id, _Item([], len(data), record, [], data)).paths.append(path)
+            items.setdefault(record.id, Item([], len(data), record, [], data)).paths.append(path)
         _replaced(path, {record.id for record in found}, run)
     if count:
         yield count, items
 
 
-def _changed(files: Sequence[Found], run: _Run) -> Iterator[Found]:
+def _changed(files: Sequence[Found], run: Run) -> Iterator[Found]:
     """The files that have to be read; what is known to be in the others, and complete, has been found with them."""
     for start in range(0, len(files), _CHUNK):
         part = files[start : start + _CHUNK]
@@ -441,7 +329,7 @@ def _changed(files: Sequence[Found], run: _Run) -> Iterator[Found]:
             run.bar.advance(1)
 
 
-def _replaced(path: Path | str, ids: set[str], run: _Run) -> None:
+def _replaced(path: Path | str, ids: set[str], run: Run) -> None:
     """What came from a file and is not in it any more is stale."""
     run.stale.put((old, str(path)) for old in run.known.keys_of(str(path)) - ids)
 
@@ -463,7 +351,7 @@ def _records_of(path: Path, kind: str | None, limits: ImageLimits) -> tuple[list
     raise InputError(f"{path}: files of this kind are not indexed; these are: {known}")
 
 
-def _lacking(items: Mapping[str, _Item], run: _Run) -> list[_Item]:
+def _lacking(items: Mapping[str, Item], run: Run) -> list[Item]:
     """Those that are not stored, or not with all facets."""
     stored = run.store.has(items)
     run.report.unchanged += len(stored)
@@ -491,7 +379,7 @@ def _lacking(items: Mapping[str, _Item], run: _Run) -> list[_Item]:
     return lacking
 
 
-def _move(run: _Run) -> None:
+def _move(run: Run) -> None:
     """Stored content whose file is gone, or holds something else now, gets the path at which it was found."""
     found = (
         id_

@@ -197,9 +197,9 @@ import os, signal, sys
 from abc_rag import ChromaStore
 from abc_rag.embedding import embedder
 from abc_rag.embedding.fake import FakeEmbedder
-from abc_rag.ingest import paths
+from abc_rag.ingest import paths, run
 folder, place, at, how = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-paths._CHUNK = paths._MOST_ITEMS = embedder._CHUNK = 2
+paths._CHUNK = run._MOST_ITEMS = embedder._CHUNK = 2
 class Dying(FakeEmbedder):
     calls = 0
     def _embed(self, inputs, **options):

@@ -24,6 +24,7 @@ from abc_rag.errors import InputError, PartialIndexError
 from abc_rag.images import read
 from abc_rag.images.limits import ImageLimits
 from abc_rag.ingest import paths as ingest
+from abc_rag.ingest import run
 from abc_rag.ingest.passages import passages_of
 from abc_rag.ingest.paths import index_paths
 from abc_rag.ingest.pictures import index_images
@@ -213,7 +214,7 @@ def test_an_interrupt_loses_neither_the_old_nor_the_new(
 
 
 def test_a_long_text_is_stored_bit_by_bit(folder: Path, store: ChromaStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "_MOST_ITEMS", 10)
+    monkeypatch.setattr(run, "_MOST_ITEMS", 10)
     monkeypatch.setattr(abc_rag.embedding.embedder, "_CHUNK", 10)
     passage(folder / "long.txt", "\n\n".join(f"passage {i}" for i in range(35)))
     first = Counting(interrupt_at=3)
@@ -483,7 +484,7 @@ def test_what_is_finished_is_stored_by_time(
     for number in range(5):
         passage(folder / f"{number}.txt", f"passage {number}")
     monkeypatch.setattr(abc_rag.embedding.embedder, "_CHUNK", 1)
-    monkeypatch.setattr(ingest, "_COMMIT_S", seconds)
+    monkeypatch.setattr(run, "_COMMIT_S", seconds)
     seen: list[int] = []
 
     class Looking(FakeEmbedder):

@@ -120,7 +120,7 @@ import os, signal, sys
 from abc_rag import ChromaStore
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.ingest.documents import DocumentOptions
-import abc_rag.ingest.paths as paths
+from abc_rag.ingest import paths, run
 
 class Dies(ChromaStore):
     left = 5
@@ -132,7 +132,7 @@ class Dies(ChromaStore):
             os.kill(os.getpid(), signal.SIGKILL)
         return added
 
-paths._MOST_ITEMS = 1
+run._MOST_ITEMS = 1
 embedder = FakeEmbedder()
 with Dies(sys.argv[2], fingerprint=embedder.fingerprint) as store:
     paths.index_paths([sys.argv[1]], embedder, store, documents=DocumentOptions(dpi=20))
