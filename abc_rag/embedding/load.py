@@ -13,6 +13,7 @@ from abc_rag.embedding.options import (
     EmbedderKeywords,
     EmbedderOptions,
     ModelName,
+    keywords_of,
     model_as_json,
     model_from_json,
     shows_options,
@@ -128,10 +129,10 @@ def _remote(address: str, options: EmbedderOptions) -> Embedder:
     """An embedder on a server, whose operator chose all options but those of reading pictures."""
     from abc_rag.images.limits import ImageLimits
 
-    fixed = [key for key, value in options.keywords().items() if value != getattr(EmbedderOptions(), key)]
-    if own := [key for key in fixed if key != "image_limits"]:
+    asked, own = replace(options, image_limits=None), EmbedderOptions()
+    if fixed := [key for key, value in keywords_of(asked).items() if value != getattr(own, key)]:
         raise InputError(
-            f"{', '.join(own)} cannot be set for a model on a server; start the server with it, and leave it out here"
+            f"{', '.join(fixed)} cannot be set for a model on a server; start the server with it, and leave it out here"
         )
     limits = options.image_limits or ImageLimits()
     if address.lower().startswith(OPENAI):

@@ -159,10 +159,6 @@ class EmbedderOptions:
             compiled=self.settings.compile,
         )
 
-    def keywords(self) -> EmbedderKeywords:
-        """The options as keywords of `abc_rag.load_embedder`."""
-        return keywords_of(self)
-
     def as_dict(self) -> dict[str, Any]:
         """The options as values that JSON knows; `from_dict` reads them."""
         told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -20,10 +20,11 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, field_serializer, field_validator, model_validator
 
 from abc_rag import URL, ABCCheckpoint, DataURI, Image, Text
-from abc_rag.answering import Generation, Generator, load_generator
+from abc_rag.answering import Generation, Generator
+from abc_rag.answering.frameworks import CALL_KEYWORDS, asked_of, chosen_generator
 from abc_rag.answering.schema import closed_schema
 from abc_rag.embedding.load import default_model
-from abc_rag.embedding.options import EmbedderOptions, ModelName, keywords_of, model_as_json, model_from_json
+from abc_rag.embedding.options import EmbedderOptions, ModelName, model_as_json, model_from_json
 from abc_rag.errors import InputError
 from abc_rag.types import Message, Role
 
@@ -34,8 +35,8 @@ _ROLES: tuple[tuple[type[BaseMessage], Role], ...] = (
     (HumanMessage, "user"),
     (AIMessage, "assistant"),
 )
-# What a call may bring along, beside `stop`.
-_KEYWORDS = {"temperature": "temperature", "max_tokens": "max_new_tokens", "seed": "seed", "json_schema": "schema"}
+# What a call may bring along.
+_KEYWORDS = {**CALL_KEYWORDS, "json_schema": "schema"}
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -132,10 +133,7 @@ class ChatABC(BaseChatModel):
 
     @model_validator(mode="after")
     def _prepare(self) -> ChatABC:
-        if self.given is not None and (self.model is not None or self.options != EmbedderOptions()):
-            raise InputError("give model and options, or a generator, which has its own; not both")
-        # Nothing is loaded yet.
-        self._generator = self.given or load_generator(self.model, **keywords_of(self.options))
+        self._generator = chosen_generator(self.given, self.model, self.options)  # nothing is loaded yet
         return self
 
     @property
@@ -222,13 +220,8 @@ class ChatABC(BaseChatModel):
             "drop_oldest": self.drop_oldest,
             "stop": self.stop if stop is None else stop,
         }
-        for key, value in kwargs.items():
-            if key == "ls_structured_output_format":
-                continue
-            if key not in _KEYWORDS:
-                tools = " (tools cannot be called: the model was not trained to)" if "tool" in key else ""
-                raise InputError(f"ChatABC takes no {key!r}{tools}; a call takes stop, {', '.join(_KEYWORDS)}")
-            asked[_KEYWORDS[key]] = value
+        told = {key: value for key, value in kwargs.items() if key != "ls_structured_output_format"}
+        asked |= asked_of(told, _KEYWORDS, "ChatABC")
         if asked.get("schema") is not None:
             asked["stop"] = []  # could cut the JSON
         return asked

@@ -149,7 +149,7 @@ class ABCEmbeddings(BaseModel, Embeddings):
             abc_rag.errors.InputError: It was made otherwise.
         """
         loading = loading_of(embedder)
-        made = cls(model=loading.model, batch_size=batch_size, **loading.options.keywords())
+        made = cls(model=loading.model, batch_size=batch_size, **keywords_of(loading.options))
         made._runtime.share(made._loading(), embedder)
         return made
 

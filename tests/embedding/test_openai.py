@@ -8,26 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from helpers import FIXTURE
-from server_helpers import Running, png, serving
+from server_helpers import Running, png
 
 from abc_rag import Embedder, Image, InstructedImage, Text, load_embedder
 from abc_rag.embedding.openai import OpenAIEmbedder
 from abc_rag.errors import ABCRagError, ImageError, InputError
-from abc_rag.server import ServerSettings
 from abc_rag.types import Fingerprint
 
 SHAPES = FIXTURE / "images" / "shapes_56x56.png"
-
-
-@pytest.fixture(scope="module")
-def local() -> Embedder:
-    return load_embedder("abc-mini", device="cpu", image_limits=ServerSettings().image_limits)
-
-
-@pytest.fixture(scope="module")
-def running(local: Embedder) -> Iterator[Running]:
-    with serving(local) as server:
-        yield server
 
 
 @pytest.fixture

@@ -22,20 +22,9 @@ from abc_rag.embedding.load import local_revision, open_embedder
 from abc_rag.embedding.remote import RemoteEmbedder
 from abc_rag.errors import FingerprintMismatchError, ImageFetchError, ImageFormatError, ImageLimitError, InputError
 from abc_rag.images.open import as_png, open_pixels
-from abc_rag.server import Keys, ServerSettings
+from abc_rag.server import Keys
 
 SHAPES = FIXTURE / "images" / "shapes_56x56.png"
-
-
-@pytest.fixture(scope="module")
-def local() -> Embedder:
-    return load_embedder("abc-mini", device="cpu", image_limits=ServerSettings().image_limits)
-
-
-@pytest.fixture(scope="module")
-def running(local: Embedder) -> Iterator[Running]:
-    with serving(local) as server:
-        yield server
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ class Settings(MultiModalEmbedding):
             InputError: It was made otherwise.
         """
         loading = loading_of(embedder)
-        made = cls(model=loading.model, **loading.options.keywords(), **settings)
+        made = cls(model=loading.model, **keywords_of(loading.options), **settings)
         made._embedder = embedder
         return made
 

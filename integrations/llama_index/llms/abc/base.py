@@ -34,11 +34,12 @@ from pydantic import InstanceOf, field_serializer, field_validator
 from typing_extensions import Self
 
 from abc_rag import ABCCheckpoint, Image, Text
-from abc_rag.answering import Generation, Generator, load_generator
+from abc_rag.answering import Generation, Generator
+from abc_rag.answering.frameworks import CALL_KEYWORDS, asked_of, chosen_generator
 from abc_rag.answering.local import LocalGenerator
 from abc_rag.answering.schema import closed_schema
 from abc_rag.embedding.load import default_model
-from abc_rag.embedding.options import EmbedderOptions, ModelName, keywords_of, model_as_json, model_from_json
+from abc_rag.embedding.options import EmbedderOptions, ModelName, model_as_json, model_from_json
 from abc_rag.errors import InputError
 from abc_rag.types import Message, Role
 
@@ -53,8 +54,6 @@ _ROLES: dict[MessageRole, Role] = {
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
 }
-# What a call may bring along.
-_KEYWORDS = {"temperature": "temperature", "max_tokens": "max_new_tokens", "seed": "seed", "stop": "stop"}
 # Of a server whose model's context is not known: LlamaIndex's own default.
 _CONTEXT = 3900
 
@@ -130,10 +129,7 @@ class ABCLLM(LLM):
 
     @model_validator(mode="after")
     def _prepare(self) -> Self:
-        if self.given is not None and (self.model is not None or self.options != EmbedderOptions()):
-            raise InputError("give model and options, or a generator, which has its own; not both")
-        # Nothing is loaded yet.
-        self._generator = self.given or load_generator(self.model, **keywords_of(self.options))
+        self._generator = chosen_generator(self.given, self.model, self.options)  # nothing is loaded yet
         return self
 
     @classmethod
@@ -268,11 +264,7 @@ class ABCLLM(LLM):
             "seed": self.seed,
             "drop_oldest": self.drop_oldest,
         }
-        for key, value in kwargs.items():
-            if key not in _KEYWORDS:
-                tools = " (tools cannot be called: the model was not trained to)" if "tool" in key else ""
-                raise InputError(f"ABCLLM takes no {key!r}{tools}; a call takes {', '.join(_KEYWORDS)}")
-            asked[_KEYWORDS[key]] = value
+        asked |= asked_of(kwargs, CALL_KEYWORDS, "ABCLLM")
         if output_cls is not None:
             asked["schema"] = closed_schema(output_cls.model_json_schema())
         return asked
