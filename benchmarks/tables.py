@@ -162,6 +162,30 @@ def _latency(result: Result) -> list[str]:
     return [_table(["", "queries", "p50, ms", "p99, ms", "indexed meanwhile, inputs/s"], rows)]
 
 
+def _answering(result: Result) -> list[str]:
+    asked = [
+        [
+            "a question" + (", while an answer is generated" if row["beside"] else ", alone"),
+            f"{_number(row['p50_ms'])} ms (p99 {_number(row['p99_ms'])})",
+        ]
+        for row in result["questions"]
+    ]
+    rates = [
+        [
+            f"an answer, {name} an index run" if name == "beside" else "an answer, alone",
+            f"{_number(one['median'])} tokens/s",
+        ]
+        for name, one in result["tokens_per_second"].items()
+    ]
+    indexed = [["indexed meanwhile", f"{_number(result['indexed_per_second']['median'])} inputs/s"]]
+    memory = [
+        [f"memory of an {side}" if side == "embedder" else f"memory of a {side} and its embedder",
+         f"{(one['after_bytes'] - one['before_bytes']) / 1e9:.2f} GB"]
+        for side, one in result["memory"].items()
+    ]  # fmt: skip
+    return [_table(["", ""], [*asked, *rates, *indexed, *memory])]
+
+
 def _route(result: Result) -> list[str]:
     rows = [[one["what"], *(f"{one[name]:,}" for name in ("files", "calls", "switches"))] for one in result["routes"]]
     return [_table(["", "files", "calls", "switches"], rows)]
@@ -182,6 +206,7 @@ _TABLES: dict[str, Callable[[Result], list[str]]] = {
     "memory": _memory,
     "gpu": _gpu,
     "latency": _latency,
+    "answering": _answering,
     "route": _route,
     "wordings": _wordings,
 }

@@ -213,6 +213,18 @@ def test_latency(tmp_path: Path) -> None:
         assert 0 < row["p50_ms"] <= row["p99_ms"]
 
 
+def test_answering(tmp_path: Path) -> None:
+    found = run("answering", tmp_path)
+    assert [row["beside"] for row in found["questions"]] == [False, True]
+    for row in found["questions"]:
+        assert row["count"] == 6
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+    for rates in (*found["tokens_per_second"].values(), found["indexed_per_second"]):
+        assert_spread(rates)
+    for side in found["memory"].values():
+        assert side["before_bytes"] < side["after_bytes"]
+
+
 def test_every_wording_names_what_is_true() -> None:
     assert 60 <= sum(map(len, WORDINGS.values())) <= 100
     asked = reworded(1000)
