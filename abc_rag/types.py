@@ -366,6 +366,14 @@ class Record:
         return value if self.document and type(value) is int else None
 
     @property
+    def page_label(self) -> str:
+        """What the document calls that page (``metadata["page_label"]``), such as ``"iv"``; empty if it is of none."""
+        if self.page is None:
+            return ""
+        value = self.metadata.get("page_label")
+        return value if isinstance(value, str) and value else str(self.page)
+
+    @property
     def box(self) -> tuple[float, float, float, float] | None:
         """Where it is on that page (``metadata["box"]``): left, top, right, bottom in points (1/72 inch).
 

@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 import torch
 from helpers import FIXTURE, MakeStore
+from pdf_helpers import manual
 from safetensors.torch import load_file
 
 from abc_rag import ChromaStore, load_embedder
 from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.fake import FakeEmbedder
+from abc_rag.ingest import index_paths
 from abc_rag.store import LanceStore, Store
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -104,3 +107,14 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
     yield make
     for store in made:
         store.close()
+
+
+@pytest.fixture
+def manual_store(tmp_path: Path) -> Iterator[ChromaStore]:
+    """A store with a PDF of two pages, ``manual.pdf`` beside it: two pages, a figure and two passages."""
+    file = tmp_path / "manual.pdf"
+    file.write_bytes(manual())
+    embedder = FakeEmbedder()
+    with ChromaStore(tmp_path / "manual-store", fingerprint=embedder.fingerprint) as store:
+        index_paths([file], embedder, store)
+        yield store

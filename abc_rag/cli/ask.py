@@ -162,19 +162,7 @@ def ask(
             show_question(question, name)
         options = asking.keywords_of(picture, condition)
         answer = answering.ask(retriever, question, options, aloud=aloud)
-    page = None
-    if html is not None:
-        from abc_rag.search.page import Shown, render_html, write_html
-
-        page = write_html(
-            html,
-            render_html(
-                [Shown(answer, None if picture is None else str(picture))],
-                title=question or f"pictures and passages like {image}",
-                subtitle=f"answered by {embedder.fingerprint.model}",
-                pictures=retriever.pictures,
-            ),
-        )
+        page = None if html is None else _page(html, answer, picture, embedder, retriever)
     if as_json:
         print_json(answer.as_dict() | ({"html": str(page)} if page else {}))
         return
@@ -184,6 +172,19 @@ def ask(
         show_answer(answer, name)
     if page is not None:
         say(f"page: {page}")
+
+
+def _page(file: Path, answer: Answer, picture: Path | None, embedder: Embedder, retriever: Retriever) -> Path:
+    """Write the page of an answer while the store is open: pages of documents are looked up in it."""
+    from abc_rag.search.page import Shown, render_html, write_html
+
+    page = render_html(
+        [Shown(answer, None if picture is None else str(picture))],
+        title=answer.question or f"pictures and passages like {picture}",
+        subtitle=f"answered by {embedder.fingerprint.model}",
+        pictures=retriever.pictures,
+    )
+    return write_html(file, page)
 
 
 def _without(image: Path, condition: dict[str, Any] | None, limits: ImageLimits) -> dict[str, Any]:

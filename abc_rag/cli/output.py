@@ -168,8 +168,8 @@ def place_of(record: Record) -> str:
     """Where a record came from, as short as it can be opened from here: two cameras both have an IMG_0001.jpg."""
     here = os.path.join(os.getcwd(), "")
     if record.document:
-        label = record.metadata.get("page_label", record.page)
-        return record.document.removeprefix(here) + ("" if record.page is None else f", p. {label}")
+        page = "" if record.page is None else f", p. {record.page_label}"
+        return record.document.removeprefix(here) + page
     return (record.source.removeprefix(here) if record.source_type == "path" else record.source) or record.id
 
 

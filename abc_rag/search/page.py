@@ -14,13 +14,14 @@ from pathlib import Path
 
 import PIL.Image
 
-from abc_rag.errors import ImageError, InputError
+from abc_rag.errors import ImageError, InputError, StoreError
 from abc_rag.files import write
 from abc_rag.images.open import open_image
 from abc_rag.images.read import describe_source
 from abc_rag.search.answer import Answer
 from abc_rag.search.markdown import render_markdown
 from abc_rag.search.pictures import Pictures
+from abc_rag.search.places import marked
 from abc_rag.types import URL, Hit, ImageSource, Record
 
 __all__ = ["STYLE", "Shown", "render_html", "thumbnail", "write_html"]
@@ -45,6 +46,7 @@ ol { list-style: none; padding: 0; margin: 0; display: grid; gap: 12px;
 ol > li { border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow-wrap: anywhere;
   display: grid; grid-row: span 3; grid-template-rows: subgrid; row-gap: 0; }
 li img { width: 100%; max-height: 320px; object-fit: contain; border-radius: 6px; display: block; }
+li img.page { max-height: 560px; background: #fff; }
 li.best { border-color: var(--best); box-shadow: 0 0 0 1px var(--best); background: var(--tint); }
 .badge { background: var(--best); color: var(--card); border-radius: 99px; padding: 0 10px;
   font-size: .75rem; font-weight: 600; display: inline-block; margin-bottom: 8px; }
@@ -59,6 +61,7 @@ li ul { margin: 4px 0; padding-left: 20px; list-style: disc; }
 """
 """Style sheet of this package's pages."""
 _THUMBNAIL = 220
+_PAGE = 1000  # pixels of a page's longer side: its text can be read
 _MARKDOWN = (".md", ".markdown")
 
 
@@ -72,13 +75,16 @@ class Shown:
 
 def _hit(rank: int, hit: Hit, names: Mapping[str, str], pictures: Pictures, place: str) -> str:
     record = hit.record
-    shown = ""
-    if record.modality == "image" and record.source:
+    address = _address(record)
+    shown = _on_its_page(record, pictures)
+    if shown and address is not None:
+        shown = f'<a rel="noreferrer noopener" href="{html.escape(address, quote=True)}">{shown}</a>'
+    elif not shown and record.modality == "image" and record.source:
         shown = _no_preview("the picture is on the web") if record.source_type == "url" else _found(record, pictures)
     # One scale for the whole page: the cosine from 0 to 1, whose differences the score halves.
     width = round(100 * min(1.0, max(0.0, 2 * hit.score - 1)))
-    name = html.escape(names.get(str(record.source)) or record.id)
-    address = _address(record)
+    page = f", p. {record.page_label}" if record.page is not None else ""
+    name = html.escape((names.get(_file(record)) or record.id) + page)
     if address is not None:
         name = f'<a rel="noreferrer noopener" href="{html.escape(address, quote=True)}">{name}</a>'
     best = ' class="best"' if rank == 1 else ""
@@ -100,14 +106,24 @@ def _text(record: Record) -> str:
     return f'<p class="text">{html.escape(record.text)}</p>'
 
 
+def _file(record: Record) -> str:
+    """The file that a record is from: of a part of a document, the document."""
+    return record.document or str(record.source)
+
+
 def _address(record: Record) -> str | None:
-    """Where a link to a record's file leads. Nothing is opened before somebody follows it."""
-    source = str(record.source)
-    if record.source_type == "url":
-        return source if re.match("https?://", source, re.IGNORECASE) else None
-    if record.source_type == "path" and os.path.isabs(source) and "\0" not in source:
-        return Path(source).as_uri()
-    return None
+    """Where a link to a record's file leads, in a PDF to the page. Nothing is opened before somebody follows it."""
+    source = _file(record)
+    # A document that was fetched is named by its URL; any other by an absolute path.
+    if (record.document or record.source_type == "url") and re.match("https?://", source, re.IGNORECASE):
+        address = source
+    elif (record.document or record.source_type == "path") and os.path.isabs(source) and "\0" not in source:
+        address = Path(source).as_uri()
+    else:
+        return None
+    bare = address.partition("#")[0]
+    # What browsers understand. It counts pages as they lie in the file, whatever they are called.
+    return f"{bare}#page={record.page}" if record.page is not None and bare.lower().endswith(".pdf") else address
 
 
 def _names(sources: Iterable[str]) -> dict[str, str]:
@@ -122,6 +138,18 @@ def _names(sources: Iterable[str]) -> dict[str, str]:
         names |= {source: end for source, end in ends.items() if often[end] == 1 or count >= len(left[source])}
         left = {source: parts for source, parts in left.items() if source not in names}
     return names
+
+
+def _on_its_page(record: Record, pictures: Pictures) -> str:
+    """The page of a part of a document with its place on it; empty where there is no picture of that page."""
+    try:
+        page = pictures.page_of(record)
+        if page is None:
+            return ""
+        drawn = marked(open_image(pictures.read(page)).image, page, record)
+    except (StoreError, ImageError):
+        return ""
+    return _embedded(drawn, f"{_file(record)}, p. {record.page_label}", _PAGE, ' class="page"')
 
 
 def _found(record: Record, pictures: Pictures) -> str:
@@ -148,12 +176,15 @@ def _no_preview(reason: str) -> str:
 
 def _copy(source: ImageSource, name: str) -> str:
     """A small copy inside the page, so that the page can be moved and mailed."""
-    picture = open_image(source).image
-    picture.thumbnail((_THUMBNAIL * 2, _THUMBNAIL * 2), PIL.Image.Resampling.LANCZOS)
+    return _embedded(open_image(source).image, name, 2 * _THUMBNAIL)
+
+
+def _embedded(picture: PIL.Image.Image, name: str, side: int, more: str = "") -> str:
+    picture.thumbnail((side, side), PIL.Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="{html.escape(name, quote=True)}" src="data:image/jpeg;base64,{data}">'
+    return f'<img{more} alt="{html.escape(name, quote=True)}" src="data:image/jpeg;base64,{data}">'
 
 
 def _written(answer: Answer, place: str) -> str:
@@ -199,7 +230,7 @@ def render_html(
             indexed on this machine are shown.
     """
     pictures = pictures or Pictures()
-    names = _names({str(hit.record.source) for one in shown for hit in one.answer.hits})
+    names = _names({_file(hit.record) for one in shown for hit in one.answer.hits})
     sections = "".join(
         _section(one, names, pictures, heading=not _headed(one, title, len(shown)), place=f"source-{number}")
         for number, one in enumerate(shown, 1)

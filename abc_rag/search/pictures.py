@@ -11,6 +11,7 @@ from abc_rag.errors import ImageError, ImageFetchError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.read import describe_source, read_bytes
 from abc_rag.images.share import share_image
+from abc_rag.search.neighbours import page_of
 from abc_rag.store.base import Store
 from abc_rag.store.roots import Roots
 from abc_rag.types import URL, Record
@@ -48,7 +49,19 @@ class Pictures:
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         self.limits = limits
+        self._store = store
         self._roots = (Roots() if store is None else store.roots).including(roots)
+
+    def page_of(self, part: Record) -> Record | None:
+        """The picture of the page that a part of a document is on; see `abc_rag.search.neighbours.page_of`.
+
+        Returns:
+            None where there is none, and without a store.
+
+        Raises:
+            StoreError: The store cannot be read, such as after it was closed.
+        """
+        return None if self._store is None else page_of(self._store, part)
 
     def read(self, record: Record) -> bytes:
         """The encoded bytes of a record's picture, exactly as they were indexed.

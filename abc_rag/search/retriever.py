@@ -46,6 +46,7 @@ from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.search.answer import Answer
 from abc_rag.search.fusion import demanding, hybrid
 from abc_rag.search.judging import Judge, judged_hits
+from abc_rag.search.neighbours import Neighbours, neighbours_of
 from abc_rag.search.pictures import Pictures
 from abc_rag.search.query import Query
 from abc_rag.search.ranking import diverse
@@ -54,7 +55,7 @@ from abc_rag.search.rewriting.rules import RuleRewriter, follows_up
 from abc_rag.search.second_look import look_again
 from abc_rag.store.base import Store
 from abc_rag.store.keywords import Keywords
-from abc_rag.types import Hit, Image, ImageSource, InstructedImage, Message, Modality, Trace, Vectors
+from abc_rag.types import Hit, Image, ImageSource, InstructedImage, Message, Modality, Record, Trace, Vectors
 
 __all__ = ["WEIGHT", "Retriever"]
 
@@ -272,6 +273,25 @@ class Retriever:
         return Answer(query.question, instruction, hits, rewrite, confidence, notes)
 
     asearch = async_twin(search)
+
+    def neighbours(self, part: Hit | Record, *, before: int = 1, after: int = 1) -> Neighbours:
+        """What stands around a hit of a document: passages before and after it, figures of its page, and that page.
+
+        Args:
+            part: A hit, or a record of the store.
+            before: Maximum number of passages before it.
+            after: Maximum number of passages after it.
+
+        Returns:
+            All in reading order; nothing for what is of no document.
+
+        Raises:
+            InputError: ``part`` is neither a hit nor a record, or a number is negative.
+            StoreError: The store cannot be read.
+        """
+        return neighbours_of(self.store, part, before=before, after=after)
+
+    aneighbours = async_twin(neighbours)
 
     def _embedded(self, query: Query) -> Vectors:
         rows = self.embedder.embed(query.inputs)

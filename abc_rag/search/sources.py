@@ -49,6 +49,5 @@ def name_of(record: Record) -> str:
     """
     if not record.document:
         return ""
-    label = record.metadata.get("page_label", record.page)
     name = os.path.basename(record.document.replace("\\", "/"))
-    return name if label is None else f"{name}, page {label}"
+    return name if record.page is None else f"{name}, page {record.page_label}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from abc_rag.answering.generator import Generator
 from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import InputError
+from abc_rag.search.neighbours import page_of
 from abc_rag.server.errors import Refusal
 from abc_rag.server.guard import Caller
 from abc_rag.server.jobs import Jobs
@@ -105,16 +106,13 @@ class Library:
         Raises:
             Refusal: There is none.
         """
-        document = part.metadata.get("document_sha256")
-        if part.page is None or document is None:
+        if part.page is None:
             raise Refusal(404, "this record is on no page of a document")
         store = await in_thread(self.stores.open, self.find(caller, name).stored)
-        where = {"$and": [{"document_sha256": document}, {"page": part.page}, {"part": "page"}]}
-        vectors = await in_thread(store.vectors, [part.id])
-        hits = await in_thread(lambda: store.search(vectors[part.id], 1, where, modality="image"))
-        if not hits:
+        page = await in_thread(page_of, store, part)
+        if page is None:
             raise Refusal(404, "the page of this record was not stored as a picture")
-        return hits[0].record
+        return page
 
     def stop(self, timeout_s: float) -> None:
         """Stop doing jobs, and close everything."""

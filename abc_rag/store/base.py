@@ -160,9 +160,18 @@ class Store(ABC):
         for page in self._records.scan("ids"):
             yield from page.ids
 
-    def records(self) -> Iterator[Record]:
-        """Every record, a page at a time. Do not write meanwhile: pages would shift."""
-        for page in self._records.scan("records"):
+    def records(self, where: Mapping[str, Any] | None = None, *, modality: Modality | None = None) -> Iterator[Record]:
+        """Every record that a filter lets through, a page at a time. Do not write meanwhile: pages would shift.
+
+        Args:
+            where: As for `search`.
+            modality: Only pictures, or only passages.
+
+        Raises:
+            InputError: The filter cannot be used.
+            StoreError: The store cannot be read.
+        """
+        for page in self._records.scan("records", parse(where, modality)):
             yield from map(self._public, page.records)
 
     def pages(self) -> Iterator[tuple[list[Record], Vectors]]:

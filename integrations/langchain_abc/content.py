@@ -6,16 +6,20 @@ import base64
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from langchain_core.documents import Document
 from langchain_core.messages.content import ContentBlock, ImageContentBlock, create_image_block, create_text_block
 
 from abc_rag import ImageLimits, Record
 from abc_rag.errors import ImageError, ImageFetchError, InputError
-from abc_rag.images import DEFAULT_LIMITS, share_image
-from abc_rag.search import Pictures, cited_numbers
-from langchain_abc._documents import is_picture, own_field
+from abc_rag.images import DEFAULT_LIMITS, open_image, share_image
+from abc_rag.search import Pictures, cited_numbers, crop_of, name_of
+from abc_rag.store import Store
+from langchain_abc._documents import FoundDocument, is_picture, own_field
+
+if TYPE_CHECKING:
+    from langchain_abc.vectorstores import ABCVectorStore
 
 __all__ = ["cited_documents", "to_content_blocks"]
 
@@ -32,6 +36,8 @@ def to_content_blocks(
     image_limits: ImageLimits | None = None,
     roots: Iterable[str | os.PathLike[str]] = (),
     missing: Literal["note", "raise"] = "note",
+    pages: Literal["whole", "crop"] | None = None,
+    store: ABCVectorStore | Store | None = None,
 ) -> list[ContentBlock]:
     """Turn documents into content blocks, for ``HumanMessage(content_blocks=[...])``.
 
@@ -39,6 +45,9 @@ def to_content_blocks(
     source and caption, and an image block. What is sent of a picture is a JPEG, PNG or WebP file, upright, with its
     pixels alone: not where a photo was taken, nor anything else that stands beside them
     (`abc_rag.images.share_image`).
+
+    Of what was found in a document (`abc_rag.ingest.documents`), ``SOURCE`` is ``manual.pdf, page 12``. A figure is
+    sent as a picture of itself, a passage as its text, and with ``pages`` what it looks like on its page too.
 
     A picture is opened only where it was indexed on this machine, or in one of ``roots``, and is sent only if it is
     still what was indexed: whoever can write into a store could make a document refer to any file.
@@ -54,6 +63,9 @@ def to_content_blocks(
             on another machine.
         missing: What to do about a picture that is gone, has changed, was stored without a source, or may not be
             opened: ``"note"`` puts a text block in its place and logs a warning; ``"raise"`` raises.
+        pages: What is sent of the page of a passage or a figure besides. ``"whole"``: the page, behind the first
+            document that is on it. ``"crop"``: of a passage, its place on the page, such as a table with its rules.
+        store: From which the documents are; needed for ``pages``, whose pictures are looked up there.
 
     Returns:
         The blocks, in the order of the documents.
@@ -68,36 +80,53 @@ def to_content_blocks(
         raise InputError(f"max_side must be a positive number of pixels or None, not {max_side!r}")
     if missing not in ("note", "raise"):
         raise InputError(f"missing must be 'note' or 'raise', not {missing!r}")
-    pictures = Pictures(roots=roots, limits=image_limits or DEFAULT_LIMITS)
+    if pages not in (None, "whole", "crop") or (pages is not None and store is None):
+        raise InputError(f"pages must be None, 'whole' or 'crop', with store=..., not {pages!r} with store={store!r}")
+    limits = image_limits or DEFAULT_LIMITS
+    pictures = Pictures(roots=roots, limits=limits)
+    opened = store if store is None or isinstance(store, Store) else store.store
+    on_pages = None if pages is None else _Pages(Pictures(opened, roots=roots, limits=limits), pages, max_side)
     blocks: list[ContentBlock] = []
     for number, document in enumerate(documents, 1):
-        source = own_field(document, "source")
-        source = source if isinstance(source, str) else ""
-        head = " ".join(part for part in (f"[{number}]" if numbered else "", source) if part)
-        body = document.page_content
-        if not is_picture(document) and (found := _encoded_picture(body)) is not None:
+        record = _record_of(document)
+        head = " ".join(part for part in (f"[{number}]" if numbered else "", name_of(record) or record.source) if part)
+        blocks += _blocks(document, record, head, pictures, max_side, missing)
+        if on_pages is not None:
+            blocks += on_pages.blocks(record, head, missing)
+    return blocks
+
+
+def _blocks(
+    document: Document,
+    record: Record,
+    head: str,
+    pictures: Pictures,
+    max_side: int | None,
+    missing: Literal["note", "raise"],
+) -> list[ContentBlock]:
+    """What was found itself."""
+    body = document.page_content
+    if record.modality == "text":
+        if (found := _encoded_picture(body)) is not None:
             try:
-                data, mime_type = share_image(found, limits=pictures.limits, max_side=max_side)
+                shared = share_image(found, limits=pictures.limits, max_side=max_side)
             except ImageError:
                 pass  # then it is a text, if an odd one
             else:
-                blocks += [create_text_block(f"{head} (picture)".lstrip()), _block(data, mime_type)]
-                continue
-        if not is_picture(document):
-            blocks.append(create_text_block("\n".join(part for part in (head, body) if part)))
-            continue
-        caption = "" if body == source else body
-        lines = [line for line in (f"{head} (picture)".lstrip(), caption) if line]
-        try:
-            image = _image_block(document, source, pictures, max_side)
-        except ImageError as error:
-            if missing == "raise":
-                raise
-            _LOG.warning("a picture cannot be shown to the chat model: %s", error)
-            blocks.append(create_text_block("\n".join([*lines, f"This picture cannot be shown: {error.reason}"])))
-        else:
-            blocks += [create_text_block("\n".join(lines)), image]
-    return blocks
+                return [create_text_block(f"{head} (picture)".lstrip()), _block(*shared)]
+        return [create_text_block("\n".join(part for part in (head, body) if part))]
+    caption = "" if body == record.source else body
+    lines = [line for line in (f"{head} (picture)".lstrip(), caption) if line]
+    try:
+        if not record.source:
+            raise ImageFetchError(f"picture {document.id}", "was stored without a source; store it with keep=True")
+        shared = pictures.share(record, max_side=max_side)
+    except ImageError as error:
+        if missing == "raise":
+            raise
+        _LOG.warning("a picture cannot be shown to the chat model: %s", error)
+        return [create_text_block("\n".join([*lines, f"This picture cannot be shown: {error.reason}"]))]
+    return [create_text_block("\n".join(lines)), _block(*shared)]
 
 
 def cited_documents(answer: str, documents: Sequence[Document]) -> list[Document]:
@@ -110,17 +139,53 @@ def cited_documents(answer: str, documents: Sequence[Document]) -> list[Document
     return [documents[number - 1] for number in cited_numbers(answer, len(documents))]
 
 
-def _image_block(document: Document, source: str, pictures: Pictures, max_side: int | None) -> ImageContentBlock:
-    if not source:
-        raise ImageFetchError(f"picture {document.id}", "was stored without a source; store it with keep=True")
-    record = Record(
+class _Pages:
+    """What the pages of documents look like, each page once."""
+
+    def __init__(self, pictures: Pictures, how: Literal["whole", "crop"], max_side: int | None) -> None:
+        self._pictures = pictures
+        self._how = how
+        self._max_side = max_side
+        self._sent: set[str] = set()
+
+    def blocks(self, record: Record, head: str, missing: Literal["note", "raise"]) -> list[ContentBlock]:
+        """What is sent besides a record: nothing where its page has no picture, is the record, or was sent before."""
+        crop = self._how == "crop"
+        page = None if crop and record.modality == "image" else self._pictures.page_of(record)
+        if page is None or (page.id in self._sent and not crop):
+            return []
+        self._sent.add(page.id)
+        if page.id == record.id:
+            return []
+        try:
+            if not crop:
+                image = _block(*self._pictures.share(page, max_side=self._max_side))
+                return [create_text_block(f"{head} (its page)".lstrip()), image]
+            shown = crop_of(open_image(self._pictures.read(page)).image, page, record)
+            if shown is None:
+                return []
+            shared = share_image(shown, limits=self._pictures.limits, max_side=self._max_side)
+            return [create_text_block(f"{head} (its place on the page)".lstrip()), _block(*shared)]
+        except ImageError as error:
+            if missing == "raise":
+                raise
+            _LOG.warning("a page cannot be shown to the chat model: %s", error)
+            return []
+
+
+def _record_of(document: Document) -> Record:
+    """The record of a document, as far as its metadata says; it may say anything."""
+    source = own_field(document, "source")
+    source = source if isinstance(source, str) else ""
+    metadata = document.own_metadata if isinstance(document, FoundDocument) else document.metadata
+    return Record(
         document.id or source,
-        "image",
+        "image" if is_picture(document) else "text",
         source=source,
+        metadata=metadata,
         source_type="url" if own_field(document, "source_type") == "url" else "path",
         sha256=own_field(document, "sha256") or "",
     )
-    return _block(*pictures.share(record, max_side=max_side))
 
 
 def _block(data: bytes, mime_type: str) -> ImageContentBlock:

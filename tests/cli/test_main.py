@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import pytest
+from pdf_helpers import manual
 
 import abc_rag
 from abc_rag import ChromaStore, Input, Text
@@ -245,6 +246,18 @@ def test_what_is_printed_is_printed_as_it_is(fake: FakeEmbedder, run: Run) -> No
     assert done.out.count(odd) == 2
     assert run("ask", odd, "--store", "[red]:key:", "--json").json["question"] == odd
     assert run("ask", odd, "--store", "[red]:key:", "--html", "[b]:key:.html").out.endswith("/[b]:key:.html\n")
+
+
+def test_a_hit_of_a_document_is_told_by_its_page(fake: FakeEmbedder, run: Run) -> None:
+    Path("manual.pdf").write_bytes(manual())
+    assert run("index", "manual.pdf").code == 0
+    done = run("ask", "rinse the filter", "--only", "text", "-k", "1", "--html", "page.html")
+    assert (done.code, done.err) == (0, "")
+    assert "manual.pdf, p. ii" in done.out
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert (
+        f'<a rel="noreferrer noopener" href="{Path("manual.pdf").absolute().as_uri()}#page=2"><img class="page"' in page
+    )
 
 
 def test_ask_for_what_is_like_a_picture(filled: Path, run: Run) -> None:

@@ -10,10 +10,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 
-from abc_rag import URL, Hit, Record
+from abc_rag import URL, ChromaStore, Hit, Record
 from abc_rag.errors import InputError
 from abc_rag.search.answer import Answer
 from abc_rag.search.page import Shown, render_html, write_html
@@ -238,6 +239,63 @@ def test_any_source_of_a_picture_can_be_shown(tmp_path: Path) -> None:
         assert opened.size == (900, 300)  # the caller's own picture is not made small
     assert len({a["src"] for a in page.all("img")}) == 1
     assert len(page.all("img")) == 4
+
+
+def opened(image: dict[str, str | None]) -> np.ndarray:
+    with PIL.Image.open(io.BytesIO(base64.b64decode(str(image["src"]).partition(",")[2]))) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def test_a_hit_of_a_document_is_shown_on_its_page(manual_store: ChromaStore) -> None:
+    parts = sorted(manual_store.records(), key=lambda record: record.metadata["order"])
+    page, figure, passage = parts[2:]
+    path = Path(page.document)
+    section = shown(*(Hit(one, 0.5) for one in (page, figure, passage)))
+    found = Page(render_html([section], title="t", pictures=Pictures(manual_store)))
+    assert {a["href"] for a in found.all("a")} == {f"{path.as_uri()}#page=2"}
+    assert len(found.all("a")) == 6  # of each picture, and of each name
+    assert found.text.count("manual.pdf, p. ii") == 3
+    assert [image["alt"] for image in found.all("img")] == [f"{path}, p. ii"] * 3
+    plain, around_figure, around_passage = map(opened, found.all("img"))
+    assert plain.shape == around_figure.shape == around_passage.shape == (917, 612, 3)  # 110 dots an inch
+    scale = 917 / 600
+    for picture, one in ((around_figure, figure), (around_passage, passage)):
+        changed = np.argwhere(np.abs(picture - plain).max(axis=2) > 60)
+        left, top, right, bottom = one.box or ()
+        wanted = (top * scale, left * scale, bottom * scale, right * scale)
+        assert np.abs(np.array([*changed.min(axis=0), *changed.max(axis=0)]) - wanted).max() < 8  # JPEG's blocks
+
+
+def test_without_a_picture_of_its_page_a_hit_shows_itself(manual_store: ChromaStore) -> None:
+    store = manual_store
+    parts = sorted(store.records(), key=lambda record: record.metadata["order"])
+    store.delete([parts[2].id])
+    section = shown(*(Hit(one, 0.5) for one in parts[3:]))
+    for pictures in (Pictures(store), Pictures()):
+        page = Page(render_html([section], title="t", pictures=pictures))
+        assert [image["alt"] for image in page.all("img")] == [parts[3].source]  # the figure
+        assert "Rinse the filter." in page.text
+    pictures = Pictures(store)
+    store.close()
+    assert len(Page(render_html([section], title="t", pictures=pictures)).all("img")) == 1
+
+
+@pytest.mark.parametrize(
+    ("document", "address"),
+    [
+        ("/x/a.PDF", "file:///x/a.PDF#page=3"),
+        ("/x/a#1.pdf", "file:///x/a%231.pdf#page=3"),
+        ("/x/a.pptx", "file:///x/a.pptx"),
+        ("https://example.org/a.pdf#top", "https://example.org/a.pdf#page=3"),
+        ("javascript:alert(1)", None),
+        ("a.pdf", None),
+    ],
+)
+def test_links_open_a_document_at_the_page(document: str, address: str | None) -> None:
+    record = Record("id", "text", "words", "", {"document": document, "page": 3, "page_label": "<i>"})
+    page = Page(render_html([shown(Hit(record, 0.5))], title="t"))
+    assert [a["href"] for a in page.all("a")] == ([] if address is None else [address])
+    assert ", p. <i>" in page.text
 
 
 # --- Writing ----------------------------------------------------------------------------------------------

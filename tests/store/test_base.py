@@ -95,6 +95,7 @@ def test_what_filters_let_through(make: MakeStore, where: dict[str, object], exp
     ]
     store.add(records, vectors(len(records)))
     assert {hit.id for hit in store.search(vectors(1)[0], 20, where)} == set(expected.split())
+    assert {record.id for record in store.records(where)} == set(expected.split())
     assert {record.id for record in records if matches(parse(where), record)} == set(expected.split())
 
 

@@ -24,7 +24,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 from pydantic import Field
 
-from abc_rag import Embedder, ImageLimits, Record
+from abc_rag import ChromaStore, Embedder, ImageLimits, Record
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import ImageError, ImageFetchError, InputError
 from abc_rag.scenes.drawing import render
@@ -236,6 +236,84 @@ def test_cited_documents() -> None:
         ("", ""),
     ):
         assert "".join(d.page_content for d in cited_documents(answer, documents)) == wanted
+
+
+# --- Documents --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(manual_store: ChromaStore) -> dict[str, Document]:
+    """Of the second page of a PDF, by kind."""
+    store = ABCVectorStore(FakedEmbeddings(), store=manual_store)
+    found = store.similarity_search("filter", k=9, filter={"page": 2})
+    return {one.metadata["part"]: one for one in found}
+
+
+def test_documents_have_their_place_under_langchains_names(parts: dict[str, Document], tmp_path: Path) -> None:
+    file = str(tmp_path / "manual.pdf")
+    passage, figure = (parts[kind].metadata for kind in ("passage", "figure"))
+    for metadata in (passage, figure):
+        assert (metadata["document"], metadata["page"], metadata["page_label"]) == (file, 2, "ii")
+    assert figure["box"] == [50, 180, 200, 300]
+    assert passage["source"] == file
+    assert Path(figure["source"]).suffix == ".png"
+
+
+def test_pages_of_documents_are_sent_where_that_is_asked_for(
+    parts: dict[str, Document], manual_store: ChromaStore
+) -> None:
+    asked = [parts["passage"], parts["figure"]]
+    words = "[1] manual.pdf, page ii\nCleaning\n\nRinse the filter.\n\nFigure 1: The filter."
+    figure = "[2] manual.pdf, page ii (picture)\nFigure 1: The filter."
+    plain = to_content_blocks(asked)
+    assert texts(plain) == [words, figure, None]
+    assert decoded(plain[2]).size == (626, 500)  # the figure alone, at 300 dots an inch
+    whole = to_content_blocks(asked, pages="whole", store=manual_store)
+    assert texts(whole) == [words, "[1] manual.pdf, page ii (its page)", None, figure, None]
+    assert decoded(whole[2]).size == (612, 917)
+    small = to_content_blocks(
+        asked, pages="whole", store=ABCVectorStore(FakedEmbeddings(), store=manual_store), max_side=300
+    )
+    assert max(decoded(small[2]).size) == 300
+    cropped = to_content_blocks([*asked, asked[0]], pages="crop", store=manual_store)
+    place = "[1] manual.pdf, page ii (its place on the page)"
+    assert texts(cropped) == [
+        words,
+        place,
+        None,
+        figure,
+        None,
+        words.replace("[1", "[3"),
+        place.replace("[1", "[3"),
+        None,
+    ]
+    left, top, right, bottom = parts["passage"].metadata["box"]
+    scale = 917 / 600
+    assert decoded(cropped[2]).size == pytest.approx(((right - left + 12) * scale, (bottom - top + 12) * scale), abs=2)
+
+
+def test_a_page_is_sent_once(parts: dict[str, Document], manual_store: ChromaStore) -> None:
+    blocks = to_content_blocks([parts["page"], parts["passage"]], pages="whole", store=manual_store)
+    assert [block["type"] for block in blocks] == ["text", "image", "text"]
+
+
+def test_pages_need_a_store(parts: dict[str, Document], manual_store: ChromaStore) -> None:
+    with pytest.raises(InputError, match=r"pages must be None, 'whole' or 'crop', with store="):
+        to_content_blocks([parts["passage"]], pages="whole")
+    with pytest.raises(InputError, match="pages must be"):
+        to_content_blocks([parts["passage"]], pages="half", store=manual_store)  # type: ignore[arg-type]
+
+
+def test_a_page_that_is_gone_costs_the_page(
+    parts: dict[str, Document], manual_store: ChromaStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(parts["page"].metadata["source"]).unlink()
+    with caplog.at_level(logging.WARNING):
+        blocks = to_content_blocks([parts["passage"]], pages="whole", store=manual_store)
+    assert [block["type"] for block in blocks] == ["text"]
+    assert "a page cannot be shown to the chat model" in caplog.text
+    with pytest.raises(ImageError):
+        to_content_blocks([parts["passage"]], pages="whole", store=manual_store, missing="raise")
 
 
 # --- A chain ----------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from abc_rag import Hit
 from abc_rag.answering import GenerativeRewriter, Generator, Retriever
 from abc_rag.embedding.threads import Worker
 from abc_rag.errors import FingerprintMismatchError, InputError
+from abc_rag.search import page_of
 from abc_rag.search.rewriting import Rewriter, follows_up
 from abc_rag.store import Store
 from abc_rag.types import Modality
@@ -86,6 +87,8 @@ class InstructionRetriever(BaseRetriever):
         roots: Further files and folders from which pictures may be opened; see `abc_rag.search.Pictures`.
         trace: Put how each score came about into ``metadata["abc_trace"]``, which no model gets to see.
         memory: The memory of the chat engine that asks; see above.
+        with_pages: Put the picture of its page behind each part of a document, every page once and on top of
+            ``similarity_top_k``, for a model that reads tables and drawings as they stand there.
         callback_manager: As for every retriever.
 
     Raises:
@@ -114,6 +117,7 @@ class InstructionRetriever(BaseRetriever):
         roots: Iterable[str | os.PathLike[str]] = (),
         trace: bool = False,
         memory: BaseMemory | None = None,
+        with_pages: bool = False,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         if not isinstance(embed_model, ABCEmbeddings):
@@ -143,6 +147,7 @@ class InstructionRetriever(BaseRetriever):
             "roots": tuple(roots),
             "trace": trace,
             "memory": memory,
+            "with_pages": with_pages,
         }
         self._memory = memory
         self._generates = generator is not None or isinstance(rewriter, GenerativeRewriter)
@@ -198,12 +203,26 @@ class InstructionRetriever(BaseRetriever):
         # A captioned picture is found up to twice.
         found = self._retriever.search(query, k=2 * self.similarity_top_k, **self._options)
         hits = _once(found.hits)[: self.similarity_top_k]
+        if self._settings["with_pages"]:
+            hits = self._on_pages(hits)
         nodes = nodes_of([hit.record for hit in hits], self._store, self._retriever.pictures, with_bytes=True)
         return [
             NodeWithScore(node=_traced(node, hit), score=hit.score)
             for node, hit in zip(nodes, hits, strict=True)
             if node is not None
         ]
+
+    def _on_pages(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Hits, and behind the first one of each page the picture of that page."""
+        seen = {hit.id for hit in hits}
+        shown: list[Hit] = []
+        for hit in hits:
+            shown.append(hit)
+            page = page_of(self._store, hit)
+            if page is not None and page.id not in seen:
+                seen.add(page.id)
+                shown.append(Hit(page, hit.score))
+        return shown
 
     def _check_model(self) -> None:
         if self._checked:

@@ -50,6 +50,9 @@ _WHY = "missing_picture_reason"
 NODE_ID = "_node_id"
 REF_DOC_ID = "ref_doc_id"
 
+# What a language model is told of the place of a part of a document.
+_TOLD = frozenset({"file_name", "page_label", "heading"})
+
 # Filters for the two kinds of nodes. To the store, a caption is a text; to the user, it is part of a picture.
 OF_KIND: dict[Modality, dict[str, Any]] = {
     "image": {"$or": [{"abc:modality": "image"}, {_PICTURED: True}]},
@@ -267,10 +270,16 @@ def _without_picture(node: BaseNode, record: Record, owner: Record, error: Image
 
 
 def _new_node(record: Record) -> BaseNode:
+    make = TextNode if record.modality == "text" else ImageNode
     metadata: dict[str, Any] = dict(record.metadata)
     if record.source:
         metadata.setdefault("source", record.source)
+    if record.document:
+        # As LlamaIndex's readers, and `llama_index.readers.abc`, call it.
+        metadata = {"file_path": record.document, "file_name": Path(record.document).name, **metadata}
+        told = {"id_": record.id, "text": record.text, "metadata": metadata}
+        untold = [key for key in metadata if key not in _TOLD]
+        return make(**told, excluded_embed_metadata_keys=list(metadata), excluded_llm_metadata_keys=untold)
     # A path is no content, so it is not embedded.
     hidden = ["source"] if record.source else []
-    make = TextNode if record.modality == "text" else ImageNode
     return make(id_=record.id, text=record.text, metadata=metadata, excluded_embed_metadata_keys=hidden)

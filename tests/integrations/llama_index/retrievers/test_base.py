@@ -23,6 +23,7 @@ from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter,
 from llama_index.embeddings.abc import ABCEmbeddings
 from llama_index.retrievers.abc import InstructionRetriever, llm_rewriter
 from llama_index.vector_stores.abc import ABCMultiModalIndex, ABCVectorStore
+from pdf_helpers import manual
 from pydantic import PrivateAttr
 
 import abc_rag
@@ -468,3 +469,36 @@ def test_a_generator_reads_the_turns_before_and_judges(embed_model: ABCEmbedding
         'user: picture "what is this?"', 'assistant: "A rose."', 'question: picture "has it thorns?"',
     ]  # fmt: skip
     assert retriever.retrieve("bicycles") == []
+
+
+# --- Documents --------------------------------------------------------------------------------------------
+
+
+def test_hits_of_documents_have_their_place_and_their_page(
+    embed_model: ABCEmbeddings, store: ChromaStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "manual.pdf"
+    path.write_bytes(manual())
+    index_paths([path], embed_model.embedder, store)
+    retriever = InstructionRetriever(embed_model, store, similarity_top_k=2, where={"page": 2}, with_pages=True)
+    found = retriever.retrieve('"Rinse the filter"')
+    passage, page, *others = (one.node for one in found)
+    told = {key: passage.metadata[key] for key in ("file_path", "file_name", "page_label", "page", "document")}
+    assert told == {
+        "file_path": str(path),
+        "file_name": "manual.pdf",
+        "page_label": "ii",
+        "page": 2,
+        "document": str(path),
+    }
+    assert len(passage.metadata["box"]) == 4
+    assert passage.get_content(MetadataMode.EMBED) == passage.get_content(MetadataMode.NONE)
+    assert passage.get_content(MetadataMode.LLM).startswith("file_name: manual.pdf\npage_label: ii\nheading: ")
+    assert "sha256" not in passage.get_content(MetadataMode.LLM)
+    assert isinstance(page, ImageNode)
+    assert (page.metadata["part"], page.metadata["page"]) == ("page", 2)
+    assert base64.b64decode(str(page.image)).startswith(b"\x89PNG")
+    assert found[1].score == found[0].score
+    assert [one.metadata["part"] for one in others] == []  # both passages and figures of it are on that one page
+    plain = copy.copy(InstructionRetriever(embed_model, store, similarity_top_k=2, where={"page": 2}))
+    assert next(one.node.metadata["part"] for one in plain.retrieve('"Rinse the filter"')) == "passage"
