@@ -324,14 +324,14 @@ def expanded(path: Path) -> Path:
 
 
 def filter_of(where: str | None) -> dict[str, Any] | None:
-    """The filter that ``--where`` gives.
+    """The filter that ``--where`` gives; a record's own fields are named as they are shown, or with ``abc:``.
 
     Raises:
         InputError: It is no JSON object, or no filter.
     """
     if where is None:
         return None
-    from abc_rag.store.filters import parse
+    from abc_rag.store.filters import by_shown_names, parse
 
     try:
         condition = json.loads(where)
@@ -340,7 +340,7 @@ def filter_of(where: str | None) -> dict[str, Any] | None:
     if not isinstance(condition, dict):
         raise InputError(f"--where takes a JSON object, such as '{{\"page\": 3}}', not {where!r}")
     parse(condition)
-    return condition
+    return by_shown_names(condition)
 
 
 def open_place(

@@ -35,6 +35,7 @@ __all__ = [
     "MIME_TYPE",
     "MODALITY",
     "OF",
+    "ORDER",
     "SHA256",
     "SOURCE",
     "SOURCE_TYPE",
@@ -43,6 +44,7 @@ __all__ = [
     "Either",
     "Moment",
     "Test",
+    "by_shown_names",
     "fields_of",
     "matches",
     "moment_of",
@@ -59,8 +61,10 @@ SHA256 = "abc:sha256"
 MIME_TYPE = "abc:mime_type"
 OF = "abc:of"
 """The picture that a facet belongs to."""
+ORDER = ("$gt", "$gte", "$lt", "$lte")
+"""The operators that compare numbers and dates by order."""
 
-_ORDER = ("$gt", "$gte", "$lt", "$lte")
+_SHOWN = frozenset({"source", "source_type", "modality", "mime_type", "sha256"})
 _MOST_DEEP = 50
 _ISO = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(?:[.,](\d{1,9}))?\s?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII | re.IGNORECASE
@@ -122,6 +126,33 @@ def parse(where: Mapping[str, Any] | None, modality: Modality | None = None) -> 
     if modality is not None:
         parts.append(Test(MODALITY, "$eq", modality))
     return _joined(All, parts) if parts else None
+
+
+def by_shown_names(where: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Translate a filter that names a record's own fields as they are shown: ``modality`` for ``abc:modality``.
+
+    A key that metadata may have as well, such as ``source``, matches either.
+
+    Args:
+        where: A filter that has not been checked; what is no filter comes back as it is.
+    """
+    if not isinstance(where, Mapping):
+        return where
+    parts: list[dict[str, Any]] = []
+    for key, wanted in where.items():
+        if key in ("$and", "$or") and isinstance(wanted, (list, tuple)):
+            parts.append({key: [by_shown_names(one) for one in wanted]})
+        elif key == "source_type" and wanted == "path":
+            # Only other types are stored.
+            parts.append({"$or": [{key: wanted}, {MODALITY: "image", SOURCE_TYPE: {"$ne": "url"}}]})
+        elif key in _SHOWN:
+            operators = wanted if isinstance(wanted, Mapping) else {"$eq": wanted}
+            for operator, value in operators.items():
+                both = [{name: {operator: value}} for name in (key, f"abc:{key}")]
+                parts.append({"$and" if operator in ("$ne", "$nin", "$not_contains") else "$or": both})
+        else:
+            parts.append({key: wanted})
+    return {"$and": parts} if len(parts) > 1 else parts[0] if parts else {}
 
 
 def matches(condition: Condition | None, record: Record) -> bool:
@@ -207,7 +238,7 @@ def _test(key: str, name: object, value: object) -> Test:
             raise _bad(key, {name: value}, f"{name} takes a list with at least one value")
         return Test(key, operator, tuple(_operand(key, name, one) for one in value))
     found = _operand(key, name, value)
-    if operator in _ORDER and not isinstance(found, Moment) and (isinstance(found, (str, bool))):
+    if operator in ORDER and not isinstance(found, Moment) and (isinstance(found, (str, bool))):
         moment = moment_of(found)
         if moment is None:
             raise _bad(key, {name: value}, f"{name} compares numbers and dates (ISO 8601, such as '2024-01-31')")

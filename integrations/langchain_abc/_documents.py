@@ -33,7 +33,6 @@ _READERS: dict[str, Any] = {
 }
 # The names of our fields where the user's metadata has keys of the same names.
 _FIELDS = "source source_type modality mime_type sha256 score instruction first second facet note"
-_SHOWN = frozenset({"source", "source_type", "modality", "mime_type", "sha256"})
 _OURS = frozenset(f"abc:{field}" for field in _FIELDS.split())
 _STORABLE = "None, bool, int, float, str, dates and times, lists, tuples, and dicts with str keys"
 _MOST_DEEP = 50
@@ -178,30 +177,6 @@ def stored_again(document: Document) -> dict[str, Any]:
     """The metadata to store for a document, without what another store added to it."""
     metadata = document.own_metadata if isinstance(document, FoundDocument) else document.metadata
     return {key: value for key, value in metadata.items() if key not in _OURS}
-
-
-def to_where(shown: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Translate a filter over what documents show: ``modality`` is stored as ``abc:modality``, and so on.
-
-    A key that users may have as well, such as ``source``, matches either.
-    """
-    if not isinstance(shown, Mapping):
-        return shown
-    parts: list[dict[str, Any]] = []
-    for key, wanted in shown.items():
-        if key in ("$and", "$or") and isinstance(wanted, (list, tuple)):
-            parts.append({key: [to_where(one) for one in wanted]})
-        elif key == "source_type" and wanted == "path":
-            # Only other types are stored.
-            parts.append({"$or": [{key: wanted}, {"abc:modality": "image", "abc:source_type": {"$ne": "url"}}]})
-        elif key in _SHOWN:
-            operators = wanted if isinstance(wanted, Mapping) else {"$eq": wanted}
-            for operator, value in operators.items():
-                both = [{name: {operator: value}} for name in (key, f"abc:{key}")]
-                parts.append({"$and" if operator in ("$ne", "$nin", "$not_contains") else "$or": both})
-        else:
-            parts.append({key: wanted})
-    return {"$and": parts} if len(parts) > 1 else parts[0] if parts else {}
 
 
 def own_field(document: Document, key: str) -> Any:  # noqa: ANN401

@@ -19,8 +19,9 @@ from abc_rag.embedding.threads import Worker, async_twin
 from abc_rag.errors import InputError
 from abc_rag.search import demanding, hybrid
 from abc_rag.store import Keywords, Store
+from abc_rag.store.filters import by_shown_names
 from abc_rag.types import Modality
-from langchain_abc._documents import to_document, to_documents, to_where
+from langchain_abc._documents import to_document, to_documents
 
 T = TypeVar("T")
 Filter = Mapping[str, Any] | None
@@ -326,15 +327,15 @@ class Searches(VectorStore):
         if keywords is False or (keywords == "auto" and not self.store.has_words):
             return None
         words = Keywords.of(query)
-        return demanding(self.store, words, to_where(where)) if keywords == "auto" else words
+        return demanding(self.store, words, by_shown_names(where)) if keywords == "auto" else words
 
     def _near(
         self, vector: npt.ArrayLike, k: int, where: Filter, modality: Modality | None, words: Keywords | None = None
     ) -> Scored:
         if words is None:
-            hits = self.store.search(vector, k, to_where(where), modality=modality)
+            hits = self.store.search(vector, k, by_shown_names(where), modality=modality)
         else:
-            hits = hybrid(self.store, vector, words, k, to_where(where), modality=modality)[:k]
+            hits = hybrid(self.store, vector, words, k, by_shown_names(where), modality=modality)[:k]
         return [(found, hit.score) for hit in hits if (found := to_document(hit.record)) is not None]
 
     def _varied(
@@ -349,7 +350,7 @@ class Searches(VectorStore):
         _check_k(k)
         if not 0 <= lambda_mult <= 1:
             raise InputError(f"lambda_mult must be in [0, 1], not {lambda_mult!r}")
-        hits = self.store.search(vector, max(k, fetch_k), to_where(where), modality=modality)
+        hits = self.store.search(vector, max(k, fetch_k), by_shown_names(where), modality=modality)
         vectors = self._vectors(hits)
         # A record that was deleted in the meantime has none.
         hits = [hit for hit in hits if hit.id in vectors]

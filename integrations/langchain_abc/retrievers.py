@@ -19,8 +19,9 @@ from abc_rag.embedding.threads import Worker
 from abc_rag.errors import InputError
 from abc_rag.search import Answer
 from abc_rag.search.rewriting import Rewriter
+from abc_rag.store.filters import by_shown_names
 from abc_rag.types import Modality
-from langchain_abc._documents import hit_document, to_where
+from langchain_abc._documents import hit_document
 from langchain_abc._questions import SETTINGS, Asked, asked_of, told_of
 from langchain_abc._searches import Searches
 from langchain_abc.rewriters import chat_model_rewriter
@@ -200,7 +201,7 @@ class InstructionRetriever(BaseRetriever):
         if unknown:
             raise TypeError(f"unexpected keyword {', '.join(map(repr, unknown))}; a call takes {', '.join(SETTINGS)}")
         settings = {key: given.get(key, getattr(self, key)) for key in SETTINGS}
-        settings["where"] = to_where(settings.pop("filter"))
+        settings["where"] = by_shown_names(settings.pop("filter"))
         return settings
 
     def _retriever(self) -> Retriever:

@@ -68,6 +68,11 @@ def test_list(run: Run) -> None:
     assert {record["modality"] for record in json.loads(run("list", "--only", "image", "--json")[1])} == {"image"}
     (page,) = json.loads(run("list", "--where", '{"page": {"$gte": 3}}', "--json")[1])
     assert (page["id"], page["metadata"]) == ("page-7", {"page": 7, "lang": "en"})
+    image = next(record for record in records if record["modality"] == "image")
+    for field in ("modality", "source", "mime_type", "sha256"):
+        expected = [record for record in records if record[field] == image[field]]
+        for name in (field, f"abc:{field}"):
+            assert json.loads(run("list", "--where", json.dumps({name: image[field]}), "--json")[1]) == expected
     code, out, _ = run("list", "--limit", "2")
     assert out.count("image-") + out.count("text-") + out.count("page-7") == 2
     assert "--limit shows more than 2" in out
