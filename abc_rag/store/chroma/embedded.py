@@ -17,7 +17,7 @@ from abc_rag.store.chroma.fields import Keys
 from abc_rag.store.chroma.journal import Journal
 from abc_rag.store.chroma.lock import Lease
 from abc_rag.store.chroma.recovery import adopt, rebuild
-from abc_rag.store.chroma.table import ChromaTable, Ranking, hit_of
+from abc_rag.store.chroma.table import ChromaTable, Ranking, hit_of, kind_of
 from abc_rag.store.filters import Condition, matches
 from abc_rag.store.keywords import Keywords
 from abc_rag.store.table import PAGE, Column, Page, hits_of, pages
@@ -31,18 +31,18 @@ T = TypeVar("T")
 
 __all__ = ["EmbeddedTable"]
 
-# How many rows are compared with rather than asking the index: their vectors are read from the disk, or in memory.
+# How many rows are compared with rather than asking the index, where their vectors are read from the disk.
 _FEW = 1000
-_FEW_IN_MEMORY = 5000
-# Numbers: vectors in memory with which a query is compared each time that a filter comes again.
+# Numbers: of more, the index is asked.
 _MOST_COMPARED = 2**24
+_MOST_TAKEN = 2**22
 # Numbers that are compared with as fast as Chroma's index answers, and how many more are until Chroma is opened for it.
 _FEW_COMPARED = 2**21
 _MOST_SPENT = 2**31
 # What the index is asked for where a filter lets many through.
 _LEAST_CANDIDATES = 64
 _MOST_CANDIDATES = 2000
-# After a search in which none of these passed: how many with the same filter do without, and of how many filters.
+# After a search in which too few passed: how many with such a filter do without, and of how many kinds of filters.
 _SKIPPED = 15
 _MOST_FAR = 100
 
@@ -291,24 +291,23 @@ class EmbeddedTable(ChromaTable):
     def _filtered(
         self, rows: Vectors, k: int, where: Condition, records: dict[str, Record], collection: Collection
     ) -> list[Ranking]:
-        """See `ChromaTable._filtered`: few rows are compared with, of many the index's nearest are looked at first."""
+        """See `ChromaTable._filtered`: few rows and vectors in memory are compared with; else the index comes first."""
         journal = self._journal
-        count = journal.count(self._name)
-        in_memory = self._comparison.holds(journal)
-        most = _FEW_IN_MEMORY if in_memory else _FEW
-        keys: Keys | None = None
-        again = in_memory and count * rows.shape[1] <= _MOST_COMPARED and journal.knows(self._name, where)
-        if count <= most or again:
+        count, dim = journal.count(self._name), rows.shape[1]
+        keys: Keys | None
+        if self._comparison.holds(journal) or count <= _FEW:
             keys = journal.matching(self._name, where)
+            # Comparing with a large part of very many takes longer than asking the index, if that succeeds.
+            wide = count * dim > _MOST_COMPARED and len(keys) * dim > _MOST_TAKEN
         else:
-            keys = journal.few_matching(self._name, where, most)
+            keys = journal.few_matching(self._name, where, _FEW)
+            wide = keys is None
         found: dict[int, Ranking] = {}
-        if keys is None and not self._skips(where):
+        if wide and not self._skips(where):
             found = self._near(rows, k, where, collection, records)
             self._note_near(where, found=bool(found))
         rest = [i for i in range(len(rows)) if i not in found]
         if rest:
-            wide = keys is None
             keys = journal.matching(self._name, where) if keys is None else keys
             nearest = self._comparison.nearest(journal, keys, rows[rest], k, partial(matches, where), load=wide)
             for i, ranking in zip(rest, nearest, strict=True):
@@ -317,19 +316,21 @@ class EmbeddedTable(ChromaTable):
         return [found[i] for i in range(len(rows))]
 
     def _skips(self, where: Condition) -> bool:
-        """Whether the index's nearest are not looked at, because shortly before none of them passed this filter."""
-        left = self._far.get(repr(where), 0)
+        """Whether the index's nearest are not looked at, as shortly before too few passed a filter of this kind."""
+        kind = kind_of(where, bounds=False)
+        left = self._far.get(kind, 0)
         if left:
-            self._far[repr(where)] = left - 1
+            self._far[kind] = left - 1
         return left > 0
 
     def _note_near(self, where: Condition, *, found: bool) -> None:
+        kind = kind_of(where, bounds=False)
         if found:
-            self._far.pop(repr(where), None)
+            self._far.pop(kind, None)
         else:
             while len(self._far) >= _MOST_FAR:
                 self._far.pop(next(iter(self._far)), None)
-            self._far[repr(where)] = _SKIPPED
+            self._far[kind] = _SKIPPED
 
     def _near(
         self, rows: Vectors, k: int, where: Condition, collection: Collection, records: dict[str, Record]

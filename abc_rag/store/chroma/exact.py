@@ -3,7 +3,7 @@
 An index of neighbours finds the nearest of all rows fast, and those among few of them slowly or not at all. Comparing
 is exact, and costs less the narrower a filter is. Vectors come from the journal; where a filter lets many through,
 they are kept in memory from then on, if they take no more than `MOST_BYTES`. Of many that are searched again, their
-codes (`abc_rag.store.chroma.codes`) are compared first.
+codes (`abc_rag.store.chroma.codes`) are compared first, which takes no longer than asking the index.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _CLOSE = 1e-5
 # Below this share of all vectors, taking some out is faster than comparing with all.
 _FEW = 0.125
 _MOST_SCORES = 2**22  # at once
-_MOST_NUMBERS = 2**21  # that are compared with as they are; of more, their codes come first
+_MOST_NUMBERS = 2**18  # that are compared with as they are; of more, their codes come first
+_WORTH = 2**21  # numbers from which on codes are made
+_SPARSE = 4  # keys that may be missing for each that there is, where places are looked up in a table
 _MOST_FILTERS = 16  # of which is kept where their rows stand
 _TOGETHER = 128  # scores of which the largest is found first
 _TAKEN = 512  # rows that are copied at once: they stay in the processor's cache
@@ -86,18 +88,19 @@ class Comparison:
         for start in range(0, len(queries), step):
             some = queries[start : start + step]
             there, near, off, vectors = self._scored(journal, keys, some, load=load)
-            for scores, query in zip(near, some, strict=True):
-                found.append(self._ranked(journal, there, scores, off, query, vectors, k, fits))
+            for i, query in enumerate(some):
+                lacking = None if off is None else off[i]
+                found.append(self._ranked(journal, there, near[i], lacking, query, vectors, k, fits))
         return found
 
     def _scored(
         self, journal: Journal, keys: Keys, queries: Vectors, *, load: bool
-    ) -> tuple[Keys, Vectors, npt.NDArray[np.float32] | None, Callable[[npt.NDArray[np.int64]], Vectors]]:
+    ) -> tuple[Keys, Vectors, Vectors | None, Callable[[npt.NDArray[np.int64]], Vectors]]:
         """The keys that there are, about the cosines with each, how far these may be off, and how to get vectors."""
         block = self._current(journal, queries.shape[1], load=load)
         if block is not None:
             places = block.places(keys)
-            codes = block.codes() if len(places) * queries.shape[1] > _MOST_NUMBERS else None
+            codes = block.codes(len(places))
             if codes is not None:
                 near, off = codes.scores(queries, places)
                 return block.keys[places], near, off, lambda some: block.rows[places[some]]
@@ -191,6 +194,7 @@ class _Block:
         self._changes = changes
         self._codes: Codes | None = None
         self._asked = False
+        self._table: npt.NDArray[np.int64] | None = None
         self._places = Recent[npt.NDArray[np.int64]](_MOST_FILTERS)
 
     @classmethod
@@ -210,15 +214,30 @@ class _Block:
         known = self._places.get(keys)
         if known is not None:  # the same filter again
             return known
-        places = np.searchsorted(self.keys, keys)
-        places = places[: np.searchsorted(places, len(self.keys))]  # what is newer than all
-        found: npt.NDArray[np.int64] = places[self.keys[places] == keys[: len(places)]]
+        found = self._found(keys)
         self._places.put(keys, found)
         return found
 
-    def codes(self) -> Codes | None:
-        """The rows' codes, from the second time on: encoding takes longer than comparing once."""
-        if self._codes is None and self._asked:
+    def _found(self, keys: Keys) -> npt.NDArray[np.int64]:
+        first, last = (int(self.keys[0]), int(self.keys[-1])) if len(self.keys) else (0, -1)
+        keys = keys[np.searchsorted(keys, first) : np.searchsorted(keys, last, side="right")]
+        if last - first >= _SPARSE * len(self.keys) or 8 * len(keys) < len(self.keys):
+            places = np.searchsorted(self.keys, keys)
+            found: npt.NDArray[np.int64] = places[self.keys[places] == keys]
+            return found
+        if self._table is None:
+            table = np.full(last - first + 1, -1, np.int64)
+            table[self.keys - first] = np.arange(len(self.keys))
+            self._table = table
+        placed: npt.NDArray[np.int64] = self._table[keys - first]
+        return placed if not len(placed) or int(placed.min()) >= 0 else placed[placed >= 0]
+
+    def codes(self, count: int) -> Codes | None:
+        """The rows' codes, if comparing with ``count`` of them first is faster than comparing with the rows."""
+        numbers = count * self.rows.shape[1]
+        if numbers <= _MOST_NUMBERS or (self._codes is None and numbers <= _WORTH):
+            return None
+        if self._codes is None and self._asked:  # the second time: encoding takes longer than comparing once
             made = Codes(len(self._room), self.rows.shape[1])
             for start in range(0, len(self.rows), _ROWS):
                 made.put(slice(start, min(start + _ROWS, len(self.rows))), self.rows[start : start + _ROWS])

@@ -21,7 +21,20 @@ from abc_rag.store.filters import OF, All, Condition, Either, Moment, Test, fiel
 from abc_rag.store.table import pages
 from abc_rag.types import MetadataValue, Record
 
-__all__ = ["FIELD_TABLES", "Columns", "Keys", "change_fields", "few_keys", "forget_fields", "keys_of"]
+__all__ = [
+    "FIELD_TABLES",
+    "Asked",
+    "FieldChanges",
+    "Keys",
+    "as_keys",
+    "asked_of",
+    "change_fields",
+    "few_keys",
+    "forget_fields",
+    "opposite_of",
+    "statements_of",
+    "united",
+]
 
 FIELD_TABLES = """
 CREATE TABLE IF NOT EXISTS labels (
@@ -44,12 +57,24 @@ _OPPOSITE: dict[str, Literal["$eq", "$in", "$contains"]] = {
     "$not_contains": "$contains",
 }
 _ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-_COMPARED = {"$gt": np.greater, "$gte": np.greater_equal, "$lt": np.less, "$lte": np.less_equal}
-# Whole numbers up to this are exact as floats.
-_MOST_EXACT = 2**53
-# Rows and fields of which the values are kept in memory: 32 MB a field.
-_MOST_ROWS = 2**22
-_MOST_COLUMNS = 8
+
+_FieldRow = tuple[int, str | float, int]
+"""A row of the table of fields: the label, the value and the key."""
+
+
+class FieldChanges(NamedTuple):
+    """What went from the table of fields, and what came."""
+
+    gone: list[_FieldRow]
+    new: list[_FieldRow]
+
+
+class Asked(NamedTuple):
+    """Which values of one field and kind a test asks for; ``kind`` is behind ``[`` for the entries of a list."""
+
+    label: int
+    kind: str
+    values: list[str | float]
 
 
 class _Entry(NamedTuple):
@@ -96,17 +121,20 @@ def _entries(name: str, record: Record) -> set[_Entry]:
 
 def change_fields(
     to: sqlite3.Connection, name: str, changes: Iterable[tuple[int, Record | None, Record | None]]
-) -> None:
+) -> FieldChanges:
     """Index rows anew.
 
     Args:
         to: The journal, within a transaction.
         name: The collection.
         changes: The key of each row, and its old and its new record, if there is one.
+
+    Returns:
+        What has changed in the table.
     """
     labels: dict[tuple[str, str], int] = {}
 
-    def row(entry: _Entry, key: int) -> tuple[int, str | float, int]:
+    def row(entry: _Entry, key: int) -> _FieldRow:
         label = labels.get((entry.field, entry.kind))
         if label is None:
             to.execute(
@@ -115,8 +143,8 @@ def change_fields(
             label = labels[entry.field, entry.kind] = _label(to, name, entry.field, entry.kind) or 0
         return label, entry.value, key
 
-    gone: list[tuple[int, str | float, int]] = []
-    new: list[tuple[int, str | float, int]] = []
+    gone: list[_FieldRow] = []
+    new: list[_FieldRow] = []
     for key, old, record in changes:
         before = set() if old is None else _entries(name, old)
         after = set() if record is None else _entries(name, record)
@@ -125,6 +153,7 @@ def change_fields(
     to.executemany("DELETE FROM fields WHERE label = ? AND value = ? AND key = ?", gone)
     new.sort(key=lambda one: one[0])  # what stands together is written together
     to.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?, ?)", new)
+    return FieldChanges(gone, new)
 
 
 def forget_fields(to: sqlite3.Connection, name: str) -> None:
@@ -141,88 +170,6 @@ def _label(of: sqlite3.Connection, name: str, field: str, kind: str) -> int | No
 
 
 # -- answering ---------------------------------------------------------------------------------------
-
-
-def keys_of(of: sqlite3.Connection, name: str, condition: Condition, columns: Columns) -> Keys:
-    """The rows of a collection that a filter lets through."""
-    if isinstance(condition, Either):
-        return _united([keys_of(of, name, part, columns) for part in condition.parts])
-    if isinstance(condition, All):
-        found = keys_of(of, name, condition.parts[0], columns)
-        for part in condition.parts[1:]:
-            found = np.intersect1d(found, keys_of(of, name, part, columns), assume_unique=True)
-        return found
-    opposite = _opposite(condition)
-    if opposite is not None:
-        everything = columns.rows(of, name)
-        others = np.ones(len(everything), np.bool_)
-        others[_places(everything, keys_of(of, name, opposite, columns))[0]] = False
-        return everything[others]
-    if condition.operator in _ORDER:
-        compared = columns.compared(of, name, condition)
-        if compared is not None:
-            return compared
-    return _united([_as_keys(of.execute(*one)) for one in _statements(of, name, condition)])
-
-
-class Columns:
-    """Numbers and moments in the order of their rows, for comparisons that let many rows through.
-
-    SQLite hands over one row at a time. A field of which the order is asked for a second time is read once and compared
-    as an array from then on, until something is written.
-    """
-
-    def __init__(self) -> None:
-        self._rows: dict[str, Keys] = {}
-        self._asked: set[int] = set()
-        self._values: dict[int, npt.NDArray[np.float64] | None] = {}
-
-    def clear(self) -> None:
-        """Something has been written."""
-        for kept in (self._rows, self._asked, self._values):
-            kept.clear()
-
-    def rows(self, of: sqlite3.Connection, name: str) -> Keys:
-        """All rows of a collection."""
-        if name not in self._rows:
-            self._rows[name] = _as_keys(of.execute("SELECT key FROM rows WHERE name = ?", (name,)))
-        return self._rows[name]
-
-    def compared(self, of: sqlite3.Connection, name: str, test: Test) -> Keys | None:
-        """The rows for which a comparison holds; None where SQLite has to be asked."""
-        kind, value = _value(test.value)
-        label = _label(of, name, test.key, kind)
-        if label is None or isinstance(value, str) or abs(value) > _MOST_EXACT:
-            return None
-        rows = self.rows(of, name)
-        if label not in self._values:
-            if label not in self._asked or len(rows) > _MOST_ROWS:
-                self._asked.add(label)
-                return None
-            while len(self._values) >= _MOST_COLUMNS:
-                self._values.pop(next(iter(self._values)))
-            self._values[label] = self._read(of, rows, label)
-        values = self._values[label]
-        return None if values is None else rows[_COMPARED[test.operator](values, value)]
-
-    @staticmethod
-    def _read(of: sqlite3.Connection, rows: Keys, label: int) -> npt.NDArray[np.float64] | None:
-        found = of.execute("SELECT key, value FROM fields WHERE label = ?", (label,)).fetchall()
-        # Larger whole numbers are exact in SQLite, and not as floats.
-        if any(type(value) is int and abs(value) > _MOST_EXACT for _, value in found):
-            return None
-        column = np.full(len(rows), np.nan)
-        places, there = _places(rows, np.array([key for key, _ in found], np.int64))
-        column[places] = np.array([value for _, value in found], np.float64)[there]
-        return column
-
-
-def _places(rows: Keys, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Where those of ``keys`` stand in ``rows`` that there are, and which these are."""
-    places = np.searchsorted(rows, keys)
-    there = places < len(rows)
-    there[there] = rows[places[there]] == keys[there]
-    return places[there], there
 
 
 def few_keys(of: sqlite3.Connection, name: str, condition: Condition, most: int) -> Keys | None:
@@ -245,28 +192,28 @@ def few_keys(of: sqlite3.Connection, name: str, condition: Condition, most: int)
             if keys is None:
                 return None
             parts.append(keys)
-        united = _united(parts)
-        return united if len(united) <= most else None
-    if _opposite(condition) is not None:
+        found = united(parts)
+        return found if len(found) <= most else None
+    if opposite_of(condition) is not None:
         return None
-    statements = list(_statements(of, name, condition))
+    statements = [one for asked in asked_of(of, name, condition) for one in statements_of(condition, asked)]
     for statement, arguments in statements:
         # SQLite counts faster than it hands over.
         counted = of.execute(f"SELECT count(*) FROM ({statement} LIMIT ?)", (*arguments, most + 1)).fetchone()
         if counted[0] > most:
             return None
-    united = _united([_as_keys(of.execute(*one)) for one in statements])
-    return united if len(united) <= most else None
+    found = united([as_keys(of.execute(*one)) for one in statements])
+    return found if len(found) <= most else None
 
 
-def _opposite(test: Test) -> Test | None:
+def opposite_of(test: Test) -> Test | None:
     """What must not hold for a test that also holds where the field is missing."""
     name = _OPPOSITE.get(test.operator)
     return None if name is None else Test(test.key, name, test.value)
 
 
-def _statements(of: sqlite3.Connection, name: str, test: Test) -> Iterator[tuple[str, tuple[str | float, ...]]]:
-    """What to ask for the rows for which a test holds; the answers may overlap."""
+def asked_of(of: sqlite3.Connection, name: str, test: Test) -> Iterator[Asked]:
+    """What a test asks for, by kind of value; the rows may overlap."""
     values: Sequence[object] = test.value if isinstance(test.value, tuple) else [test.value]
     wanted: dict[str, list[str | float]] = {}
     for one in values:
@@ -274,21 +221,30 @@ def _statements(of: sqlite3.Connection, name: str, test: Test) -> Iterator[tuple
         wanted.setdefault(("[" if test.operator == "$contains" else "") + kind, []).append(value)
     for kind, ones in wanted.items():
         label = _label(of, name, test.key, kind)
-        if label is None:
-            continue
-        if test.operator in _ORDER:
-            yield f"SELECT key FROM fields WHERE label = ? AND value {_ORDER[test.operator]} ?", (label, *ones)
-            continue
-        for some in pages(ones, _VALUES):
-            marks = ", ".join("?" * len(some))
-            yield f"SELECT key FROM fields WHERE label = ? AND value IN ({marks})", (label, *some)
+        if label is not None:
+            yield Asked(label, kind, ones)
 
 
-def _as_keys(rows: Iterable[tuple[int]]) -> Keys:
+def statements_of(test: Test, asked: Asked) -> Iterator[tuple[str, tuple[str | float, ...]]]:
+    """What to ask SQLite for the rows for which a test holds; the answers may overlap."""
+    if test.operator in _ORDER:
+        yield (
+            f"SELECT key FROM fields WHERE label = ? AND value {_ORDER[test.operator]} ?",
+            (asked.label, *asked.values),
+        )
+        return
+    for some in pages(asked.values, _VALUES):
+        marks = ", ".join("?" * len(some))
+        yield f"SELECT key FROM fields WHERE label = ? AND value IN ({marks})", (asked.label, *some)
+
+
+def as_keys(rows: Iterable[tuple[int]]) -> Keys:
+    """Keys that SQLite hands over."""
     return np.sort(np.fromiter((row[0] for row in rows), dtype=np.int64))
 
 
-def _united(parts: Sequence[Keys]) -> Keys:
+def united(parts: Sequence[Keys]) -> Keys:
+    """All keys of some parts."""
     if len(parts) == 1:
         return parts[0]
     return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)

@@ -31,7 +31,8 @@ from typing import Any, Literal
 import numpy as np
 
 from abc_rag.errors import StoreError
-from abc_rag.store.chroma.fields import FIELD_TABLES, Columns, Keys, change_fields, few_keys, forget_fields, keys_of
+from abc_rag.store.chroma.columns import Change, Columns
+from abc_rag.store.chroma.fields import FIELD_TABLES, Keys, change_fields, few_keys, forget_fields
 from abc_rag.store.filters import Condition
 from abc_rag.store.table import PAGE
 from abc_rag.store.words import Words, check_regular, transaction
@@ -163,16 +164,22 @@ class Journal:
         """Change rows for good, and note that Chroma has yet to follow."""
         changed = list(rows)
 
-        def change() -> None:
+        def change() -> Change:
             with self._transaction(durable=True) as to:
-                self._change(to, name, changed, removed)
+                done = self._change(to, name, changed, removed)
                 to.execute(
                     "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name) DO UPDATE"
                     " SET fingerprint = coalesce(excluded.fingerprint, fingerprint)",
                     (name, mark),
                 )
+            return done
 
-        self.words.mended(change)
+        with self._lock:  # nobody asks between the commit and what follows it
+            try:
+                self._columns.follow(name, self.words.mended(change))
+            except BaseException:
+                self._columns.clear()
+                raise
 
     def begin_all(self, name: str) -> None:
         """Note that Chroma's whole collection has to be built anew."""
@@ -181,7 +188,7 @@ class Journal:
 
     def _change(
         self, to: sqlite3.Connection, name: str, rows: Iterable[tuple[Record, Vectors]], removed: Sequence[str]
-    ) -> None:
+    ) -> Change:
         fields: list[tuple[int, Record | None, Record | None]] = []
         for record, vector in rows:
             old = self._stored(to, name, record.id)
@@ -200,8 +207,10 @@ class Journal:
                 to.execute("DELETE FROM rows WHERE key = ?", old[:1])
                 fields.append((*old, None))
             to.execute("INSERT OR IGNORE INTO pending VALUES (?, ?)", (name, id_))
-        change_fields(to, name, fields)
+        changed = change_fields(to, name, fields)
         self._note_change(name, [key for key, _, _ in fields])
+        new = [key for key, old, _ in fields if old is None]
+        return Change(new, [key for key, _, record in fields if record is None], changed)
 
     @staticmethod
     def _stored(of: sqlite3.Connection, name: str, id_: str) -> tuple[int, Record] | None:
@@ -212,7 +221,6 @@ class Journal:
         # Before it is committed, under the lock: a change that is taken back costs no more than a second look.
         self._found.clear()
         self._counts.clear()
-        self._columns.clear()
         first, known = self._changed.get(name, (0, []))
         known.extend(keys)
         dropped = len(known) - _MOST_CHANGES if len(known) > 2 * _MOST_CHANGES else 0
@@ -232,6 +240,7 @@ class Journal:
             forget_fields(to, name)
             keys = [key for (key,) in to.execute("SELECT key FROM rows WHERE name = ?", (name,))]
             self._note_change(name, keys)
+            self._columns.clear()
             to.execute("DELETE FROM vectors WHERE key IN (SELECT key FROM rows WHERE name = ?)", (name,))
             for table in ("rows", "pending", "marks"):
                 to.execute(f"DELETE FROM {table} WHERE name = ?", (name,))
@@ -332,7 +341,7 @@ class Journal:
                     rows = self._all("SELECT key FROM rows WHERE name = ? ORDER BY key", (name,))
                     known = np.fromiter((row[0] for row in rows), dtype=np.int64)
                 else:
-                    known = keys_of(self._connection, name, condition, self._columns)
+                    known = self._columns.keys(self._connection, name, condition)
                 self._remember(asked, known)
             self._found.move_to_end(asked)
             return known

@@ -12,7 +12,7 @@ from abc_rag.errors import InputError, StoreError
 from abc_rag.store.chroma.client import translated
 from abc_rag.store.chroma.collections import RECORD, check, create, mark_of, marked, upsert
 from abc_rag.store.chroma.rows import batches, records_of, size_of, to_where
-from abc_rag.store.filters import MODALITY, All, Condition, Either, matches
+from abc_rag.store.filters import MODALITY, ORDER, All, Condition, Either, matches
 from abc_rag.store.table import PAGE, Column, Page, Table
 from abc_rag.types import Hit, Record, Vectors
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["ChromaTable", "Ranking", "hit_of"]
+__all__ = ["ChromaTable", "Ranking", "hit_of", "kind_of"]
 
 # A Chroma server refuses requests of 40 MB.
 _REQUEST_BYTES = 30_000_000
@@ -229,7 +229,7 @@ class ChromaTable(Table):
     ) -> list[Ranking]:
         """The ``k`` nearest of each row that match; the records that were looked at are added to ``records``."""
         found: dict[int, Ranking] = {}
-        first, kind = max(_LEAST_CANDIDATES, 3 * k), _kind_of(where)
+        first, kind = max(_LEAST_CANDIDATES, 3 * k), kind_of(where)
         learnt = self._candidates.pop(repr(where), 0) or self._candidates.pop(kind, 0)
         numbers, n = list(range(len(rows))), max(first, learnt)
         enough = n
@@ -396,12 +396,17 @@ def _sorted(answer: Any) -> list[Ranking]:  # noqa: ANN401  (a dict of Chroma's)
     ]
 
 
-def _kind_of(where: Condition) -> str:
-    """What a filter compares, and how; with values where these decide how much it lets through."""
+def kind_of(where: Condition, *, bounds: bool = True) -> str:
+    """What a filter compares, and how; with values where these decide how much it lets through.
+
+    Args:
+        where: The filter.
+        bounds: Whether values of comparisons by order are among these.
+    """
     if isinstance(where, (All, Either)):
-        return f"{type(where).__name__}({', '.join(map(_kind_of, where.parts))})"
+        return f"{type(where).__name__}({', '.join(kind_of(part, bounds=bounds) for part in where.parts)})"
     # Of one field, equal to one value or another lets through about as much, but of few values such as modalities.
-    alike = where.operator in ("$eq", "$in") and where.key != MODALITY
+    alike = where.key != MODALITY and (where.operator in ("$eq", "$in") or (not bounds and where.operator in ORDER))
     return f"{where.key} {where.operator} {'' if alike else where.value!r}"
 
 

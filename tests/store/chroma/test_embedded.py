@@ -10,6 +10,7 @@ import pytest
 from chromadb.config import Settings
 from store_helpers import NO_TELEMETRY, Elsewhere, finish
 
+from abc_rag.store.chroma import columns, embedded, exact
 from abc_rag.store.chroma.journal import Journal
 from abc_rag.store.chroma.store import ChromaStore
 from abc_rag.store.filters import matches, parse
@@ -152,6 +153,70 @@ def test_a_reader_sees_what_another_process_wrote(tmp_path: Path, elsewhere: Els
         finish(elsewhere(code, tmp_path))
         found = {hit.id for hit in store.search(np.ones(DIM), 50, {"p": 1})}
         assert found == {f"a{i}" for i in range(20) if i != 3} | {"b"}
+
+
+def test_filters_stay_exact_whoever_writes(
+    tmp_path: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "_MANY", 10)  # as with thousands of records: arrays of fields, codes of vectors
+    monkeypatch.setattr(exact, "_MOST_NUMBERS", 0)
+    monkeypatch.setattr(exact, "_WORTH", 0)
+    monkeypatch.setattr(embedded, "_FEW", 10)
+    wheres: list[dict[str, object]] = [
+        {"p": {"$gte": 50}},
+        {"p": {"$in": list(range(0, 100, 3))}, "side": "left"},
+        {"side": {"$ne": "left"}},
+        {"$or": [{"p": {"$lt": 20}}, {"side": "right"}]},
+        {"p": 7},
+    ]
+    there: dict[str, tuple[Record, np.ndarray]] = {}
+
+    def made(numbers: range, seed: int) -> tuple[list[Record], np.ndarray]:
+        rows = np.random.default_rng(seed).standard_normal((len(numbers), DIM))
+        sides = ["right" if row[0] > 0 else "left" for row in rows]
+        records = [
+            Record(f"r{i}", "text", metadata={"p": (i + seed) % 100, "side": side})
+            for i, side in zip(numbers, sides, strict=True)
+        ]
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        there.update((record.id, (record, row)) for record, row in zip(records, rows, strict=True))
+        return records, rows
+
+    def check() -> None:
+        for turn in range(3):
+            query = np.random.default_rng(turn).standard_normal(DIM)
+            for where in [*wheres, {"p": {"$gte": 50 + turn / 10}}]:
+                condition = parse(where)
+                far = sorted(
+                    (round(-float(row @ query / np.linalg.norm(query)), 6), id_)
+                    for id_, (record, row) in there.items()
+                    if matches(condition, record)
+                )[:5]
+                assert [hit.id for hit in store.search(query, 5, where)] == [id_ for _, id_ in far], where
+
+    with ChromaStore(tmp_path, hold_s=0.0) as store:
+        store.add(*made(range(400), 0))
+        check()
+        store.add(*made(range(300, 420), 1))
+        check()
+        store.delete([f"r{i}" for i in range(410, 420)])
+        for i in range(410, 420):
+            del there[f"r{i}"]
+        store.add(*made(range(500, 503), 2))
+        check()
+        records, rows = made(range(100, 130), 3)
+        np.save(tmp_path / "rows.npy", rows)
+        code = (
+            "rows = np.load(sys.argv[1] + '/rows.npy')\n"
+            "with ChromaStore(sys.argv[1]) as store:\n"
+            "    store.add([Record(f'r{i}', 'text', metadata={'p': (i + 3) % 100, 'side': 'right' if row[0] > 0 else"
+            " 'left'}) for i, row in zip(range(100, 130), rows)], rows)\n"
+            "    store.delete(['r0', 'r7'])\n"
+        )
+        finish(elsewhere(code, tmp_path))
+        del there["r0"], there["r7"]
+        assert len(records) == 30
+        check()
 
 
 def test_pages_do_not_shift_under_a_writer(tmp_path: Path) -> None:

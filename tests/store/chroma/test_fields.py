@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from abc_rag.store import filters
-from abc_rag.store.chroma.fields import Columns, few_keys, keys_of
+from abc_rag.store.chroma.columns import Columns
+from abc_rag.store.chroma.fields import few_keys
 from abc_rag.store.chroma.journal import Journal
 from abc_rag.store.filters import All, Condition, Either, Moment, matches, parse
 from abc_rag.types import Record
@@ -134,7 +135,7 @@ def test_few_of_a_filter_with_a_narrow_part(journal: Journal) -> None:
     assert few_keys(connection, "abc", condition, 10) is not None
     assert few_keys(connection, "abc", condition, 9) is None
     assert few_keys(connection, "abc", filters.Test("p", "$ne", 3), 99) is None
-    assert len(keys_of(connection, "abc", condition, Columns())) == 10
+    assert len(Columns().keys(connection, "abc", condition)) == 10
 
 
 def test_comparisons_with_a_field_that_is_kept_in_memory(journal: Journal) -> None:
