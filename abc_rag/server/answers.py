@@ -19,7 +19,7 @@ from abc_rag.server.errors import Refusal, error_of
 from abc_rag.server.guard import caller_of
 from abc_rag.server.library import Library
 from abc_rag.server.records import public_answer
-from abc_rag.server.vectors import Picture, picture_of
+from abc_rag.server.search import AboutPicture
 from abc_rag.types import Message, Text
 
 __all__ = ["answer_routes"]
@@ -34,7 +34,7 @@ class Said(BaseModel):
     content: str = Field(min_length=1, max_length=100_000)
 
 
-class AnswerRequest(BaseModel):
+class AnswerRequest(AboutPicture):
     """What is asked: as `abc_rag.Retriever.answer` takes it."""
 
     model_config = ConfigDict(
@@ -42,7 +42,6 @@ class AnswerRequest(BaseModel):
     )
 
     question: str = Field(min_length=1, max_length=100_000)
-    image: Picture | None = Field(None, description="A picture that the question is about.")
     history: list[Said] = Field(default_factory=list, max_length=100, description="The turns before it, oldest first.")
     k: int = Field(4, ge=1, le=100)
     where: dict[str, Any] | None = None
@@ -85,8 +84,9 @@ def answer_routes(library: Library) -> APIRouter:
             "seed": asked.seed,
             "history": [Message(one.role, [Text(one.content)]) for one in asked.history],
         }
-        if asked.image is not None:
-            options["image"] = await in_thread(picture_of, library.service, caller.tenant, asked.image)
+        picture = await asked.picture(library, caller, name)
+        if picture is not None:
+            options["image"] = picture
         retriever = await in_thread(library.stores.answering, found.stored)
         if not asked.stream:
             return JSONResponse(_public(await retriever.aanswer(asked.question, **options)))

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import JSONResponse
 
 from abc_rag import __version__
@@ -21,11 +21,12 @@ from abc_rag.server.collections import collection_routes
 from abc_rag.server.contents import content_routes
 from abc_rag.server.embeddings import embedding_routes
 from abc_rag.server.errors import Refusal, add_handlers
-from abc_rag.server.guard import Guard, Seen, require
+from abc_rag.server.guard import Guard, Seen, caller_of, require
 from abc_rag.server.keys import Keys
 from abc_rag.server.library import Library
 from abc_rag.server.logs import log_request
 from abc_rag.server.metrics import Metrics, metric_routes
+from abc_rag.server.page import page_routes
 from abc_rag.server.rerank import rerank_routes
 from abc_rag.server.search import search_routes
 from abc_rag.server.service import Service
@@ -127,8 +128,10 @@ def _add_routes(
 ) -> None:
     app.include_router(_health_routes(service))
     app.include_router(metric_routes(metrics))
+    app.include_router(page_routes())
     routers = [embedding_routes(service), vector_routes(service), _model_routes(service)]
     routers += [rerank_routes(service, generator), chat_routes(service, generator)]
+    routers += [_access_routes(collections=library is not None, generates=generator is not None)]
     if library is not None:
         routers += [make(library) for make in (collection_routes, content_routes, search_routes, answer_routes)]
     for routes in routers:
@@ -177,6 +180,16 @@ def _model_routes(service: Service) -> APIRouter:
     async def model(name: str) -> dict[str, Any]:
         service.require_model(name)
         return _shown(name)
+
+    return routes
+
+
+def _access_routes(*, collections: bool, generates: bool) -> APIRouter:
+    routes = APIRouter(tags=["abc-rag"])
+
+    @routes.get("/v1/access", summary="What your key may do, and what this server does")
+    async def access(http: Request) -> dict[str, Any]:
+        return {"scope": caller_of(http).scope, "collections": collections, "generates": generates}
 
     return routes
 

@@ -9,11 +9,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from abc_rag.embedding.threads import in_thread
-from abc_rag.errors import ABCRagError
-from abc_rag.search.pictures import Pictures
 from abc_rag.server.errors import Refusal
 from abc_rag.server.guard import Caller, caller_of, require
-from abc_rag.server.library import Library
+from abc_rag.server.library import Library, shown_or_gone
 from abc_rag.server.records import public_record
 from abc_rag.types import Record
 
@@ -59,20 +57,18 @@ def content_routes(library: Library) -> APIRouter:
         part = await library.record(caller, name, id)
         return await _shown(library, caller, name, await library.page_of(caller, name, part), max_side)
 
+    @routes.get("/{name}/page/record", summary="That page as a record: its box is its size")
+    async def page_record(name: str, id: str, http: Request) -> dict[str, Any]:
+        caller = caller_of(http)
+        return public_record(await library.page_of(caller, name, await library.record(caller, name, id)))
+
     return routes
 
 
 async def _shown(library: Library, caller: Caller, name: str, record: Record, max_side: int | None) -> Response:
     if max_side is not None and not 16 <= max_side <= 8192:
         raise Refusal(400, "max_side is 16 to 8192 pixels")
-    if record.modality != "image":
-        raise Refusal(404, "this record has no picture")
-    store = await in_thread(library.stores.open, library.find(caller, name).stored)
-    pictures = Pictures(store, limits=library.service.settings.image_limits)
-    try:
-        data, kind = await in_thread(lambda: pictures.share(record, max_side=max_side))
-    except ABCRagError as error:
-        # Its message may name a file.
-        raise Refusal(404, "this picture cannot be shown; index it again", code="picture_gone") from error
+    pictures = await library.pictures(caller, name, record)
+    data, kind = await in_thread(shown_or_gone, lambda: pictures.share(record, max_side=max_side))
     headers = {"Cache-Control": "private, max-age=3600", "Content-Security-Policy": "default-src 'none'"}
     return Response(data, media_type=kind, headers=headers)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from abc_rag.answering.generator import Generator
 from abc_rag.embedding.threads import in_thread
-from abc_rag.errors import InputError
+from abc_rag.errors import ABCRagError, InputError
 from abc_rag.search.neighbours import page_of
+from abc_rag.search.pictures import Pictures
 from abc_rag.server.errors import Refusal
 from abc_rag.server.guard import Caller
 from abc_rag.server.jobs import Jobs
@@ -17,7 +19,9 @@ from abc_rag.server.stores import OpenStore, Stores
 from abc_rag.server.uploads import Upload
 from abc_rag.types import Record
 
-__all__ = ["DEFAULT_TENANT", "Library"]
+__all__ = ["DEFAULT_TENANT", "Library", "shown_or_gone"]
+
+T = TypeVar("T")
 
 DEFAULT_TENANT = "default"
 """Whose the collections are that were made without the server, and all where there are no keys."""
@@ -114,8 +118,32 @@ class Library:
             raise Refusal(404, "the page of this record was not stored as a picture")
         return page
 
+    async def pictures(self, caller: Caller, name: str, record: Record) -> Pictures:
+        """What opens the picture of a record.
+
+        Raises:
+            Refusal: It has none.
+        """
+        if record.modality != "image":
+            raise Refusal(404, "this record has no picture")
+        store = await in_thread(self.stores.open, self.find(caller, name).stored)
+        return Pictures(store, limits=self.service.settings.image_limits)
+
     def stop(self, timeout_s: float) -> None:
         """Stop doing jobs, and close everything."""
         self._jobs.stop(timeout_s)
         self.stores.close()
         self.ledger.close()
+
+
+def shown_or_gone(read: Callable[[], T]) -> T:
+    """What a picture is read as.
+
+    Raises:
+        Refusal: It cannot be read.
+    """
+    try:
+        return read()
+    except ABCRagError as error:
+        # Its message may name a file.
+        raise Refusal(404, "this picture cannot be shown; index it again", code="picture_gone") from error

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from abc_rag.embedding.threads import in_thread
-from abc_rag.server.guard import caller_of
-from abc_rag.server.library import Library
+from abc_rag.search.query import Query
+from abc_rag.search.rewriting.rewriter import Rewrite
+from abc_rag.server.guard import Caller, caller_of
+from abc_rag.server.library import Library, shown_or_gone
 from abc_rag.server.records import public_answer
 from abc_rag.server.vectors import Picture, picture_of
+from abc_rag.types import ImageSource
 
-__all__ = ["SearchRequest", "search_routes"]
+__all__ = ["AboutPicture", "SearchRequest", "search_routes"]
 
 
-class SearchRequest(BaseModel):
+class AboutPicture(BaseModel):
+    """A picture that a question is about: one that the client has, or a record's."""
+
+    image: Picture | None = Field(None, description="A picture that the question is about.")
+    record: str | None = Field(None, description="In place of image: the id of a record whose picture it is.")
+
+    @model_validator(mode="after")
+    def _one(self) -> AboutPicture:
+        if self.image is not None and self.record is not None:
+            raise ValueError("give one of image and record")
+        return self
+
+    async def picture(self, library: Library, caller: Caller, name: str) -> ImageSource | None:
+        """The picture, if there is one.
+
+        Raises:
+            Refusal: There is no such record, or it cannot be read.
+            ImageError: It is none.
+        """
+        if self.image is not None:
+            return await in_thread(picture_of, library.service, caller.tenant, self.image)
+        if self.record is None:
+            return None
+        record = await library.record(caller, name, self.record)
+        pictures = await library.pictures(caller, name, record)
+        return await in_thread(shown_or_gone, lambda: pictures.read(record))
+
+
+class SearchRequest(AboutPicture):
     """What to look for: as `abc_rag.Retriever.search` takes it."""
 
     model_config = ConfigDict(
@@ -25,7 +57,11 @@ class SearchRequest(BaseModel):
     )
 
     question: str | None = Field(None, max_length=100_000, description="A question or a description.")
-    image: Picture | None = Field(None, description="A picture that the question is about.")
+    instruction: str | None = Field(
+        None,
+        max_length=100_000,
+        description="Look at pictures under this, such as a stored facet, and not under what the question becomes.",
+    )
     k: int = Field(4, ge=1, le=1000)
     where: dict[str, Any] | None = Field(None, description='A filter over metadata, such as {"page": {"$gte": 3}}.')
     modality: Literal["image", "text"] | None = None
@@ -35,6 +71,13 @@ class SearchRequest(BaseModel):
     min_score: float | None = Field(None, ge=0, le=1)
     min_confidence: float | None = Field(None, ge=0, le=1)
     trace: bool = False
+    facets: bool = Field(False, description="Tell under which instructions each picture that is found has a vector.")
+
+    @model_validator(mode="after")
+    def _said(self) -> SearchRequest:
+        if self.instruction is not None and not self.instruction.strip():
+            raise ValueError("the instruction is blank; leave it out")
+        return self
 
 
 def search_routes(library: Library) -> APIRouter:
@@ -46,13 +89,13 @@ def search_routes(library: Library) -> APIRouter:
         caller = caller_of(http)
         found = library.find(caller, name)
         _ = library.service.facts
-        picture = None
-        if asked.image is not None:
-            picture = await in_thread(picture_of, library.service, caller.tenant, asked.image)
+        picture = await asked.picture(library, caller, name)
         retriever = await in_thread(library.stores.retriever, found.stored)
+        query = await in_thread(retriever.prepare, asked.question, image=picture, keywords=asked.keywords)
+        if asked.instruction is not None:
+            query = _under(query, asked.instruction)
         answer = await retriever.asearch(
-            asked.question,
-            image=picture,
+            query,
             k=asked.k,
             where=asked.where,
             modality=asked.modality,
@@ -63,6 +106,17 @@ def search_routes(library: Library) -> APIRouter:
             min_confidence=asked.min_confidence,
             trace=asked.trace,
         )
-        return public_answer(answer)
+        told = public_answer(answer)
+        if asked.facets:
+            names = await in_thread(retriever.store.facet_names, [hit.id for hit in answer])
+            for hit in told["hits"]:
+                hit["facets"] = sorted(names.get(hit["id"], ()))
+        return told
 
     return routes
+
+
+def _under(query: Query, instruction: str) -> Query:
+    """A query whose pictures are looked at under an instruction of the caller's."""
+    rewrite = query.rewrite or Rewrite(instruction, instruction, "any")
+    return replace(query, rewrite=replace(rewrite, instruction=instruction))
