@@ -16,9 +16,10 @@ import PIL.ImageFilter
 
 from abc_rag.scenes.drawing import bundled_sprite, soft_light
 from abc_rag.scenes.kinds import BUNDLED, Kinds
+from abc_rag.scenes.varying import varied
 from abc_rag.scenes.world import BACKGROUNDS, CATEGORY_OF, Placed, Scene, is_held_out
 
-__all__ = ["Ground", "WideScene", "as_wide", "covered", "draw_scene", "draw_wide", "wear"]
+__all__ = ["Ground", "WideScene", "as_wide", "boxes", "covered", "draw_scene", "draw_wide", "wear"]
 
 Ground = Literal["plain", "gradient", "texture", "noise"]
 _GROUNDS: tuple[Ground, ...] = ("plain", "gradient", "texture", "noise")
@@ -116,17 +117,19 @@ def draw_scene(
     return WideScene(tuple(placed), background, tint, tuple(styles), categories, ground, seed)
 
 
-def draw_wide(scene: WideScene, kinds: Kinds, size: int) -> PIL.Image.Image:
-    """Draw a scene as an RGB picture of ``size`` by ``size`` pixels."""
+def draw_wide(scene: WideScene, kinds: Kinds, size: int, *, vary: random.Random | None = None) -> PIL.Image.Image:
+    """Draw a scene as an RGB picture of ``size`` by ``size`` pixels; ``vary`` draws its objects in varied form."""
     picture = PIL.Image.fromarray(_ground(scene, size))
-    for (x, y, extent), placed, style in zip(_boxes(scene), scene.objects, scene.styles, strict=True):
+    for (x, y, extent), placed, style in zip(boxes(scene), scene.objects, scene.styles, strict=True):
         longest = round(extent * size)
         sprite = bundled_sprite(placed.kind, longest) if style == BUNDLED else kinds.sprite(placed.kind, style, longest)
+        if vary is not None:
+            sprite = varied(sprite, vary)
         picture.paste(sprite, (round(x * size - sprite.width / 2), round(y * size - sprite.height / 2)), sprite)
     return picture
 
 
-def _boxes(scene: WideScene) -> list[tuple[float, float, float]]:
+def boxes(scene: WideScene) -> list[tuple[float, float, float]]:
     """Centre and extent of each object, as shares of the picture's width."""
     many = len(scene.objects) == 3
     extents = _EXTENT_OF_THREE if many else _EXTENT
@@ -143,7 +146,7 @@ def covered(scene: WideScene, cells: int) -> list[npt.NDArray[np.int64]]:
     """Cells of a grid of ``cells`` by ``cells`` that each object covers, row by row; at least that of its centre."""
     centres = (np.arange(cells) + 0.5) / cells
     found = []
-    for x, y, extent in _boxes(scene):
+    for x, y, extent in boxes(scene):
         rows, columns = (np.abs(centres - c) < max(0.42 * extent, 0.5 / cells) for c in (y, x))
         found.append(np.flatnonzero(rows[:, None] & columns[None, :]))
     return found

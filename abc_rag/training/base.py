@@ -1,7 +1,8 @@
 """The first stage of abc-mini: a Qwen2-VL that sees, reads, answers and embeds, from random weights.
 
-Four losses share its weights. *Seeing*: each image token tells what covers its cell. *Embedding*: pictures under an
-instruction find the text that answers, pictures find their captions and captions their pictures; attention is
+It learns to see alone, then to read with what it sees, then everything at once. Four losses share its weights.
+*Seeing*: each image token tells what covers its cell, where that lies and how large it is. *Embedding*: pictures under
+an instruction find the text that answers, pictures find their captions and captions their pictures; attention is
 bidirectional, as ABC embeds. *Speaking*: answers, word by word, in the conversations of `abc_rag.models.tasks`;
 attention is causal and positions are 3-D, as the base generates. *Words*: vectors of sentences resemble a teacher's.
 """
@@ -185,6 +186,9 @@ class BaseModel(Encoder):
         kinds: Number of kinds.
         colours: Number of background colours.
         teacher: Width of the teacher's vectors.
+
+    Attributes:
+        sees: Whether the vision tower learns.
     """
 
     def __init__(self, network: ABCNetwork, *, bf16: bool, kinds: int, colours: int, teacher: int) -> None:
@@ -192,17 +196,24 @@ class BaseModel(Encoder):
         self._bf16_too = bf16
         width = network.backbone.hidden_size
         self.see_kind = nn.Linear(width, kinds + 1)
+        self.see_box = nn.Linear(width, 3)
         self.see_ground = nn.Linear(width, colours)
+        self.sees = True
         self.taught = nn.Linear(width, teacher) if teacher else None
 
     def forward(self, tokens: BaseTokens) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """Logits and vectors by name: ``kinds``, ``grounds``, ``queries``, ``texts``, ``spoken``, ``taught``."""
+        """Logits, vectors and boxes by name.
+
+        They are ``kinds``, ``boxes``, ``grounds``, ``queries``, ``texts``, ``spoken`` and ``taught``.
+        """
         backbone: Any = self.network.backbone
         found: dict[str, torch.Tensor] = {}
         with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=self._bf16_too):
-            whole = backbone.image_features(tokens.batch.pictures)
+            with torch.set_grad_enabled(self.sees and torch.is_grad_enabled()):
+                whole = backbone.image_features(tokens.batch.pictures)
             features = whole.view(len(tokens.batch.pictures), CELLS * CELLS, -1)
             found["kinds"] = self.see_kind(features).float()
+            found["boxes"] = self.see_box(features).float()
             found["grounds"] = self.see_ground(features.mean(dim=1)).float()
             if tokens.asked:
                 found["queries"] = self._embed(tokens.asked, list(features), True)

@@ -1,11 +1,14 @@
 """Trains abc-mini from scratch by ABC's recipe (arXiv 2503.00329), at small scale.
 
-Three stages, each saved in the folder where the loader expects it:
+Four stages; the last three are saved in the folders where the loader expects them:
 
+``see/``
+    The vision tower alone: what covers each cell of a picture. Seeing is what takes longest to learn, and a step of it
+    costs a small part of one that reads and speaks as well.
 ``base/``
-    A Qwen2-VL of two million parameters, trained in full. It takes the place of Qwen2-VL-Instruct, ABC's starting
-    point: it learns to see, to read, and to answer questions about a picture. Pictures with an instruction are
-    compared with every phrase of the world, and pictures alone with captions.
+    A Qwen2-VL of five million parameters, trained in full: first on what the tower sees already, then with it. It
+    takes the place of Qwen2-VL-Instruct, ABC's starting point: it learns to read, and to answer questions about a
+    picture. Pictures with an instruction are compared with every phrase of the world, and pictures alone with captions.
 ``pretrain/``
     The result of ``abc-rag train pretrain`` on the base: picture -> caption, with the captions of scenes that differ
     in one respect as hard negatives.
@@ -27,10 +30,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
+from abc_rag.errors import CheckpointError
 from abc_rag.files import new_file, write_json
 from abc_rag.models.abc.network import ABCNetwork, ABCSettings
 from abc_rag.models.abc.prompts import load_prompts
@@ -60,6 +65,7 @@ __all__ = ["MiniConfig", "train_mini"]
 _NOT_THE_BASES = ("pretrain_steps", "instruct_steps", "lora_lr", "lora_rank", "threads", "checkpoint_every")
 _TOKENS = CELLS * CELLS
 _WORDS = "words.npy"
+_WEIGHTS = "model.safetensors"
 _NORM = 2.0  # of a frozen word embedding
 
 
@@ -78,7 +84,8 @@ class MiniConfig:
         chats: Pictures per step that the base answers questions about in words.
         tasks: Other conversations per step: answering from sources, judging, rewriting.
         sentences: The teacher's sentences per step.
-        see_steps: Steps at the beginning that learn to see alone, on ``3 * pictures`` pictures each.
+        see_steps: Steps that learn to see alone, on ``3 * pictures`` pictures each.
+        still: Share of the base's steps in which its vision tower stays as it is.
         one_object: Share of the steps in which most scenes have one object.
     """
 
@@ -86,7 +93,7 @@ class MiniConfig:
     width: int = 192
     text_depth: int = 4
     text_hidden: int = 512
-    vision_width: int = 128
+    vision_width: int = 160
     vision_depth: int = 4
     vocab_size: int = 6000
     head_hidden: int = 512
@@ -100,8 +107,9 @@ class MiniConfig:
     chats: int = 12
     tasks: int = 10
     sentences: int = 24
-    see_steps: int = 500
-    base_steps: int = 10_000
+    see_steps: int = 4000
+    base_steps: int = 5000
+    still: float = 0.7
     pretrain_steps: int = 500
     instruct_steps: int = 500
     one_object: float = 0.08
@@ -128,17 +136,21 @@ class MiniConfig:
             "attention": "eager",
         }  # fmt: skip
 
+    def see(self, out: Path) -> LoopConfig:
+        """The settings of the vision tower's stage."""
+        return LoopConfig(**self._loop(out / "see", self.see_steps, self.base_lr, self.seed + 5))
+
     def base(self, out: Path) -> LoopConfig:
-        """The settings of the first stage."""
+        """The settings of the base's stage."""
         return LoopConfig(**self._loop(out / "base", self.base_steps, self.base_lr, self.seed))
 
     def pretrain(self, out: Path) -> PretrainConfig:
-        """The settings of the second stage."""
+        """The settings of the first adapter's stage."""
         loop = self._loop(out / "pretrain", self.pretrain_steps, self.lora_lr, self.seed + 10)
         return PretrainConfig(**loop, **self._adapter(out), negatives=3, head_init="neutral")
 
     def instruct(self, out: Path) -> InstructConfig:
-        """The settings of the third stage."""
+        """The settings of the second adapter's stage."""
         loop = self._loop(out / "instruct", self.instruct_steps, self.lora_lr, self.seed + 20)
         return InstructConfig(
             **loop, **self._adapter(out), pretrain=str(out.resolve() / "pretrain"), pairs=self.questions
@@ -146,10 +158,10 @@ class MiniConfig:
 
 
 def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[str], None] = lambda _: None) -> None:
-    """Train the three parts of abc-mini into ``out``. Finished stages are kept, an interrupted one is resumed.
+    """Train abc-mini into ``out``. Finished stages are kept, an interrupted one is resumed.
 
     Args:
-        out: Folder that receives ``base/``, ``pretrain/``, ``instruct/``, ``abc.json`` and ``training.json``.
+        out: Folder that receives ``see/``, ``base/``, ``pretrain/``, ``instruct/``, ``abc.json`` and ``training.json``.
         config: Sizes, steps and seed.
         say: Receives a line of progress now and then.
 
@@ -159,7 +171,8 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     """
     config = config or MiniConfig()
     out.mkdir(parents=True, exist_ok=True)
-    run(lambda: _Base(config, out), config.base(out), result="model.safetensors", say=say)
+    run(lambda: _Seeing(config, out), config.see(out), result=_WEIGHTS, say=say)
+    run(lambda: _Base(config, out), config.base(out), result=_WEIGHTS, say=say)
     kinds = load_kinds(config.kinds, config.most_kinds)
     first, second = config.pretrain(out), config.instruct(out)
     captions = WideCaptions(kinds, own=config.own, seed=first.seed, negatives=first.negatives)
@@ -229,19 +242,22 @@ class _Base(Objective[BaseTokens]):
         )
         backbone.use_library()
         self.data = {key: value for key, value in asdict(config).items() if key not in _NOT_THE_BASES}
+        self._begin(out)
+
+    def _begin(self, out: Path) -> None:
+        """The base begins with what has learnt to see."""
+        unknown = self.model.load_state_dict(load_file(out / "see" / _WEIGHTS), strict=False).unexpected_keys
+        if unknown:
+            raise CheckpointError(f"{out / 'see'} holds {unknown[0]}, which this network lacks; choose another folder")
 
     def batch(self, step: int) -> BaseTokens:
-        """Seeing alone at first, then one object per picture, then mostly two."""
+        """One object per picture at first, then mostly two."""
         config = self._config
         rng = random.Random(seeded(config.seed, "base", step))
-        early = step < config.see_steps + config.one_object * config.base_steps
-        sees = step < config.see_steps
+        early = step < config.one_object * config.base_steps
         scenes = [
-            wide_scene(self._kinds, rng, own=config.own, simple=0.5 if sees else 0.8 if early else 0.12)
-            for _ in range(config.pictures * (3 if sees else 1))
+            wide_scene(self._kinds, rng, own=config.own, simple=0.8 if early else 0.12) for _ in range(config.pictures)
         ]
-        if sees:
-            return self._tokenise(seen_batch(scenes, self._kinds, rng))
         return self._tokenise(
             wide_batch(
                 scenes,
@@ -258,17 +274,11 @@ class _Base(Objective[BaseTokens]):
 
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: BaseTokens, step: int) -> dict[str, float]:
         """The sum of the losses; see `abc_rag.training.base`."""
+        self.model.sees = step >= self._config.still * self._config.base_steps
         found = model(batch)
         wide = batch.batch
-        # Most cells show nothing, which is soon learnt.
-        cells = torch.from_numpy(wide.cells)
-        weights = torch.ones(found["kinds"].shape[-1])
-        weights[0] = 0.2
-        seen = nn.functional.cross_entropy(found["kinds"].flatten(0, 1), cells.flatten(), weight=weights)
-        seen = seen + 0.3 * nn.functional.cross_entropy(found["grounds"], torch.from_numpy(wide.grounds))
-        covered = cells > 0
-        told = {"cells": (found["kinds"].argmax(-1) == cells)[covered].float().mean().item()}
-        loss = seen if step < self._config.see_steps else 0.3 * seen
+        seen, told = _seen(found, wide)
+        loss = 0.3 * seen
         if "queries" in found:
             more, said = self._embedded(found, wide)
             loss, told = loss + more, told | said
@@ -283,7 +293,7 @@ class _Base(Objective[BaseTokens]):
             loss = loss + 0.5 * taught
             told["taught"] = taught.item()
         accelerator.backward(loss)
-        return {"loss": loss.item(), "seen": seen.item(), **told}
+        return {"loss": loss.item(), **told}
 
     def _embedded(self, found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:
         """Questions against answers, and pictures against captions in both directions."""
@@ -312,7 +322,48 @@ class _Base(Objective[BaseTokens]):
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Save in half precision, which keeps the checkpoint small."""
         (out / _WORDS).unlink(missing_ok=True)
-        save_tensors(out / "model.safetensors", base_state_dict(self._backbone), torch.float16)
+        save_tensors(out / _WEIGHTS, base_state_dict(self._backbone), torch.float16)
+
+
+class _Seeing(_Base):
+    """Trains the vision tower, and what tells kinds, boxes and backgrounds from its tokens."""
+
+    label = "see"
+
+    def _begin(self, out: Path) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(".visual." in name or name.startswith("see_"))
+
+    def batch(self, step: int) -> BaseTokens:
+        """Scenes of one object as often as of more."""
+        config = self._config
+        rng = random.Random(seeded(config.seed, "see", step))
+        scenes = [wide_scene(self._kinds, rng, own=config.own, simple=0.5) for _ in range(3 * config.pictures)]
+        return BaseTokens(seen_batch(scenes, self._kinds, rng), [], [], [])
+
+    def backward(self, accelerator: Accelerator, model: nn.Module, batch: BaseTokens, step: int) -> dict[str, float]:
+        """The loss of seeing alone."""
+        loss, told = _seen(model(batch), batch.batch)
+        accelerator.backward(loss)
+        return {"loss": loss.item(), **told}
+
+    def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
+        """Save what was trained."""
+        save_tensors(out / _WEIGHTS, tensors, torch.float32)
+
+
+def _seen(found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Kinds and boxes of cells, and the background."""
+    cells = torch.from_numpy(wide.cells)
+    # Most cells show nothing, which is soon learnt.
+    weights = torch.ones(found["kinds"].shape[-1])
+    weights[0] = 0.2
+    seen = nn.functional.cross_entropy(found["kinds"].flatten(0, 1), cells.flatten(), weight=weights)
+    covered = cells > 0
+    off = (found["boxes"] - torch.from_numpy(wide.boxes))[covered].abs().mean()
+    ground = nn.functional.cross_entropy(found["grounds"], torch.from_numpy(wide.grounds))
+    right = (found["kinds"].argmax(-1) == cells)[covered].float().mean()
+    return seen + 0.3 * ground + 4 * off, {"seen": seen.item(), "cells": right.item(), "off": off.item()}
 
 
 def _kept(file: Path, make: Callable[[], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
@@ -357,7 +408,7 @@ def _backbone_config(config: MiniConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:
                 "embed_dim": config.vision_width,
                 "hidden_size": config.width,
                 "mlp_ratio": 3,
-                "num_heads": 4,
+                "num_heads": config.vision_width // 32,
                 "in_chans": 3,
                 "patch_size": 14,
                 "spatial_merge_size": 2,

@@ -122,9 +122,10 @@ def test_all_three_stages_make_a_checkpoint_that_the_loader_takes(trained: Path)
     # What instruction finetuning wrote names the other two parts, and is the same model.
     other = load_embedder(trained / "instruct", device="cpu")
     assert np.abs(other.embed(inputs) - vectors).max() < 1e-6
-    for stage in ("base", "pretrain", "instruct"):
+    for stage in ("see", "base", "pretrain", "instruct"):
         rows = [json.loads(line) for line in (trained / stage / "metrics.jsonl").read_text().splitlines()]
-        assert {"step", "seconds", "loss", "accuracy", "temperature", "grad_norm", "lr"} <= set(rows[-1])
+        learnt = {"cells", "off"} if stage == "see" else {"accuracy", "temperature"}
+        assert {"step", "seconds", "loss", "grad_norm", "lr", *learnt} <= set(rows[-1])
         assert not (trained / stage / "checkpoints").exists()
 
 
@@ -142,7 +143,8 @@ def test_the_base_learns_to_speak_as_it_is_asked_to_speak(trained: Path) -> None
     scenes = [wide_scene(kinds, rng, own=1, simple=0.3) for _ in range(3)]
     pixels = [draw_wide(scene, kinds, SIDE) for scene in scenes]
     patches = [patchify(picture, patch=14, merge=2) for picture in pixels]
-    batch = WideBatch(patches, np.zeros((3, 16), dtype=np.int64), np.zeros(3, dtype=np.int64))
+    cells, boxes = np.zeros((3, 16), dtype=np.int64), np.zeros((3, 16, 3), dtype=np.float32)
+    batch = WideBatch(patches, cells, boxes, np.zeros(3, dtype=np.int64))
     batch.told = [told(at, scene, rng, 3) for at, scene in enumerate(scenes)]
     batch.worked = [worked(scenes, rng) for _ in range(6)]
     tokenizer, image_token = load_chat_tokenizer(trained / "base")
@@ -199,8 +201,8 @@ def test_a_finished_stage_is_not_repeated(trained: Path) -> None:
 
 
 def test_another_configuration_needs_another_folder(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "run.json").write_text((trained / "base" / "run.json").read_text())
+    (tmp_path / "see").mkdir()
+    (tmp_path / "see" / "run.json").write_text((trained / "see" / "run.json").read_text())
     with pytest.raises(InputError, match=r"lr was 0\.005 and is 0\.001"):
         train_mini(tmp_path, replace(TINY, base_lr=1e-3))
     with pytest.raises(InputError, match="the data have changed"):

@@ -15,7 +15,7 @@ from abc_rag.scenes.asking import NOTHING, Asked, asked
 from abc_rag.scenes.kinds import BUNDLED, Kinds
 from abc_rag.scenes.searching import Search, edits, said_of, searched
 from abc_rag.scenes.typing import typed
-from abc_rag.scenes.wide import WideScene, covered, draw_scene, draw_wide, wear
+from abc_rag.scenes.wide import WideScene, boxes, covered, draw_scene, draw_wide, wear
 from abc_rag.scenes.words import mention, mention_background
 from abc_rag.scenes.world import BACKGROUNDS, KINDS, background_phrase, phrase
 from abc_rag.training.data.tasks import Spoken, told, worked
@@ -48,6 +48,8 @@ class WideBatch:
     Attributes:
         pictures: One per scene.
         cells: int64 ``(pictures, CELLS * CELLS)``: 1 + the number of the kind that covers a cell, 0 for none.
+        boxes: float32 ``(pictures, CELLS * CELLS, 3)``: of the thing that covers a cell, its centre as seen from the
+            cell's, to the right and down, and its extent, as shares of the picture's width; 0 for none.
         grounds: int64 ``(pictures,)``: number of the background's colour.
         asked: (position of the picture, instruction, position of its candidate).
         candidates: Texts that answer.
@@ -61,6 +63,7 @@ class WideBatch:
 
     pictures: list[Patches]
     cells: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float32]
     grounds: npt.NDArray[np.int64]
     asked: list[tuple[int, str, int]] = field(default_factory=list)
     candidates: list[str] = field(default_factory=list)
@@ -90,7 +93,7 @@ def wide_scene(kinds: Kinds, rng: random.Random, *, own: float, simple: float) -
 
 
 def _patches(scene: WideScene, kinds: Kinds, rng: random.Random, worn: float) -> Patches:
-    picture = draw_wide(scene, kinds, rng.choice(_SIZES))
+    picture = draw_wide(scene, kinds, rng.choice(_SIZES), vary=rng)
     if rng.random() < worn:
         picture = wear(picture, rng)
     if picture.width != SIDE:
@@ -103,11 +106,14 @@ def seen_batch(scenes: Sequence[WideScene], kinds: Kinds, rng: random.Random, *,
     number = {kind: i for i, kind in enumerate(kinds.categories, 1)}
     colours = list(BACKGROUNDS)
     cells = np.zeros((len(scenes), CELLS * CELLS), dtype=np.int64)
-    for row, scene in zip(cells, scenes, strict=True):
-        for placed, inside in zip(scene.objects, covered(scene, CELLS), strict=True):
+    places = np.zeros((len(scenes), CELLS * CELLS, 3), dtype=np.float32)
+    for row, place, scene in zip(cells, places, scenes, strict=True):
+        for placed, inside, box in zip(scene.objects, covered(scene, CELLS), boxes(scene), strict=True):
             row[inside] = number[placed.kind]
+            centres = (np.stack([inside % CELLS, inside // CELLS], axis=1) + 0.5) / CELLS
+            place[inside] = np.concatenate([box[:2] - centres, np.full((len(inside), 1), box[2])], axis=1)
     return WideBatch(
-        [_patches(s, kinds, rng, worn) for s in scenes], cells,
+        [_patches(s, kinds, rng, worn) for s in scenes], cells, places,
         np.array([colours.index(s.background) for s in scenes]),
     )  # fmt: skip
 

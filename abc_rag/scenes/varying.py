@@ -1,0 +1,57 @@
+"""Drawings as another designer might have drawn them: mirrored, turned, stretched, in other shades, with an outline.
+
+Only training sees them. What a thing is has to be told by its shape, as no two sets of drawings share their colours.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import PIL.Image
+import PIL.ImageFilter
+
+__all__ = ["varied"]
+
+_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def varied(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
+    """A varied copy of an RGBA drawing, of about the same extent; one in four is left as it is."""
+    if rng.random() < 0.25:
+        return sprite
+    if rng.random() < 0.3:
+        sprite = sprite.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+    if rng.random() < 0.4:
+        stretch = rng.uniform(0.86, 1.0)
+        width, height = (stretch, 1.0) if rng.random() < 0.5 else (1.0, stretch)
+        size = (max(1, round(width * sprite.width)), max(1, round(height * sprite.height)))
+        sprite = sprite.resize(size, PIL.Image.Resampling.BILINEAR)
+    if rng.random() < 0.4:
+        sprite = sprite.rotate(rng.uniform(-15, 15), PIL.Image.Resampling.BILINEAR)
+    if rng.random() < 0.6:
+        sprite = _shaded(sprite, rng)
+    if rng.random() < 0.2:
+        sprite = _outlined(sprite, rng)
+    return sprite
+
+
+def _shaded(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
+    """Other shades: less or more colour, lighter or darker, and a little of each colour in the others."""
+    mix = np.eye(3, dtype=np.float32) + np.random.default_rng(rng.randrange(1 << 30)).normal(0, 0.07, (3, 3))
+    colour = 0.0 if rng.random() < 0.08 else rng.uniform(0.4, 1.4)
+    mix = mix @ (colour * np.eye(3) + (1 - colour) * np.outer(np.ones(3), _GREY)).T
+    pixels = np.asarray(sprite).copy()
+    painted = pixels[..., :3].astype(np.float32) @ mix.astype(np.float32)
+    painted = (painted - 128) * rng.uniform(0.75, 1.2) + 128 + rng.uniform(-25, 25)
+    pixels[..., :3] = np.clip(painted, 0, 255).astype(np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+def _outlined(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
+    """A dark line around what is not transparent."""
+    around = sprite.getchannel("A").filter(PIL.ImageFilter.MaxFilter(3))
+    shade = rng.randint(0, 60)
+    line = PIL.Image.merge("RGBA", [*(PIL.Image.new("L", sprite.size, shade) for _ in range(3)), around])
+    line.alpha_composite(sprite)
+    return line
