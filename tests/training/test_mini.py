@@ -28,7 +28,7 @@ from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.wide import draw_wide
 from abc_rag.scenes.words import SPECIAL_TOKENS, mention, own_words, said_tokenizer, train_tokenizer
 from abc_rag.scenes.world import random_scene
-from abc_rag.training.base import BaseModel, Tokeniser
+from abc_rag.training.base import BaseModel, Tokeniser, square_features
 from abc_rag.training.data.scenes import SceneCaptions
 from abc_rag.training.data.tasks import Spoken, told, worked
 from abc_rag.training.data.wide import SIDE, WideBatch, wide_scene
@@ -198,6 +198,20 @@ def test_a_finished_stage_is_not_repeated(trained: Path) -> None:
     before = file.stat().st_mtime_ns
     train_mini(trained, TINY)
     assert file.stat().st_mtime_ns == before
+
+
+def test_pictures_of_one_size_are_seen_at_once_as_one_by_one(trained: Path) -> None:
+    backbone = load_backbone(trained / "base", Placement("eager"))
+    rng, kinds = random.Random(3), load_kinds()
+    pictures = [
+        patchify(draw_wide(wide_scene(kinds, rng, own=1, simple=0.3), kinds, SIDE, vary=rng), patch=14, merge=2)
+        for _ in range(3)
+    ]
+    with torch.no_grad():
+        expected = backbone.image_features(pictures)
+        found = square_features(backbone.visual, pictures)
+    assert found.shape == (3, 16, TINY.width)
+    assert (found.flatten(0, 1) - expected).abs().max() < 1e-5
 
 
 def test_another_configuration_needs_another_folder(trained: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from abc_rag.models.kernels.pixels import moved
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, normalise
 from abc_rag.models.qwen2_vl.pictures import Patches
 
-__all__ = ["PackedQwen2VL"]
+__all__ = ["PackedQwen2VL", "grid_positions"]
 
 
 class PackedQwen2VL(PackedForward):
@@ -41,7 +41,7 @@ class PackedQwen2VL(PackedForward):
         segments = Segments([p.rows * p.columns for p in pictures], backbone.device)
         pixels_in = self.rounded(normalise(moved(pixels, backbone.device)))
         states = linear(visual.patch_embed.proj, pixels_in.to(backbone.dtype))
-        at = np.concatenate([_grid_positions(p.rows, p.columns, backbone.merge) for p in pictures])
+        at = np.concatenate([grid_positions(p.rows, p.columns, backbone.merge) for p in pictures])
         cos, sin = visual.rotary_pos_emb(states, self.rounded(moved(torch.from_numpy(at), backbone.device)))
         rotation = rotation_of(cos[:, None], sin[:, None])
         for block in visual.blocks:
@@ -90,7 +90,7 @@ class PackedQwen2VL(PackedForward):
 
 
 @lru_cache(maxsize=256)
-def _grid_positions(rows: int, columns: int, merge: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def grid_positions(rows: int, columns: int, merge: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int64 (patches, 2): row and column of each patch, in the order in which patches are merged."""
     grid = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
     return np.ascontiguousarray(grid.transpose(0, 1, 3, 2, 4).reshape(2, -1).T)
