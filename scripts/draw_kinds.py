@@ -5,8 +5,10 @@ Fetches pinned npm packages, checks their digests, renders their SVGs, and write
     python scripts/draw_kinds.py runs/kinds.npz
 
 Drawings: fluent-emoji and fluent-emoji-flat (Microsoft, MIT), noto (Google, Apache-2.0), twemoji (CC-BY-4.0), emojione
-(CC-BY-4.0), and openmoji (CC-BY-SA-4.0), which is only evaluated on. Names are emojibase-data's (MIT). Needs resvg-py
-(``pip install 'abc-rag[draw]'``). The file is not part of the package.
+(CC-BY-4.0), and openmoji (CC-BY-SA-4.0), which is only evaluated on; a kind has at least four of these. Where they draw
+it, also noto-v1 (Google, Apache-2.0), fxemoji (Mozilla, Apache-2.0), streamline-emojis (CC-BY-4.0), and, in black with a
+colour behind it, fluent-emoji-high-contrast (Microsoft, MIT) and emojione-monotone (CC-BY-4.0). Names are emojibase-data's
+(MIT). Needs resvg-py (``pip install 'abc-rag[draw]'``). The file is not part of the package.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import resvg_py
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from abc_rag.scenes.world import CATEGORIES
 
@@ -38,6 +40,14 @@ _PACKAGES = {
     "emojione": ("@iconify-json/emojione", "1.2.3"),
     "openmoji": ("@iconify-json/openmoji", "1.2.29"),
 }
+_MORE_PACKAGES = {
+    "noto-v1": ("@iconify-json/noto-v1", "1.2.5"),
+    "fxemoji": ("@iconify-json/fxemoji", "1.2.2"),
+    "streamline-emojis": ("@iconify-json/streamline-emojis", "1.2.4"),
+    "fluent-emoji-high-contrast": ("@iconify-json/fluent-emoji-high-contrast", "1.2.6"),
+    "emojione-monotone": ("@iconify-json/emojione-monotone", "1.2.1"),
+}
+_BLACK = ("fluent-emoji-high-contrast", "emojione-monotone")
 _NAMES = ("emojibase-data", "17.0.0")
 _GROUP_OF = {
     "animal": (34, 35, 36, 37, 38, 39), "plant": (40, 41), "food": (42, 43, 44, 45, 46, 47), "building": (51, 52),
@@ -62,16 +72,20 @@ def main() -> None:
     sets = {
         style: (
             json.loads(_member(package, "package/icons.json")),
-            json.loads(_member(package, "package/chars.json")),
+            json.loads(_member(package, "package/chars.json") or b"{}"),
         )
-        for style, package in ((s, _package(folder, *p)) for s, p in _PACKAGES.items())
+        for style, package in ((s, _package(folder, *p)) for s, p in {**_PACKAGES, **_MORE_PACKAGES}.items())
     }
     arrays: dict[str, Any] = {}
     about: dict[str, Any] = {}
     for kind, category, emoji in _chosen(named):
-        drawn = {style: _draw(icons, chars, emoji) for style, (icons, chars) in sets.items()}
-        drawn = {style: picture for style, picture in drawn.items() if picture is not None}
-        if len(drawn) < 4:
+        found = {style: _draw(icons, chars, emoji) for style, (icons, chars) in sets.items()}
+        drawn = {
+            style: _on_colour(picture, kind) if style in _BLACK else picture
+            for style, picture in found.items()
+            if picture is not None
+        }
+        if len(drawn.keys() & _PACKAGES.keys()) < 4:
             continue
         about[kind] = {"category": category, "emoji": emoji["hexcode"], "tags": emoji.get("tags", [])}
         for style, picture in drawn.items():
@@ -108,7 +122,7 @@ def _chosen(named: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]
 def _draw(icons: dict[str, Any], chars: dict[str, str], emoji: dict[str, Any]) -> Image.Image | None:
     code = emoji["hexcode"].lower()
     name = re.sub(r"[^a-z0-9]+", "-", emoji["label"].lower().replace(_QUOTE, "")).strip("-")
-    for key in (chars.get(code), chars.get(code.replace("-fe0f", "")), name):
+    for key in (chars.get(code), chars.get(code.replace("-fe0f", "")), name, name.replace("-", "")):
         if key is None:
             continue
         key = icons.get("aliases", {}).get(key, {}).get("parent", key)
@@ -132,6 +146,18 @@ def _draw(icons: dict[str, Any], chars: dict[str, str], emoji: dict[str, Any]) -
     return None
 
 
+def _on_colour(picture: Image.Image, kind: str) -> Image.Image:
+    """A drawing in black on its own shape, holes included, in a light colour that follows from the kind."""
+    outside = Image.new("L", (picture.width + 2, picture.height + 2), 0)
+    outside.paste(picture.getchannel("A").point(lambda a: 255 * (a > 96)), (1, 1))
+    ImageDraw.floodfill(outside, (0, 0), 128)
+    inside = outside.crop((1, 1, picture.width + 1, picture.height + 1)).point(lambda a: 255 * (a != 128))
+    red, green, blue = (130 + byte * 125 // 255 for byte in hashlib.sha256(kind.encode()).digest()[:3])
+    filled = Image.merge("RGBA", [*(Image.new("L", picture.size, level) for level in (red, green, blue)), inside])
+    filled.alpha_composite(picture)
+    return filled
+
+
 def _package(folder: Path, name: str, version: str) -> Path:
     file = folder / f"{name.replace('@', '').replace('/', '-')}-{version}.tgz"
     if not file.is_file():
@@ -147,11 +173,10 @@ def _package(folder: Path, name: str, version: str) -> Path:
 
 
 def _member(package: Path, name: str) -> bytes:
+    """A file of a package; empty if it has none such, as some sets have no table of characters."""
     with tarfile.open(package) as archive:
-        member = archive.extractfile(name)
-        if member is None:
-            raise SystemExit(f"{package}: holds no {name}")
-        return member.read()
+        member = archive.extractfile(name) if name in archive.getnames() else None
+        return b"" if member is None else member.read()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import random
 import numpy as np
 import PIL.Image
 import PIL.ImageFilter
+import PIL.ImageOps
 
 __all__ = ["varied"]
 
@@ -31,14 +32,17 @@ def varied(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
         sprite = sprite.rotate(rng.uniform(-15, 15), PIL.Image.Resampling.BILINEAR)
     if rng.random() < 0.6:
         sprite = _shaded(sprite, rng)
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
+        sprite = _engraved(sprite)
+    if rng.random() < 0.25:
         sprite = _outlined(sprite, rng)
     return sprite
 
 
 def _shaded(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
-    """Other shades: less or more colour, lighter or darker, and a little of each colour in the others."""
-    mix = np.eye(3, dtype=np.float32) + np.random.default_rng(rng.randrange(1 << 30)).normal(0, 0.07, (3, 3))
+    """Other shades: less or more colour, lighter or darker, a little of each colour in the others; or other hues."""
+    hues = np.eye(3, dtype=np.float32)[rng.sample(range(3), 3) if rng.random() < 0.15 else [0, 1, 2]]
+    mix = hues + np.random.default_rng(rng.randrange(1 << 30)).normal(0, 0.09, (3, 3))
     colour = 0.0 if rng.random() < 0.08 else rng.uniform(0.4, 1.4)
     mix = mix @ (colour * np.eye(3) + (1 - colour) * np.outer(np.ones(3), _GREY)).T
     pixels = np.asarray(sprite).copy()
@@ -48,9 +52,18 @@ def _shaded(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels)
 
 
+def _engraved(sprite: PIL.Image.Image) -> PIL.Image.Image:
+    """Fewer shades, with dark lines where they change."""
+    lines = sprite.convert("L").filter(PIL.ImageFilter.FIND_EDGES).point(lambda edge: 255 * (edge > 60))
+    flat = PIL.ImageOps.posterize(sprite.convert("RGB"), 2)
+    flat.paste((20, 20, 20), mask=lines)
+    flat.putalpha(sprite.getchannel("A"))
+    return flat
+
+
 def _outlined(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
     """A dark line around what is not transparent."""
-    around = sprite.getchannel("A").filter(PIL.ImageFilter.MaxFilter(3))
+    around = sprite.getchannel("A").filter(PIL.ImageFilter.MaxFilter(rng.choice((3, 3, 5))))
     shade = rng.randint(0, 60)
     line = PIL.Image.merge("RGBA", [*(PIL.Image.new("L", sprite.size, shade) for _ in range(3)), around])
     line.alpha_composite(sprite)

@@ -107,7 +107,7 @@ class MiniConfig:
     chats: int = 12
     tasks: int = 10
     sentences: int = 24
-    see_steps: int = 4000
+    see_steps: int = 5000
     base_steps: int = 5000
     still: float = 0.7
     pretrain_steps: int = 500
