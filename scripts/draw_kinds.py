@@ -6,9 +6,9 @@ Fetches pinned npm packages, checks their digests, renders their SVGs, and write
 
 Drawings: fluent-emoji and fluent-emoji-flat (Microsoft, MIT), noto (Google, Apache-2.0), twemoji (CC-BY-4.0), emojione
 (CC-BY-4.0), and openmoji (CC-BY-SA-4.0), which is only evaluated on; a kind has at least four of these. Where they draw
-it, also noto-v1 (Google, Apache-2.0), fxemoji (Mozilla, Apache-2.0), streamline-emojis (CC-BY-4.0), and, in black with a
-colour behind it, fluent-emoji-high-contrast (Microsoft, MIT) and emojione-monotone (CC-BY-4.0). Names are emojibase-data's
-(MIT). Needs resvg-py (``pip install 'abc-rag[draw]'``). The file is not part of the package.
+it, also noto-v1 (Google, Apache-2.0), fxemoji (Mozilla, Apache-2.0), streamline-emojis (CC-BY-4.0), and, in black with
+a colour behind it, fluent-emoji-high-contrast (Microsoft, MIT) and emojione-monotone (CC-BY-4.0). Names are
+emojibase-data's (MIT). Needs resvg-py (``pip install 'abc-rag[draw]'``). The file is not part of the package.
 """
 
 from __future__ import annotations
