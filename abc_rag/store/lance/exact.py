@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import lance
     import pyarrow as pa
 
-__all__ = ["Block", "Keys", "Ranking", "block_of", "blocks_of", "keys_of", "loaded", "ranked"]
+__all__ = ["Block", "Keys", "Ranking", "block_of", "blocks_of", "joined", "keys_of", "loaded", "ranked"]
 
 ROWS = 8192
 # Between float32 and float64: more than rounding makes of a cosine.
@@ -74,6 +74,15 @@ def loaded(dataset: lance.LanceDataset) -> Block:
     return Block(keys, pa.chunked_array(ids, pa.string()).combine_chunks(), rows)
 
 
+def joined(blocks: Iterable[Block]) -> Block:
+    """Blocks as one; there is at least one row."""
+    import pyarrow as pa
+
+    parts = list(blocks)
+    ids = pa.chunked_array([part.ids for part in parts], pa.string()).combine_chunks()
+    return Block(np.concatenate([part.keys for part in parts]), ids, np.concatenate([part.rows for part in parts]))
+
+
 def block_of(batch: pa.RecordBatch | pa.Table) -> Block:
     """Rows that were read with their keys."""
     keys = batch.column("_rowid").to_numpy().astype(np.int64)
@@ -117,6 +126,6 @@ def _merged(
 
 
 def keys_of(dataset: lance.LanceDataset, sql: str) -> Keys:
-    """The keys of the rows that pass."""
+    """The keys of the rows that pass, ascending."""
     found = dataset.scanner(columns=[], filter=sql, with_row_id=True).to_table()
-    return np.asarray(found.column("_rowid").to_numpy(), dtype=np.int64)
+    return np.sort(np.asarray(found.column("_rowid").to_numpy(), dtype=np.int64))

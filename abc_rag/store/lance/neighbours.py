@@ -44,6 +44,7 @@ _LEAST_PROBES = 50
 # Where a filter lets this share through, or more, candidates are asked whether they pass; below, it comes first.
 _WIDE = 0.02
 _MORE = 1.5  # candidates, so that enough of them pass
+_FARTHER = 2.0  # partitions, as what passes lies in more of them
 _DIMS_A_CODE = 8  # of product codes
 _SAMPLE = 64  # vectors that a centre is trained with
 _ROUNDS = 10
@@ -150,15 +151,15 @@ class Neighbours:
             dataset: With an index.
             queries: Shape ``(n, dim)``.
             k: How many.
-            keys: The rows that pass a filter, ascending or not; None for all.
+            keys: The rows that pass a filter, ascending; None for all.
             sql: The filter.
         """
         index = self._index(dataset)
         assert index is not None
         count = dataset.count_rows()
         share = 1.0 if keys is None else max(len(keys), 1) / count
-        # A filter thins out what is near: as many more partitions are read, all of them where few rows pass.
-        probes = max(_LEAST_PROBES, _SHARE * index.partitions) / share
+        # A filter thins out what is near: more partitions are read, all of them where few rows pass.
+        probes = max(_LEAST_PROBES, _SHARE * index.partitions) * (1.0 if keys is None else _FARTHER / share)
         look = _Look(dataset, max(_LEAST_CANDIDATES, _CANDIDATES[index.kind] * k), min(index.partitions, int(probes)))
         found: list[Ranking] = []
         for query in queries:
@@ -210,7 +211,8 @@ class _Look(NamedTuple):
         """The nearest of ``keys``, which are this share of all: of more candidates, those that are among them."""
         most = int(_MORE * self.wanted / share)
         near = self._ask(query, most, [], None).column("_rowid").to_numpy().astype(np.int64)
-        kept = near[np.isin(near, keys)][: self.wanted]
+        places = np.minimum(np.searchsorted(keys, near), len(keys) - 1)
+        kept = near[keys[places] == near][: self.wanted]
         if not len(kept):
             return Block(kept, None, np.zeros((0, len(query)), np.float32))
         sql = f"_rowid IN ({', '.join(map(str, kept.tolist()))})"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING
 from abc_rag.errors import InputError, StoreError
 from abc_rag.store.filters import Condition, matches
 from abc_rag.store.keywords import Keywords
+from abc_rag.store.lance.answers import Answers, version_of
 from abc_rag.store.lance.client import translated
-from abc_rag.store.lance.exact import Block, Keys, Ranking, blocks_of, keys_of, loaded, ranked
+from abc_rag.store.lance.exact import Block, Ranking, blocks_of, joined, loaded, ranked
 from abc_rag.store.lance.handle import Handle, Opening
 from abc_rag.store.lance.neighbours import Neighbours
 from abc_rag.store.lance.rows import RECORD, as_float32, dim_of, matrix_of, records_of, table_of
@@ -29,14 +29,13 @@ if TYPE_CHECKING:
 __all__ = ["MOST_BYTES", "LanceTable"]
 
 MOST_BYTES = 2**28
-"""Of the vectors of one dataset that are kept in memory."""
+"""Of the vectors of one dataset that are kept in memory; as many again of those behind filters."""
 
 _COLUMNS: dict[Column, list[str]] = {"ids": ["id"], "records": RECORD, "vectors": ["id", "vector"]}
 # Rows that are compared with one by one, whatever index there is: their vectors are read from the disk, or in memory.
 _FEW = 2500
 _FEW_IN_MEMORY = 10_000
 _QUERIES = 256
-_MOST_REMEMBERED = 2**25  # bytes of what filters let through
 _COMMIT_BYTES = 2**28  # of vectors, in one commit
 _IDS = 10_000  # in one deletion
 _RETRIES = 100
@@ -75,8 +74,7 @@ class LanceTable(Table):
         self._facets = facets
         self._lock = threading.Lock()
         self._block: tuple[object, Block] | None = None
-        self._answers_at: object = None
-        self._answers: OrderedDict[str, Keys] = OrderedDict()
+        self._answers = Answers()
         self._open_words = words
         self._words: WordIndex | None = None
 
@@ -85,6 +83,7 @@ class LanceTable(Table):
         self.handle.close()
         with self._lock:
             words, self._words, self._block = self._words, None, None
+        self._answers.clear()
         if words is not None:
             words.close()
 
@@ -217,9 +216,9 @@ class LanceTable(Table):
             return found
 
     def _hits(self, dataset: lance.LanceDataset, queries: Vectors, k: int, where: Condition | None) -> list[list[Hit]]:
-        sql, exact, wanted = to_sql(where), is_exact(where), k
+        exact, wanted = is_exact(where), k
         while True:
-            rankings = self._rankings(dataset, queries, wanted, sql)
+            rankings = self._rankings(dataset, queries, wanted, where)
             keys = sorted({near.key for ranking in rankings for near in ranking})
             records = self._by_key(dataset, keys)
             hits = [
@@ -242,35 +241,29 @@ class LanceTable(Table):
             found.update((record.id, record) for record in records_of(rows))
         return found
 
-    def _rankings(self, dataset: lance.LanceDataset, queries: Vectors, k: int, sql: str | None) -> list[Ranking]:
-        keys = None if sql is None else self._passing(dataset, sql)
+    def _rankings(
+        self, dataset: lance.LanceDataset, queries: Vectors, k: int, where: Condition | None
+    ) -> list[Ranking]:
         in_memory = self._fits(dataset)
-        if self.neighbours.serves(dataset) and (keys is None or len(keys) > (_FEW_IN_MEMORY if in_memory else _FEW)):
-            return self.neighbours.ranked(dataset, queries, k, keys, sql)
-        block = self._loaded(dataset) if in_memory else None
-        if block is not None:
-            return ranked(queries, k, [block if keys is None else block.only(keys)])
-        if keys is not None and len(keys) <= _FEW:
-            sql = _with_keys(keys.tolist()) if len(keys) else "false"
-        return ranked(queries, k, blocks_of(dataset, sql))
+        if where is None:
+            if self.neighbours.serves(dataset):
+                return self.neighbours.ranked(dataset, queries, k)
+            return ranked(queries, k, [self._loaded(dataset)] if in_memory else blocks_of(dataset, None))
+        keys, sql = self._answers.keys(dataset, where), to_sql(where)
+        if not len(keys):
+            return [[] for _ in queries]
 
-    def _passing(self, dataset: lance.LanceDataset, sql: str) -> Keys:
-        """The keys of the rows that pass, remembered until something is written."""
-        at = dataset.schema_metadata.get("abc:identity"), dataset.version
-        with self._lock:
-            if self._answers_at != at:
-                self._answers_at, self._answers = at, OrderedDict()
-            known = self._answers.get(sql)
-            if known is not None:
-                self._answers.move_to_end(sql)
-                return known
-        found = keys_of(dataset, sql)
-        with self._lock:
-            if self._answers_at == at:
-                self._answers[sql] = found
-                while sum(keys.nbytes for keys in self._answers.values()) > _MOST_REMEMBERED:
-                    self._answers.popitem(last=False)
-        return found
+        def read() -> Iterable[Block]:
+            if in_memory:
+                return [self._loaded(dataset).only(keys)]
+            return blocks_of(dataset, _with_keys(keys.tolist()) if len(keys) <= _FEW else sql)
+
+        block = self._answers.block(dataset, where, len(keys), MOST_BYTES, lambda: joined(read()))
+        if block is not None:
+            return ranked(queries, k, [block])
+        if self.neighbours.serves(dataset) and len(keys) > (_FEW_IN_MEMORY if in_memory else _FEW):
+            return self.neighbours.ranked(dataset, queries, k, keys, sql)
+        return ranked(queries, k, read())
 
     def _fits(self, dataset: lance.LanceDataset) -> bool:
         """Whether all rows may be kept in memory."""
@@ -281,7 +274,7 @@ class LanceTable(Table):
 
     def _loaded(self, dataset: lance.LanceDataset) -> Block:
         """All rows, in memory."""
-        at = dataset.schema_metadata.get("abc:identity"), dataset.version
+        at = version_of(dataset)
         with self._lock:
             if self._block is None or self._block[0] != at:
                 self._block = None

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from abc_rag.store.filters import OF, All, Condition, Either, Moment, Test, fields_of, moment_of
 from abc_rag.types import MetadataValue, Record
 
-__all__ = ["Entries", "entries_of", "is_exact", "quoted", "to_sql"]
+__all__ = ["Entries", "entries_of", "is_exact", "number_of", "quoted", "to_sql"]
 
 _PLAIN = re.compile(r"[a-z\[]{1,2}[0-9]+:[A-Za-z0-9_.:=@ -]*", re.ASCII)
 _LONGEST = 64
@@ -124,14 +124,16 @@ def _has_any(tokens: Sequence[str]) -> str:
 def _order(test: Test) -> str:
     value = test.value
     operator = _ORDER[test.operator]
-    if isinstance(value, Moment):
-        name, number = _name("m", test.key), value.seconds
-    else:
-        name, number = _name("n", test.key), float(value)  # type: ignore[arg-type]
+    bound = value.seconds if isinstance(value, Moment) else float(value)  # type: ignore[arg-type]
     if not is_exact(test):
         operator = operator[0] + "="  # numbers that are rounded alike are looked at again
-    place = f"CAST(array_position(number_names, {quoted(name)}) AS BIGINT)"
-    return f"array_element(numbers, {place}) {operator} {number!r}"
+    return f"{number_of(test)} {operator} {bound!r}"
+
+
+def number_of(test: Test) -> str:
+    """The number that a comparison by order compares, in Lance's SQL; null where a row has none."""
+    name = _name("m" if isinstance(test.value, Moment) else "n", test.key)
+    return f"array_element(numbers, CAST(array_position(number_names, {quoted(name)}) AS BIGINT))"
 
 
 def is_exact(condition: Condition | None) -> bool:
