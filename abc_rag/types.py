@@ -36,6 +36,7 @@ __all__ = [
     "InstructedImage",
     "InstructedText",
     "Interleaved",
+    "MaskedImage",
     "Message",
     "MetadataValue",
     "Modality",
@@ -186,6 +187,52 @@ class InstructedImage:
 
 
 @dataclass(frozen=True)
+class MaskedImage:
+    """A picture of which the language model is not shown all, to find out what its vector owes to the rest.
+
+    The vision tower sees the whole picture, and what stays keeps its position. For families that say so; see
+    `abc_rag.Embedder.accepts` and `abc_rag.Embedder.grid`.
+
+    Attributes:
+        source: Where the picture comes from.
+        instruction: What to look at; None for the picture by itself.
+        without: The image tokens that are left out, counted row by row from the top left; kept as a sorted tuple.
+        role: As for `Text`.
+        pictures: The picture, as a tuple: every kind of input has them.
+    """
+
+    source: ImageSource
+    instruction: str | None
+    without: Sequence[int]
+    role: str = field(default="document", kw_only=True)
+    pictures: tuple[ImageSource, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Checks the types."""
+        _require_source(self.source, "MaskedImage.source")
+        if self.instruction is not None:
+            _require_text(self.instruction, "MaskedImage.instruction")
+        _require_role(self.role, "MaskedImage.role")
+        if isinstance(self.without, str) or not isinstance(self.without, Iterable):
+            raise InputError(f"MaskedImage.without must be numbers of image tokens, not {type(self.without).__name__}")
+        without = list(self.without)
+        if not all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) and one >= 0 for one in without):
+            raise InputError("MaskedImage.without must be numbers of image tokens, 0 and more; see Embedder.grid")
+        object.__setattr__(self, "without", tuple(sorted({int(one) for one in without})))
+        object.__setattr__(self, "pictures", (self.source,))
+
+    @property
+    def words(self) -> str:
+        """The instruction."""
+        return self.instruction or ""
+
+    def content(self, pictures: Sequence[str]) -> str:
+        """A string that inputs of equal content and role share, given a name for the content of the picture."""
+        told = [] if self.instruction is None else [self.instruction]
+        return _content(self, list(pictures), told, [str(one) for one in self.without])
+
+
+@dataclass(frozen=True)
 class InstructedText:
     """A text, such as a question, and what to look for with it; for models that were trained with such instructions."""
 
@@ -297,7 +344,7 @@ class Message:
         object.__setattr__(self, "pictures", parts.pictures)
 
 
-Input = Text | InstructedText | Image | InstructedImage | Interleaved
+Input = Text | InstructedText | Image | InstructedImage | Interleaved | MaskedImage
 
 
 @dataclass(frozen=True)
@@ -478,4 +525,4 @@ BASIC_TYPES: tuple[type, ...] = (Text, Image, InstructedImage)
 ROLES = ("document", "query")
 """The roles that every embedder knows; ABC reads both alike."""
 INPUT_TYPES: tuple[type, ...] = (*BASIC_TYPES, InstructedText, Interleaved)
-"""All input types; see `abc_rag.Embedder.accepts`."""
+"""All input types that are for storing and searching; see `abc_rag.Embedder.accepts`."""

@@ -13,7 +13,7 @@ from abc_rag import Image, Input, InstructedImage, InstructedText, Interleaved, 
 from abc_rag.embedding.embedder import BatchSize, Embedder
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import InputError
-from abc_rag.types import Fingerprint, Vectors
+from abc_rag.types import Fingerprint, MaskedImage, Vectors
 
 
 def test_parts_are_kept_as_they_were_given() -> None:
@@ -67,10 +67,23 @@ def test_different_inputs_have_different_content() -> None:
     pictures: list[Input] = [Image("a"), Interleaved([Image("a")]), Interleaved([Text("a"), Image("a")])]
     pictures += [Interleaved([Image("a"), Text("a")]), *(InstructedImage("a", text) for text in texts)]
     made = [item.content([]) for item in inputs] + [item.content(["a"]) for item in pictures]
+    masked = [(None, ()), ("", ()), ("a", ()), (None, (0,)), (None, (1,)), (None, (0, 1)), ("a", (0, 1))]
+    made += [MaskedImage("a", told, without).content(["a"]) for told, without in masked]
     made += [Image("a").content(["b"]), Interleaved([Image("a"), Image("b")]).content(["a", "b"])]
     made += [Interleaved([Image("a"), Image("b")]).content(["b", "a"])]
     assert len(set(made)) == len(made)
     assert Image("x").content(["same"]) == Image("y").content(["same"])
+
+
+@pytest.mark.parametrize("without", ["01", 3, [-1], [0.5], [True], None])
+def test_what_is_left_out_is_numbers(without: Any) -> None:
+    with pytest.raises(InputError, match=r"MaskedImage\.without must be numbers of image tokens"):
+        MaskedImage("a", None, without)
+
+
+def test_what_is_left_out_is_kept_sorted_and_once() -> None:
+    assert MaskedImage("a", None, [3, 1, np.int64(3)]).without == (1, 3)
+    assert MaskedImage("a", None, [3, 1]) == MaskedImage("a", None, (1, 3))
 
 
 class Basic(Embedder):

@@ -21,8 +21,8 @@ from abc_rag.cli.options import (
     filter_of,
     grouped,
 )
-from abc_rag.cli.output import cell, console, heading, labelled, place_of, print_json, say
-from abc_rag.errors import InputError
+from abc_rag.cli.output import cell, console, heading, labelled, place_of, print_json, say, tell
+from abc_rag.errors import ImageError, InputError
 
 if TYPE_CHECKING:
     from abc_rag.answering.generator import Generator
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from abc_rag.embedding.embedder import Embedder
     from abc_rag.images.limits import ImageLimits
     from abc_rag.search.answer import Answer
+    from abc_rag.search.evidence import Evidence
     from abc_rag.store.base import Store
     from abc_rag.types import Trace
 
@@ -138,6 +139,15 @@ def ask(
     asking: Asking,
     answering: AnsweringFlags,
     html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page with the pictures.")] = None,
+    explain: Annotated[
+        int,
+        typer.Option(
+            "--explain",
+            metavar="N",
+            min=0,
+            help="Say of the first N pictures found whether a part of them speaks for the answer; --html shows which.",
+        ),
+    ] = 0,
     embedding: EmbedderFlags,
     place: KeywordStoreFlags,
     as_json: JsonOption = False,
@@ -162,29 +172,54 @@ def ask(
             show_question(question, name)
         options = asking.keywords_of(picture, condition)
         answer = answering.ask(retriever, question, options, aloud=aloud)
-        page = None if html is None else _page(html, answer, picture, embedder, retriever)
+        evidence = _explained(retriever, answer, picture, explain) if explain else {}
+        page = None if html is None else _page(html, answer, picture, evidence, embedder, retriever)
     if as_json:
-        print_json(answer.as_dict() | ({"html": str(page)} if page else {}))
+        told = {"evidence": {id_: one.as_dict() for id_, one in evidence.items()}} if explain else {}
+        print_json(answer.as_dict() | told | ({"html": str(page)} if page else {}))
         return
     if aloud:
         show_hits(answer)
     else:
         show_answer(answer, name)
+    for rank, hit in enumerate(answer.hits, 1):
+        if hit.id in evidence:
+            one = evidence[hit.id]
+            console().print(labelled(f"evidence in {rank}:", one.reason or f"yes, {one.gain:+.2f} of its similarity"))
     if page is not None:
         say(f"page: {page}")
 
 
-def _page(file: Path, answer: Answer, picture: Path | None, embedder: Embedder, retriever: Retriever) -> Path:
+def _page(
+    file: Path,
+    answer: Answer,
+    picture: Path | None,
+    evidence: dict[str, Evidence],
+    embedder: Embedder,
+    retriever: Retriever,
+) -> Path:
     """Write the page of an answer while the store is open: pages of documents are looked up in it."""
     from abc_rag.search.page import Shown, render_html, write_html
 
     page = render_html(
-        [Shown(answer, None if picture is None else str(picture))],
+        [Shown(answer, None if picture is None else str(picture), evidence)],
         title=answer.question or f"pictures and passages like {picture}",
         subtitle=f"answered by {embedder.fingerprint.model}",
         pictures=retriever.pictures,
     )
     return write_html(file, page)
+
+
+def _explained(retriever: Retriever, answer: Answer, picture: Path | None, most: int) -> dict[str, Evidence]:
+    """Where the answer lies in the first pictures that were found, by id; one that cannot be opened costs itself."""
+    query = retriever.prepare(answer.question, image=None if picture is None else str(picture), keywords=False)
+    found: dict[str, Evidence] = {}
+    for hit in [hit for hit in answer.hits if hit.modality == "image"][:most]:
+        try:
+            found[hit.id] = retriever.explain(hit, query)
+        except ImageError as error:
+            tell(f"not explained: {error}")
+    return found
 
 
 def _without(image: Path, condition: dict[str, Any] | None, limits: ImageLimits) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import typer
 import typer.core
 
 from abc_rag import __version__
-from abc_rag.cli import ctrlbench_build, mmeb
+from abc_rag.cli import ctrlbench_build, evaluate_search, mmeb
 from abc_rag.cli.ask import ask
 from abc_rag.cli.bench import bench
 from abc_rag.cli.demo import demo
@@ -39,7 +39,7 @@ __all__ = ["app", "main"]
 # Typer has a copy of Click in some versions and imports it in others, but always has this subclass of its error.
 _UsageError: Any = typer.BadParameter.__base__
 # Importing these has added their commands to ``evaluate``.
-_ = (ctrlbench_build, mmeb)
+_ = (ctrlbench_build, evaluate_search, mmeb)
 
 
 class _InOrder(typer.core.TyperGroup):

@@ -28,6 +28,7 @@ from abc_rag.types import (
     ImageSource,
     Input,
     InstructedImage,
+    MaskedImage,
     Text,
     Vectors,
 )
@@ -70,6 +71,18 @@ class Embedder(ABC):
     def roles(self) -> tuple[str, ...]:
         """The roles that inputs may have: ``"document"``, ``"query"``, and names of further prompts of the model."""
         return ROLES
+
+    def grid(self, source: ImageSource) -> tuple[int, int]:
+        """Rows and columns of a picture's image tokens, of which a `MaskedImage` leaves out some.
+
+        Raises:
+            InputError: This model cannot leave out any.
+            ImageError: The picture cannot be opened.
+        """
+        raise InputError(
+            f"{self.fingerprint.model} cannot leave out parts of a picture; models of the ABC family can, loaded on "
+            'this machine: load_embedder("abc"), "abc-mini" or a folder of your own'
+        )
 
     @abstractmethod
     def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
@@ -234,7 +247,8 @@ class Embedder(ABC):
 
     def _wrong_type(self, position: int, item: object) -> InputError | None:
         # The basic types come first, because asking for the others may load a model.
-        if isinstance(item, BASIC_TYPES) or (isinstance(item, INPUT_TYPES) and isinstance(item, self.accepts)):
+        known = (*INPUT_TYPES, MaskedImage)
+        if isinstance(item, BASIC_TYPES) or (isinstance(item, known) and isinstance(item, self.accepts)):
             role: str = item.role  # type: ignore[attr-defined]  # tuples of types tell mypy nothing
             if role in ROLES or role in self.roles:
                 return None
@@ -242,7 +256,7 @@ class Embedder(ABC):
                 f"input {position} has role {role!r}, which {self.fingerprint.model} does not know; it knows "
                 f"{', '.join(self.roles)}"
             )
-        if isinstance(item, INPUT_TYPES):
+        if isinstance(item, known):
             return InputError(
                 f"input {position} is {_with_article(type(item))}, which {self.fingerprint.model} does not take; it "
                 f"takes {', '.join(kind.__name__ for kind in self.accepts)}"

@@ -250,6 +250,7 @@ class RemoteEmbedder(Embedder):
             return {"type": "instructed_image", "image": picture, "instruction": item.instruction, "role": item.role}
         if isinstance(item, Image):
             return {"type": "image", "image": self._picture(item.source, request), "role": item.role}
+        assert isinstance(item, Text)
         return {"type": "text", "text": item.text, "role": item.role}
 
     def _picture(self, source: ImageSource, request: _Request) -> dict[str, str]:

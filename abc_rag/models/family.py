@@ -10,7 +10,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "Family",
     "FamilyFacts",
     "HasPictures",
+    "Kept",
     "Opened",
     "Picture",
     "PictureRecipe",
@@ -94,6 +95,19 @@ class Picture:
 
 
 @dataclass(frozen=True, eq=False)
+class Kept:
+    """What is left of an input where image tokens are left out.
+
+    Attributes:
+        positions: int64 ``(length,)``: where the remaining tokens stand in the whole input.
+        image_tokens: int64: which image tokens remain, of all its pictures in turn.
+    """
+
+    positions: npt.NDArray[np.int64]
+    image_tokens: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """One input, ready for the network.
 
@@ -101,11 +115,33 @@ class Prepared:
         kind: Inputs of one kind may share a batch; a family names its kinds as it likes.
         input_ids: int64 ``(length,)``, image tokens already repeated.
         pictures: Its pictures, in order.
+        kept: Where image tokens are left out, what is left; None for a whole input.
     """
 
     kind: str
     input_ids: npt.NDArray[np.int64]
     pictures: tuple[Picture, ...] = ()
+    kept: Kept | None = field(default=None, kw_only=True)
+
+    def without(self, left_out: Sequence[int], image_token_id: int) -> Prepared:
+        """The same input without some of its image tokens; the others keep their positions.
+
+        Args:
+            left_out: Their numbers among the image tokens.
+            image_token_id: What stands for them in ``input_ids``.
+
+        Raises:
+            InputError: There are not as many.
+        """
+        at = np.flatnonzero(self.input_ids == image_token_id)
+        if len(left_out) and max(left_out) >= len(at):
+            raise InputError(
+                f"a picture of {len(at)} image tokens has no token {max(left_out)} to leave out; count from 0, as "
+                "Embedder.grid has them"
+            )
+        image_tokens = np.delete(np.arange(len(at)), np.array(left_out, dtype=np.int64))
+        positions = np.delete(np.arange(len(self.input_ids)), at[np.array(left_out, dtype=np.int64)])
+        return replace(self, input_ids=self.input_ids[positions], kept=Kept(positions, image_tokens))
 
     @property
     def tokens(self) -> int:
@@ -263,6 +299,10 @@ class Family(VisionModel):
 
     def _recipe_at(self, min_tokens: int, max_tokens: int) -> PictureRecipe:
         raise InputError(f"the resolution of {self.facts.fingerprint.model} cannot be set in image tokens")
+
+    def grid(self, opened: Any) -> tuple[int, int]:  # noqa: ANN401
+        """Rows and columns of an opened picture's image tokens; only of a family that accepts a `MaskedImage`."""
+        raise NotImplementedError(f"{type(self).__name__} leaves out no parts of pictures")
 
     def count_flops(self, item: Input) -> tuple[int, float]:
         """Length of an input in tokens, and the operations that it needs where its pictures have not been seen before.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc_rag.search.answer import Answer, Citation
 from abc_rag.search.citations import checked_citations, cited_numbers
+from abc_rag.search.evidence import Evidence, explain_picture
 from abc_rag.search.fusion import demanding, hybrid
 from abc_rag.search.judging import Judge
 from abc_rag.search.neighbours import Neighbours, neighbours_of, page_of
@@ -18,6 +19,7 @@ from abc_rag.search.sources import name_of
 __all__ = [
     "Answer",
     "Citation",
+    "Evidence",
     "Judge",
     "Neighbours",
     "Pictures",
@@ -29,6 +31,7 @@ __all__ = [
     "crop_of",
     "demanding",
     "diverse",
+    "explain_picture",
     "hybrid",
     "marked",
     "name_of",

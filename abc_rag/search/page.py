@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import PIL.Image
@@ -19,6 +19,7 @@ from abc_rag.files import write
 from abc_rag.images.open import open_image
 from abc_rag.images.read import describe_source
 from abc_rag.search.answer import Answer
+from abc_rag.search.evidence import Evidence
 from abc_rag.search.markdown import render_markdown
 from abc_rag.search.pictures import Pictures
 from abc_rag.search.places import marked
@@ -57,6 +58,7 @@ blockquote { margin: 4px 0; padding-left: 10px; border-left: 3px solid var(--lin
 .answer { white-space: pre-line; font-size: 1.1rem; margin: 0 0 14px; max-width: 90ch; }
 .answer mark { background: none; color: inherit; border-bottom: 2px dotted var(--soft); }
 li:has(:target) { border-color: var(--best); box-shadow: 0 0 0 2px var(--best); }
+summary { cursor: pointer; color: var(--soft); font-size: .875rem; margin-top: 6px; }
 li ul { margin: 4px 0; padding-left: 20px; list-style: disc; }
 """
 """Style sheet of this package's pages."""
@@ -67,13 +69,22 @@ _MARKDOWN = (".md", ".markdown")
 
 @dataclass(frozen=True)
 class Shown:
-    """An answer and the picture that was asked about, if there was one."""
+    """An answer and the picture that was asked about, if there was one.
+
+    Attributes:
+        answer: What was found.
+        image: The picture that was asked about.
+        evidence: Where in a picture the answer lies, by the hit's id; such a hit has the map under a toggle.
+    """
 
     answer: Answer
     image: ImageSource | None = None
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
 
 
-def _hit(rank: int, hit: Hit, names: Mapping[str, str], pictures: Pictures, place: str) -> str:
+def _hit(
+    rank: int, hit: Hit, names: Mapping[str, str], pictures: Pictures, place: str, evidence: Evidence | None
+) -> str:
     record = hit.record
     address = _address(record)
     shown = _on_its_page(record, pictures)
@@ -81,6 +92,8 @@ def _hit(rank: int, hit: Hit, names: Mapping[str, str], pictures: Pictures, plac
         shown = f'<a rel="noreferrer noopener" href="{html.escape(address, quote=True)}">{shown}</a>'
     elif not shown and record.modality == "image" and record.source:
         shown = _no_preview("the picture is on the web") if record.source_type == "url" else _found(record, pictures)
+    if evidence is not None:
+        shown += _where(evidence, f"where the answer lies in {record.source or record.id}")
     # One scale for the whole page: the cosine from 0 to 1, whose differences the score halves.
     width = round(100 * min(1.0, max(0.0, 2 * hit.score - 1)))
     page = f", p. {record.page_label}" if record.page is not None else ""
@@ -170,6 +183,19 @@ def thumbnail(source: ImageSource) -> str:
         return _no_preview(error.reason)
 
 
+def _where(evidence: Evidence, name: str) -> str:
+    """A toggle with the picture's map."""
+    told = evidence.reason or "What counts keeps its colours, under an orange tint."
+    figures = (
+        f"similarity {evidence.similarity:.2f}, {evidence.without:.2f} without the picture; {evidence.passes} passes"
+    )
+    return (
+        f"<details><summary>{'where the answer lies' if evidence.evidence else 'no evidence'}</summary>"
+        f'{_embedded(evidence.picture(), name, 2 * _THUMBNAIL)}<p class="soft">{html.escape(told)}<br>{figures}</p>'
+        "</details>"
+    )
+
+
 def _no_preview(reason: str) -> str:
     return f'<p class="soft">(no preview: {html.escape(reason)})</p>'
 
@@ -206,7 +232,9 @@ def _section(shown: Shown, names: Mapping[str, str], pictures: Pictures, *, head
     )
     if shown.image is None and answer.rewrite is not None and answer.rewrite.target != answer.question:
         instruction = f"<p>searched for: <code>{html.escape(answer.rewrite.target)}</code></p>" + instruction
-    hits = "".join(_hit(rank, hit, names, pictures, place) for rank, hit in enumerate(answer.hits, 1))
+    hits = "".join(
+        _hit(rank, hit, names, pictures, place, shown.evidence.get(hit.id)) for rank, hit in enumerate(answer.hits, 1)
+    )
     title = f"<h2>{html.escape(answer.question or '(picture alone)')}</h2>" if heading else ""
     about = f"<div>{title}{instruction}</div>" if title or instruction else ""
     notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in answer.notes)

@@ -44,6 +44,7 @@ from abc_rag.embedding.threads import async_twin
 from abc_rag.errors import InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.search.answer import Answer
+from abc_rag.search.evidence import PASSES, Evidence, explain_picture
 from abc_rag.search.fusion import demanding, hybrid
 from abc_rag.search.judging import Judge, judged_hits
 from abc_rag.search.neighbours import Neighbours, neighbours_of
@@ -292,6 +293,44 @@ class Retriever:
         return neighbours_of(self.store, part, before=before, after=after)
 
     aneighbours = async_twin(neighbours)
+
+    def explain(
+        self,
+        hit: Hit,
+        question: str | Query | None = None,
+        *,
+        image: ImageSource | None = None,
+        answer: str | None = None,
+        passes: int = PASSES,
+    ) -> Evidence:
+        """Find out where in a picture that was found the answer lies; see `abc_rag.search.evidence`.
+
+        Args:
+            hit: A picture that was found.
+            question: As for `search`.
+            image: As for `search`.
+            answer: What the picture is compared with, such as ``"a pig"``. If not given: what the question searches
+                for, as in a second look.
+            passes: Most passes of the language model.
+
+        Raises:
+            InputError: As `prepare`; the hit is a passage, ``passes`` is below 4, or the model cannot leave out parts
+                of pictures, and the message names those that can.
+            ImageError: The picture, or ``image``, cannot be opened.
+        """
+        if hit.record.modality != "image":
+            raise InputError(f"{hit.id} is a passage, which has no places to show; explain a picture")
+        query = question if isinstance(question, Query) else self.prepare(question, image=image, keywords=False)
+        content = self.pictures.read(hit.record)
+        if answer is not None:
+            vector = self.embedder.embed_texts([answer])[0]
+        else:
+            vector = query.vector if query.vector is not None else self._embedded(query)
+        instruction = None if query.rewrite is None else query.rewrite.instruction
+        limits = self.pictures.limits
+        return explain_picture(self.embedder, content, vector, instruction, passes=passes, limits=limits)
+
+    aexplain = async_twin(explain)
 
     def _embedded(self, query: Query) -> Vectors:
         rows = self.embedder.embed(query.inputs)

@@ -20,7 +20,7 @@ from abc_rag.errors import ABCRagError, ImageFetchError, InputError
 from abc_rag.server.blobs import Blobs
 from abc_rag.server.errors import Refusal
 from abc_rag.server.settings import ServerSettings
-from abc_rag.types import URL, DataURI, Fingerprint, ImageSource, Input, Message, Vectors
+from abc_rag.types import INPUT_TYPES, URL, DataURI, Fingerprint, ImageSource, Input, Message, Vectors
 
 if TYPE_CHECKING:
     import asyncio
@@ -120,7 +120,8 @@ class Service:
         one = self.embedder
         names = tuple(dict.fromkeys([*self.settings.names, one.fingerprint.model]))
         cuts = isinstance(one, LocalEmbedder) and one.facts.cuts
-        return ModelFacts(one.fingerprint, one.dim, one.accepts, one.roles, names, cuts)
+        accepts = tuple(kind for kind in one.accepts if kind in INPUT_TYPES)
+        return ModelFacts(one.fingerprint, one.dim, accepts, one.roles, names, cuts)
 
     def require_model(self, name: str | None) -> str:
         """The name of the model in answers, given the one that a request asks for.

@@ -111,3 +111,9 @@ def test_a_model_that_cannot_generate_says_so(run: Run) -> None:
     code, _, err = run("ask", "a", "--answer", "--model", "abc-mini", "--device", "cpu")
     assert code != 0
     assert "holds no generation_config.json" in err
+
+
+def test_who_cannot_explain_says_who_can(run: Run) -> None:
+    code, _, err = run("ask", "a boat", "--only", "image", "--explain", "1")
+    assert code == 2
+    assert "models of the ABC family can" in err

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import abc_rag
+from abc_rag.cli.main import main
 
 NOT_NEEDED = (
     "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "matplotlib", "peft", "scipy", "sentence_transformers",
@@ -61,3 +62,24 @@ def test_what_is_not_needed_is_not_imported(start: str, place: Path) -> None:
     assert [name for name in NOT_NEEDED if name in modules] == []
     assert ("torch" in modules) == (start != "import")
     assert "chromadb" not in modules
+
+
+def test_what_is_found_is_explained_in_words_and_on_a_page(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    asked = ["ask", "a picture with a pig on the left", "--model", "abc-mini", "--device", "cpu", "--explain", "1"]
+    for more in ([], ["--json", "--html", "page.html"]):
+        with pytest.raises(SystemExit) as end:
+            main([*asked, *more])
+        assert not end.value.code
+        out = capsys.readouterr().out
+        if not more:
+            assert "evidence in 1: yes, +0." in out
+    told = json.loads(out)
+    ((id_, evidence),) = told["evidence"].items()
+    assert (id_, evidence["evidence"]) == (told["hits"][0]["id"], True)
+    assert sum(row[-1] for row in evidence["map"]) < 0.2  # the car
+    page = Path("page.html").read_text()
+    assert page.count("<details>") == 1
+    assert page.count("<img") == 2

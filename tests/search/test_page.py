@@ -17,6 +17,7 @@ import pytest
 from abc_rag import URL, ChromaStore, Hit, Record
 from abc_rag.errors import InputError
 from abc_rag.search.answer import Answer
+from abc_rag.search.evidence import Evidence
 from abc_rag.search.page import Shown, render_html, write_html
 from abc_rag.search.pictures import Pictures
 from abc_rag.search.rewriting.rewriter import Rewrite
@@ -348,3 +349,18 @@ def test_what_was_searched_for_is_shown_where_it_is_not_the_question() -> None:
     assert "instruction: what is on the left?" in text
     same = Answer("a dog", None, [hit()], Rewrite("Describe the picture.", "a dog", "any"))
     assert "searched for" not in Page(render_html([Shown(same)], title="t")).text
+
+
+def test_evidence_lies_under_a_toggle(tmp_path: Path) -> None:
+    file = picture(tmp_path / "red.png")
+    hit = Hit(Record("one", "image", source=file, sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest()), 0.7)
+    drawn = np.array([[0.0, 1.0]], dtype=np.float32)
+    maps = [Evidence(drawn, 0.6, 0.1, 8, EVIL, file), Evidence(np.zeros((1, 2), np.float32), 0.1, 0.2, 2, None, file)]
+    for one, told in zip(maps, ("where the answer lies", "no evidence"), strict=True):
+        shown = Page(render_html([Shown(Answer("a", None, [hit]), evidence={"one": one})], title="page"))
+        assert len(shown.all("details")) == 1
+        assert len(shown.all("img")) == 1  # the picture itself is in no folder that was indexed
+        assert told in shown.text
+        assert one.reason in shown.text
+        assert f"{one.passes} passes" in shown.text
+    assert Page(render_html([Shown(Answer("a", None, [hit]))], title="page")).all("details") == []

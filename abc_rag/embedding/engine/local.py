@@ -35,7 +35,7 @@ from abc_rag.embedding.threads import ForkSafeLock, in_thread
 from abc_rag.errors import ABCRagError, InputError
 from abc_rag.models.chat import ChatModel
 from abc_rag.models.family import Family, FamilyFacts
-from abc_rag.types import DataURI, Fingerprint, ImageSource, Input, Vectors
+from abc_rag.types import DataURI, Fingerprint, ImageSource, Input, MaskedImage, Vectors
 
 __all__ = ["CacheState", "EngineState", "LocalEmbedder"]
 
@@ -237,6 +237,12 @@ class LocalEmbedder(Embedder):
     def roles(self) -> tuple[str, ...]:
         """The roles that inputs may have; loads the model."""
         return self.facts.roles
+
+    def grid(self, source: ImageSource) -> tuple[int, int]:
+        """Rows and columns of a picture's image tokens; see `Embedder.grid`. Loads the model."""
+        if MaskedImage not in self.facts.accepts:
+            return super().grid(source)
+        return self.family.grid(self.facts.open(source))
 
     @property
     def worker_pids(self) -> list[int]:

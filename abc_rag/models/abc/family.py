@@ -14,7 +14,15 @@ from abc_rag.models.flops import count_flops
 from abc_rag.models.kernels.packed import PackedBatch
 from abc_rag.models.packed_family import PackedFamily
 from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
-from abc_rag.types import Fingerprint, Image, ImageSource, Input, InstructedImage, Text
+from abc_rag.types import (
+    BASIC_TYPES,
+    Fingerprint,
+    ImageSource,
+    Input,
+    InstructedImage,
+    MaskedImage,
+    Text,
+)
 
 __all__ = ["ABCFamily"]
 
@@ -40,6 +48,7 @@ class ABCFamily(PackedFamily):
                 dtype=backbone.dtype,
                 image_limits=image_limits,
                 recipe=self._recipe_at(fingerprint.min_tokens, fingerprint.max_tokens),
+                accepts=(*BASIC_TYPES, MaskedImage),
             ),
             backbone.image_token_id,
         )
@@ -54,15 +63,22 @@ class ABCFamily(PackedFamily):
         """How many image tokens an opened picture has."""
         return self.network.backbone.picture_tokens(opened)
 
+    def grid(self, opened: Patches) -> tuple[int, int]:
+        """Rows and columns of an opened picture's image tokens."""
+        merge = self.network.backbone.merge
+        return opened.rows // merge, opened.columns // merge
+
     def prepare(self, item: Input, pictures: Sequence[Picture] | None = None) -> Prepared:
         """Prompt and tokenise; see `Family.prepare`."""
         if isinstance(item, Text):
             prepared = Prepared("text", self._prompts(item.text))
         else:
             opened = self.opened(item) if pictures is None else tuple(pictures)
-            instruction = f"Instruction: {item.instruction}" if isinstance(item, InstructedImage) else ""
-            ids = self._prompts(instruction, image_tokens=opened[0].tokens)
-            prepared = Prepared("image" if isinstance(item, Image) else "image+instruction", ids, opened)
+            told = item.instruction if isinstance(item, (InstructedImage, MaskedImage)) else None
+            ids = self._prompts("" if told is None else f"Instruction: {told}", image_tokens=opened[0].tokens)
+            prepared = Prepared("image" if told is None else "image+instruction", ids, opened)
+            if isinstance(item, MaskedImage):
+                prepared = prepared.without(item.without, self.network.backbone.image_token_id)
         if len(prepared.input_ids) > self._max_length:
             check_length(prepared, item, self._max_length)
         return prepared
@@ -90,5 +106,9 @@ class ABCFamily(PackedFamily):
     def _vectors(self, packed: PackedBatch) -> torch.Tensor:
         self.network.set_instruct(packed.inputs[0].kind == "image+instruction")
         return self.network.embed(
-            packed.input_ids, packed.segments, features=packed.features, image_positions=packed.image_positions
+            packed.input_ids,
+            packed.segments,
+            features=packed.features,
+            image_positions=packed.image_positions,
+            position_ids=packed.position_ids,
         )

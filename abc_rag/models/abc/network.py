@@ -163,12 +163,15 @@ class ABCNetwork(nn.Module):
         *,
         features: torch.Tensor | None = None,
         image_positions: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Unit vectors ``(n, dim)`` in float32 of sequences that lie end to end, without gradients.
 
         See `PackedQwen2VL.hidden_states`.
         """
-        states = self.packed.hidden_states(input_ids, segments, features=features, image_positions=image_positions)
+        states = self.packed.hidden_states(
+            input_ids, segments, features=features, image_positions=image_positions, position_ids=position_ids
+        )
         return nn.functional.normalize(self.head(self.pool_packed(states, input_ids, segments)), dim=-1)
 
     def pool_packed(self, states: torch.Tensor, input_ids: torch.Tensor, segments: Segments) -> torch.Tensor:

@@ -95,6 +95,8 @@ class PackedBatch:
         features: The vision features of all pictures in order, or None.
         image_positions: int64 ``(image tokens,)``: the positions of the features in ``input_ids``.
         inputs: The inputs in this order; the first is the longest.
+        position_ids: int64 ``(total,)``: positions, where tokens are left out of some input; None for 0, 1, 2, ... in
+            each.
     """
 
     input_ids: torch.Tensor
@@ -103,6 +105,7 @@ class PackedBatch:
     image_positions: torch.Tensor
     inputs: Sequence[Prepared]
     _order: Sequence[int]
+    position_ids: torch.Tensor | None = None
 
     @classmethod
     def of(cls, batch: Sequence[Prepared], *, image_token_id: int, device: torch.device) -> PackedBatch:
@@ -110,7 +113,11 @@ class PackedBatch:
         order = sorted(range(len(batch)), key=lambda i: -len(batch[i].input_ids))
         chosen = [batch[i] for i in order]
         ids = np.concatenate([one.input_ids for one in chosen])
-        seen = [picture.features for one in chosen for picture in one.pictures if picture.features is not None]
+        seen = [features for one in chosen for features in _features_of(one)]
+        positions = None
+        if any(one.kept is not None for one in chosen):
+            rows = [np.arange(len(one.input_ids)) if one.kept is None else one.kept.positions for one in chosen]
+            positions = torch.from_numpy(np.concatenate(rows)).to(device)
         return cls(
             torch.from_numpy(ids).to(device),
             Segments([len(one.input_ids) for one in chosen], device),
@@ -118,11 +125,21 @@ class PackedBatch:
             torch.from_numpy(np.flatnonzero(ids == image_token_id)).to(device),
             chosen,
             order,
+            positions,
         )
 
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
         """Put rows back into the order of the inputs."""
         return rows[torch.from_numpy(np.argsort(self._order)).to(rows.device)]
+
+
+def _features_of(one: Prepared) -> list[torch.Tensor]:
+    """The features that go into an input, end to end those of its pictures."""
+    found = [picture.features for picture in one.pictures if picture.features is not None]
+    if one.kept is None or not found:
+        return found
+    whole = torch.cat(found) if len(found) > 1 else found[0]
+    return [whole[torch.from_numpy(one.kept.image_tokens).to(whole.device)]]
 
 
 def split_features(features: torch.Tensor, tokens: Sequence[int]) -> list[torch.Tensor]:

@@ -316,6 +316,7 @@ class STFamily(Family):
             if self._hears:
                 return {"image": pictures[0]}, item.instruction
             return {"image": pictures[0], "text": item.instruction}, default if self._chats else None
+        assert isinstance(item, Interleaved)
         waiting = iter(pictures)
         content = [
             {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image", "image": next(waiting)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from abc_rag.types import Image, Input, InstructedImage, InstructedText, Text
+from abc_rag.types import Image, Input, InstructedImage, InstructedText, Interleaved, Text
 
 __all__ = ["TASK_INSTRUCTIONS", "prompt_of"]
 
@@ -78,6 +78,7 @@ def prompt_of(item: Input, tokens: Sequence[int], told: str | None = None) -> li
     if isinstance(item, InstructedImage):
         asked = item.instruction
         return [tokens[0], f" {asked}" if asked.startswith(_PUBLISHED) else f" {_QUESTION} {asked}"]
+    assert isinstance(item, Interleaved)
     parts: list[str | int] = []
     numbers = iter(tokens)
     for part in item.parts:

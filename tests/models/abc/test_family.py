@@ -25,6 +25,7 @@ from abc_rag.errors import InputError
 from abc_rag.models.abc.network import ABCNetwork
 from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.qwen2_vl.pictures import QwenPictures
+from abc_rag.types import MaskedImage
 
 
 @pytest.mark.parametrize("adapters", ["merged", "beside"])
@@ -132,7 +133,16 @@ class _Mistaken(ABCNetwork):
 
     mistake = ""
 
-    def embed(self, input_ids: Any, segments: Any, *, features: Any = None, image_positions: Any = None) -> Any:
+    def embed(
+        self,
+        input_ids: Any,
+        segments: Any,
+        *,
+        features: Any = None,
+        image_positions: Any = None,
+        position_ids: Any = None,
+    ) -> Any:
+        assert position_ids is None
         if self.mistake == "3-D positions":
             # The path with padding takes three axes; a batch of one needs none.
             states = self.backbone.hidden_states(
@@ -318,3 +328,35 @@ def test_half_a_character_is_refused(tiny: Embedder) -> None:
 def test_a_missing_picture_is_named(tiny: Embedder) -> None:
     with pytest.raises(InputError, match=r"nowhere\.png"):
         tiny.embed([Image("nowhere.png")])
+
+
+def test_what_stays_of_a_picture_keeps_its_positions(cases: Any) -> None:
+    """Against the padded forward, which is given the positions of the whole input."""
+    case = next(case for case in cases if case["kind"] == "image+instruction")
+    item = as_input(case)
+    assert isinstance(item, InstructedImage)
+    embedder = load_embedder(FIXTURE, device="cpu")
+    family = family_of(embedder)
+    rows, columns = embedder.grid(item.source)
+    without = sorted(random.Random(1).sample(range(rows * columns), rows * columns // 2))
+    network, whole = family.network, family.prepare(item)
+    ids = torch.from_numpy(whole.input_ids)
+    at = (ids == network.backbone.image_token_id).nonzero().flatten()
+    kept = torch.ones(len(ids), dtype=torch.bool)
+    kept[at[without]] = False
+    features = network.backbone.image_features([whole.pictures[0].opened])
+    with torch.inference_mode():
+        network.set_instruct(True)
+        states = network.backbone.hidden_states(
+            ids[kept][None],
+            lengths=kept.sum()[None],
+            features=features[[n for n in range(len(at)) if n not in without]],
+            position_ids=kept.nonzero().flatten()[None],
+        )
+        expected = torch.nn.functional.normalize(network.head(network.pool(states, ids[kept][None], kept.sum()[None])))
+    # In one batch with a whole input, whose positions are plain.
+    masked = MaskedImage(item.source, item.instruction, without)
+    (found, other) = embedder.embed([masked, item])
+    assert np.abs(found - expected[0].numpy()).max() < TOLERANCE
+    assert np.abs(other - embedder.embed([item])[0]).max() < TOLERANCE
+    assert np.abs(found - other).max() > 10 * TOLERANCE

@@ -1,0 +1,28 @@
+"""The commands ``abc-rag evaluate evidence`` and others that measure what a search can do."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from abc_rag.cli.evaluate import ResultFlags, evaluate
+from abc_rag.cli.options import DeviceOption, ModelOption, grouped, open_embedder
+
+__all__ = ["evaluate_evidence_command"]
+
+
+@evaluate.command("evidence")
+@grouped
+def evaluate_evidence_command(
+    scenes: Annotated[int, typer.Option("--scenes", help="Number of held-out pictures; even.")] = 200,
+    passes: Annotated[int, typer.Option("--passes", min=4, help="Most passes of the language model for a map.")] = 32,
+    model: ModelOption = "abc-mini",
+    device: DeviceOption = "auto",
+    *,
+    run: ResultFlags,
+) -> None:
+    """Measure whether maps of evidence lie where the answer does, and say so where there is no answer."""
+    from abc_rag.evaluation.evidence import evaluate_evidence
+
+    run.finish(evaluate_evidence(open_embedder(model, device), scenes=scenes, passes=passes, progress=not run.as_json))
