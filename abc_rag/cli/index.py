@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from abc_rag.cli.cluster import ClusterFlags
 from abc_rag.cli.options import PARTIAL, EmbedderFlags, JsonOption, StoreFlags, expanded, grouped
 from abc_rag.cli.output import in_options, print_json, say, tell
 from abc_rag.errors import InputError
@@ -83,12 +84,35 @@ def index(
     *,
     embedding: _IndexingFlags,
     place: StoreFlags,
+    cluster: ClusterFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Embed pictures, documents and passages into a store. What is stored already is not embedded again."""
     from abc_rag.ingest.documents.options import DocumentOptions
     from abc_rag.ingest.paths import index_paths
 
+    documents = DocumentOptions(dpi=dpi, ocr=ocr, allow_web=allow_web, password=password)
+    if cluster.ray is not None:
+        wrong = [name for name, given in (("--prune", prune), ("--watch", watch), ("--verify", verify)) if given]
+        if wrong:
+            raise InputError(f"{wrong[0]} is not for --ray: a cluster adds, and compares contents; leave it out")
+        done, lake = cluster.index(
+            paths,
+            embedding,
+            collection=place.collection,
+            facets=facet or [],
+            exclude=exclude or [],
+            follow_links=follow_links,
+            documents=documents,
+            progress=not as_json,
+        )
+        with replace(place, store=lake, url=None).open() as opened:
+            _Shown(lake, bool(facet), as_json).show(done, opened.count())
+        if done.failed:
+            raise typer.Exit(PARTIAL)
+        return
+    if cluster.out is not None:
+        raise InputError("--out is for --ray; to index on this machine, use --store")
     given: list[Path | URL] = []
     for path in paths:
         given += _given(path, exclude or [], follow_links=follow_links)
@@ -110,7 +134,7 @@ def index(
                     prune_most=1.0 if yes else 0.5,
                     verify=verify,
                     limits=embedding.limits,
-                    documents=DocumentOptions(dpi=dpi, ocr=ocr, allow_web=allow_web, password=password),
+                    documents=documents,
                     progress=not as_json,
                 )
             except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from abc_rag.store.records import checked_ids, checked_instruction, unit_rows
 from abc_rag.store.table import Column, Page, Table, pages
 from abc_rag.types import Hit, Record, Vectors
 
-__all__ = ["Facets"]
+__all__ = ["Facets", "facet_id", "facet_row"]
 
 # Facet rows asked for at first, per picture wanted.
 _PER_PICTURE = 4
@@ -48,7 +48,7 @@ class Facets:
             raise InputError(f"the facets have {rows.shape[1]} dimensions, but their pictures {dim}; use one model")
         last = {id_: position for position, id_ in enumerate(asked)}
         if last:
-            facets = [_row(records[id_], instruction) for id_ in last]
+            facets = [facet_row(records[id_], instruction) for id_ in last]
             self.rows.put(facets, rows[list(last.values())])
 
     def names(self, ids: Iterable[str]) -> dict[str, set[str]]:
@@ -62,7 +62,7 @@ class Facets:
     def vectors(self, ids: Iterable[str], instruction: str) -> dict[str, Vectors]:
         """The vector of each picture that has a facet of exactly this instruction."""
         checked_instruction(instruction)
-        names = {_facet_id(id_, instruction): id_ for id_ in checked_ids(ids)}
+        names = {facet_id(id_, instruction): id_ for id_ in checked_ids(ids)}
         return {names[row]: vector for row, vector in self.rows.vectors(names).items()}
 
     def delete(self, ids: Iterable[str]) -> None:
@@ -91,7 +91,7 @@ class Facets:
             facets = self.rows.get(some)
             vectors = self.rows.vectors(facets)
             parents = [_picture_of(id_) for id_ in facets]
-            rows = [_row(new[of], old.text) for of, old in zip(parents, facets.values(), strict=True)]
+            rows = [facet_row(new[of], old.text) for of, old in zip(parents, facets.values(), strict=True)]
             if rows:
                 self.rows.put(rows, np.stack([vectors[id_] for id_ in facets]))
 
@@ -165,16 +165,18 @@ class Facets:
             yield from self.rows.scan(column, Test(OF, "$in", tuple(some)))
 
 
-def _facet_id(picture: str, instruction: str) -> str:
+def facet_id(picture: str, instruction: str) -> str:
+    """The id of a facet's row."""
     return f"{picture}#{hashlib.sha256(instruction.encode()).hexdigest()[:16]}"
 
 
-def _picture_of(facet_id: str) -> str:
-    return facet_id.rpartition("#")[0]
+def _picture_of(row: str) -> str:
+    return row.rpartition("#")[0]
 
 
-def _row(picture: Record, instruction: str) -> Record:
-    return replace(picture, id=_facet_id(picture.id, instruction), text=instruction)
+def facet_row(picture: Record, instruction: str) -> Record:
+    """A facet's row: everything but its id and its text is as the picture has it."""
+    return replace(picture, id=facet_id(picture.id, instruction), text=instruction)
 
 
 def _changed(new: Vectors, old: Vectors) -> bool:

@@ -10,6 +10,7 @@ import json
 import logging
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -38,6 +39,7 @@ __all__ = [
     "records_of",
     "schema_of",
     "table_of",
+    "tidy",
 ]
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,11 @@ _KEY = {"lance-schema:unenforced-primary-key": "true"}
 _TEXTS = ("modality", "text", "source", "source_type", "sha256", "mime_type")
 RECORD = ["id", *_TEXTS, "metadata"]
 """The columns that a record is made of."""
+# Each commit makes a fragment. When there are so many small ones, they become some that have a share of all rows each.
+_MOST_FRAGMENTS = 64
+_SHARE = 8
+_LEAST_ROWS, _MOST_ROWS = 4096, 2**16
+_MOST_JOINED = 2**20  # rows, by one write
 # Old versions are for readers that look at one, and for undoing mistakes.
 _CLEANUP = {"interval": 100, "older_than_seconds": 24 * 3600}
 
@@ -206,6 +213,16 @@ def matrix_of(column: pa.Array | pa.ChunkedArray) -> Vectors:
     if isinstance(array, pa.ChunkedArray):  # of no chunks
         return np.zeros((0, array.type.list_size), np.float32)
     return as_float32(array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size))
+
+
+def tidy(dataset: lance.LanceDataset) -> None:
+    """Join small fragments where there are many, so that reading stays fast."""
+    rows = min(max(_LEAST_ROWS, dataset.count_rows() // _SHARE), _MOST_ROWS)
+    if sum(fragment.physical_rows < rows for fragment in dataset.get_fragments()) <= _MOST_FRAGMENTS:
+        return
+    # Another process that changes the same fragments comes first; the next write tries again.
+    with suppress(OSError, RuntimeError, ValueError):
+        dataset.optimize.compact_files(target_rows_per_fragment=rows, max_source_rows=_MOST_JOINED, num_threads=1)
 
 
 def as_float32(rows: npt.NDArray[np.floating[Any]]) -> Vectors:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from abc_rag.store.lance.client import translated
 from abc_rag.store.lance.exact import Block, Ranking, blocks_of, joined, loaded, ranked
 from abc_rag.store.lance.handle import Handle, Opening
 from abc_rag.store.lance.neighbours import Neighbours
-from abc_rag.store.lance.rows import RECORD, as_float32, dim_of, matrix_of, records_of, table_of
+from abc_rag.store.lance.rows import RECORD, as_float32, dim_of, matrix_of, records_of, table_of, tidy
 from abc_rag.store.lance.where import is_exact, quoted, to_sql
 from abc_rag.store.lance.words import WordIndex
 from abc_rag.store.table import PAGE, Column, Page, Table
@@ -40,11 +39,6 @@ _COMMIT_BYTES = 2**28  # of vectors, in one commit
 _IDS = 10_000  # in one deletion
 _RETRIES = 100
 _PATIENCE = timedelta(minutes=5)
-# Each commit makes a fragment. When there are so many small ones, they become some that have a share of all rows each.
-_MOST_FRAGMENTS = 64
-_SHARE = 8
-_LEAST_ROWS, _MOST_ROWS = 4096, 2**16
-_MOST_JOINED = 2**20  # rows, by one write
 
 
 class LanceTable(Table):
@@ -169,7 +163,7 @@ class LanceTable(Table):
                 rows = table_of(records[part], vectors[part], dataset.schema, facets=self._facets)
                 merge = dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                 merge.conflict_retries(_RETRIES).retry_timeout(_PATIENCE).execute(rows)
-            self._tidy(dataset)
+            tidy(dataset)
 
     def remove(self, ids: Sequence[str]) -> int:
         """See `Table.remove`."""
@@ -186,15 +180,6 @@ class LanceTable(Table):
                 done = dataset.delete(some, conflict_retries=_RETRIES, retry_timeout=_PATIENCE)
                 removed += int(done["num_deleted_rows"])
             return removed
-
-    def _tidy(self, dataset: lance.LanceDataset) -> None:
-        """Join small fragments where there are many, so that reading stays fast."""
-        rows = min(max(_LEAST_ROWS, dataset.count_rows() // _SHARE), _MOST_ROWS)
-        if sum(fragment.physical_rows < rows for fragment in dataset.get_fragments()) <= _MOST_FRAGMENTS:
-            return
-        # Another process that changes the same fragments comes first; the next write tries again.
-        with suppress(OSError, RuntimeError, ValueError):
-            dataset.optimize.compact_files(target_rows_per_fragment=rows, max_source_rows=_MOST_JOINED, num_threads=1)
 
     # -- searching -----------------------------------------------------------------------------
 
