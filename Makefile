@@ -26,10 +26,11 @@ check: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
-# The diagrams of the guides, the help pages, and, with Chromium, the picture of the README.
+# The diagrams of the guides, the help pages, and, with Chromium, the picture of the README and that of the server's page.
 pictures: $(VENV)/.dev
 	$(BIN)/python scripts/draw_figures.py
 	$(BIN)/python scripts/draw_demo.py
+	$(BIN)/python scripts/draw_page.py
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

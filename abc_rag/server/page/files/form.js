@@ -32,7 +32,8 @@ export async function attach(given) {
     $("attached-picture").dataset.own = "yes";
     $("attached-picture").src = URL.createObjectURL(given.file);
   } else {
-    $("attached-picture").src = await picture(state.collection, given.record.id, 400);
+    const url = await picture(state.collection, given.record.id, 400);
+    if (state.picture === given) $("attached-picture").src = url;
   }
 }
 
@@ -70,6 +71,7 @@ function showWheres(changed) {
     const remove = () => {
       state.wheres.splice(state.wheres.indexOf(one), 1);
       showWheres(changed);
+      $("question").focus(); // the button that had the focus is gone
       changed();
     };
     chip.append(make("button", "×", { type: "button", "aria-label": `Remove the filter: ${text}`, on: { click: remove } }));

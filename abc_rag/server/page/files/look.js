@@ -51,12 +51,15 @@ async function showIt(what) {
 /** Draw the box of a hit over its page, whose own box is its size. */
 function showBox(box, page) {
   if (!box || !page) return;
-  const [width, height] = [page[2] - page[0], page[3] - page[1]];
-  const drawn = $("look-box").style;
-  drawn.left = `${(100 * (box[0] - page[0])) / width}%`;
-  drawn.top = `${(100 * (box[1] - page[1])) / height}%`;
-  drawn.width = `${(100 * (box[2] - box[0])) / width}%`;
-  drawn.height = `${(100 * (box[3] - box[1])) / height}%`;
+  // Records are what somebody stored: a box may be off its page, or none at all.
+  const share = (side, axis) => {
+    const part = (100 * (box[side] - page[axis])) / (page[axis + 2] - page[axis]);
+    return Math.min(100, Math.max(0, part));
+  };
+  const [left, top, right, bottom] = [share(0, 0), share(1, 1), share(2, 0), share(3, 1)];
+  if (!(left < right && top < bottom)) return;
+  const drawn = { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` };
+  Object.assign($("look-box").style, drawn);
   $("look-box").hidden = false;
 }
 

@@ -24,10 +24,11 @@ async function start(wanted) {
   $("speak").hidden = !(access.generates && access.collections);
   $("add").hidden = !server.writes;
   $("status").textContent = "";
-  if (!access.collections) return say("This server serves no collections; it embeds.");
-  server.collections = (await get("v1/collections")).data.map((one) => one.name).sort();
+  server.collections = access.collections ? (await get("v1/collections")).data.map((one) => one.name).sort() : [];
+  $("search").hidden = server.collections.length === 0;
   $("collection").replaceChildren(...server.collections.map((name) => make("option", name, { value: name })));
   $("collection").disabled = server.collections.length === 0;
+  if (!access.collections) return say("This server serves no collections; it embeds.");
   if (server.collections.length === 0) {
     return say(`There is no collection yet.${server.writes ? " Make one with “Add…”." : ""}`);
   }
@@ -69,10 +70,11 @@ startAskingForm();
 startCrop();
 startUpload((name) => begin(name));
 startGiven(
-  (file, name) => {
+  async (file, name) => {
+    await ready; // it begins anew in a collection
     attach({ file, name });
     if (instruction() !== null) setInstruction(null);
-    ready.then(search);
+    search();
   },
   (why) => ($("trouble").textContent = why),
 );

@@ -57,6 +57,7 @@ export async function search() {
 
 /** Show what a search, or an answer, has found. */
 export function show(found) {
+  const inside = $("results").contains(document.activeElement);
   showHits(place.collection, found.hits, {
     open: (hit) => look(hit, place, { similar, region }),
     respect: place.instructs ? respect : null,
@@ -68,6 +69,7 @@ export function show(found) {
   });
   offerFields(found.hits);
   showFacets(found.hits);
+  if (inside && document.activeElement === document.body) $("found").focus(); // what had the focus is gone
   const under = found.instruction ? `, pictures seen under “${found.instruction}”` : "";
   $("status").textContent = `${count(found.hits.length, "result")}${under}`;
   $("empty").hidden = found.hits.length > 0;
