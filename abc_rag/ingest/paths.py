@@ -122,8 +122,11 @@ def index_paths(
                     run.finish(item, results)
                     bar.advance(item.files)
             finally:
-                # After an interrupt, too: what is embedded need not be embedded again.
-                run.commit()
+                # After an interrupt, too: what is embedded need not be embedded again. Nothing is begun meanwhile.
+                try:
+                    items.close()
+                finally:
+                    run.commit()
         # Only now that all new content is safe, and that it is known which file holds what: a run that dies before
         # leaves too much, never too little, and the next one tidies up.
         _move(run)

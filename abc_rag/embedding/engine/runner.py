@@ -242,7 +242,7 @@ class Runner:
     def _see_all(self, pictures: list[Picture]) -> dict[int, BaseException]:
         failed: dict[int, BaseException] = {}
         at = 0
-        while at < len(pictures):
+        while at < len(pictures) and not self._scheduler.stopped:
             if pictures[at].features is not None:  # a small call in between needed it too
                 at += 1
                 continue
@@ -274,7 +274,9 @@ class Runner:
             at += len(group)
             if at < len(pictures):
                 self._compute_small()
-        return failed
+        # Nobody waits for what is left where all threads shall end.
+        closed = ABCRagError("the embedder was closed while it computed; open another one")
+        return failed | {id(picture): closed for picture in pictures[at:]}
 
     def _compute_small(self) -> None:
         """Compute a small call now, before the remaining pictures of another call's batch."""

@@ -117,6 +117,11 @@ class Scheduler:
                     line.extend(kept)
             self._say_room()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether all threads shall end."""
+        return self._stopped
+
     def stop(self) -> None:
         """Wake all threads and make them end."""
         with self.lock:

@@ -22,6 +22,7 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.engine.caches import TensorCache
 from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.embedding.settings import EngineSettings
+from abc_rag.errors import ABCRagError
 from abc_rag.models.abc.family import ABCFamily
 from abc_rag.models.family import Picture, Prepared
 from abc_rag.scenes.drawing import render
@@ -330,3 +331,23 @@ def test_what_was_put_last_is_what_is_remembered() -> None:
     cache.clear()
     assert cache.get("a") is None
     assert cache.held_bytes == 0
+
+
+def test_whoever_closes_waits_for_no_more_pictures_than_are_being_seen(photos: list[Path]) -> None:
+    embedder = load_embedder("abc-mini", device="cpu", engine=EngineSettings(max_batch_patches=1))
+    assert isinstance(embedder, LocalEmbedder)
+    family: Counting = embedder.family  # type: ignore[assignment]
+    family.__class__ = Counting
+    family.computed, family.prepared = 0, None
+    engine = embedder._running()
+
+    def close() -> None:  # while the first picture is seen
+        engine.scheduler.fail_all(ABCRagError("closed"))
+        engine.scheduler.stop()
+
+    family.before_seeing = close
+    with pytest.raises(ABCRagError, match="closed"):
+        embedder.embed([Image(photo) for photo in photos])
+    assert all(runner.ended.wait(60) for runner in engine._runners)
+    assert family.computed == 1
+    embedder.close()
