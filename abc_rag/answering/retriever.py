@@ -38,6 +38,7 @@ class AnswerKeywords(TypedDict, total=False):
     modality: Modality | None
     rerank: bool | Literal["auto", "judge"]
     keywords: bool | Literal["auto"]
+    facet_map: bool | Literal["auto"]
     mmr: float | None
     min_score: float | None
     min_confidence: float | Literal["auto"] | None
@@ -109,11 +110,11 @@ class Retriever(searching.Retriever):
         Args:
             question: What is asked.
             **options: ``image``: a picture that the question is about. ``history``: the turns before it, oldest first.
-                ``k``, ``where``, ``modality``, ``keywords``, ``mmr``, ``min_score``, ``trace``: as for `search`.
-                ``rerank``: likewise; ``"judge"`` if not given. ``min_confidence``: likewise; if not given, what the
-                model was calibrated to, with ``rerank="judge"``. ``shorten``: where there is more than the model reads
-                at once, leave out the oldest turns and then the last sources, and note it (the default); False is an
-                error. ``max_new_tokens`` (512), ``temperature`` and ``seed``: as for `Generator.generate`.
+                ``k``, ``where``, ``modality``, ``keywords``, ``facet_map``, ``mmr``, ``min_score``, ``trace``: as for
+                `search`. ``rerank``: likewise; ``"judge"`` if not given. ``min_confidence``: likewise; if not given,
+                what the model was calibrated to, with ``rerank="judge"``. ``shorten``: where there is more than the
+                model reads at once, leave out the oldest turns and then the last sources, and note it (the default);
+                False is an error. ``max_new_tokens`` (512), ``temperature`` and ``seed``: as for `Generator.generate`.
 
         Returns:
             Text, citations, hits (those that were given come first, in the order of their numbers), sentences without
@@ -174,6 +175,7 @@ class Retriever(searching.Retriever):
             modality=options.get("modality"),
             rerank=rerank,
             keywords=options.get("keywords", "auto"),
+            facet_map=options.get("facet_map", "auto"),
             mmr=options.get("mmr"),
             min_score=options.get("min_score"),
             min_confidence=least,

@@ -63,6 +63,14 @@ class Asking:
             help="Search for words too, counting hits with any of them. Default: counting hits with all of them.",
         ),
     ] = None
+    facet_map: Annotated[
+        bool | None,
+        typer.Option(
+            "--facet-map/--no-facet-map",
+            help="Also rerank what a facet map of the instruction finds; where there is none, one is made of 512 "
+            "pictures. Default: where there is one.",
+        ),
+    ] = None
     mmr: Annotated[
         float | None, typer.Option("--mmr", help="Diversify the hits: 1 ranks by score alone, 0 by difference.")
     ] = None
@@ -114,6 +122,7 @@ class Asking:
             "modality": self.only,
             "rerank": "auto" if self.rerank is None else self.rerank,
             "keywords": "auto" if self.keywords is None else self.keywords,
+            "facet_map": "auto" if self.facet_map is None else self.facet_map,
             "mmr": self.mmr,
             "min_score": self.min_score,
             "trace": self.trace,

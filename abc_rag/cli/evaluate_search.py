@@ -9,7 +9,7 @@ import typer
 from abc_rag.cli.evaluate import ResultFlags, evaluate
 from abc_rag.cli.options import DeviceOption, ModelOption, grouped, open_embedder
 
-__all__ = ["evaluate_evidence_command"]
+__all__ = ["evaluate_evidence_command", "evaluate_scale_command"]
 
 
 @evaluate.command("evidence")
@@ -26,3 +26,28 @@ def evaluate_evidence_command(
     from abc_rag.evaluation.evidence import evaluate_evidence
 
     run.finish(evaluate_evidence(open_embedder(model, device), scenes=scenes, passes=passes, progress=not run.as_json))
+
+
+@evaluate.command("scale")
+@grouped
+def evaluate_scale_command(
+    pictures: Annotated[int, typer.Option("--pictures", min=200, help="Number of pictures, such as 100000.")] = 20_000,
+    candidates: Annotated[int, typer.Option("--candidates", min=1, help="Pictures considered for reranking.")] = 50,
+    seen: Annotated[int, typer.Option("--seen", min=64, help="Pictures that a facet map is fitted to.")] = 512,
+    model: ModelOption = "abc-mini",
+    device: DeviceOption = "auto",
+    *,
+    run: ResultFlags,
+) -> None:
+    """Measure how an instruction reaches a large store: second look, facet maps, a projection, stored facets."""
+    from abc_rag.evaluation.scale import evaluate_scale
+
+    results = evaluate_scale(
+        open_embedder(model, device),
+        pictures=pictures,
+        candidates=candidates,
+        seen=seen,
+        out=run.folder,
+        progress=not run.as_json,
+    )
+    run.finish(results)

@@ -13,7 +13,7 @@ from abc_rag.search.pictures import Pictures
 from abc_rag.search.sources import sources_of
 from abc_rag.types import Hit, ImageSource
 
-__all__ = ["Judge", "judged_hits"]
+__all__ = ["Judge", "confident", "judged_hits"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,3 +60,16 @@ def judged_hits(
             trace = replace(trace, judged=confidence, note=notes)
         found.append(replace(hit, confidence=confidence, trace=trace))
     return sorted(found, key=lambda hit: (-1.0 if hit.confidence is None else hit.confidence, hit.score), reverse=True)
+
+
+def confident(
+    hits: Sequence[Hit], least: float, confidence: float | None, judged: int
+) -> tuple[list[Hit], tuple[str, ...]]:
+    """Hits of some confidence and, where there are none, the reason."""
+    kept = [hit for hit in hits if hit.confidence is not None and hit.confidence >= least]
+    if kept:
+        return kept, ()
+    if confidence is None:
+        return [], (f"nothing here could be judged: none of the first {judged} hits; see the warnings",)
+    best = f"the highest confidence of the first {judged} hits is {confidence:.3f}"
+    return [], (f"nothing here matches: {best}, below min_confidence={least:g}",)

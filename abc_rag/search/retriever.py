@@ -19,6 +19,8 @@ A search has these steps:
     first candidates are embedded under the instruction, or their facet of that very instruction is read from the
     store. They are compared with the target or, where a picture came with the question, with that picture under the
     same instruction. Passages keep their score. See `abc_rag.search.second_look`.
+    With ``facet_map``, the candidates of a map of that instruction over the whole store are looked at too
+    (`abc_rag.search.facet_maps`).
 6.  **Threshold**: hits below ``min_score`` are dropped.
 7.  **Judging**, if ``rerank="judge"`` or ``min_confidence`` says so: a model that generates reads the question and each
     of the first hits, pictures and passages, and says how likely it is that this shows or says what is asked for
@@ -34,9 +36,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from abc_rag.embedding.embedder import Embedder
@@ -44,9 +46,11 @@ from abc_rag.embedding.threads import async_twin
 from abc_rag.errors import InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.search.answer import Answer
+from abc_rag.search.checks import check_options, checked_share, unit
 from abc_rag.search.evidence import PASSES, Evidence, explain_picture
+from abc_rag.search.facet_maps import mapped_hits
 from abc_rag.search.fusion import demanding, hybrid
-from abc_rag.search.judging import Judge, judged_hits
+from abc_rag.search.judging import Judge, confident, judged_hits
 from abc_rag.search.neighbours import Neighbours, neighbours_of
 from abc_rag.search.pictures import Pictures
 from abc_rag.search.query import Query
@@ -104,7 +108,7 @@ class Retriever:
         self.store = store
         self.rewriter = rewriter if rewriter is not None else RuleRewriter()
         self.candidates = candidates
-        self.weight = _checked_share("weight", weight)
+        self.weight = checked_share("weight", weight)
         self.pictures = Pictures(store, roots=roots, limits=image_limits or DEFAULT_LIMITS)
         self._kinds = kinds
         self.judge = judge
@@ -150,8 +154,8 @@ class Retriever:
             words = self._words(rewrite.question, keywords)
         if image is not None:
             image = Image(image).source  # refuses what is no picture's source
-        unit = None if vector is None else _unit(vector, self.embedder.dim)
-        return Query(question, image, rewrite, texts, unit, words)
+        row = None if vector is None else unit(vector, self.embedder.dim)
+        return Query(question, image, rewrite, texts, row, words)
 
     def _rewritten(self, question: str, has_image: bool, history: Sequence[Message]) -> Rewrite:
         # A rewriter of somebody else's need not know of histories.
@@ -178,6 +182,7 @@ class Retriever:
         modality: Modality | None = None,
         rerank: bool | Literal["auto", "judge"] = "auto",
         keywords: bool | Literal["auto"] = "auto",
+        facet_map: bool | Literal["auto"] = "auto",
         mmr: float | None = None,
         min_score: float | None = None,
         min_confidence: float | None = None,
@@ -200,6 +205,9 @@ class Retriever:
                 then by the judge's confidence, if there is a question; MMR still goes by scores.
             keywords: Whether to search for the words of the question too; see this module. ``"auto"``: where the store
                 has an index of them, and counting only what has all of the words. True: counting what has any.
+            facet_map: Whether a second look also gets the candidates of a facet map, which reads the aspect out of all
+                pictures of the store (`abc_rag.search.facet_maps`); as many again as ``candidates``. True: make one for
+                an instruction that has none yet, which sees 512 pictures. ``"auto"``: where there is one.
             mmr: Weight of the score against difference from earlier hits, in [0, 1]; 1 is the plain order.
             min_score: Minimum score of a hit, in [0, 1].
             min_confidence: Minimum confidence of a hit, in [0, 1]; hits are judged for it, and those that are not, or
@@ -217,7 +225,7 @@ class Retriever:
             ImageError: ``image`` cannot be used.
             StoreError: ``keywords`` is True, and the store has no index of them.
         """
-        _check_options(k, rerank, keywords, mmr, min_score, min_confidence)
+        check_options(k, rerank, keywords, facet_map, mmr, min_score, min_confidence)
         judged = rerank == "judge" or min_confidence is not None
         if judged and self.judge is None:
             raise InputError(
@@ -253,7 +261,9 @@ class Retriever:
         instruction = query.instruction
         if look and rewrite is not None and any(hit.record.modality == "image" for hit in hits):
             instruction = rewrite.instruction
-            hits = look_again(self, hits, rewrite.instruction, vector)
+            find = partial(self._found, k=wanted, where=where, modality="image", words=None, trace=False)
+            hits += mapped_hits(self, hits, instruction, vector, find, facet_map, trace=trace)
+            hits = look_again(self, hits, instruction, vector)
         notes: tuple[str, ...] = () if hits else ("nothing was found: the store has nothing that the search may find",)
         if min_score is not None and hits:
             best, hits = hits[0].score, [hit for hit in hits if hit.score >= min_score]
@@ -269,7 +279,7 @@ class Retriever:
                 first.sort(key=lambda hit: order[hit.id])
             hits = [*first, *hits[most:]]
             if min_confidence is not None:
-                hits, notes = _confident(hits, min_confidence, confidence, len(first))
+                hits, notes = confident(hits, min_confidence, confidence, len(first))
         hits = hits[:k] if mmr is None else diverse(hits, self.store.vectors(hit.record.id for hit in hits), k, mmr)
         return Answer(query.question, instruction, hits, rewrite, confidence, notes)
 
@@ -334,7 +344,7 @@ class Retriever:
 
     def _embedded(self, query: Query) -> Vectors:
         rows = self.embedder.embed(query.inputs)
-        return rows[0] if len(rows) == 1 else _unit(rows.mean(axis=0), rows.shape[1])
+        return rows[0] if len(rows) == 1 else unit(rows.mean(axis=0), rows.shape[1])
 
     def _candidates(
         self,
@@ -368,52 +378,3 @@ class Retriever:
             hits = self.store.search(vector, k, where, modality=modality)
             return [replace(hit, trace=Trace(None, hit.score, facet=hit.facet)) for hit in hits] if trace else hits
         return hybrid(self.store, vector, words, k, where, modality=modality, candidates=self.candidates, trace=trace)
-
-
-def _unit(vector: npt.ArrayLike, dim: int) -> Vectors:
-    try:
-        row = np.asarray(vector, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"a query's vector must be an array of {dim} numbers: {error}") from error
-    if row.shape != (dim,):
-        raise InputError(
-            f"the query's vector has shape {row.shape}, but this model's have ({dim},); search with the model that "
-            "made it"
-        )
-    if not np.isfinite(row).all() or not row.any():
-        raise InputError("the query's vector is zero or holds NaN or infinity; embed the query again")
-    unit: Vectors = (row / np.linalg.norm(row)).astype(np.float32)
-    return unit
-
-
-def _confident(
-    hits: Sequence[Hit], least: float, confidence: float | None, judged: int
-) -> tuple[list[Hit], tuple[str, ...]]:
-    """Hits of some confidence and, where there are none, the reason."""
-    kept = [hit for hit in hits if hit.confidence is not None and hit.confidence >= least]
-    if kept:
-        return kept, ()
-    if confidence is None:
-        return [], (f"nothing here could be judged: none of the first {judged} hits; see the warnings",)
-    best = f"the highest confidence of the first {judged} hits is {confidence:.3f}"
-    return [], (f"nothing here matches: {best}, below min_confidence={least:g}",)
-
-
-def _check_options(
-    k: object, rerank: object, keywords: object, mmr: object, min_score: object, min_confidence: object
-) -> None:
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise InputError(f"k must be a positive int, not {k!r}")
-    if not isinstance(rerank, bool) and rerank not in ("auto", "judge"):
-        raise InputError(f"rerank must be True, False, 'auto' or 'judge', not {rerank!r}")
-    if not isinstance(keywords, bool) and keywords != "auto":
-        raise InputError(f"keywords must be True, False or 'auto', not {keywords!r}")
-    for name, share in (("mmr", mmr), ("min_score", min_score), ("min_confidence", min_confidence)):
-        if share is not None:
-            _checked_share(name, share)
-
-
-def _checked_share(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise InputError(f"{name} must be a number in [0, 1], not {value!r}")
-    return float(value)

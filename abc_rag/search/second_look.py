@@ -21,9 +21,9 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import ABCRagError, ImageError
 from abc_rag.search.pictures import Pictures
 from abc_rag.store.base import Store
-from abc_rag.types import Hit, InstructedImage, Vectors
+from abc_rag.types import Hit, InstructedImage, Record, Vectors
 
-__all__ = ["Looker", "look_again"]
+__all__ = ["Looker", "look_again", "seen_under"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def look_again(looker: Looker, hits: Sequence[Hit], instruction: str, vector: Ve
         vector: Of the query, shape ``(dim,)`` and unit length.
     """
     pictures = [hit for hit in hits if hit.record.modality == "image"]
-    seen, notes = _under(looker, pictures, instruction)
+    seen, notes = seen_under(looker, [hit.record for hit in pictures], instruction)
     second = {id_: (1.0 + float(np.clip(row @ vector, -1.0, 1.0))) / 2.0 for id_, row in seen.items()}
     # By how much a picture stands out from the others, not by how high all of them are: see above.
     firsts = [hit.score for hit in pictures if hit.record.id in second]
@@ -71,11 +71,17 @@ def look_again(looker: Looker, hits: Sequence[Hit], instruction: str, vector: Ve
     return sorted(looked, key=lambda hit: (-hit.score, hit.record.id))
 
 
-def _under(looker: Looker, pictures: Sequence[Hit], instruction: str) -> tuple[dict[str, Vectors], dict[str, str]]:
-    """Vectors of pictures under an instruction, and why the others have none; by id."""
-    seen = looker.store.facet_vectors([hit.record.id for hit in pictures], instruction)
+def seen_under(
+    looker: Looker, pictures: Sequence[Record], instruction: str
+) -> tuple[dict[str, Vectors], dict[str, str]]:
+    """Vectors of pictures under an instruction, and why the others have none; by id.
+
+    Those that have a facet of that instruction are read from the store, the others are opened and embedded. A warning
+    is logged for each that cannot be.
+    """
+    seen = looker.store.facet_vectors([record.id for record in pictures], instruction)
     notes: dict[str, str] = {}
-    unseen = [hit.record for hit in pictures if hit.record.id not in seen]
+    unseen = [record for record in pictures if record.id not in seen]
     waiting = iter(unseen)
     for batch in looker.pictures.batches(unseen):
         records, contents = [], []
