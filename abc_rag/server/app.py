@@ -21,6 +21,7 @@ from abc_rag.server.collections import collection_routes
 from abc_rag.server.contents import content_routes
 from abc_rag.server.embeddings import embedding_routes
 from abc_rag.server.errors import Refusal, add_handlers
+from abc_rag.server.explaining import explaining_routes
 from abc_rag.server.guard import Guard, Seen, caller_of, require
 from abc_rag.server.keys import Keys
 from abc_rag.server.library import Library
@@ -34,6 +35,7 @@ from abc_rag.server.settings import ServerSettings, is_loopback
 from abc_rag.server.stores import OpenStore
 from abc_rag.server.uploads import ItemsRequest
 from abc_rag.server.vectors import FINGERPRINT_HEADER, fingerprint_header, vector_routes
+from abc_rag.types import MaskedImage
 
 __all__ = ["create_app"]
 
@@ -131,9 +133,10 @@ def _add_routes(
     app.include_router(page_routes())
     routers = [embedding_routes(service), vector_routes(service), _model_routes(service)]
     routers += [rerank_routes(service, generator), chat_routes(service, generator)]
-    routers += [_access_routes(collections=library is not None, generates=generator is not None)]
+    routers += [_access_routes(service, collections=library is not None, generates=generator is not None)]
     if library is not None:
-        routers += [make(library) for make in (collection_routes, content_routes, search_routes, answer_routes)]
+        of_library = (collection_routes, content_routes, search_routes, answer_routes, explaining_routes)
+        routers += [make(library) for make in of_library]
     for routes in routers:
         app.include_router(routes, dependencies=[Depends(require("read"))])
 
@@ -184,12 +187,15 @@ def _model_routes(service: Service) -> APIRouter:
     return routes
 
 
-def _access_routes(*, collections: bool, generates: bool) -> APIRouter:
+def _access_routes(service: Service, *, collections: bool, generates: bool) -> APIRouter:
     routes = APIRouter(tags=["abc-rag"])
 
     @routes.get("/v1/access", summary="What your key may do, and what this server does")
     async def access(http: Request) -> dict[str, Any]:
-        return {"scope": caller_of(http).scope, "collections": collections, "generates": generates}
+        _ = service.facts  # asked of a model that is loaded
+        explains = collections and MaskedImage in service.embedder.accepts
+        told = {"collections": collections, "generates": generates, "explains": explains}
+        return {"scope": caller_of(http).scope, **told}
 
     return routes
 

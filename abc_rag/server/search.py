@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from abc_rag.answering.retriever import Retriever
 from abc_rag.embedding.threads import in_thread
 from abc_rag.search.query import Query
 from abc_rag.search.rewriting.rewriter import Rewrite
@@ -17,7 +18,7 @@ from abc_rag.server.records import public_answer
 from abc_rag.server.vectors import Picture, picture_of
 from abc_rag.types import ImageSource
 
-__all__ = ["AboutPicture", "SearchRequest", "search_routes"]
+__all__ = ["AboutPicture", "AboutQuestion", "SearchRequest", "search_routes"]
 
 
 class AboutPicture(BaseModel):
@@ -48,13 +49,8 @@ class AboutPicture(BaseModel):
         return await in_thread(shown_or_gone, lambda: pictures.read(record))
 
 
-class SearchRequest(AboutPicture):
-    """What to look for: as `abc_rag.Retriever.search` takes it."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"question": "which picture has a rose on the left?", "k": 4, "trace": True}]},
-    )
+class AboutQuestion(AboutPicture):
+    """A question, a picture or both."""
 
     question: str | None = Field(None, max_length=100_000, description="A question or a description.")
     instruction: str | None = Field(
@@ -62,6 +58,36 @@ class SearchRequest(AboutPicture):
         max_length=100_000,
         description="Look at pictures under this, such as a stored facet, and not under what the question becomes.",
     )
+
+    @model_validator(mode="after")
+    def _said(self) -> AboutQuestion:
+        if self.instruction is not None and not self.instruction.strip():
+            raise ValueError("the instruction is blank; leave it out")
+        return self
+
+    async def query(self, library: Library, caller: Caller, name: str, retriever: Retriever, **options: Any) -> Query:  # noqa: ANN401
+        """What a retriever searches with, and explains.
+
+        Raises:
+            InputError: There is nothing to search for.
+            Refusal: As `picture`.
+        """
+        picture = await self.picture(library, caller, name)
+        query = await in_thread(retriever.prepare, self.question, image=picture, **options)
+        if self.instruction is None:
+            return query
+        rewrite = query.rewrite or Rewrite(self.instruction, self.instruction, "any")
+        return replace(query, rewrite=replace(rewrite, instruction=self.instruction))
+
+
+class SearchRequest(AboutQuestion):
+    """What to look for: as `abc_rag.Retriever.search` takes it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"question": "which picture has a rose on the left?", "k": 4, "trace": True}]},
+    )
+
     k: int = Field(4, ge=1, le=1000)
     where: dict[str, Any] | None = Field(None, description='A filter over metadata, such as {"page": {"$gte": 3}}.')
     modality: Literal["image", "text"] | None = None
@@ -73,12 +99,6 @@ class SearchRequest(AboutPicture):
     trace: bool = False
     facets: bool = Field(False, description="Tell under which instructions each picture that is found has a vector.")
 
-    @model_validator(mode="after")
-    def _said(self) -> SearchRequest:
-        if self.instruction is not None and not self.instruction.strip():
-            raise ValueError("the instruction is blank; leave it out")
-        return self
-
 
 def search_routes(library: Library) -> APIRouter:
     """The routes."""
@@ -89,11 +109,8 @@ def search_routes(library: Library) -> APIRouter:
         caller = caller_of(http)
         found = library.find(caller, name)
         _ = library.service.facts
-        picture = await asked.picture(library, caller, name)
         retriever = await in_thread(library.stores.retriever, found.stored)
-        query = await in_thread(retriever.prepare, asked.question, image=picture, keywords=asked.keywords)
-        if asked.instruction is not None:
-            query = _under(query, asked.instruction)
+        query = await asked.query(library, caller, name, retriever, keywords=asked.keywords)
         answer = await retriever.asearch(
             query,
             k=asked.k,
@@ -114,9 +131,3 @@ def search_routes(library: Library) -> APIRouter:
         return told
 
     return routes
-
-
-def _under(query: Query, instruction: str) -> Query:
-    """A query whose pictures are looked at under an instruction of the caller's."""
-    rewrite = query.rewrite or Rewrite(instruction, instruction, "any")
-    return replace(query, rewrite=replace(rewrite, instruction=instruction))

@@ -93,12 +93,12 @@ def test_the_page_of_a_passage_is_a_record_with_its_size(shelf: Running) -> None
 
 
 def test_a_client_learns_what_it_may(shelf: Running, tmp_path: Path) -> None:
-    told = {"scope": "admin", "collections": True, "generates": True}
+    told = {"scope": "admin", "collections": True, "generates": True, "explains": False}
     assert shelf.client.get("/v1/access").json() == told
     keys = Keys(tmp_path / "keys.json")
     bearer = {"Authorization": "Bearer " + keys.add("reader", scope="read")[1]}
     with serving(FakeEmbedder(), ServerSettings(), keys=keys) as running:
         assert running.client.get("/v1/access").status_code == 401
-        told = {"scope": "read", "collections": False, "generates": False}
+        told = {"scope": "read", "collections": False, "generates": False, "explains": False}
         assert running.client.get("/v1/access", headers=bearer).json() == told
         assert json.loads(running.client.get("/openapi.json", headers=bearer).text)["paths"]["/v1/access"]

@@ -151,6 +151,39 @@ def test_asking_about_a_picture_shows_what_moved(farm: Running, visit: Visit, sc
     page.screenshot(path=screenshots / "ask.png")
 
 
+def test_evidence_is_drawn_over_the_picture(farm: Running, visit: Visit, screenshots: Path) -> None:
+    page = visit(farm)
+    button = page.get_by_role("button", name="Show the evidence")
+    # An instruction that tells the answer itself leaves nothing for the picture to say.
+    ask(page, "a pig to the left of a car")
+    page.get_by_role("button", name="pig-car.jpg").click()
+    button.click()
+    page.locator("#look-note", has_text="No evidence").wait_for()
+    page.keyboard.press("Escape")
+    ask(page, "a pig on the left")
+    page.get_by_role("button", name="pig-car.jpg").click()
+    with page.expect_response("**/explain") as asked:
+        button.click()
+    told = asked.value.json()
+    drawn = page.locator("#look-evidence")
+    drawn.wait_for()
+    assert told["evidence"] is True
+    assert "Mostly at the top" in page.locator("#look-note").inner_text()
+    # The place that counts most is drawn with the most orange.
+    rows, columns = len(told["map"]), len(told["map"][0])
+    reds = drawn.evaluate(
+        "(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, at) => at % 4 === 0)"
+    )
+    shares = [share for row in told["map"] for share in row]
+    assert len(reds) == rows * columns
+    assert shares[reds.index(max(reds))] == max(shares)
+    over, under = drawn.bounding_box(), page.locator("#look-image").bounding_box()
+    assert over == under
+    page.screenshot(path=screenshots / "evidence.png")
+    button.click()
+    assert not drawn.is_visible()
+
+
 def test_similar_in_some_respect(farm: Running, visit: Visit) -> None:
     page = visit(farm)
     ask(page, "a pig to the left of a car")
@@ -377,7 +410,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(
         assert not [url for url in urls if reader in url or "Bearer" in url]
         page.get_by_role("button", name="API key…").click()
         page.get_by_role("button", name="Forget key").click()
-        page.get_by_text("Send an API key").wait_for()
+        page.locator("#lock-why", has_text="This server asks for an API key").wait_for()
         page.get_by_label("Key", exact=True).fill(writer)
         page.get_by_role("button", name="Use key").click()
         page.get_by_role("button", name="Add…").wait_for()
@@ -396,7 +429,8 @@ def test_every_view_is_accessible(farm: Running, visit: Visit, screenshots: Path
         page.screenshot(path=screenshots / f"{view}-{look}.png")
         told = [] if narrow else axe.run(page, options=options).response["violations"]
         assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in told] == [], view
-        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), view
+        wide = "() => [document.documentElement, ...document.querySelectorAll('dialog[open]')]"
+        assert page.evaluate(f"{wide}.every((one) => one.scrollWidth <= one.clientWidth)"), view
 
     page.get_by_text("Filters", exact=True).click()
     ask(page, "Press the red button")

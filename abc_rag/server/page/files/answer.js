@@ -24,7 +24,7 @@ export async function answer(collection) {
     try {
       for await (const [name, value] of events(within(collection, "/answer"), body, signal)) {
         if (name === "text") $("answer-text").append(value.text);
-        else if (name === "answer") finish(value);
+        else if (name === "answer") finish(value, body);
         else throw new Error(value.error.message);
       }
     } catch (error) {
@@ -36,8 +36,8 @@ export async function answer(collection) {
   });
 }
 
-function finish(value) {
-  show(value);
+function finish(value, body) {
+  show(value, body);
   $("answer-text").replaceChildren(...written(value.text, value.unsupported));
   $("answer-notes").textContent = value.notes.join(" ");
 }

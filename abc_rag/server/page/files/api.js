@@ -18,7 +18,10 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
-/** Who asks for a key when the server wants one: gets the server's words, resolves to whether there is another. */
+/**
+ * Who asks for a key when the server wants one. `ask` gets why the last one was refused, and resolves to whether
+ * there is another.
+ */
 export function onLocked(ask) {
   unlock = ask;
 }
@@ -51,7 +54,7 @@ async function fetched(method, path, { body, signal } = {}) {
     if (answer.ok) return answer;
     const refused = refusal(answer.status, await answer.text(), answer.headers.get("Retry-After"));
     // Another request may have brought a key meanwhile.
-    if (refused.status === 401 && (used !== key.get() || (await unlock(refused.message)))) continue;
+    if (refused.status === 401 && (used !== key.get() || (await unlock(used && refused.message)))) continue;
     if (refused.code !== "loading") throw refused;
     await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(refused.retry, 5)));
     signal?.throwIfAborted();

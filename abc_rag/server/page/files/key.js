@@ -4,6 +4,7 @@ import { key, onLocked } from "./api.js";
 import { $, closing } from "./dom.js";
 import { forgetPictures } from "./pictures.js";
 
+const WANTED = "This server asks for an API key.";
 let asking = null;
 
 /** Ask for a key. Resolves to whether one was given. Requests that are refused together ask once. */
@@ -26,7 +27,7 @@ export function startKey(changed) {
   closing(dialog);
   onLocked((why) => {
     $("key").hidden = false;
-    return ask(`${why.charAt(0).toUpperCase()}${why.slice(1)}.`);
+    return ask(why ? `${why.charAt(0).toUpperCase()}${why.slice(1)}.` : WANTED);
   });
   $("lock-form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -41,7 +42,7 @@ export function startKey(changed) {
   });
   $("key").addEventListener("click", async () => {
     const before = key.get();
-    await ask(before ? "This tab has a key." : "This server asks for an API key.");
+    await ask(before ? "This tab has a key." : WANTED);
     if (key.get() !== before) changed();
   });
 }

@@ -4,6 +4,7 @@ import { get, within } from "./api.js";
 import { startAsking } from "./asking.js";
 import { choose } from "./crop.js";
 import { $, closing, make, tried } from "./dom.js";
+import { hideEvidence, showEvidence } from "./evidence.js";
 import { original, showPicture } from "./pictures.js";
 import { altOf, nameOf, scoreOf, shownMetadata } from "./records.js";
 
@@ -39,12 +40,15 @@ async function showIt(what) {
   $("look-picture").setAttribute("aria-pressed", String(what === "picture"));
   $("look-page").setAttribute("aria-pressed", String(what === "page"));
   $("look-box").hidden = true;
+  hideEvidence();
   $("look-frame").classList.toggle("paged", what === "page" || hit === page);
   if (!record) return;
   $("look-image").alt = what === "page" && hit !== page ? `The page of ${nameOf(hit)}` : altOf(record);
   await showPicture($("look-image"), { collection: place.collection, id: record.id, side: 1600, note: $("look-note") });
   if (what === "page" && hit !== page) showBox(hit.box, page.box);
   $("look-actions").hidden = $("look-image").hidden;
+  // What a picture alone finds, it finds for all of it.
+  $("look-where").hidden = !(place.explains && (place.asked.question || place.asked.instruction));
   startAsking($("look-image").hidden ? null : record, place);
 }
 
@@ -80,6 +84,19 @@ export function startLook() {
   $("look-similar").addEventListener("click", () => {
     dialog.close();
     shown.does.similar(subject());
+  });
+  $("look-where").addEventListener("click", async () => {
+    if ($("look-where").getAttribute("aria-pressed") === "true") return hideEvidence();
+    const [mine, record] = [shown, subject()];
+    $("look-where").disabled = true;
+    const said = await tried($("look-note"), () => {
+      $("look-note").textContent = "Looking where the answer is…";
+      return showEvidence(mine.place.collection, record.id, mine.place.asked);
+    });
+    $("look-where").disabled = false;
+    if (shown !== mine || subject() !== record) hideEvidence();
+    else if (said !== undefined) $("look-note").textContent = said;
+    return undefined;
   });
   $("look-crop").addEventListener("click", () =>
     tried($("look-note"), async () => {

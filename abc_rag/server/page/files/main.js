@@ -14,13 +14,14 @@ import { original } from "./pictures.js";
 import { clearResults, search, searchIn } from "./search.js";
 import { openUpload, startUpload } from "./upload.js";
 
-const server = { collections: [], writes: false, instructs: false };
+const server = { collections: [], writes: false, instructs: false, explains: false };
 
 async function start(wanted) {
   $("status").textContent = "Asking the server…";
   const [access, model] = await Promise.all([get("v1/access"), get("v1/model")]);
   server.writes = access.collections && access.scope !== "read";
   server.instructs = model.accepts.includes("InstructedImage");
+  server.explains = access.explains;
   $("speak").hidden = !(access.generates && access.collections);
   $("add").hidden = !server.writes;
   $("status").textContent = "";

@@ -7,11 +7,11 @@ import { showHits } from "./grid.js";
 import { look } from "./look.js";
 
 let running = null;
-let place = { collection: "", instructs: false };
+let place = { collection: "", instructs: false, explains: false, asked: {} };
 
 /** Search in a collection from now on. */
-export function searchIn(collection, { instructs }) {
-  place = { collection, instructs };
+export function searchIn(collection, { instructs, explains }) {
+  place = { collection, instructs, explains, asked: {} };
   clearResults();
 }
 
@@ -46,8 +46,8 @@ export async function search() {
     $("status").textContent = "Searching…";
     $("answer").hidden = true;
     try {
-      const found = await post(within(place.collection, "/search"), await asked(), { signal });
-      show(found);
+      const body = await asked();
+      show(await post(within(place.collection, "/search"), body, { signal }), body);
     } catch (error) {
       if (!signal.aborted) $("status").textContent = "";
       throw error;
@@ -55,8 +55,9 @@ export async function search() {
   });
 }
 
-/** Show what a search, or an answer, has found. */
-export function show(found) {
+/** Show what a search, or an answer, has found, and keep what was asked. */
+export function show(found, body) {
+  place = { ...place, asked: body };
   const inside = $("results").contains(document.activeElement);
   showHits(place.collection, found.hits, {
     open: (hit) => look(hit, place, { similar, region }),
