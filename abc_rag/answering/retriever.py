@@ -17,6 +17,7 @@ from abc_rag.errors import ContextError, InputError
 from abc_rag.images.limits import ImageLimits
 from abc_rag.search import retriever as searching
 from abc_rag.search.answer import Answer
+from abc_rag.search.fusion import KEYWORD_WEIGHT
 from abc_rag.search.judging import Judge
 from abc_rag.search.rewriting.rewriter import Rewriter
 from abc_rag.store.base import Store
@@ -63,6 +64,7 @@ class Retriever(searching.Retriever):
         candidates: See `abc_rag.search.retriever.Retriever`, as for all that follows.
         judged: How many of the first hits are judged; at least ``k``.
         weight: Weight of the second look.
+        keyword_weight: Weight of keywords against vectors.
         image_limits: Which pictures may be opened.
         roots: Further files and folders from which pictures may be opened.
         kinds: Filters for the two modalities.
@@ -82,6 +84,7 @@ class Retriever(searching.Retriever):
         image_limits: ImageLimits | None = None,
         roots: Iterable[str | os.PathLike[str]] = (),
         kinds: Mapping[Modality, Mapping[str, Any]] | None = None,
+        keyword_weight: float = KEYWORD_WEIGHT,
     ) -> None:
         if generator is not None:
             rewriter = GenerativeRewriter(generator) if rewriter is None else rewriter
@@ -97,6 +100,7 @@ class Retriever(searching.Retriever):
             image_limits=image_limits,
             roots=roots,
             kinds=kinds,
+            keyword_weight=keyword_weight,
         )
         self.generator = generator
 

@@ -417,6 +417,20 @@ def evaluate_keywords_command(
     run.finish(results)
 
 
+@evaluate.command("documents")
+@grouped
+def evaluate_documents_command(
+    model: ModelOption = "abc-mini",
+    device: DeviceOption = "auto",
+    *,
+    run: ResultFlags,
+) -> None:
+    """Measure words and vectors over documents, by the weight of keywords: 200 questions of four kinds."""
+    from abc_rag.evaluation.documents import evaluate_documents
+
+    run.finish(evaluate_documents(open_embedder(model, device), progress=not run.as_json))
+
+
 @evaluate.command("absent")
 @grouped
 def evaluate_absent_command(

@@ -15,24 +15,34 @@ from abc_rag.store.keywords import Keywords
 from abc_rag.store.records import unit_rows
 from abc_rag.types import Hit, Modality, Trace
 
-__all__ = ["demanding", "fused", "hybrid"]
+__all__ = ["KEYWORD_WEIGHT", "demanding", "fused", "hybrid", "two_lists"]
 
 # The paper's constant. How far down a list a hit may be and still count.
 _K = 60
+KEYWORD_WEIGHT = 0.5
+"""Of the ranks by keywords against those by vectors, if not given."""
 
 
-def fused(near: Sequence[Hit], named: Sequence[Hit], scores: Mapping[str, float], *, words_first: bool) -> list[Hit]:
+def fused(
+    near: Sequence[Hit],
+    named: Sequence[Hit],
+    scores: Mapping[str, float],
+    *,
+    words_first: bool,
+    weight: float = KEYWORD_WEIGHT,
+) -> list[Hit]:
     """Fuse the hits of vectors with those of keywords.
 
-    A hit at rank ``r`` of a list counts ``1 / (60 + r)``; those of both lists add up. Then the scores of the first
-    search are dealt out anew in the order that results, the highest to the first, so that they mean what they meant:
-    a threshold and a second look work as without keywords.
+    A hit at rank ``r`` of a list counts ``1 / (60 + r)``, times the weight of that list; those of both lists add
+    up. Then the scores of the first search are dealt out anew in the order that results, the highest to the first, so
+    that they mean what they meant: a threshold and a second look work as without keywords.
 
     Args:
         near: Hits of vectors, best first.
         named: Hits of keywords, best first.
         scores: What the vectors of ``named`` that are not in ``near`` score, by id.
         words_first: All of ``named`` come before the others.
+        weight: Of ``named``, in [0, 1]; ``near`` has the rest. 0.5 is plain reciprocal rank fusion.
 
     Returns:
         Each hit once, best first; at equal counts, the better by keywords first, then in the order of ids.
@@ -44,7 +54,8 @@ def fused(near: Sequence[Hit], named: Sequence[Hit], scores: Mapping[str, float]
     }
 
     def place(id_: str) -> tuple[float, float, float, str]:
-        count = sum(1.0 / (_K + ranks[id_]) for ranks in (near_rank, named_rank) if id_ in ranks)
+        lists = ((near_rank, 1.0 - weight), (named_rank, weight))
+        count = sum(share / (_K + ranks[id_]) for ranks, share in lists if id_ in ranks)
         by_words = float(named_rank.get(id_, len(hits) + len(named)))
         return (by_words if words_first else 0.0, -count, by_words, id_)
 
@@ -81,6 +92,7 @@ def hybrid(
     *,
     modality: Modality | None = None,
     candidates: int = 50,
+    weight: float = KEYWORD_WEIGHT,
     trace: bool = False,
 ) -> list[Hit]:
     """What a vector and keywords find, fused.
@@ -93,7 +105,33 @@ def hybrid(
         where: As for `abc_rag.store.Store.search`.
         modality: Only pictures, or only passages.
         candidates: How many hits of either search are fused; at least ``k``.
+        weight: Of keywords against vectors, in [0, 1].
         trace: Give each hit its `abc_rag.types.Trace`.
+
+    Raises:
+        StoreError: The store has no keyword index.
+    """
+    wanted = max(k, candidates)
+    near, named, scores = two_lists(
+        store, vector, words, k, where, modality=modality, candidates=candidates, trace=trace
+    )
+    return fused(near, named, scores, words_first=words.identifier, weight=weight)[:wanted] if named else near
+
+
+def two_lists(
+    store: Store,
+    vector: npt.ArrayLike,
+    words: Keywords,
+    k: int,
+    where: Mapping[str, Any] | None = None,
+    *,
+    modality: Modality | None = None,
+    candidates: int = 50,
+    trace: bool = False,
+) -> tuple[list[Hit], list[Hit], dict[str, float]]:
+    """What `hybrid` fuses: the hits of a vector, those of keywords, and what the vectors of the latter score, by id.
+
+    The arguments are those of `hybrid`.
 
     Raises:
         StoreError: The store has no keyword index.
@@ -108,13 +146,13 @@ def hybrid(
     if trace:
         near = [replace(hit, trace=Trace(None, hit.score, facet=hit.facet)) for hit in near]
     if not named:
-        return near
+        return near, [], {}
     known = {hit.id for hit in near}
     rows = store.vectors(hit.id for hit in named if hit.id not in known)
     scores = {id_: (1.0 + float(np.clip(row @ unit, -1.0, 1.0))) / 2.0 for id_, row in rows.items()}
     if trace:
         named = [replace(hit, trace=Trace(None, scores.get(hit.id, 0.0))) for hit in named]
-    return fused(near, named, scores, words_first=words.identifier)[:wanted]
+    return near, named, scores
 
 
 def _allowed(store: Store, hits: list[Hit], k: int, words: Keywords, search: Callable[[int], list[Hit]]) -> list[Hit]:

@@ -49,7 +49,7 @@ from abc_rag.search.answer import Answer
 from abc_rag.search.checks import check_options, checked_share, unit
 from abc_rag.search.evidence import PASSES, Evidence, explain_picture
 from abc_rag.search.facet_maps import mapped_hits
-from abc_rag.search.fusion import demanding, hybrid
+from abc_rag.search.fusion import KEYWORD_WEIGHT, demanding, hybrid
 from abc_rag.search.judging import Judge, confident, judged_hits
 from abc_rag.search.neighbours import Neighbours, neighbours_of
 from abc_rag.search.pictures import Pictures
@@ -80,6 +80,7 @@ class Retriever:
             `abc_rag.search.rewriting.rewriter.AsAsked` leaves questions as they are.
         candidates: How many hits of the first search are candidates for the second look and for MMR; at least ``k``.
         weight: Weight of the second look against the first search, in [0, 1]; ``w`` above.
+        keyword_weight: Weight of keywords against vectors where both are searched, in [0, 1]; 0.5 counts them alike.
         image_limits: Which pictures may be opened for a second look, and whether their URLs are fetched.
         roots: Further files and folders from which pictures may be opened; see `abc_rag.search.pictures`.
         kinds: Filters for the two modalities, where the store's own are not what the caller means by them.
@@ -100,6 +101,7 @@ class Retriever:
         kinds: Mapping[Modality, Mapping[str, Any]] | None = None,
         judge: Judge | None = None,
         judged: int = 8,
+        keyword_weight: float = KEYWORD_WEIGHT,
     ) -> None:
         for name, count in (("candidates", candidates), ("judged", judged)):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -109,6 +111,7 @@ class Retriever:
         self.rewriter = rewriter if rewriter is not None else RuleRewriter()
         self.candidates = candidates
         self.weight = checked_share("weight", weight)
+        self.keyword_weight = checked_share("keyword_weight", keyword_weight)
         self.pictures = Pictures(store, roots=roots, limits=image_limits or DEFAULT_LIMITS)
         self._kinds = kinds
         self.judge = judge
@@ -377,4 +380,14 @@ class Retriever:
         if words is None:
             hits = self.store.search(vector, k, where, modality=modality)
             return [replace(hit, trace=Trace(None, hit.score, facet=hit.facet)) for hit in hits] if trace else hits
-        return hybrid(self.store, vector, words, k, where, modality=modality, candidates=self.candidates, trace=trace)
+        return hybrid(
+            self.store,
+            vector,
+            words,
+            k,
+            where,
+            modality=modality,
+            candidates=self.candidates,
+            weight=self.keyword_weight,
+            trace=trace,
+        )

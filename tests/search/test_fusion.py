@@ -37,3 +37,14 @@ def test_without_hits_of_keywords_nothing_changes() -> None:
     ]
     # One without a vector, whose record is damaged, is left out.
     assert [hit.id for hit in fused([], NAMED, {"d": 0.6}, words_first=True)] == ["d"]
+
+
+def test_the_weight_of_keywords_moves_what_only_one_of_both_found() -> None:
+    near, named = hits({"a": 0.9, "b": 0.8}), hits({"c": 0.3, "d": 0.2})
+    scores = {"c": 0.7, "d": 0.6}
+    orders = {
+        weight: "".join(hit.id for hit in fused(near, named, scores, words_first=False, weight=weight))
+        for weight in (0.0, 0.4, 0.5, 0.502, 0.6, 1.0)
+    }
+    # At 0.502 keywords' second, 0.502 / 62, is still behind vectors' first, 0.498 / 61.
+    assert orders == {0.0: "abcd", 0.4: "abcd", 0.5: "cadb", 0.502: "cadb", 0.6: "cdab", 1.0: "cdab"}
