@@ -19,7 +19,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-NAMES = ["01_quickstart", "02_instructions", "03_langchain_rag", "04_llamaindex_rag", "05_your_own_pictures", "06_chat"]
+NAMES = [
+    *("01_quickstart", "02_instructions", "03_langchain_rag", "04_llamaindex_rag", "05_your_own_pictures", "06_chat"),
+    "07_ask_your_documents",
+]
 MOST_BYTES = 400_000
 # Pictures are compared in blocks of so many pixels a side, by the greatest difference (of 255) of their means. Pillow's
 # versions resize and write text a little differently: moved by a pixel, what is committed differs by up to 10 from
