@@ -36,7 +36,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,7 +126,9 @@ def fetch(folder: Path, packages: Iterable[str], most: int) -> dict[str, Any]:
                 name, data = files.pop(0)
                 sha256 = hashlib.sha256(data).hexdigest()
                 if sha256 not in seen:
-                    (folder / f"{package}--{name}").write_bytes(data)
+                    file = folder / f"{package}--{name}"
+                    # Some packages have several files of one name.
+                    (file.with_stem(f"{file.stem}-{sha256[:6]}") if file.exists() else file).write_bytes(data)
                 seen.add(sha256)
     return {"documents": len(seen), "packages": len(found), "not fetched": missing}
 
@@ -168,9 +170,9 @@ def read(files: list[Path], pages: int) -> dict[str, Any]:
         except ABCRagError as error:
             reasons[str(error)] += 1
         used, took = _processor_s() - used, time.perf_counter() - start
-        document = pypdfium2.PdfDocument(file)
-        count = min(len(document), pages)
-        document.close()
+        count = 0  # of what cannot be opened at all
+        with suppress(pypdfium2.PdfiumError), closing(pypdfium2.PdfDocument(file)) as document:
+            count = min(len(document), pages)
         lost = [] if reasons and not seen else sorted(set(range(1, count + 1)) - seen)
         rows.append({"document": file.name, "pages": count, "parts": parts, "lost": lost, "reasons": dict(reasons)})
         rows[-1] |= {"processor_s": round(used, 2), "wall_s": round(took, 2)}
@@ -231,9 +233,8 @@ def places(files: list[Path], pages: int, hits: int, seed: int, pdftotext: str) 
         retriever = Retriever(embedder, store)
         counts = {}
         for file in files:
-            document = pypdfium2.PdfDocument(file)
-            counts[file] = min(len(document), pages)
-            document.close()
+            with closing(pypdfium2.PdfDocument(file)) as document:
+                counts[file] = min(len(document), pages)
         tries = 0
         seen = set()
         while checked < hits and tries < 20 * hits:
@@ -291,7 +292,7 @@ def _parts(place: Path) -> tuple[list[tuple[str, str]], list[str]]:
 def _running(files: list[Path], place: Path, pages: int) -> Iterator[multiprocessing.process.BaseProcess]:
     # Each run forks off a process that has imported everything, so that a moment is one of indexing.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.documents", "chromadb"])
+    context.set_forkserver_preload(["abc_rag.ingest.documents", "abc_rag.embedding.fake", "chromadb"])
     process = context.Process(target=_index, args=(files, place, pages))
     process.start()
     try:

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pdf_helpers import encrypted, manual
 
 from abc_rag import Text
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.evaluation.twins import twin_scenes
-from benchmarks import vectors
+from abc_rag.types import Hit, Record
+from benchmarks import documents, vectors
 from benchmarks._harness import alternate, ratio, spread, timed
 from benchmarks._timeline import length, merged, shares
+from benchmarks.documents import Word, is_right, questions
 from benchmarks.imports import Cost, costs
 from benchmarks.route import Route, Tracer
 from benchmarks.tables import render
@@ -259,3 +262,51 @@ def test_smaller_vectors_are_a_table(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [row[2] for row in rows] == ["64", "64", "32", "32"]
     assert float(rows[0][4]) == 1.0  # comparing with all is exact
     assert all(float(row[4]) >= 0.9 for row in rows)
+
+
+# --- Documents --------------------------------------------------------------------------------------------
+
+
+def line(text: str, *, left: float = 50.0, bottom: float = 100.0) -> list[Word]:
+    """Words of 20 points on a line, 5 points apart."""
+    return [Word(word, left + 25 * n, bottom - 10, left + 25 * n + 20, bottom) for n, word in enumerate(text.split())]
+
+
+def test_questions_are_six_plain_words_of_one_line() -> None:
+    assert questions(line("press the red button to start now")) == [
+        "press the red button to start",
+        "the red button to start now",
+    ]
+    assert questions(line("press the red button 2 start now")) == []
+    assert questions([*line("press the red"), *line("button to start", left=125, bottom=112)]) == []  # two lines
+    assert questions([*line("press the red"), *line("button to start", left=200)]) == []  # two columns
+
+
+def test_a_hit_is_right_where_its_box_has_the_words() -> None:
+    words = [*line("how to begin"), *line("Press the red button to start.", bottom=120)]
+    question = "Press the red button to start"
+
+    def hit(*box: float) -> Hit:
+        sides: list[float] = list(box)
+        return Hit(Record("part", "text", metadata={"document": "a.pdf", "page": 1, "box": sides}), 0.5)
+
+    assert is_right(hit(48, 108, 197, 122), question, words)
+    assert not is_right(hit(48, 108, 180, 122), question, words)  # too narrow
+    assert not is_right(hit(48, 90, 197, 102), question, words)  # another line
+    assert not is_right(hit(), question, words)
+    assert not is_right(hit(0, 0, 400, 600), "Press the blue button to start", words)
+
+
+def test_pages_of_documents_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "manual.pdf").write_bytes(manual())
+    (tmp_path / "locked.pdf").write_bytes(encrypted("letmein"))
+    found = documents.read([tmp_path / "manual.pdf", tmp_path / "locked.pdf"], pages=10)
+    assert (found["documents"], found["pages"], found["lost"]) == (2, 2, 0)
+    assert "is encrypted" in next(iter(found["rows"][1]["reasons"]))
+    assert (found["rows"][0]["parts"], found["rows"][0]["reasons"]) == (5, {})
+    one = documents.read([tmp_path / "manual.pdf"], pages=1)
+    assert (one["pages"], one["lost"]) == (1, 0)
+    assert any("max_pages" in reason for reason in one["rows"][0]["reasons"])
+    measured = documents.memory(tmp_path / "manual.pdf", 10, every=1)
+    assert [row["page"] for row in measured["rows"]] == [1, 2]
+    assert all(row["reading"] > 1 for row in measured["rows"])
