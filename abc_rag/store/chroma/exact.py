@@ -3,7 +3,7 @@
 An index of neighbours finds the nearest of all rows fast, and those among few of them slowly or not at all. Comparing
 is exact, and costs less the narrower a filter is. Vectors come from the journal; where a filter lets many through,
 they are kept in memory from then on, if they take no more than `MOST_BYTES`. Of many that are searched again, their
-codes (`abc_rag.store.chroma.codes`) are compared first, which takes no longer than asking the index.
+codes (`abc_rag.store.codes`) are compared first, which takes no longer than asking the index.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from abc_rag.store.chroma.codes import Codes, Recent
 from abc_rag.store.chroma.fields import Keys
 from abc_rag.store.chroma.journal import Journal
+from abc_rag.store.codes import Codes, Recent
 from abc_rag.store.table import PAGE
 from abc_rag.types import Record, Vectors
 

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from abc_rag.store.codes import Codes
 from abc_rag.store.filters import ORDER, All, Condition, Either, Moment, Test
-from abc_rag.store.lance.exact import Block, Keys, keys_of
+from abc_rag.store.lance.exact import Block, Keys, Ranking, keys_of, ranked, ranked_by_codes
 from abc_rag.store.lance.rows import dim_of
 from abc_rag.store.lance.where import is_exact, number_of, to_sql
+from abc_rag.types import Vectors
 
 if TYPE_CHECKING:
     import lance
 
-__all__ = ["Answers", "Version", "version_of"]
+__all__ = ["Answers", "Kept", "Version", "version_of"]
 
 Version = tuple[str | None, int]
 
@@ -31,6 +33,8 @@ _MOST_KEYS = 2**25  # bytes
 _MOST_COLUMNS = 4
 _MOST_ROWS = 2**22  # of which a field is read into an array
 _MOST_BLOCKS = 1000
+_MOST_NUMBERS = 2**20  # that are compared with as they are; of more, their codes come first
+_ROWS = 8192  # encoded at once
 _LATELY = 50  # searches: what was used since is not let go for another filter
 _COMPARED = {"$gt": np.greater, "$gte": np.greater_equal, "$lt": np.less, "$lte": np.less_equal}
 
@@ -49,6 +53,29 @@ class _Column(NamedTuple):
         return self.keys[np.flatnonzero(mask)]
 
 
+class Kept(NamedTuple):
+    """The rows that a filter lets through; many of them with their codes."""
+
+    block: Block
+    codes: Codes | None
+
+    @classmethod
+    def of(cls, block: Block) -> Kept:
+        """With codes, if comparing these first is faster."""
+        if block.rows.size <= _MOST_NUMBERS:
+            return cls(block, None)
+        codes = Codes(*block.rows.shape)
+        for start in range(0, len(block.rows), _ROWS):
+            codes.put(slice(start, min(start + _ROWS, len(block.rows))), block.rows[start : start + _ROWS])
+        return cls(block, codes)
+
+    def ranked(self, queries: Vectors, k: int) -> list[Ranking]:
+        """The ``k`` rows nearest to each unit vector."""
+        if self.codes is None:
+            return ranked(queries, k, [self.block])
+        return ranked_by_codes(queries, k, self.block, self.codes)
+
+
 class Answers:
     """Answers to filters over one dataset. Safe to use from many threads."""
 
@@ -62,7 +89,7 @@ class Answers:
             self._at: Version | None = None
             self._keys: OrderedDict[str, Keys] = OrderedDict()
             self._columns: OrderedDict[str, _Column | None] = OrderedDict()
-            self._blocks: OrderedDict[str, Block | None] = OrderedDict()
+            self._blocks: OrderedDict[str, Kept | None] = OrderedDict()
             self._used: dict[str, int] = {}
             self._searches = 0
 
@@ -138,7 +165,7 @@ class Answers:
 
     def block(
         self, dataset: lance.LanceDataset, condition: Condition, count: int, most: int, read: Callable[[], Block]
-    ) -> Block | None:
+    ) -> Kept | None:
         """The rows that a filter lets through, in memory, from its second search on.
 
         Args:
@@ -162,7 +189,7 @@ class Answers:
                 self._drop_oldest()
             if known is not None or not asked_before or self._busy(sql) + size > most:
                 return known
-        made = read()
+        made = Kept.of(read())
         with self._lock:
             if self._at == at and sql in self._blocks:
                 self._blocks[sql] = made
@@ -174,13 +201,13 @@ class Answers:
         """Bytes of what other filters have used lately."""
         since = self._searches - _LATELY
         return sum(
-            block.rows.nbytes
-            for name, block in self._blocks.items()
-            if block is not None and name != sql and self._used[name] > since
+            kept.block.rows.nbytes
+            for name, kept in self._blocks.items()
+            if kept is not None and name != sql and self._used[name] > since
         )
 
     def _bytes(self) -> int:
-        return sum(block.rows.nbytes for block in self._blocks.values() if block is not None)
+        return sum(kept.block.rows.nbytes for kept in self._blocks.values() if kept is not None)
 
     def _drop_oldest(self) -> None:
         del self._used[self._blocks.popitem(last=False)[0]]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from abc_rag.store.codes import Codes
 from abc_rag.store.lance.rows import matrix_of
 from abc_rag.types import Vectors
 
@@ -15,7 +16,18 @@ if TYPE_CHECKING:
     import lance
     import pyarrow as pa
 
-__all__ = ["Block", "Keys", "Ranking", "block_of", "blocks_of", "joined", "keys_of", "loaded", "ranked"]
+__all__ = [
+    "Block",
+    "Keys",
+    "Ranking",
+    "block_of",
+    "blocks_of",
+    "joined",
+    "keys_of",
+    "loaded",
+    "ranked",
+    "ranked_by_codes",
+]
 
 ROWS = 8192
 # Between float32 and float64: more than rounding makes of a cosine.
@@ -100,6 +112,21 @@ def ranked(queries: Vectors, k: int, blocks: Iterable[Block]) -> list[Ranking]:
             for number, scores in enumerate(near):
                 best[number] = _merged(best[number], k, queries[number], block, start, scores)
     return best
+
+
+def ranked_by_codes(queries: Vectors, k: int, block: Block, codes: Codes) -> list[Ranking]:
+    """`ranked` for one block, of which the vectors' codes are compared first."""
+    found: list[Ranking] = []
+    count = len(block.keys)
+    most = min(k, count)
+    for query in queries:
+        (scores,), (off,) = codes.scores(query[None], np.arange(count))
+        # The most-th best is at least as near as the most-th best that is as far as it can be.
+        least = np.partition(scores - off, count - most)[count - most]
+        places = np.flatnonzero(scores + off >= least - _CLOSE)
+        near = Block(block.keys[places], block.ids.take(places), block.rows[places])
+        found += ranked(query[None], k, [near])
+    return found
 
 
 def _merged(

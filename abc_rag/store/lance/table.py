@@ -243,9 +243,9 @@ class LanceTable(Table):
                 return [self._loaded(dataset).only(keys)]
             return blocks_of(dataset, _with_keys(keys.tolist()) if len(keys) <= _FEW else sql)
 
-        block = self._answers.block(dataset, where, len(keys), MOST_BYTES, lambda: joined(read()))
-        if block is not None:
-            return ranked(queries, k, [block])
+        kept = self._answers.block(dataset, where, len(keys), MOST_BYTES, lambda: joined(read()))
+        if kept is not None:
+            return kept.ranked(queries, k)
         if self.neighbours.serves(dataset) and len(keys) > (_FEW_IN_MEMORY if in_memory else _FEW):
             return self.neighbours.ranked(dataset, queries, k, keys, sql)
         return ranked(queries, k, read())

@@ -112,7 +112,7 @@ def test_how_much_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert kept._blocks[list(kept._blocks)[-1]] is not None
         for where in ({"page": {"$gte": 3}}, {"day": {"$gte": "2024-01-01"}}, {"page": {"$gte": 4}}) * 2:
             world.check(store, where)  # more than there is room for
-        blocks = [block for block in kept._blocks.values() if block is not None]
+        blocks = [one.block for one in kept._blocks.values() if one is not None]
         assert blocks
         assert sum(block.rows.nbytes for block in blocks) <= most
         assert len(kept._columns) == 1

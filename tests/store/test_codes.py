@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from abc_rag.store.chroma.codes import Codes, Recent
+from abc_rag.store.codes import Codes, Recent
 
 COUNT, DIM = 1300, 24
 
