@@ -6,8 +6,9 @@ Fetches pinned npm packages, checks their digests, renders their SVGs, and write
 
 Drawings: fluent-emoji and fluent-emoji-flat (Microsoft, MIT), noto (Google, Apache-2.0), twemoji (CC-BY-4.0), emojione
 (CC-BY-4.0), and openmoji (CC-BY-SA-4.0), which is only evaluated on; a kind has at least four of these. Where they draw
-it, also noto-v1 (Google, Apache-2.0), fxemoji (Mozilla, Apache-2.0), streamline-emojis (CC-BY-4.0), and, in black with
-a colour behind it, fluent-emoji-high-contrast (Microsoft, MIT) and emojione-monotone (CC-BY-4.0). Names are
+it, also noto-v1 (Google, Apache-2.0), fxemoji (Mozilla, Apache-2.0), streamline-emojis (CC-BY-4.0), icon-park
+(ByteDance, Apache-2.0), and, in black with a colour behind it, fluent-emoji-high-contrast (Microsoft, MIT),
+emojione-monotone (CC-BY-4.0), game-icons (CC-BY-3.0), mdi (Apache-2.0), ph (MIT) and tabler (MIT). Names are
 emojibase-data's (MIT). Needs resvg-py (``pip install 'abc-rag[draw]'``). The file is not part of the package.
 """
 
@@ -46,8 +47,16 @@ _MORE_PACKAGES = {
     "streamline-emojis": ("@iconify-json/streamline-emojis", "1.2.4"),
     "fluent-emoji-high-contrast": ("@iconify-json/fluent-emoji-high-contrast", "1.2.6"),
     "emojione-monotone": ("@iconify-json/emojione-monotone", "1.2.1"),
+    "game-icons": ("@iconify-json/game-icons", "1.2.4"),
+    "icon-park": ("@iconify-json/icon-park", "1.2.4"),
+    "mdi": ("@iconify-json/mdi", "1.2.3"),
+    "ph": ("@iconify-json/ph", "1.2.2"),
+    "tabler": ("@iconify-json/tabler", "1.2.41"),
 }
-_BLACK = ("fluent-emoji-high-contrast", "emojione-monotone")
+_BLACK = ("fluent-emoji-high-contrast", "emojione-monotone", "game-icons", "mdi", "ph", "tabler")
+_ICONS = {"game-icons": "", "icon-park": "", "mdi": "", "ph": "-duotone", "tabler": "-filled"}
+"""Sets of icons, not of emoji: found by the kind's name, with this behind it where they have that."""
+_OTHER_THINGS = {"mouse", "log", "pie", "turkey", "brush", "football"}  # as icons
 _NAMES = ("emojibase-data", "17.0.0")
 _GROUP_OF = {
     "animal": (34, 35, 36, 37, 38, 39), "plant": (40, 41), "food": (42, 43, 44, 45, 46, 47), "building": (51, 52),
@@ -79,7 +88,10 @@ def main() -> None:
     arrays: dict[str, Any] = {}
     about: dict[str, Any] = {}
     for kind, category, emoji in _chosen(named):
-        found = {style: _draw(icons, chars, emoji) for style, (icons, chars) in sets.items()}
+        found = {
+            style: _draw(icons, chars, emoji) if style not in _ICONS else _icon(icons, kind, _ICONS[style])
+            for style, (icons, chars) in sets.items()
+        }
         drawn = {
             style: _on_colour(picture, kind) if style in _BLACK else picture
             for style, picture in found.items()
@@ -122,11 +134,18 @@ def _chosen(named: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]
 def _draw(icons: dict[str, Any], chars: dict[str, str], emoji: dict[str, Any]) -> Image.Image | None:
     code = emoji["hexcode"].lower()
     name = re.sub(r"[^a-z0-9]+", "-", emoji["label"].lower().replace(_QUOTE, "")).strip("-")
-    for key in (chars.get(code), chars.get(code.replace("-fe0f", "")), name, name.replace("-", "")):
-        if key is None:
-            continue
-        key = icons.get("aliases", {}).get(key, {}).get("parent", key)
-        icon = icons["icons"].get(key)
+    return _first(icons, [chars.get(code), chars.get(code.replace("-fe0f", "")), name, name.replace("-", "")])
+
+
+def _icon(icons: dict[str, Any], kind: str, suffix: str) -> Image.Image | None:
+    name = re.sub(r"[^a-z0-9]+", "-", kind).strip("-")
+    return None if kind in _OTHER_THINGS else _first(icons, [name + suffix, name])
+
+
+def _first(icons: dict[str, Any], keys: list[str | None]) -> Image.Image | None:
+    """The first that is there, without its transparent border."""
+    for name in keys:
+        icon = icons["icons"].get(icons.get("aliases", {}).get(name, {}).get("parent", name))
         if icon is None:
             continue
         width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))

@@ -18,8 +18,8 @@ _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def varied(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
-    """A varied copy of an RGBA drawing, of about the same extent; one in four is left as it is."""
-    if rng.random() < 0.25:
+    """A varied copy of an RGBA drawing, of about the same extent; one in seven is left as it is."""
+    if rng.random() < 0.15:
         return sprite
     if rng.random() < 0.3:
         sprite = sprite.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
@@ -30,10 +30,13 @@ def varied(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
         sprite = sprite.resize(size, PIL.Image.Resampling.BILINEAR)
     if rng.random() < 0.4:
         sprite = sprite.rotate(rng.uniform(-15, 15), PIL.Image.Resampling.BILINEAR)
-    if rng.random() < 0.6:
+    look = rng.random()
+    if look < 0.45:
         sprite = _shaded(sprite, rng)
-    if rng.random() < 0.15:
-        sprite = _engraved(sprite)
+    elif look < 0.65:
+        sprite = _recoloured(sprite, rng)
+    elif look < 0.85:
+        sprite = _engraved(sprite, rng)
     if rng.random() < 0.25:
         sprite = _outlined(sprite, rng)
     return sprite
@@ -52,10 +55,21 @@ def _shaded(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels)
 
 
-def _engraved(sprite: PIL.Image.Image) -> PIL.Image.Image:
-    """Fewer shades, with dark lines where they change."""
+def _recoloured(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
+    """Dark, middle and light shades in three colours of their own."""
+    dark, middle, light = ([rng.randint(low, low + 110) for _ in range(3)] for low in (0, 70, 145))
+    painted = PIL.ImageOps.colorize(sprite.convert("L"), dark, light, middle)  # type: ignore[arg-type]
+    painted.putalpha(sprite.getchannel("A"))
+    return painted
+
+
+def _engraved(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
+    """Dark lines where shades change, on fewer shades or on one."""
     lines = sprite.convert("L").filter(PIL.ImageFilter.FIND_EDGES).point(lambda edge: 255 * (edge > 60))
-    flat = PIL.ImageOps.posterize(sprite.convert("RGB"), 2)
+    if rng.random() < 0.5:
+        flat = PIL.ImageOps.posterize(sprite.convert("RGB"), 2)
+    else:
+        flat = PIL.Image.new("RGB", sprite.size, tuple(rng.randint(110, 255) for _ in range(3)))
     flat.paste((20, 20, 20), mask=lines)
     flat.putalpha(sprite.getchannel("A"))
     return flat

@@ -107,7 +107,7 @@ class MiniConfig:
     chats: int = 12
     tasks: int = 10
     sentences: int = 24
-    see_steps: int = 5000
+    see_steps: int = 8000
     base_steps: int = 5000
     still: float = 0.7
     pretrain_steps: int = 500
@@ -233,7 +233,7 @@ class _Base(Objective[BaseTokens]):
             end=end,
             sentences=teacher.sentences if teacher else (),
         )
-        self.model = BaseModel(
+        self.model = self._losses = BaseModel(
             network,
             bf16=config.bf16,
             kinds=len(self._kinds),
@@ -274,7 +274,7 @@ class _Base(Objective[BaseTokens]):
 
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: BaseTokens, step: int) -> dict[str, float]:
         """The sum of the losses; see `abc_rag.training.base`."""
-        self.model.sees = step >= self._config.still * self._config.base_steps
+        self._losses.sees = step >= self._config.still * self._config.base_steps
         found = model(batch)
         wide = batch.batch
         seen, told = _seen(found, wide)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from abc_rag import Image, InstructedImage, Text, load_embedder
+from abc_rag import Image, Input, InstructedImage, Text, load_embedder
 from abc_rag.answering.load import load_generator
 from abc_rag.errors import InputError
 from abc_rag.models.abc.network import ABCNetwork
@@ -111,7 +111,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_three_stages_make_a_checkpoint_that_the_loader_takes(trained: Path) -> None:
     picture = render(random_scene(random.Random(0), objects=2))
-    inputs = [Text("a dog"), Image(picture), InstructedImage(picture, "the animal")]
+    inputs: list[Input] = [Text("a dog"), Image(picture), InstructedImage(picture, "the animal")]
     embedder = load_embedder(trained, device="cpu")
     vectors = embedder.embed(inputs)
     assert embedder.dim == TINY.width
