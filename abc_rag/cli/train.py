@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from abc_rag.cli.cluster import EngineFlags
 from abc_rag.cli.options import JsonOption, ModelFlags, expanded, grouped, resolution_of
 from abc_rag.cli.output import print_facts, print_json, say, tell
 
@@ -214,6 +215,7 @@ def mine_negatives_command(
     max_bad: Annotated[int, typer.Option("--max-bad", help="Maximum number of unusable rows.")] = 100,
     download: Annotated[bool, typer.Option("--download", help="Fetch a hub data set.")] = False,
     model: ModelFlags,
+    cluster: EngineFlags,
     as_json: JsonOption = False,
 ) -> None:
     """Find captions that nearly describe each picture of a corpus: the hard negatives of 'train pretrain'."""
@@ -223,18 +225,19 @@ def mine_negatives_command(
     source = open_captions(
         data, images=None if images is None else expanded(images), max_bad=max_bad, allow_download=download
     )
-    report = mine_negatives(
-        source,
-        expanded(out),
-        model.open(),
-        epsilon=epsilon,
-        count=count,
-        query=query,
-        index=index,
-        memory_gb=memory_gb,
-        keep_vectors=keep_vectors,
-        progress=not as_json,
-    )
+    with cluster.embedder(model.open()) as embedder:
+        report = mine_negatives(
+            source,
+            expanded(out),
+            embedder,
+            epsilon=epsilon,
+            count=count,
+            query=query,
+            index=index,
+            memory_gb=memory_gb,
+            keep_vectors=keep_vectors,
+            progress=not as_json,
+        )
     if as_json:
         print_json(report.as_dict())
         return

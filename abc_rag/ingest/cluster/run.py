@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import Progress, progress_bar
@@ -31,6 +31,7 @@ __all__ = ["index_on_cluster"]
 
 _NAMESPACE = "abc-rag"
 _MOST_BLOCKS = 10_000
+_BLOCK_BYTES = 4 * 2**20
 # How long a run that has just been killed may be noticed as one.
 _PATIENCE_S = 60.0
 
@@ -95,7 +96,8 @@ def index_on_cluster(
         lake = lake_of(place, collection)
         if store.keeps_pictures and reading.pictures is None:
             reading = Reading(**{**reading.__dict__, "pictures": str(Path(lake.place, "pictures", collection))})
-        units = [json.dumps(unit) for unit in units_of(sources, report, exclude=exclude, follow_links=follow_links)]
+        how: Any = {"exclude": exclude, "follow_links": follow_links, "most": engines.batch}
+        units = [json.dumps(unit) for unit in units_of(sources, report, **how)]
         store.roots.add(source for source in sources if os.path.exists(source))
     with connected(address) as ray, translated(), progress_bar("indexing", total=None, enabled=progress) as bar:
         facts = _facts(ray, embedder, facets, lake, dtype, engines)
@@ -155,8 +157,14 @@ def _pipeline(
     commit_rows: int,
 ) -> ray.data.Dataset:
     data = ray.data
-    data.DataContext.get_current().enable_progress_bars = False
-    dataset = data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_BLOCKS))
+    # An engine gives on what it makes of a block as a whole: blocks are small, or many small pictures would be one.
+    context = data.DataContext.get_current()
+    before = context.target_max_block_size, context.enable_progress_bars
+    context.target_max_block_size, context.enable_progress_bars = _BLOCK_BYTES, False
+    try:
+        dataset = data.from_items([{"unit": unit} for unit in units], override_num_blocks=min(len(units), _MOST_BLOCKS))
+    finally:
+        context.target_max_block_size, context.enable_progress_bars = before
     facets = list(dict.fromkeys(facets))
     return (
         dataset.map_batches(

@@ -24,7 +24,6 @@ __all__ = ["ARCHIVES", "LANCE", "TABLES", "Unit", "file_system", "units_of"]
 Unit = Mapping[str, Any]
 """What one task reads, as plain JSON: ``kind`` is files, objects, tar, parquet or lance."""
 ARCHIVES, TABLES, LANCE = (".tar",), (".parquet",), ".lance"
-_FILES = 256
 _DOCUMENTS = 8
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _WEB = re.compile(r"https?://", re.IGNORECASE)
@@ -37,6 +36,7 @@ def units_of(
     *,
     exclude: Sequence[str] = (),
     follow_links: bool = False,
+    most: int = 64,
 ) -> Iterator[Unit]:
     """The units of all sources.
 
@@ -49,6 +49,7 @@ def units_of(
         report: Receives what was left out.
         exclude: Patterns of what to leave out of local folders, as for `abc_rag.ingest.index_paths`.
         follow_links: Also read what links in local folders point to outside of them.
+        most: Files in a unit.
 
     Raises:
         InputError: A source does not exist, or is of no kind that is read.
@@ -62,13 +63,13 @@ def units_of(
         if _WEB.match(name):
             raise InputError(f"{name}: web pages are not indexed on a cluster; put picture URLs into a table")
         if _URL.match(name) or _WILDCARD.search(name) or name.endswith((*ARCHIVES, *TABLES)):
-            yield from _elsewhere(name, report)
+            yield from _elsewhere(name, report, most)
         elif name.rstrip("/").endswith(LANCE):
             yield from _fragments(os.path.abspath(os.path.expanduser(name)))
         else:
             local.append(name)
     if local:
-        yield from _local(local, report, exclude, follow_links)
+        yield from _local(local, report, exclude, follow_links, most)
 
 
 def file_system(url: str) -> tuple[AbstractFileSystem, str]:
@@ -91,15 +92,17 @@ def file_system(url: str) -> tuple[AbstractFileSystem, str]:
     return found, str(path)
 
 
-def _local(given: Sequence[str], report: IndexReport, exclude: Sequence[str], follow_links: bool) -> Iterator[Unit]:
+def _local(
+    given: Sequence[str], report: IndexReport, exclude: Sequence[str], follow_links: bool, most: int
+) -> Iterator[Unit]:
     found = find_files([Path(name) for name in given], report, exclude=exclude, follow_links=follow_links)
-    for is_document, most in ((False, _FILES), (True, _DOCUMENTS)):
-        files = ([str(path), kind] for path, kind in found if (kind == "document") == is_document)
-        while some := list(islice(files, most)):
+    for is_document, count in ((False, most), (True, _DOCUMENTS)):
+        files = iter([[str(path), kind] for path, kind in found if (kind == "document") == is_document])
+        while some := list(islice(files, count)):
             yield {"kind": "files", "files": some}
 
 
-def _elsewhere(name: str, report: IndexReport) -> Iterator[Unit]:
+def _elsewhere(name: str, report: IndexReport, most: int) -> Iterator[Unit]:
     """Units of what fsspec finds."""
     system, path = file_system(name)
     protocol = "" if not _URL.match(name) else name.partition("://")[0] + "://"
@@ -122,10 +125,10 @@ def _elsewhere(name: str, report: IndexReport) -> Iterator[Unit]:
         raise InputError(f"{name}: cannot be listed ({error}); check the name and your access") from error
     if not files:
         raise InputError(f"{name}: there is nothing of that name; check it")
-    yield from _objects([url(one) for one in files], report)
+    yield from _objects([url(one) for one in files], report, most)
 
 
-def _objects(urls: Sequence[str], report: IndexReport) -> Iterator[Unit]:
+def _objects(urls: Sequence[str], report: IndexReport, most: int) -> Iterator[Unit]:
     plain: list[list[str]] = []
     left_out: Counter[str] = Counter()
     for url in urls:
@@ -143,8 +146,8 @@ def _objects(urls: Sequence[str], report: IndexReport) -> Iterator[Unit]:
             left_out[f"of another name than {known}"] += 1
     for why, count in left_out.items():
         report.left_out[why] = report.left_out.get(why, 0) + count
-    for start in range(0, len(plain), _FILES):
-        yield {"kind": "objects", "files": plain[start : start + _FILES]}
+    for start in range(0, len(plain), most):
+        yield {"kind": "objects", "files": plain[start : start + most]}
 
 
 def _row_groups(url: str) -> Iterator[Unit]:

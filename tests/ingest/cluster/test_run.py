@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import cluster_helpers
 import lance
+import numpy as np
 import pytest
-from cluster_helpers import Noting
+from cluster_helpers import Noting, nodes_of, noted, until
 from ingest_helpers import passage, picture
+from typer.testing import CliRunner
 
+from abc_rag.cli.main import app
+from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import FingerprintMismatchError, InputError
 from abc_rag.ingest import index_paths
@@ -73,6 +82,53 @@ def test_a_killed_worker_costs_nothing(folder: Path, tmp_path: Path, on_cluster:
         assert lake.count() == len({record.id for record in lake.records()}) == 40
 
 
+def test_a_node_is_lost_and_another_joins(folder: Path, tmp_path: Path, nodes: Any, on_cluster: Any) -> None:
+    filled(folder, 60)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    reports = []
+    engines = Engines(least=3, most=4, batch=4, cpus=1.5, reader_cpus=0.25)
+    run = threading.Thread(
+        target=lambda: reports.append(on_cluster(folder, embedder=Noting(notes, wait_after=0), engines=engines))
+    )
+    run.start()
+    first = {node.node_id: node for node in nodes.worker_nodes}
+    until(lambda: bool(nodes_of(notes) & set(first)))
+    lost = sorted(nodes_of(notes) & set(first))[0]
+    nodes.remove_node(first[lost])
+    late = nodes.add_node(**cluster_helpers.NODE)
+    until(lambda: late.node_id in nodes_of(notes))
+    (notes / "go").touch()
+    run.join(cluster_helpers.PATIENCE_S)
+    assert [report.added for report in reports] == [60]
+    with lake_of(tmp_path) as lake:
+        assert lake.count() == len({record.id for record in lake.records()}) == 60
+
+
+def test_a_killed_driver_goes_on_where_it_stopped(folder: Path, tmp_path: Path, nodes: Any, on_cluster: Any) -> None:
+    filled(folder)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    arguments = [nodes.address, str(folder), f"lance://{tmp_path / 'lake'}", str(notes)]
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(
+            [sys.executable, cluster_helpers.__file__, *arguments], stdout=log, stderr=subprocess.STDOUT
+        )
+    with lake_of(tmp_path) as lake:
+        until(lambda: lake.count() > 0 or driver.poll() is not None)
+        assert driver.poll() is None, (tmp_path / "log").read_text()
+        driver.kill()
+        driver.wait()
+        kept = {record.id for record in lake.records()}
+        assert 8 <= len(kept) < 40
+        before = noted(notes)
+        (notes / "go").touch()
+        report = on_cluster(folder, embedder=Noting(notes))
+        assert (report.added, report.unchanged) == (40 - len(kept), len(kept))
+        assert lake.count() == len({record.id for record in lake.records()}) == 40
+    assert all(noted(notes)[id_] == before[id_] for id_ in kept)
+
+
 def test_another_model_is_refused(folder: Path, on_cluster: Any) -> None:
     filled(folder, 1)
     assert on_cluster(folder).added == 1
@@ -80,3 +136,29 @@ def test_another_model_is_refused(folder: Path, on_cluster: Any) -> None:
         on_cluster(folder, embedder=FakeEmbedder(model="other"))
     with pytest.raises(InputError, match="no such file or folder"):
         on_cluster(folder / "nothing")
+
+
+def test_the_command_gives_what_a_single_process_does(folder: Path, tmp_path: Path, nodes: Any, mini: Embedder) -> None:
+    """With a real model, whose sums depend on the batch in the last digits."""
+    for name, colour in (("a", "red"), ("b", "green"), ("c", "blue")):
+        picture(folder / f"{name}.png", colour, (60, 40))
+    command = ["index", str(folder), "--model", "abc-mini", "--device", "cpu", "--facet", FACETS[0], "--json"]
+    command += ["--ray", nodes.address, "--out", f"lance://{tmp_path / 'lake'}", "--engines", "1"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert {"added": 3, "facets": 3, "total": 3}.items() <= json.loads(done.stdout).items()
+    with (
+        LanceStore(tmp_path / "single", fingerprint=mini.fingerprint) as single,
+        LanceStore(tmp_path / "lake", fingerprint=mini.fingerprint) as lake,
+    ):
+        index_paths([folder], mini, single, facets=FACETS[:1])
+        ids = [record.id for record in single.records()]
+        for one, other in (
+            (single.vectors(ids), lake.vectors(ids)),
+            (single.facet_vectors(ids, FACETS[0]), lake.facet_vectors(ids, FACETS[0])),
+        ):
+            np.testing.assert_allclose([one[id_] for id_ in ids], [other[id_] for id_ in ids], atol=1e-5)
+    for wrong, message in ((["--watch"], "is not for --ray"), (["--out", "lake"], "needs --out lance://FOLDER")):
+        refused = CliRunner().invoke(app, [*command, *wrong])
+        assert isinstance(refused.exception, InputError)
+        assert message in str(refused.exception)
