@@ -32,6 +32,7 @@ __all__ = ["index_on_cluster"]
 _NAMESPACE = "abc-rag"
 _MOST_BLOCKS = 10_000
 _BLOCK_BYTES = 4 * 2**20
+_LEAST_SHARE = 0.001
 # How long a run that has just been killed may be noticed as one.
 _PATIENCE_S = 60.0
 
@@ -166,12 +167,14 @@ def _pipeline(
     finally:
         context.target_max_block_size, context.enable_progress_bars = before
     facets = list(dict.fromkeys(facets))
+    # Ray would put what takes the same into one process, where an engine waits for files.
+    reader_cpus = engines.reader_cpus + (_LEAST_SHARE if engines.reader_cpus == engines.cpus else 0.0)
     return (
         dataset.map_batches(
             read,
             batch_size=1,
             batch_format="pyarrow",
-            num_cpus=engines.reader_cpus,
+            num_cpus=reader_cpus,
             fn_kwargs={"ledger": ledger, "reading": reading, "facets": facets},
         )
         .map_batches(
