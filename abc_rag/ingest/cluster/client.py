@@ -48,14 +48,24 @@ def connected(address: str | None) -> Iterator[ModuleType]:
         MissingExtraError: Ray is not installed.
     """
     ray = import_ray()
-    # Progress and plans of the pipeline are no news to whoever asked for an index.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if ray.is_initialized():
+    # Plans and stages of the pipeline are no news to whoever asked for an index.
+    log = logging.getLogger("ray.data")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        if not ray.is_initialized():
+            with _started("auto" if address is None else address, ray):
+                yield ray
+            return
         if address is not None and address != LOCAL and ray.get_runtime_context().gcs_address != address:
             raise InputError(f"{address}: this process is connected to another cluster; call ray.shutdown() first")
         yield ray
-        return
-    where = "auto" if address is None else address
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
+def _started(where: str, ray: ModuleType) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "namespace": "abc-rag"}
     if where == LOCAL:
@@ -70,7 +80,7 @@ def connected(address: str | None) -> Iterator[ModuleType]:
                 "that 'ray start --head' printed, or pass 'local'"
             ) from error
     try:
-        yield ray
+        yield
     finally:
         ray.shutdown()
 

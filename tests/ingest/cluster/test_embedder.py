@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from abc_rag import Image, InputError, Text
+from abc_rag import Image, Text
 from abc_rag.embedding.fake import FakeEmbedder
-from abc_rag.errors import ABCRagError, ImageError
+from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.ingest.cluster import ClusterEmbedder, Engines
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")

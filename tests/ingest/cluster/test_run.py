@@ -12,6 +12,8 @@ from typing import Any
 import cluster_helpers
 import lance
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cluster_helpers import Noting, nodes_of, noted, until
 from ingest_helpers import passage, picture
@@ -129,13 +131,16 @@ def test_a_killed_driver_goes_on_where_it_stopped(folder: Path, tmp_path: Path, 
     assert all(noted(notes)[id_] == before[id_] for id_ in kept)
 
 
-def test_another_model_is_refused(folder: Path, on_cluster: Any) -> None:
+def test_what_does_not_fit_is_refused(folder: Path, on_cluster: Any) -> None:
     filled(folder, 1)
     assert on_cluster(folder).added == 1
     with pytest.raises(FingerprintMismatchError, match="cannot be compared"):
         on_cluster(folder, embedder=FakeEmbedder(model="other"))
     with pytest.raises(InputError, match="no such file or folder"):
         on_cluster(folder / "nothing")
+    pq.write_table(pa.table({"photo": [b"?"]}), folder / "table.parquet")
+    with pytest.raises(InputError, match="it has no column 'image'; it has photo"):
+        on_cluster(folder / "table.parquet")
 
 
 def test_the_command_gives_what_a_single_process_does(folder: Path, tmp_path: Path, nodes: Any, mini: Embedder) -> None:
