@@ -40,6 +40,7 @@ def check_options(
     mmr: object,
     min_score: object,
     min_confidence: object,
+    judge: object,
 ) -> None:
     """Check what `Retriever.search` takes besides a question.
 
@@ -56,6 +57,11 @@ def check_options(
     for name, share in (("mmr", mmr), ("min_score", min_score), ("min_confidence", min_confidence)):
         if share is not None:
             checked_share(name, share)
+    if judge is None and (rerank == "judge" or min_confidence is not None):
+        raise InputError(
+            "judging needs a model that generates; make the retriever with abc_rag.Retriever(..., "
+            "generator=load_generator(...)), or pass judge=..."
+        )
 
 
 def checked_share(name: str, value: object) -> float:

@@ -45,6 +45,7 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.threads import async_twin
 from abc_rag.errors import InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
+from abc_rag.search.alike import alike, checked_respects
 from abc_rag.search.answer import Answer
 from abc_rag.search.checks import check_options, checked_share, unit
 from abc_rag.search.evidence import PASSES, Evidence, explain_picture
@@ -180,6 +181,8 @@ class Retriever:
         question: str | Query | None = None,
         *,
         image: ImageSource | None = None,
+        same: Sequence[str] = (),
+        different: Sequence[str] = (),
         k: int = 4,
         where: Mapping[str, Any] | None = None,
         modality: Modality | None = None,
@@ -198,6 +201,10 @@ class Retriever:
             question: A question or a description; with a picture, what to look at in it. Or a query that `prepare`
                 made of these.
             image: A picture that the question is about.
+            same: With a picture and no question: instructions under which hits are to be like it, such as
+                ``["what is on the left?"]``; see `abc_rag.search.alike`. Only pictures are found then, and scores are
+                of these respects alone. Besides, only ``k``, ``where`` and ``min_score`` count.
+            different: Instructions under which hits are to be unlike it.
             k: Maximum number of hits; fewer where the store, the filter or the threshold leaves fewer.
             where: The store's metadata filter, such as ``{"page": {"$gte": 3}}``.
             modality: Only pictures (``"image"``), or only passages (``"text"``).
@@ -228,13 +235,10 @@ class Retriever:
             ImageError: ``image`` cannot be used.
             StoreError: ``keywords`` is True, and the store has no index of them.
         """
-        check_options(k, rerank, keywords, facet_map, mmr, min_score, min_confidence)
+        check_options(k, rerank, keywords, facet_map, mmr, min_score, min_confidence, self.judge)
         judged = rerank == "judge" or min_confidence is not None
-        if judged and self.judge is None:
-            raise InputError(
-                "judging needs a model that generates; make the retriever with abc_rag.Retriever(..., "
-                "generator=load_generator(...)), or pass judge=..."
-            )
+        if same or different:
+            return self._alike(question, image, same, different, k, where, min_score)
         if not isinstance(question, Query):
             query = self.prepare(question, image=image, keywords=keywords, history=history)
         elif image is None and not history:
@@ -287,6 +291,24 @@ class Retriever:
         return Answer(query.question, instruction, hits, rewrite, confidence, notes)
 
     asearch = async_twin(search)
+
+    def _alike(
+        self,
+        question: str | Query | None,
+        image: ImageSource | None,
+        same: Sequence[str],
+        different: Sequence[str],
+        k: int,
+        where: Mapping[str, Any] | None,
+        min_score: float | None,
+    ) -> Answer:
+        checked_respects(same, different)
+        if question is not None or image is None:
+            raise InputError("same and different compare with a picture: pass image=..., and no question")
+        query = self.prepare(image=image)
+        hits = self._found(self._embedded(query), max(k, self.candidates), where, "image", None, False)
+        hits = alike(self, hits, image, same, different) if hits else hits
+        return Answer(None, None, [hit for hit in hits if min_score is None or hit.score >= min_score][:k])
 
     def neighbours(self, part: Hit | Record, *, before: int = 1, after: int = 1) -> Neighbours:
         """What stands around a hit of a document: passages before and after it, figures of its page, and that page.
