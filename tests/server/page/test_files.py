@@ -414,6 +414,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(
         page.get_by_label("Key", exact=True).fill(writer)
         page.get_by_role("button", name="Use key").click()
         page.get_by_role("button", name="Add…").wait_for()
+        page.close()  # before its server: it is still asking
 
 
 @pytest.mark.parametrize("look", ["light", "dark", "narrow"])
