@@ -160,8 +160,11 @@ def mapped_hits(
         use: True makes a map where there is none; ``"auto"`` does without.
         trace: Give each its `Trace`.
     """
+    # Where nobody has made a map, a search asks the store nothing more.
+    if not use or (use == "auto" and not _folder(looker.store).is_dir()):
+        return []
     # A first search that found everything leaves nothing to find.
-    if not use or looker.store.count() <= len(hits):
+    if looker.store.count() <= len(hits):
         return []
     found = kept_map(looker.store, instruction) or (made_map(looker, instruction) if use is True else None)
     if found is None:
@@ -199,4 +202,8 @@ def _told(store: Store, instruction: str) -> dict[str, str]:
 
 def _file(store: Store, instruction: str) -> Path:
     name = hashlib.sha256(json.dumps(_told(store, instruction), sort_keys=True).encode()).hexdigest()[:32]
-    return store.notes_file.with_name("abc-maps") / f"{name}.safetensors"
+    return _folder(store) / f"{name}.safetensors"
+
+
+def _folder(store: Store) -> Path:
+    return store.notes_file.with_name("abc-maps")
