@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
+from abc_rag.embedding.options import shows_options
 from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ABCRagError, ContextError, GenerationError, InputError
 from abc_rag.models.tasks import TaskFacts
@@ -48,15 +49,35 @@ class GenerationKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """A conversation and how it is to be answered, all checked; `Generator.generate` says what each part means."""
+    """A conversation and how it is to be answered, all checked; `Generator.generate` says what each part means.
+
+    Raises:
+        InputError: A part is unusable.
+    """
 
     messages: tuple[Message, ...]
     schema: Mapping[str, Any] | None = None
     max_new_tokens: int = 512
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     temperature: float = 0.0
     seed: int | None = None
     drop_oldest: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks each part."""
+        stop, seed = self.stop, self.seed
+        if self.schema is not None and not isinstance(self.schema, Mapping):
+            raise InputError(f"schema must be a JSON schema as a dict, not {type(self.schema).__name__}")
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be an int of at least 1, not {self.max_new_tokens!r}")
+        if isinstance(stop, str) or not all(isinstance(one, str) and one for one in stop) or len(stop) > _MOST_STOPS:
+            raise InputError(f"stop must be a list of up to {_MOST_STOPS} texts, none empty, not {stop!r}")
+        if self.schema is not None and stop:
+            raise InputError("stop could cut the JSON of a schema; leave one of them out")
+        if type(self.temperature) not in (int, float) or not 0 <= self.temperature < math.inf:
+            raise InputError(f"temperature must be a number of at least 0, not {self.temperature!r}")
+        if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
+            raise InputError(f"seed must be an int from 0 to 2**63 - 1 or None, not {seed!r}")
 
     def without_oldest(self) -> GenerationRequest | None:
         """The same without the first question and its answer; None where nothing but the last question is left."""
@@ -218,43 +239,17 @@ class Generator(ABC):
 
     @overload
     def generate(
-        self,
-        messages: Sequence[Message],
-        *,
-        schema: Mapping[str, Any] | None = None,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        temperature: float = 0.0,
-        seed: int | None = None,
-        drop_oldest: bool = False,
-        stream: Literal[False] = False,
+        self, messages: Sequence[Message], *, stream: Literal[False] = False, **options: Unpack[GenerationKeywords]
     ) -> Generation: ...
 
     @overload
     def generate(
-        self,
-        messages: Sequence[Message],
-        *,
-        schema: Mapping[str, Any] | None = None,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        temperature: float = 0.0,
-        seed: int | None = None,
-        drop_oldest: bool = False,
-        stream: Literal[True],
+        self, messages: Sequence[Message], *, stream: Literal[True], **options: Unpack[GenerationKeywords]
     ) -> GenerationStream: ...
 
+    @shows_options(GenerationRequest)
     def generate(
-        self,
-        messages: Sequence[Message],
-        *,
-        schema: Mapping[str, Any] | None = None,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        temperature: float = 0.0,
-        seed: int | None = None,
-        drop_oldest: bool = False,
-        stream: bool = False,
+        self, messages: Sequence[Message], *, stream: bool = False, **options: Unpack[GenerationKeywords]
     ) -> Generation | GenerationStream:
         """Answer a conversation.
 
@@ -277,53 +272,28 @@ class Generator(ABC):
             ImageError: A picture cannot be opened or exceeds a limit.
             GenerationError: The answer was cut off before its JSON was complete, or could not be computed.
         """
-        request = self._checked(messages, schema, max_new_tokens, stop, temperature, seed, drop_oldest)
-        answer = GenerationStream(self._fitted(request) if drop_oldest else self._stream(request), request)
+        request = GenerationRequest(messages=_turns(messages), **options)
+        answer = GenerationStream(self._fitted(request) if request.drop_oldest else self._stream(request), request)
         return answer if stream else _whole(answer)
 
     @overload
     async def agenerate(
-        self,
-        messages: Sequence[Message],
-        *,
-        schema: Mapping[str, Any] | None = None,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        temperature: float = 0.0,
-        seed: int | None = None,
-        drop_oldest: bool = False,
-        stream: Literal[False] = False,
+        self, messages: Sequence[Message], *, stream: Literal[False] = False, **options: Unpack[GenerationKeywords]
     ) -> Generation: ...
 
     @overload
     async def agenerate(
-        self,
-        messages: Sequence[Message],
-        *,
-        schema: Mapping[str, Any] | None = None,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        temperature: float = 0.0,
-        seed: int | None = None,
-        drop_oldest: bool = False,
-        stream: Literal[True],
+        self, messages: Sequence[Message], *, stream: Literal[True], **options: Unpack[GenerationKeywords]
     ) -> AsyncGenerationStream: ...
 
+    @shows_options(GenerationRequest)
     async def agenerate(
-        self,
-        messages: Sequence[Message],
-        *,
-        schema: Mapping[str, Any] | None = None,
-        max_new_tokens: int = 512,
-        stop: Sequence[str] = (),
-        temperature: float = 0.0,
-        seed: int | None = None,
-        drop_oldest: bool = False,
-        stream: bool = False,
+        self, messages: Sequence[Message], *, stream: bool = False, **options: Unpack[GenerationKeywords]
     ) -> Generation | AsyncGenerationStream:
         """`generate` for event loops; a cancelled task ends the answer at its next token."""
-        request = self._checked(messages, schema, max_new_tokens, stop, temperature, seed, drop_oldest)
-        answer = AsyncGenerationStream(self._afitted(request) if drop_oldest else self._astream(request), request)
+        request = GenerationRequest(messages=_turns(messages), **options)
+        parts = self._afitted(request) if request.drop_oldest else self._astream(request)
+        answer = AsyncGenerationStream(parts, request)
         if stream:
             return answer
         async with answer:
@@ -446,38 +416,6 @@ class Generator(ABC):
     async def ascore(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
         """`score` for event loops."""
         return await in_thread(self.score, messages, answers)
-
-    def _checked(
-        self,
-        messages: Sequence[Message],
-        schema: Mapping[str, Any] | None,
-        max_new_tokens: int,
-        stop: Sequence[str],
-        temperature: float,
-        seed: int | None,
-        drop_oldest: bool,
-    ) -> GenerationRequest:
-        if schema is not None and not isinstance(schema, Mapping):
-            raise InputError(f"schema must be a JSON schema as a dict, not {type(schema).__name__}")
-        if type(max_new_tokens) is not int or max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be an int of at least 1, not {max_new_tokens!r}")
-        if isinstance(stop, str) or not all(isinstance(one, str) and one for one in stop) or len(stop) > _MOST_STOPS:
-            raise InputError(f"stop must be a list of up to {_MOST_STOPS} texts, none empty, not {stop!r}")
-        if schema is not None and stop:
-            raise InputError("stop could cut the JSON of a schema; leave one of them out")
-        if type(temperature) not in (int, float) or not 0 <= temperature < math.inf:
-            raise InputError(f"temperature must be a number of at least 0, not {temperature!r}")
-        if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
-            raise InputError(f"seed must be an int from 0 to 2**63 - 1 or None, not {seed!r}")
-        return GenerationRequest(
-            messages=_turns(messages),
-            schema=schema,
-            max_new_tokens=max_new_tokens,
-            stop=tuple(stop),
-            temperature=float(temperature),
-            seed=seed,
-            drop_oldest=bool(drop_oldest),
-        )
 
 
 def _counted(part: str | Outcome, asked: GenerationRequest, answered: GenerationRequest) -> str | Outcome:

@@ -81,7 +81,7 @@ class LocalGenerator(Generator):
         speech = self.embedder.speech()
         return speech, Choice(
             max_new_tokens=request.max_new_tokens,
-            stop=request.stop,
+            stop=tuple(request.stop),
             temperature=request.temperature,
             seed=request.seed,
             rules=self._rules(request.schema),

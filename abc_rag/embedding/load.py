@@ -55,7 +55,7 @@ def default_model() -> str:
     return os.environ.get("ABC_RAG_MODEL") or "abc"
 
 
-@shows_options
+@shows_options(EmbedderOptions)
 def load_embedder(
     model: ModelName | None = None, *, download: bool = False, **options: Unpack[EmbedderKeywords]
 ) -> Embedder:

@@ -197,14 +197,19 @@ def keywords_of(owner: object) -> EmbedderKeywords:
     return cast("EmbedderKeywords", found)
 
 
-def shows_options(function: C) -> C:
-    """Decorates a function with ``**options: Unpack[EmbedderKeywords]``: its signature shows each, with its default."""
-    signature, kind = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
-    given = [one for one in signature.parameters.values() if one.kind != inspect.Parameter.VAR_KEYWORD]
-    options = dataclasses.fields(EmbedderOptions)
-    given += [inspect.Parameter(one.name, kind, default=one.default, annotation=one.type) for one in options]
-    function.__signature__ = signature.replace(parameters=given)  # type: ignore[attr-defined]
-    return function
+def shows_options(owner: type[Any]) -> Callable[[C], C]:
+    """Decorates a function with ``**options``: its signature shows the fields of a dataclass, with their defaults."""
+
+    def shown(function: C) -> C:
+        signature, kind = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
+        given = {one.name: one for one in signature.parameters.values() if one.kind != inspect.Parameter.VAR_KEYWORD}
+        for one in dataclasses.fields(owner):
+            option = inspect.Parameter(one.name, kind, default=one.default, annotation=one.type)
+            given.setdefault(one.name, option)
+        function.__signature__ = signature.replace(parameters=[*given.values()])  # type: ignore[attr-defined]
+        return function
+
+    return shown
 
 
 def model_as_json(model: ModelName) -> str | dict[str, Any]:

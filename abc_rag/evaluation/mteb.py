@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abc_rag.embedding.embedder import Embedder
-from abc_rag.embedding.options import shows_options
+from abc_rag.embedding.options import EmbedderOptions, shows_options
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import DatasetError, InputError, MissingExtraError
 from abc_rag.evaluation.results import Cell, Results, ResultTable, settings
@@ -179,7 +179,7 @@ def model_meta(embedder: Embedder, *, name: str | None = None) -> ModelMeta:
     )
 
 
-@shows_options
+@shows_options(EmbedderOptions)
 def load_mteb_model(
     name: str,
     revision: str | None = None,
