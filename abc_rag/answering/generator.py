@@ -7,10 +7,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
+from abc_rag.answering.stream import AsyncTextStream, TextStream
 from abc_rag.embedding.options import shows_options
 from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ABCRagError, ContextError, GenerationError, InputError
@@ -123,88 +124,12 @@ class Generation:
         return json.loads(self.text)
 
 
-@dataclass
-class _Collected:
-    """The pieces of an answer, checked at its end."""
-
-    request: GenerationRequest
-    pieces: list[str] = field(default_factory=list)
-
-    def ended(self, outcome: Outcome) -> Generation:
-        text = "".join(self.pieces)
-        if self.request.schema is not None:
-            if outcome.finish != "stop":
-                raise GenerationError(
-                    f"the JSON was cut off after {outcome.new_tokens or self.request.max_new_tokens} tokens, before it "
-                    "was complete; raise max_new_tokens, or bound lengths in the schema"
-                )
-            try:
-                json.loads(text)
-            except ValueError as error:
-                raise GenerationError(f"the answer is no JSON ({error}): {text[:80]!r}; ask again") from error
-        return Generation(text, outcome)
+class GenerationStream(TextStream[Generation]):
+    """An answer as it comes: an iterator of its pieces, whose ``result`` is a `Generation` at the end."""
 
 
-class GenerationStream(Iterator[str]):
-    """An answer as it comes: an iterator of its pieces. Closing it, or leaving its ``with``, ends the answer.
-
-    Attributes:
-        result: The whole answer, once the iterator is exhausted.
-    """
-
-    def __init__(self, parts: Iterator[str | Outcome], request: GenerationRequest) -> None:
-        self._parts = parts
-        self._collected = _Collected(request)
-        self.result: Generation | None = None
-
-    def __next__(self) -> str:
-        part = next(self._parts)
-        if isinstance(part, Outcome):
-            self.result = self._collected.ended(part)
-            self.close()
-            raise StopIteration
-        self._collected.pieces.append(part)
-        return part
-
-    def close(self) -> None:
-        """End the answer at its next token."""
-        if close := getattr(self._parts, "close", None):
-            close()
-
-    def __enter__(self) -> GenerationStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class AsyncGenerationStream(AsyncIterator[str]):
+class AsyncGenerationStream(AsyncTextStream[Generation]):
     """`GenerationStream` for event loops."""
-
-    def __init__(self, parts: AsyncIterator[str | Outcome], request: GenerationRequest) -> None:
-        self._parts = parts
-        self._collected = _Collected(request)
-        self.result: Generation | None = None
-
-    async def __anext__(self) -> str:
-        part = await anext(self._parts)
-        if isinstance(part, Outcome):
-            self.result = self._collected.ended(part)
-            await self.aclose()
-            raise StopAsyncIteration
-        self._collected.pieces.append(part)
-        return part
-
-    async def aclose(self) -> None:
-        """End the answer at its next token."""
-        if close := getattr(self._parts, "aclose", None):
-            await close()
-
-    async def __aenter__(self) -> AsyncGenerationStream:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
 
 class Generator(ABC):
@@ -273,8 +198,9 @@ class Generator(ABC):
             GenerationError: The answer was cut off before its JSON was complete, or could not be computed.
         """
         request = GenerationRequest(messages=_turns(messages), **options)
-        answer = GenerationStream(self._fitted(request) if request.drop_oldest else self._stream(request), request)
-        return answer if stream else _whole(answer)
+        parts = self._fitted(request) if request.drop_oldest else self._stream(request)
+        answer = GenerationStream(parts, partial(_ended, request))
+        return answer if stream else answer.whole()
 
     @overload
     async def agenerate(
@@ -293,14 +219,8 @@ class Generator(ABC):
         """`generate` for event loops; a cancelled task ends the answer at its next token."""
         request = GenerationRequest(messages=_turns(messages), **options)
         parts = self._afitted(request) if request.drop_oldest else self._astream(request)
-        answer = AsyncGenerationStream(parts, request)
-        if stream:
-            return answer
-        async with answer:
-            async for _ in answer:
-                pass
-        assert answer.result is not None
-        return answer.result
+        answer = AsyncGenerationStream(parts, partial(_ended, request))
+        return answer if stream else await answer.whole()
 
     async def _astream(self, request: GenerationRequest) -> AsyncIterator[str | Outcome]:
         """`_stream` without blocking the event loop."""
@@ -424,12 +344,18 @@ def _counted(part: str | Outcome, asked: GenerationRequest, answered: Generation
     return replace(part, dropped=len(asked.messages) - len(answered.messages))
 
 
-def _whole(answer: GenerationStream) -> Generation:
-    with answer:
-        for _ in answer:
-            pass
-    assert answer.result is not None
-    return answer.result
+def _ended(request: GenerationRequest, text: str, outcome: Outcome) -> Generation:
+    if request.schema is not None:
+        if outcome.finish != "stop":
+            raise GenerationError(
+                f"the JSON was cut off after {outcome.new_tokens or request.max_new_tokens} tokens, before it was "
+                "complete; raise max_new_tokens, or bound lengths in the schema"
+            )
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise GenerationError(f"the answer is no JSON ({error}): {text[:80]!r}; ask again") from error
+    return Generation(text, outcome)
 
 
 def _turns(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["AnswerKeywords", "Retriever"]
 
 
+# What the generator is told.
+_TOLD = ("max_new_tokens", "temperature", "seed")
+
+
 class AnswerKeywords(TypedDict, total=False):
     """What `Retriever.answer` takes besides a question, for functions that hand it on."""
 
@@ -129,11 +133,7 @@ class Retriever(searching.Retriever):
             ContextError: Not even one source fits; or not all do, with ``shorten=False``.
             CheckpointError: The model cannot generate.
         """
-        with self.stream_answer(question, **options) as pieces:
-            for _ in pieces:
-                pass
-        assert pieces.result is not None
-        return pieces.result
+        return self.stream_answer(question, **options).whole()
 
     def stream_answer(self, question: str, **options: Unpack[AnswerKeywords]) -> AnswerStream:
         """`answer` as it is written. The search happens with the first piece."""
@@ -141,11 +141,7 @@ class Retriever(searching.Retriever):
 
     async def aanswer(self, question: str, **options: Unpack[AnswerKeywords]) -> Answer:
         """`answer` for event loops; a cancelled task ends the answer at its next token."""
-        async with self.astream_answer(question, **options) as pieces:
-            async for _ in pieces:
-                pass
-        assert pieces.result is not None
-        return pieces.result
+        return await self.astream_answer(question, **options).whole()
 
     def astream_answer(self, question: str, **options: Unpack[AnswerKeywords]) -> AsyncAnswerStream:
         """`stream_answer` for event loops."""
@@ -169,29 +165,17 @@ class Retriever(searching.Retriever):
         if least == "auto":
             least = generator.tasks.min_confidence if rerank == "judge" else None
         history = options.get("history", ())
-        query = self.prepare(
-            question, image=options.get("image"), keywords=options.get("keywords", "auto"), history=history
-        )
-        found = self.search(
-            query,
-            k=options.get("k", 4),
-            where=options.get("where"),
-            modality=options.get("modality"),
-            rerank=rerank,
-            keywords=options.get("keywords", "auto"),
-            facet_map=options.get("facet_map", "auto"),
-            mmr=options.get("mmr"),
-            min_score=options.get("min_score"),
-            min_confidence=least,
-            trace=options.get("trace", False),
-        )
+        keywords = options.get("keywords", "auto")
+        query = self.prepare(question, image=options.get("image"), keywords=keywords, history=history)
+        asked = _given(options, "k", "where", "modality", "facet_map", "mmr", "min_score", "trace")
+        found = self.search(query, rerank=rerank, keywords=keywords, min_confidence=least, **asked)
         shorten = options.get("shorten", True)
         return Writing(found, self.pictures, image=query.image, history=history, shorten=shorten)
 
     def _pieces(self, generator: Generator, question: str, options: AnswerKeywords) -> Iterator[str | Answer]:
         writing = self._writing(generator, question, options)
         while writing.sources:
-            stream = generator.generate(writing.messages, stream=True, **_generation(options))
+            stream = generator.generate(writing.messages, stream=True, **_given(options, *_TOLD))
             with stream:
                 try:
                     first = next(stream, "")
@@ -214,7 +198,7 @@ class Retriever(searching.Retriever):
     ) -> AsyncIterator[str | Answer]:
         writing = await in_thread(partial(self._writing, generator, question, options))
         while writing.sources:
-            stream = await generator.agenerate(writing.messages, stream=True, **_generation(options))
+            stream = await generator.agenerate(writing.messages, stream=True, **_given(options, *_TOLD))
             async with stream:
                 try:
                     first = await anext(stream, "")
@@ -233,15 +217,5 @@ class Retriever(searching.Retriever):
         yield refused
 
 
-class _Generation(TypedDict):
-    max_new_tokens: int
-    temperature: float
-    seed: int | None
-
-
-def _generation(options: AnswerKeywords) -> _Generation:
-    return {
-        "max_new_tokens": options.get("max_new_tokens", 512),
-        "temperature": options.get("temperature", 0.0),
-        "seed": options.get("seed"),
-    }
+def _given(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 from abc_rag.answering.generator import Generation
+from abc_rag.answering.stream import AsyncTextStream, TextStream
 from abc_rag.errors import ContextError
 from abc_rag.models.tasks import REFUSAL, Source, answering
 from abc_rag.search.answer import Answer, Citation
@@ -128,61 +129,15 @@ def _bare(text: str) -> str:
     return text.replace("\u2019", "'").strip(" .!\n").casefold()
 
 
-class AnswerStream(Iterator[str]):
-    """An answer as it is written: an iterator of its pieces. Closing it, or leaving its ``with``, ends the answer.
-
-    Attributes:
-        result: The whole answer, once the iterator is exhausted.
-    """
+class AnswerStream(TextStream[Answer]):
+    """An answer as it is written: an iterator of its pieces, whose ``result`` is an `Answer` at the end."""
 
     def __init__(self, parts: Iterator[str | Answer]) -> None:
-        self._parts = parts
-        self.result: Answer | None = None
-
-    def __next__(self) -> str:
-        while (part := next(self._parts)) == "":
-            pass  # all of it is held back
-        if isinstance(part, Answer):
-            self.result = part
-            self.close()
-            raise StopIteration
-        return part
-
-    def close(self) -> None:
-        """End the answer at its next token."""
-        if close := getattr(self._parts, "close", None):
-            close()
-
-    def __enter__(self) -> AnswerStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(parts, lambda _, answer: answer)
 
 
-class AsyncAnswerStream(AsyncIterator[str]):
+class AsyncAnswerStream(AsyncTextStream[Answer]):
     """`AnswerStream` for event loops."""
 
     def __init__(self, parts: AsyncIterator[str | Answer]) -> None:
-        self._parts = parts
-        self.result: Answer | None = None
-
-    async def __anext__(self) -> str:
-        while (part := await anext(self._parts)) == "":
-            pass
-        if isinstance(part, Answer):
-            self.result = part
-            await self.aclose()
-            raise StopAsyncIteration
-        return part
-
-    async def aclose(self) -> None:
-        """End the answer at its next token."""
-        if close := getattr(self._parts, "aclose", None):
-            await close()
-
-    async def __aenter__(self) -> AsyncAnswerStream:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+        super().__init__(parts, lambda _, answer: answer)
