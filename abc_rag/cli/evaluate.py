@@ -21,7 +21,7 @@ from abc_rag.cli.options import (
     grouped,
     open_embedder,
 )
-from abc_rag.cli.output import console, print_json, print_table, say
+from abc_rag.cli.output import console, print_json, say
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
@@ -283,122 +283,71 @@ def resolution_command(
 
 
 @evaluate.command("mini")
+@grouped
 def evaluate_mini_command(
     scenes: Annotated[int, typer.Option("--scenes", help="Number of the 1,000 held-out scenes to use.")] = 1000,
     model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    *,
+    run: ResultFlags,
 ) -> None:
     """Measure abc-mini on held-out scenes, against every phrase that it knows."""
     from abc_rag.evaluation.mini import evaluate_mini
 
-    report = evaluate_mini(open_embedder(model, device), scenes=scenes, progress=not as_json)
-    if as_json:
-        print_json(report.as_dict())
-        return
-    rows = [
-        *((f"as people type: {group}", shares["all"]) for group, shares in report.wordings.items()),
-        *(
-            (f"unseen forms, unseen words: {aspect}", share)
-            for aspect, share in report.wordings["unseen forms, unseen words"].items()
-            if aspect != "all"
-        ),
-        ("picture + instruction -> phrase", report.accuracy),
-        ("the same, in wordings never trained on", report.accuracy_unseen_wording),
-        ("both sides of a picture answered correctly", report.both_sides),
-        ("without the instruction -> phrase", report.without_instruction),
-        ("asked object before the other, with the instruction", report.order_with_instruction),
-        ("asked object before the other, without it (chance: 50)", report.order_without_instruction),
-        ("caption -> picture, R@1", report.caption_to_picture),
-        ("picture -> caption, R@1", report.picture_to_caption),
-        *((f"aspect: {aspect}", share) for aspect, share in report.by_aspect.items()),
-    ]
-    title = (
-        f"{report.model}: {report.scenes} held-out scenes, {report.questions} questions, "
-        f"{report.candidates} candidate phrases"
-    )
-    print_table(["measure", "%"], [(label, f"{100 * share:.1f}") for label, share in rows], title=title)
+    run.finish(evaluate_mini(open_embedder(model, device), scenes=scenes, progress=not run.as_json))
 
 
 @evaluate.command("pictures")
+@grouped
 def evaluate_pictures_command(
     kinds: Annotated[Path, typer.Argument(help="Drawings by scripts/draw_kinds.py, such as runs/kinds.npz.")],
     scenes: Annotated[int, typer.Option("--scenes", help="Scenes of each set.")] = 300,
     model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    *,
+    run: ResultFlags,
 ) -> None:
     """Measure what abc-mini sees in drawings of kinds and styles that it was, or was never, trained on."""
     from abc_rag.evaluation.pictures import evaluate_pictures
     from abc_rag.scenes.kinds import load_kinds
 
     drawings = load_kinds(str(expanded(kinds)))
-    report = evaluate_pictures(open_embedder(model, device), drawings, scenes=scenes, progress=not as_json)
-    if as_json:
-        print_json(report.as_dict())
-        return
-    print_table(
-        ("picture + instruction -> phrase", "%"),
-        [(name, f"{100 * shares['all']:.1f}") for name, shares in report.sets.items()],
-        title=f"{report.model}: {report.scenes} scenes a set, {report.candidates} candidate phrases",
-    )
+    run.finish(evaluate_pictures(open_embedder(model, device), drawings, scenes=scenes, progress=not run.as_json))
 
 
 @evaluate.command("speaking")
+@grouped
 def evaluate_speaking_command(
     scenes: Annotated[int, typer.Option("--scenes", help="Number of held-out scenes.")] = 100,
     model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    *,
+    run: ResultFlags,
 ) -> None:
     """Measure the answers of abc-mini's base: about a picture, from sources, refusals, judgements."""
     from abc_rag.answering.load import load_generator
     from abc_rag.evaluation.speaking import evaluate_speaking
 
-    report = evaluate_speaking(load_generator(model, device=device), scenes=scenes)
-    if as_json:
-        print_json(report.as_dict())
-        return
-    shares = {
-        "picture + question -> answer, exact words": report.answered,
-        "from sources: answer and citation": report.cited,
-        "absent things said to be absent": report.refused,
-        "judged rightly, yes or no (chance: 50)": report.judged,
-    }
-    rows = [(label, f"{100 * share:.1f}") for label, share in shares.items()]
-    print_table(("measure", "%"), rows, title=f"{model}: {report.scenes} held-out scenes")
+    run.finish(evaluate_speaking(load_generator(model, device=device), scenes=scenes))
 
 
 @evaluate.command("twins")
+@grouped
 def evaluate_twins_command(
     scenes: Annotated[int, typer.Option("--scenes", help="Number of the 1,000 pictures; even.")] = 1000,
     candidates: Annotated[int, typer.Option("--candidates", help="Pictures considered for reranking.")] = 50,
     judge: JudgeOption = False,
     model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    *,
+    run: ResultFlags,
 ) -> None:
     """Measure each step of a search on held-out pictures, each beside a twin that differs only in what is asked."""
     from abc_rag.evaluation.twins import evaluate_twins
 
     embedder, generator = _both(model, device, judge)
-    report = evaluate_twins(embedder, generator=generator, scenes=scenes, candidates=candidates, progress=not as_json)
-    if as_json:
-        print_json(report.as_dict())
-        return
-    paths = [*report.paths, *(replace(path, name=f"{path.name}, unseen words") for path in report.unseen)]
-    rows = [
-        [
-            path.name,
-            *(f"{100 * share:.1f}" for share in (path.recall_at_1, path.recall_at_10, path.before_twin)),
-            *(f"{path.ms:.0f}", f"{path.ms_p90:.0f}", f"{path.second_looks:.1f}", f"{path.vectors:.0f}"),
-        ]
-        for path in paths
-    ]
-    columns = ("path", "R@1", "R@10", "before its twin", "ms/query", "p90", "second looks", "vectors/picture")
-    print_table(columns, rows, title=f"{report.model}: {report.pictures} pictures, {report.questions} questions")
-    by_aspect = [[path.name, *(f"{100 * share:.1f}" for share in path.by_aspect.values())] for path in paths]
-    print_table(["path", *report.paths[0].by_aspect], by_aspect, title="R@1 by aspect")
+    progress = not run.as_json
+    run.finish(evaluate_twins(embedder, generator=generator, scenes=scenes, candidates=candidates, progress=progress))
 
 
 @evaluate.command("keywords")

@@ -61,7 +61,7 @@ class Server:
         except ModuleNotFoundError as error:
             raise MissingExtraError.for_module(error, "asking a server", extra="generate") from error
         self.url = checked_url(url)
-        self._variable = key_variable
+        self.variable = key_variable
         self._patience_s = patience_s
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
@@ -119,10 +119,10 @@ class Server:
             return found
 
     def _headers(self) -> dict[str, str]:
-        key = os.environ.get(self._variable, "").strip()
+        key = os.environ.get(self.variable, "").strip()
         # Checked here, as httpx would repeat the key in its message.
         if not (key.isascii() and (key.isprintable() or not key)):
-            raise InputError(f"${self._variable} holds characters that no key has; correct it")
+            raise InputError(f"${self.variable} holds characters that no key has; correct it")
         return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -144,7 +144,7 @@ def error_told(refused: Refused, server: Server, *, source: str | None = None) -
     message = str(told.get("message") or refused)[:2000]
     kind = getattr(abc_rag.errors, str(told.get("code")), None)
     if refused.status in (401, 403):
-        return InputError(f"the server at {server.url} refuses the key ({message}); set ${KEY_VARIABLE}")
+        return InputError(f"the server at {server.url} refuses the key ({message}); set ${server.variable}")
     if isinstance(kind, type) and issubclass(kind, ABCRagError) and not issubclass(kind, PartialIndexError):
         if issubclass(kind, (ImageError, DocumentError)):
             return kind(source or str(told.get("source") or "a picture"), str(told.get("reason") or message))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class OpenAIEmbedder(Embedder):
     ) -> None:
         if not isinstance(model, str) or not model.strip():
             raise InputError('the model on the server has no name; name it: "openai:http://127.0.0.1:8000/v1#MODEL"')
-        self._settings = (url, model, image_limits, patience_s)
+        self._settings: dict[str, Any] = {"image_limits": image_limits, "patience_s": patience_s}
         self._server = Server(url, key_variable=_KEY_VARIABLE, patience_s=patience_s)
         self._model = model
         self._limits = image_limits
@@ -54,7 +55,7 @@ class OpenAIEmbedder(Embedder):
         self._dim: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, self._settings
+        return partial(type(self), self._server.url, self._model, **self._settings), ()
 
     def __repr__(self) -> str:
         return f"OpenAIEmbedder({self._server.url!r}, {self._model!r})"
@@ -122,10 +123,6 @@ class OpenAIEmbedder(Embedder):
             ) from error
         unit: Vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return unit
-
-
-def _rebuilt(url: str, model: str, image_limits: ImageLimits, patience_s: float) -> OpenAIEmbedder:
-    return OpenAIEmbedder(url, model, image_limits=image_limits, patience_s=patience_s)
 
 
 def _texts(inputs: Sequence[Input], first: int, most: int) -> list[str]:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,14 +86,14 @@ class RemoteEmbedder(Embedder):
     """
 
     def __init__(self, url: str, *, image_limits: ImageLimits = DEFAULT_LIMITS, patience_s: float = 120.0) -> None:
-        self._settings = (url, image_limits, patience_s)
+        self._settings: dict[str, Any] = {"image_limits": image_limits, "patience_s": patience_s}
         self._server = Server(url, patience_s=patience_s)
         self._limits = image_limits
         self._connecting = threading.Lock()
         self._known: _Model | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, self._settings
+        return partial(type(self), self.url, **self._settings), ()
 
     def __repr__(self) -> str:
         return f"RemoteEmbedder({self._server.url!r})"
@@ -267,10 +268,6 @@ class RemoteEmbedder(Embedder):
         sha256 = hashlib.sha256(data).hexdigest()
         request.pictures[sha256] = data
         return {"sha256": sha256}
-
-
-def _rebuilt(url: str, image_limits: ImageLimits, patience_s: float) -> RemoteEmbedder:
-    return RemoteEmbedder(url, image_limits=image_limits, patience_s=patience_s)
 
 
 def _model_told(told: dict[str, Any]) -> _Model:

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-__all__ = ["ForkSafeLock", "Worker", "async_twin", "in_thread"]
+__all__ = [
+    "ForkSafeLock",
+    "Run",
+    "Worker",
+    "async_twin",
+    "awaiting",
+    "blocking",
+    "core_of",
+    "either",
+    "in_thread",
+    "inline",
+]
 
 P = ParamSpec("P")
-S = TypeVar("S")
 T = TypeVar("T")
 
 # One for all workers, held only while a pool is looked up or made: only a module's lock survives a fork (see below).
@@ -70,19 +81,83 @@ in_thread = Worker("abc-rag-await", threads=8).run
 """`Worker.run` of the worker that everything in this process shares."""
 
 
-def async_twin(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+def async_twin(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
     """The async twin of a method: it runs the method in the object's own ``_worker``, else in the shared threads."""
-    name = method.__name__
 
     @wraps(method)
-    async def twin(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
-        worker = getattr(self, "_worker", None)
+    async def twin(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:  # noqa: ANN401
         # By name, so that a subclass's own method is called.
-        return await (in_thread if worker is None else worker.run)(getattr(self, name), *args, **kwargs)
+        result: T = await _run_of(self)(getattr(self, method.__name__), *args, **kwargs)
+        return result
 
-    twin.__name__, twin.__qualname__ = f"a{name}", method.__qualname__.replace(name, f"a{name}")
-    twin.__doc__ = f"See `{name}`; does not block the event loop. A call that is cancelled before it began never runs."
-    return twin  # type: ignore[return-value]  # wraps() hides the first argument from mypy
+    return _as_twin(twin, method, "A call that is cancelled before it began never runs.")  # type: ignore[no-any-return]
+
+
+Run = Callable[..., Awaitable[Any]]
+"""How a core that is written once for both ways makes a call that takes long: by `inline`, or in a thread."""
+
+
+async def inline(call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+    """Make a call at once, in the caller's thread."""
+    return call(*arguments, **keywords)
+
+
+async def either(run: Run, call: Callable[P, T], acall: Callable[P, Awaitable[T]], *a: P.args, **k: P.kwargs) -> T:
+    """What a core awaits in place of ``run(call)`` where the call has an async twin, which event loops are to get."""
+    return call(*a, **k) if run is inline else await acall(*a, **k)
+
+
+def blocking(core: Callable[Concatenate[Any, Run, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
+    """Makes a method for callers who wait of an asynchronous core, which is given `inline` and awaits only by it.
+
+    `awaiting` makes the method for event loops of the same core.
+    """
+
+    @wraps(core)
+    def method(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:  # noqa: ANN401
+        running = core(self, inline, *args, **kwargs)
+        try:
+            running.send(None)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        running.close()
+        raise RuntimeError(f"{core.__qualname__} awaits something else than its run")
+
+    owner, _, *parameters = inspect.signature(core).parameters.values()
+    made: Any = method
+    made.__signature__ = inspect.Signature([owner, *parameters])
+    return made  # type: ignore[no-any-return]
+
+
+def awaiting(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """The async twin of a method by `blocking`: calls of the core run where `async_twin` runs methods."""
+
+    @wraps(method)
+    async def twin(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:  # noqa: ANN401
+        result: T = await core_of(method)(self, _run_of(self), *args, **kwargs)
+        return result
+
+    return _as_twin(twin, method, "A cancelled call makes no further step.")  # type: ignore[no-any-return]
+
+
+def core_of(method: Callable[..., T]) -> Callable[..., Coroutine[Any, Any, T]]:
+    """The core of a method by `blocking`, to be awaited in another one, which hands on its object and its `Run`."""
+    core: Callable[..., Coroutine[Any, Any, T]] = inspect.unwrap(method)
+    return core
+
+
+def _run_of(owner: object) -> Run:
+    worker: Worker | None = getattr(owner, "_worker", None)
+    return in_thread if worker is None else worker.run
+
+
+def _as_twin(twin: Any, method: Callable[..., object], more: str) -> Any:  # noqa: ANN401
+    name = method.__name__
+    awaited = f"_a{name[1:]}" if name.startswith("_") else f"a{name}"
+    twin.__name__, twin.__qualname__ = awaited, method.__qualname__.replace(name, awaited)
+    twin.__doc__ = f"See `{name}`; does not block the event loop. {more}"
+    return twin
 
 
 class ForkSafeLock:

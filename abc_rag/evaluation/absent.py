@@ -28,9 +28,8 @@ from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
 from abc_rag.evaluation.metrics import auroc, best_threshold
 from abc_rag.evaluation.results import Cell, Results, ResultTable, settings
-from abc_rag.evaluation.twins import AskedScene, twin_scenes
+from abc_rag.evaluation.twins import AskedScene, draw_all, twin_scenes
 from abc_rag.ingest.pictures import index_images
-from abc_rag.scenes.drawing import render
 from abc_rag.scenes.world import KINDS, phrase
 from abc_rag.search.answer import Answer
 from abc_rag.search.rewriting.rules import RuleRewriter
@@ -39,7 +38,6 @@ from abc_rag.store.chroma.store import ChromaStore
 __all__ = ["AbsenceQuestion", "absence_questions", "evaluate_absent"]
 
 _SEED = 20_264
-_SIZE = 168
 _ASK = (
     "show me a picture with {}", "which picture has {}?", "is there a picture of {}?", "find the photo with {}",
     "do you have any pictures with {}?", "I need a picture of {} for my slides, please",
@@ -103,9 +101,7 @@ def evaluate_absent(
         raise InputError(f"scenes must be between 10 and 200, not {scenes}")
     stored, asked = absence_questions(scenes)
     with tempfile.TemporaryDirectory(prefix="abc-rag-evaluate-") as scratch:
-        files = [Path(scratch, f"{number:04}.png") for number in range(len(stored))]
-        for file, one in zip(files, stored, strict=True):
-            render(one.scene, _SIZE).save(file)
+        files = draw_all(stored, Path(scratch))
         with ChromaStore(path=Path(scratch, "store"), fingerprint=embedder.fingerprint) as store:
             index_images(files, embedder, store, progress=progress)
             rules = Retriever(embedder, store, rewriter=RuleRewriter())

@@ -24,9 +24,8 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
 from abc_rag.evaluation.results import Cell, Results, ResultTable, settings
-from abc_rag.evaluation.twins import twin_scenes
+from abc_rag.evaluation.twins import draw_all, twin_scenes
 from abc_rag.ingest.pictures import index_images
-from abc_rag.scenes.drawing import render
 from abc_rag.search.retriever import Retriever
 from abc_rag.store.chroma.store import ChromaStore
 from abc_rag.types import Hit, Record
@@ -37,7 +36,6 @@ _SEED = 20_263
 _EACH = 50
 _DEPTH = 10
 _PHRASE = 6
-_SIZE = 168
 _PARTS = ("gearbox", "pump", "valve", "bearing", "manifold", "turbine", "rotor", "coupling", "filter", "piston")
 _PLACES = ("inlet", "outlet", "housing", "shaft", "flange", "gasket", "bracket", "cover", "spring", "seal")
 _VIEWS = ("exploded view", "cross-section", "wiring diagram", "side elevation", "thermal map", "flow chart")
@@ -122,16 +120,13 @@ def evaluate_keywords(embedder: Embedder, *, passages: int = 600, progress: bool
         raise InputError(f"passages must be at least 100, not {passages}")
     texts, figures, asked = word_questions(manual_passages(passages))
     scenes = twin_scenes(2 * _EACH + len(figures))
-    shown, rest = scenes[: 2 * _EACH], scenes[2 * _EACH :]
+    shown = scenes[: 2 * _EACH]
     ids = [f"scene-{n}" for n in range(len(shown))]
     for one in shown[::2]:
         right = frozenset(id_ for id_, other in zip(ids, shown, strict=True) if one.fits(other.scene))
         asked.append(WordQuestion("paraphrase", one.question, right))
     with tempfile.TemporaryDirectory(prefix="abc-rag-evaluate-") as scratch:
-        files = []
-        for n, one in enumerate([*shown, *rest]):
-            files.append(Path(scratch, f"{n:04}.png"))
-            render(one.scene, _SIZE).save(files[-1])
+        files = draw_all(scenes, Path(scratch))
         with ChromaStore(Path(scratch, "store"), fingerprint=embedder.fingerprint) as store:
             store.add(texts, embedder.embed_texts([record.text for record in texts]))
             index_images(files[: len(ids)], embedder, store, ids=ids, progress=progress)

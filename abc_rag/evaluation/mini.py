@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
+from abc_rag.evaluation.results import Results, ResultTable, settings
 from abc_rag.evaluation.wordings import wording_groups
 from abc_rag.scenes.captions import captions
 from abc_rag.scenes.drawing import render
@@ -20,61 +19,40 @@ from abc_rag.scenes.wide import as_wide
 from abc_rag.scenes.world import Scene, held_out_scenes, phrase, phrases
 from abc_rag.types import Image, Input, InstructedImage, Text, Vectors
 
-__all__ = ["MiniReport", "evaluate_mini"]
+__all__ = ["evaluate_mini"]
 
 _SEED = 20_261
 _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
-@dataclass(frozen=True)
-class MiniReport:
-    """The result of `evaluate_mini`. All values but the counts are shares in [0, 1].
-
-    Attributes:
-        scenes: Number of held-out scenes.
-        questions: Number of (picture, instruction) pairs.
-        candidates: Number of phrases that each pair is compared with.
-        accuracy: Picture + instruction -> phrase, over all questions.
-        accuracy_unseen_wording: The same, in wordings that training never used.
-        both_sides: Pictures with both sides (left and right, or top and bottom) answered correctly.
-        by_aspect: Accuracy by aspect.
-        without_instruction: Accuracy on the same questions with the picture alone.
-        order_with_instruction: Questions about a side for which the object on that side scores above the other one.
-        order_without_instruction: The same with the picture alone; chance is 0.5.
-        caption_to_picture: R@1 of the picture among all pictures, by its caption.
-        picture_to_caption: R@1 of the caption among all captions, by its picture.
-        wordings: As ``accuracy``, of the first quarter of the scenes, asked as people type; by group of wordings (forms
-            and words that the grammar gives to training or leaves out), then over ``"all"`` and by aspect.
-        model: The embedder's fingerprint.
-    """
-
-    scenes: int
-    questions: int
-    candidates: int
-    accuracy: float
-    accuracy_unseen_wording: float
-    both_sides: float
-    by_aspect: dict[str, float]
-    without_instruction: float
-    order_with_instruction: float
-    order_without_instruction: float
-    caption_to_picture: float
-    picture_to_caption: float
-    wordings: dict[str, dict[str, float]]
-    model: str = field(default="")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
-        return asdict(self)
+_SHOWN = {
+    "accuracy": "picture + instruction -> phrase",
+    "accuracy_unseen_wording": "the same, in wordings never trained on",
+    "both_sides": "both sides of a picture answered correctly",
+    "without_instruction": "without the instruction -> phrase",
+    "order_with_instruction": "asked object before the other, with the instruction",
+    "order_without_instruction": "asked object before the other, without it (chance: 50)",
+    "caption_to_picture": "caption -> picture, R@1",
+    "picture_to_caption": "picture -> caption, R@1",
+}
+_WORDINGS = "unseen forms, unseen words"
 
 
-def evaluate_mini(embedder: Embedder, *, scenes: int = 1000, progress: bool = False) -> MiniReport:
+def evaluate_mini(embedder: Embedder, *, scenes: int = 1000, progress: bool = False) -> Results:
     """Ask about every aspect of held-out scenes, and compare with every phrase of the world.
 
     Args:
         embedder: Usually ``load_embedder("abc-mini")``.
         scenes: Number of scenes: the first of a fixed set of 1,000.
         progress: Show progress bars.
+
+    Returns:
+        Shares of right answers: over all questions, and in wordings that training never used; of pictures with both
+        sides (left and right, or top and bottom) answered correctly; with the picture alone; of questions about a side
+        for which the object on that side scores above the other one; R@1 of captions and pictures.
+        ``details["by_aspect"]`` has the first by aspect; ``details["wordings"]`` that of the first quarter of the
+        scenes, asked as people type, by group of wordings (forms and words that the grammar gives to training or leaves
+        out), over ``"all"`` and by aspect.
 
     Raises:
         InputError: ``scenes`` is not between 2 and 1,000.
@@ -105,28 +83,34 @@ def evaluate_mini(embedder: Embedder, *, scenes: int = 1000, progress: bool = Fa
     texts = embedder.embed([Text(captions(scene, rng)) for scene in drawn], progress=progress)
     similarity = texts @ alone.T
     own = np.arange(scenes)
-    return MiniReport(
-        scenes=scenes,
-        questions=len(asked),
-        candidates=len(answers),
-        accuracy=float(right.mean()),
-        accuracy_unseen_wording=float(right_unseen.mean()),
-        both_sides=_both_sides(asked, right),
-        by_aspect=_by_aspect(asked, right),
-        without_instruction=float(alone_right.mean()),
-        order_with_instruction=_order(drawn, asked, scores, position),
-        order_without_instruction=_order(drawn, asked, alone_scores, position),
-        caption_to_picture=float((similarity.argmax(axis=1) == own).mean()),
-        picture_to_caption=float((similarity.argmax(axis=0) == own).mean()),
-        wordings=wording_groups(
-            embedder,
-            [as_wide(scene) for scene in drawn[: max(2, scenes // 4)]],
-            pictures,
-            answers,
-            seed=_SEED,
-            progress=progress,
-        ),
+    metrics = {
+        "accuracy": float(right.mean()),
+        "accuracy_unseen_wording": float(right_unseen.mean()),
+        "both_sides": _both_sides(asked, right),
+        "without_instruction": float(alone_right.mean()),
+        "order_with_instruction": _order(drawn, asked, scores, position),
+        "order_without_instruction": _order(drawn, asked, alone_scores, position),
+        "caption_to_picture": float((similarity.argmax(axis=1) == own).mean()),
+        "picture_to_caption": float((similarity.argmax(axis=0) == own).mean()),
+    }
+    aspects = _by_aspect(asked, right)
+    wide = [as_wide(scene) for scene in drawn[: max(2, scenes // 4)]]
+    wordings = wording_groups(embedder, wide, pictures, answers, seed=_SEED, progress=progress)
+    shares = {
+        **{f"as people type: {group}": found["all"] for group, found in wordings.items()},
+        **{f"{_WORDINGS}: {name}": share for name, share in wordings[_WORDINGS].items() if name != "all"},
+        **{_SHOWN[name]: share for name, share in metrics.items()},
+        **{f"aspect: {aspect}": share for aspect, share in aspects.items()},
+    }
+    title = f"mini: {scenes} held-out scenes, {len(asked)} questions, {len(answers)} candidate phrases"
+    counts = {"scenes": scenes, "questions": len(asked), "candidates": len(answers)}
+    return Results(
+        benchmark="mini",
         model=str(embedder.fingerprint),
+        metrics=metrics,
+        settings=settings(embedder, scenes=scenes) | {"counts": counts},
+        tables=[ResultTable(title, ["measure", "%"], [[name, 100 * share] for name, share in shares.items()])],
+        details={"by_aspect": aspects, "wordings": wordings},
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
+from abc_rag.evaluation.results import Results, ResultTable, settings
 from abc_rag.evaluation.wordings import by_aspect, share_right
 from abc_rag.scenes.asking import asked
 from abc_rag.scenes.kinds import UNSEEN_STYLE, Kinds
@@ -15,35 +14,13 @@ from abc_rag.scenes.typing import typed
 from abc_rag.scenes.wide import WideScene, draw_scene, draw_wide, wear
 from abc_rag.scenes.world import BACKGROUNDS, background_phrase, phrase
 
-__all__ = ["PicturesReport", "evaluate_pictures"]
+__all__ = ["evaluate_pictures"]
 
 _SEED = 20_264
 _SIZE = 336
 
 
-@dataclass(frozen=True)
-class PicturesReport:
-    """The result of `evaluate_pictures`: picture + instruction -> phrase, as shares in [0, 1].
-
-    Attributes:
-        scenes: Scenes of each set.
-        candidates: Number of phrases.
-        sets: Name -> share over ``"all"`` questions and by aspect. The sets are ``"seen styles"``, the same ``"worn"``,
-            ``"unseen style"``, that ``"unseen style, worn"``, and ``"unseen kinds"`` in styles that were trained on.
-        model: The embedder's fingerprint.
-    """
-
-    scenes: int
-    candidates: int
-    sets: dict[str, dict[str, float]]
-    model: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
-        return asdict(self)
-
-
-def evaluate_pictures(embedder: Embedder, kinds: Kinds, *, scenes: int = 300, progress: bool = False) -> PicturesReport:
+def evaluate_pictures(embedder: Embedder, kinds: Kinds, *, scenes: int = 300, progress: bool = False) -> Results:
     """Ask about scenes of one to three objects, in wordings that training uses, against the phrases of all kinds.
 
     Args:
@@ -51,6 +28,11 @@ def evaluate_pictures(embedder: Embedder, kinds: Kinds, *, scenes: int = 300, pr
         kinds: From an archive; see `abc_rag.scenes.kinds`.
         scenes: Scenes of each set.
         progress: Show progress bars.
+
+    Returns:
+        Shares of right answers of five sets: ``"seen styles"``, the same ``"worn"``, ``"unseen style"``, that
+        ``"unseen style, worn"``, and ``"unseen kinds"`` in styles that were trained on. ``details["sets"]`` has them
+        over ``"all"`` questions and by aspect.
 
     Raises:
         InputError: There are no kinds or no drawings that training leaves out.
@@ -78,15 +60,21 @@ def evaluate_pictures(embedder: Embedder, kinds: Kinds, *, scenes: int = 300, pr
         return by_aspect(questions, share_right(embedder, pictures, answers, questions, progress=progress))
 
     seen = list(kinds.seen)
-    return PicturesReport(
-        scenes=scenes,
-        candidates=len(answers),
-        sets={
-            "seen styles": ask(seen, None),
-            "worn": ask(seen, None, worn=True),
-            "unseen style": ask(drawn, UNSEEN_STYLE),
-            "unseen style, worn": ask(drawn, UNSEEN_STYLE, worn=True),
-            "unseen kinds": ask([k for k in kinds.unseen if kinds.styles(k)], None),
-        },
+    sets = {
+        "seen styles": ask(seen, None),
+        "worn": ask(seen, None, worn=True),
+        "unseen style": ask(drawn, UNSEEN_STYLE),
+        "unseen style, worn": ask(drawn, UNSEEN_STYLE, worn=True),
+        "unseen kinds": ask([k for k in kinds.unseen if kinds.styles(k)], None),
+    }
+    metrics = {name: shares["all"] for name, shares in sets.items()}
+    title = f"pictures: {scenes} scenes a set, {len(answers)} candidate phrases"
+    columns = ["picture + instruction -> phrase", "%"]
+    return Results(
+        benchmark="pictures",
         model=str(embedder.fingerprint),
+        metrics=metrics,
+        settings=settings(embedder, scenes=scenes) | {"counts": {"candidates": len(answers)}},
+        tables=[ResultTable(title, columns, [[name, 100 * share] for name, share in metrics.items()])],
+        details={"sets": sets},
     )

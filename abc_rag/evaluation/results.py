@@ -151,11 +151,11 @@ class Results:
             console.print(f"[dim]{escape(line)}[/dim]")
 
 
-def settings(embedder: Embedder, **given: Any) -> dict[str, Any]:  # noqa: ANN401
+def settings(embedder: Embedder | None, **given: Any) -> dict[str, Any]:  # noqa: ANN401
     """Everything needed to repeat an evaluation.
 
     Args:
-        embedder: The model that was measured.
+        embedder: The model that was measured; None for one that does not embed.
         given: The evaluation's own arguments. The path of a file is recorded with the file's SHA-256.
 
     Returns:
@@ -166,12 +166,13 @@ def settings(embedder: Embedder, **given: Any) -> dict[str, Any]:  # noqa: ANN40
 
     from abc_rag import __version__
 
-    device, dtype = compute_of(embedder)
+    model: dict[str, Any] = {}
+    if embedder is not None:
+        device, dtype = compute_of(embedder)
+        model = {"model": dict(embedder.fingerprint.__dict__), "device": device, "dtype": dtype}
     return {
         "arguments": {name: _recorded(value) for name, value in given.items()},
-        "model": dict(embedder.fingerprint.__dict__),
-        "device": device,
-        "dtype": dtype,
+        **model,
         "versions": {
             "abc-rag": __version__,
             "python": platform.python_version(),

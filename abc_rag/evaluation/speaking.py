@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from abc_rag.answering.generator import Generator
 from abc_rag.errors import InputError
+from abc_rag.evaluation.metrics import share
+from abc_rag.evaluation.results import Results, ResultTable, settings
 from abc_rag.models.tasks import JUDGEMENTS, REFUSAL, Source, answering, judging
 from abc_rag.scenes.asking import asked
 from abc_rag.scenes.kinds import load_kinds
@@ -19,41 +19,32 @@ from abc_rag.scenes.wide import WideScene, as_wide, draw_wide
 from abc_rag.scenes.world import KINDS, held_out_scenes, phrase
 from abc_rag.types import Image, Message, Text
 
-__all__ = ["SpeakingReport", "evaluate_speaking"]
+__all__ = ["evaluate_speaking"]
 
 _SEED = 20_265
 _SIZE = 336
 
 
-@dataclass(frozen=True)
-class SpeakingReport:
-    """The result of `evaluate_speaking`, as shares in [0, 1]; wordings are of forms that training never uses.
-
-    Attributes:
-        scenes: Held-out scenes, and so questions of each measure.
-        answered: Picture + question -> the exact words.
-        cited: With two to three pictures as sources, answer and citation both right.
-        refused: Things that are in none of the sources are said to be absent.
-        judged: Yes or no, whether a picture is what a search asks for; half of them are.
-    """
-
-    scenes: int
-    answered: float
-    cited: float
-    refused: float
-    judged: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
-        return asdict(self)
+_SHOWN = {
+    "answered": "picture + question -> answer, exact words",
+    "cited": "from sources: answer and citation",
+    "refused": "absent things said to be absent",
+    "judged": "judged rightly, yes or no (chance: 50)",
+}
 
 
-def evaluate_speaking(generator: Generator, *, scenes: int = 100) -> SpeakingReport:
+def evaluate_speaking(generator: Generator, *, scenes: int = 100) -> Results:
     """Ask about held-out scenes of the package's own world.
 
     Args:
         generator: Such as ``load_generator("abc-mini")``.
-        scenes: Number of scenes.
+        scenes: Number of scenes, and so of questions of each measure.
+
+    Returns:
+        Shares in wordings of forms that training never uses. ``answered``: picture and question give the exact words.
+        ``cited``: with two to three pictures as sources, answer and citation are both right. ``refused``: things that
+        are in none of the sources are said to be absent. ``judged``: yes or no, whether a picture is what a search asks
+        for; half of them are.
 
     Raises:
         InputError: There are fewer than two scenes.
@@ -93,9 +84,20 @@ def evaluate_speaking(generator: Generator, *, scenes: int = 100) -> SpeakingRep
     right: dict[str, list[bool]] = {}
     for (measure, _, wanted), one in zip(asks, said, strict=True):
         right.setdefault(measure, []).append(_plain(one.text) == _plain(wanted))
-    shares = {measure: sum(found) / len(found) for measure, found in right.items()}
-    return SpeakingReport(
-        scenes, shares["answered"], shares.get("cited", 0.0), shares["refused"], sum(judged) / len(judged)
+    right["judged"] = judged
+    metrics = {measure: share(right.get(measure, [False])) for measure in _SHOWN}
+    return Results(
+        benchmark="speaking",
+        model=generator.model,
+        metrics=metrics,
+        settings=settings(getattr(generator, "embedder", None), scenes=scenes),
+        tables=[
+            ResultTable(
+                f"speaking: {scenes} held-out scenes",
+                ["measure", "%"],
+                [[_SHOWN[measure], 100 * value] for measure, value in metrics.items()],
+            )
+        ],
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from abc_rag.answering.rewriter import GenerativeRewriter
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
+from abc_rag.evaluation.results import Results, ResultTable, settings
 from abc_rag.ingest.pictures import index_images
 from abc_rag.scenes.drawing import render
 from abc_rag.scenes.searching import searched
@@ -51,13 +52,15 @@ from abc_rag.search.rewriting.rules import RuleRewriter
 from abc_rag.store.base import Store
 from abc_rag.store.chroma.store import ChromaStore
 
-__all__ = ["AskedScene", "PathReport", "TwinsReport", "ask_all", "evaluate_twins", "twin_scenes"]
+__all__ = ["AskedScene", "PathReport", "ask_all", "draw_all", "evaluate_twins", "twin_scenes"]
 
 Rerank = bool | Literal["auto", "judge"]
 
 _SEED = 20_262
 _SIZE = 168
 _K = 10
+_SHARES = ("recall_at_1", "recall_at_10", "before_twin")
+_COSTS = {"ms": 0, "ms_p90": 0, "second_looks": 1, "vectors": 0}  # with so many decimal places
 
 # Wordings that people use, written without looking at the rules. The rules then got four wordings that they lacked ("at
 # the top there is", "the food shown is", "which is the picture where", "for my slides").
@@ -125,33 +128,6 @@ class PathReport:
     ms_p90: float
     second_looks: float
     vectors: float
-
-
-@dataclass(frozen=True)
-class TwinsReport:
-    """The result of `evaluate_twins`.
-
-    Attributes:
-        model: The embedder's fingerprint.
-        pictures: Number of pictures.
-        questions: Number of questions.
-        candidates: Number of pictures that get a second look.
-        facets: The instructions under which pictures are stored, where they are.
-        paths: The ways to search, in the project's own wordings.
-        unseen: The same, with words that abc-mini's training never uses, capitals and slips; see `abc_rag.scenes`.
-    """
-
-    model: str
-    pictures: int
-    questions: int
-    candidates: int
-    facets: list[str]
-    paths: list[PathReport]
-    unseen: list[PathReport] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
-        return asdict(self)
 
 
 def twin_scenes(count: int = 1000, *, seed: int = _SEED) -> list[AskedScene]:
@@ -290,7 +266,7 @@ def evaluate_twins(
     scenes: int = 1000,
     candidates: int = 50,
     progress: bool = False,
-) -> TwinsReport:
+) -> Results:
     """Ask every question in five ways, from the plain search to rewriting, second look and facets together.
 
     Args:
@@ -299,6 +275,11 @@ def evaluate_twins(
         scenes: Number of pictures and of questions; even.
         candidates: Number of pictures that get a second look.
         progress: Show progress bars.
+
+    Returns:
+        Recall, and what each way costs. ``details["paths"]`` has a `PathReport` for each way, in the project's own
+        wordings; ``details["unseen"]`` the same with words that abc-mini's training never uses, capitals and slips (see
+        `abc_rag.scenes`); ``details["facets"]`` the instructions under which pictures are stored, where they are.
 
     Raises:
         InputError: ``scenes`` is not an even number between 2 and 1,000.
@@ -310,13 +291,10 @@ def evaluate_twins(
     facets = sorted({rules.rewrite(one.question, has_image=False).instruction for one in twin_scenes()})
     judge = None if generator is None else GenerativeJudge(generator)
     paths: list[PathReport] = []
-    unseen: list[PathReport] = []
+    unseen: list[PathReport] = []  # the same in words that training never uses
     reworded = [_reworded(one, random.Random(f"{_SEED} {n}")) for n, one in enumerate(asked)]
     with tempfile.TemporaryDirectory(prefix="abc-rag-evaluate-") as scratch:
-        files = []
-        for number, one in enumerate(asked):
-            files.append(Path(scratch, f"{number:04}.png"))
-            render(one.scene, _SIZE).save(files[-1])
+        files = draw_all(asked, Path(scratch))
         # Two stores, so that searches without facets find none.
         for name, stored in (("plain", []), ("facets", facets)):
             with ChromaStore(path=Path(scratch, name), fingerprint=embedder.fingerprint) as store:
@@ -341,7 +319,45 @@ def evaluate_twins(
                             candidates=candidates, progress=progress,
                         )  # fmt: skip
                         found.append(replace(path, vectors=1.0 + len(stored)))
-    return TwinsReport(str(embedder.fingerprint), len(asked), len(asked), candidates, facets, paths, unseen)
+    shown = [*paths, *(replace(path, name=f"{path.name}, unseen words") for path in unseen)]
+    columns = ["path", "R@1", "R@10", "before its twin", "ms/query", "p90", "second looks", "vectors/picture"]
+    return Results(
+        benchmark="twins",
+        model=str(embedder.fingerprint),
+        metrics={f"{path.name}: {name}": getattr(path, name) for path in shown for name in _SHARES},
+        settings=settings(
+            embedder, scenes=scenes, candidates=candidates, generator=None if generator is None else generator.model
+        ),
+        tables=[
+            ResultTable(
+                f"twins: {len(asked)} pictures, {len(asked)} questions",
+                columns,
+                [
+                    [
+                        path.name,
+                        *(100 * getattr(path, name) for name in _SHARES),
+                        *(f"{getattr(path, name):.{places}f}" for name, places in _COSTS.items()),
+                    ]
+                    for path in shown
+                ],
+            ),
+            ResultTable(
+                "R@1 by aspect",
+                ["path", *paths[0].by_aspect],
+                [[path.name, *(100 * share for share in path.by_aspect.values())] for path in shown],
+            ),
+        ],
+        details={"facets": facets, "paths": [asdict(path) for path in paths], "unseen": [asdict(u) for u in unseen]},
+    )
+
+
+def draw_all(asked: Iterable[AskedScene], folder: Path) -> list[Path]:
+    """Draw scenes into files that are numbered with four digits."""
+    files = []
+    for number, one in enumerate(asked):
+        files.append(folder / f"{number:04}.png")
+        render(one.scene, _SIZE).save(files[-1])
+    return files
 
 
 def _reworded(one: AskedScene, rng: random.Random) -> AskedScene:

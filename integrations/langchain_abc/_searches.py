@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from abc_rag import Embedder, Hit, Image, ImageLimits, ImageSource, InstructedImage
-from abc_rag.embedding.threads import Worker, async_twin
+from abc_rag.embedding.threads import Run, Worker, async_twin, awaiting, blocking, core_of, inline
 from abc_rag.errors import InputError
 from abc_rag.search import demanding, hybrid
 from abc_rag.store import Keywords, Store
@@ -23,7 +23,6 @@ from abc_rag.store.filters import by_shown_names
 from abc_rag.types import Modality
 from langchain_abc._documents import to_document, to_documents
 
-T = TypeVar("T")
 Filter = Mapping[str, Any] | None
 Scored = list[tuple[Document, float]]
 Keywording = bool | Literal["auto"]
@@ -56,8 +55,11 @@ class Searches(VectorStore):
 
     # -- by a question ---------------------------------------------------------------------------
 
-    def similarity_search(
+    @blocking
+    async def similarity_search(
         self,
+        _run: Run,
+        /,
         query: str,
         k: int = 4,
         filter: Filter = None,
@@ -85,27 +87,16 @@ class Searches(VectorStore):
             abc_rag.errors.InputError: The question is empty, or ``k`` or the filter cannot be used.
             abc_rag.errors.FingerprintMismatchError: The store holds another model's vectors.
         """
-        return _documents(
-            self.similarity_search_with_score(query, k, filter, modality=modality, keywords=keywords, **kwargs)
-        )
+        scored = core_of(Searches.similarity_search_with_score)
+        return _documents(await scored(self, _run, query, k, filter, modality=modality, keywords=keywords, **kwargs))
 
-    async def asimilarity_search(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter = None,
-        *,
-        modality: Modality | None = None,
-        keywords: Keywording = False,
-        **kwargs: object,
-    ) -> list[Document]:
-        """See `similarity_search`; does not block the event loop."""
-        return _documents(
-            await self.asimilarity_search_with_score(query, k, filter, modality=modality, keywords=keywords, **kwargs)
-        )
+    asimilarity_search = awaiting(similarity_search)
 
-    def similarity_search_with_score(
+    @blocking
+    async def similarity_search_with_score(
         self,
+        _run: Run,
+        /,
         query: str,
         k: int = 4,
         filter: Filter = None,
@@ -121,26 +112,12 @@ class Searches(VectorStore):
         """
         refuse_keywords(kwargs)
         _check(query, k)
-        words = self._words(query, keywords, filter)
-        return self._near(self._question(_embedded(query, words), k), k, filter, modality, words)
+        words = await _run(self._words, query, keywords, filter)
+        vector = await self._question(_run, _embedded(query, words), k)
+        scored: Scored = await _run(self._near, vector, k, filter, modality, words)
+        return scored
 
-    async def asimilarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Filter = None,
-        *,
-        modality: Modality | None = None,
-        keywords: Keywording = False,
-        **kwargs: object,
-    ) -> Scored:
-        """See `similarity_search_with_score`; does not block the event loop."""
-        refuse_keywords(kwargs)
-        _check(query, k)
-        words = await self._worker.run(self._words, query, keywords, filter)
-        return await self._asked(
-            _embedded(query, words), k, lambda vector: self._near(vector, k, filter, modality, words)
-        )
+    asimilarity_search_with_score = awaiting(similarity_search_with_score)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda score: score
@@ -225,8 +202,11 @@ class Searches(VectorStore):
 
     # -- maximal marginal relevance --------------------------------------------------------------
 
-    def max_marginal_relevance_search(
+    @blocking
+    async def max_marginal_relevance_search(
         self,
+        _run: Run,
+        /,
         query: str,
         k: int = 4,
         fetch_k: int = 20,
@@ -251,24 +231,11 @@ class Searches(VectorStore):
             Documents in the order in which they were chosen.
         """
         refuse_keywords(kwargs)
-        return self._varied(self._question(query, k), k, fetch_k, lambda_mult, filter, modality)
+        vector = await self._question(_run, query, k)
+        found: list[Document] = await _run(self._varied, vector, k, fetch_k, lambda_mult, filter, modality)
+        return found
 
-    async def amax_marginal_relevance_search(
-        self,
-        query: str,
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: Filter = None,
-        *,
-        modality: Modality | None = None,
-        **kwargs: object,
-    ) -> list[Document]:
-        """See `max_marginal_relevance_search`; does not block the event loop."""
-        refuse_keywords(kwargs)
-        return await self._asked(
-            query, k, lambda vector: self._varied(vector, k, fetch_k, lambda_mult, filter, modality)
-        )
+    amax_marginal_relevance_search = awaiting(max_marginal_relevance_search)
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -305,17 +272,13 @@ class Searches(VectorStore):
 
     # -- helpers -------------------------------------------------------------------------
 
-    def _question(self, query: str, k: int) -> list[float]:
+    async def _question(self, run: Run, query: str, k: int) -> list[float]:
         _check(query, k)
-        return self._embedding.embed_query(query)
-
-    async def _asked(self, query: str, k: int, search: Callable[[list[float]], T]) -> T:
-        _check(query, k)
-        if type(self._embedding).aembed_query is Embeddings.aembed_query:
+        if run is inline or type(self._embedding).aembed_query is Embeddings.aembed_query:
             # LangChain's default would run in the event loop's shared pool.
-            return await self._worker.run(lambda: search(self._embedding.embed_query(query)))
-        vector = await self._embedding.aembed_query(query)
-        return await self._worker.run(search, vector)
+            vector: list[float] = await run(self._embedding.embed_query, query)
+            return vector
+        return await self._embedding.aembed_query(query)
 
     def _picture(self, image: ImageSource, instruction: str | None, k: int) -> npt.ArrayLike:
         _check_k(k)

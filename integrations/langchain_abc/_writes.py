@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
 from abc_rag import ImageSource, Record
-from abc_rag.embedding.threads import async_twin
+from abc_rag.embedding.threads import Run, async_twin, awaiting, blocking, core_of, inline
 from abc_rag.errors import InputError
 from abc_rag.ingest import IndexReport, index_images, index_paths
 from abc_rag.search import Pictures
@@ -37,8 +37,11 @@ class Writes(Searches):
 
     # -- texts -----------------------------------------------------------------------------------
 
-    def add_texts(
+    @blocking
+    async def add_texts(
         self,
+        _run: Run,
+        /,
         texts: Iterable[str],
         metadatas: list[dict[str, Any]] | None = None,
         *,
@@ -67,37 +70,20 @@ class Writes(Searches):
         """
         refuse_keywords(kwargs)
         records = text_records(texts, metadatas, ids)
-        for part in self._new(records, batch_size):
-            with placed(part, records):
-                vectors = self._embedding.embed_documents([record.text for record in part])
-            self.store.add(part, vectors)
-        return [record.id for record in records]
-
-    async def aadd_texts(
-        self,
-        texts: Iterable[str],
-        metadatas: list[dict[str, Any]] | None = None,
-        *,
-        ids: Sequence[str | None] | None = None,
-        batch_size: int = _TEXTS,
-        **kwargs: object,
-    ) -> list[str]:
-        """See `add_texts`; does not block the event loop, and can be cancelled between batches."""
-        refuse_keywords(kwargs)
-        records = text_records(texts, metadatas, ids)
-        parts = await self._worker.run(lambda: list(self._new(records, batch_size)))
-        for part in parts:
+        for part in await _run(self._new, records, batch_size):
             passages = [record.text for record in part]
             with placed(part, records):
-                if type(self._embedding).aembed_documents is Embeddings.aembed_documents:
+                if _run is inline or type(self._embedding).aembed_documents is Embeddings.aembed_documents:
                     # LangChain's default would run in the event loop's shared pool.
-                    vectors = await self._worker.run(self._embedding.embed_documents, passages)
+                    vectors = await _run(self._embedding.embed_documents, passages)
                 else:
                     vectors = await self._embedding.aembed_documents(passages)
-            await self._worker.run(self.store.add, part, vectors)
+            await _run(self.store.add, part, vectors)
         return [record.id for record in records]
 
-    def _new(self, records: Sequence[Record], size: int) -> Iterator[list[Record]]:
+    aadd_texts = awaiting(add_texts)
+
+    def _new(self, records: Sequence[Record], size: int) -> list[list[Record]]:
         """Batches of what has to be embedded; refuses to replace a picture by a text."""
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(f"batch_size must be a positive int, not {size!r}")
@@ -108,13 +94,15 @@ class Writes(Searches):
         # Without a known model, an old vector may be another model's.
         known = self.store.has(made) if self.embedder is not None else set()
         new = [record for record in records if record.id not in known]
-        for start in range(0, len(new), size):
-            yield new[start : start + size]
+        return [new[start : start + size] for start in range(0, len(new), size)]
 
     # -- documents -------------------------------------------------------------------------------
 
-    def add_documents(
+    @blocking
+    async def add_documents(
         self,
+        _run: Run,
+        /,
         documents: Iterable[Document],
         *,
         ids: Sequence[str | None] | None = None,
@@ -138,45 +126,31 @@ class Writes(Searches):
             abc_rag.errors.PartialIndexError: Some pictures cannot be used; everything else is stored.
         """
         refuse_keywords({key: value for key, value in kwargs.items() if key != "batch_size"})
-        worded, pictured = split_documents(documents, ids, self._pictures())
+        worded, pictured = await _run(split_documents, documents, ids, self._pictures())
         stored = Stored(len(worded.places) + sum(len(part.places) for part in pictured))
         if worded.texts:
-            stored.take(worded.places, self.add_texts(worded.texts, worded.metadatas, ids=worded.ids, **kwargs))
+            texts = core_of(Writes.add_texts)
+            found = await texts(self, _run, worded.texts, worded.metadatas, ids=worded.ids, **kwargs)
+            stored.take(worded.places, found)
         for part in pictured:
+            images, named = core_of(Writes.add_images), part.ids or None
             with stored.failing(part.places):
-                found = self.add_images(part.images, part.metadatas, ids=part.ids or None, captions=part.captions)
+                found = await images(self, _run, part.images, part.metadatas, ids=named, captions=part.captions)
                 stored.take(part.places, found)
         return stored.ids()
 
-    async def aadd_documents(
-        self,
-        documents: Iterable[Document],
-        *,
-        ids: Sequence[str | None] | None = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> list[str]:
-        """See `add_documents`; does not block the event loop."""
-        refuse_keywords({key: value for key, value in kwargs.items() if key != "batch_size"})
-        worded, pictured = await self._worker.run(split_documents, documents, ids, self._pictures())
-        stored = Stored(len(worded.places) + sum(len(part.places) for part in pictured))
-        if worded.texts:
-            found = await self.aadd_texts(worded.texts, worded.metadatas, ids=worded.ids, **kwargs)
-            stored.take(worded.places, found)
-        for part in pictured:
-            with stored.failing(part.places):
-                found = await self.aadd_images(
-                    part.images, part.metadatas, ids=part.ids or None, captions=part.captions
-                )
-                stored.take(part.places, found)
-        return stored.ids()
+    aadd_documents = awaiting(add_documents)
 
     def _pictures(self) -> Pictures:
         return Pictures(roots=self.roots, limits=self.image_limits)
 
     # -- pictures --------------------------------------------------------------------------------
 
-    def add_images(
+    @blocking
+    async def add_images(
         self,
+        _run: Run,
+        /,
         images: Iterable[ImageSource],
         metadatas: Sequence[Mapping[str, Any]] | None = None,
         *,
@@ -208,33 +182,18 @@ class Writes(Searches):
         images = listed(images)
         prepared = picture_metadatas(images, metadatas)
         each = one_each(len(images), ids=ids, captions=captions)
-        return self._index(images, prepared, each["ids"], each["captions"], facets, keep)
-
-    async def aadd_images(
-        self,
-        images: Iterable[ImageSource],
-        metadatas: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        ids: Sequence[str] | None = None,
-        captions: Sequence[str] | None = None,
-        facets: Sequence[str] = (),
-        keep: bool = False,
-    ) -> list[str]:
-        """See `add_images`; does not block the event loop, and can be cancelled between batches of 64."""
-        images = listed(images)
-        prepared = picture_metadatas(images, metadatas)
-        each = one_each(len(images), ids=ids, captions=captions)
         stored = Stored(len(images))
-        for start in range(0, len(images), _PICTURES):
-            part = slice(start, start + _PICTURES)
+        size = max(1, len(images)) if _run is inline else _PICTURES
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
             places = range(len(images))[part]
             cut = {name: None if values is None else values[part] for name, values in each.items()}
             with stored.failing(places):
-                found = await self._worker.run(
-                    self._index, images[part], prepared[part], cut["ids"], cut["captions"], facets, keep
-                )
+                found = await _run(self._index, images[part], prepared[part], cut["ids"], cut["captions"], facets, keep)
                 stored.take(places, found)
         return stored.ids()
+
+    aadd_images = awaiting(add_images)
 
     def _index(
         self,
@@ -304,7 +263,7 @@ class Writes(Searches):
         """The documents of ``ids``, in the order asked; ids that are not stored are left out."""
         return to_documents(self.store.get(ids))
 
-    aget_by_ids = async_twin(get_by_ids)  # type: ignore[arg-type]
+    aget_by_ids = async_twin(get_by_ids)
 
     def delete(self, ids: list[str] | None = None, **kwargs: object) -> bool:
         """Delete documents.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
@@ -15,7 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from abc_rag.answering import GenerativeRewriter, Generator, Retriever
-from abc_rag.embedding.threads import Worker
+from abc_rag.embedding.threads import Run, Worker, awaiting, blocking, inline
 from abc_rag.errors import InputError
 from abc_rag.search import Answer
 from abc_rag.search.rewriting import Rewriter
@@ -104,7 +104,7 @@ class InstructionRetriever(BaseRetriever):
     candidates: int = Field(50, ge=1)
 
     _chosen: Rewriter | None = PrivateAttr(None)
-    _waiting: Worker = PrivateAttr(default_factory=lambda: Worker("langchain-abc-rewrite", _WAITING))
+    _worker: Worker = PrivateAttr(default_factory=lambda: Worker("langchain-abc-rewrite", _WAITING))
 
     @model_validator(mode="after")
     def _check(self) -> InstructionRetriever:
@@ -159,8 +159,11 @@ class InstructionRetriever(BaseRetriever):
         asked = asked_of(input)
         return await super().ainvoke(told_of(asked), config, asked=asked, **kwargs)
 
-    def _get_relevant_documents(
+    @blocking
+    async def _get_relevant_documents(
         self,
+        _run: Run,
+        /,
         query: Input,
         *,
         run_manager: CallbackManagerForRetrieverRun,
@@ -169,32 +172,19 @@ class InstructionRetriever(BaseRetriever):
     ) -> list[Document]:
         asked = asked_of(query) if asked is None else asked
         settings = self._settings(kwargs)
-        retriever = self._retriever()
-        prepared = retriever.prepare(
-            asked.question, image=asked.image, keywords=settings["keywords"], history=asked.history
-        )
-        return _documents(retriever.search(prepared, **settings))
-
-    async def _aget_relevant_documents(
-        self,
-        query: Input,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        asked: Asked | None = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> list[Document]:
-        asked = asked_of(query) if asked is None else asked
-        settings = self._settings(kwargs)
-        retriever = await self.vectorstore._worker.run(self._retriever)
+        by_store = inline if _run is inline else self.vectorstore._worker.run
+        retriever = await by_store(self._retriever)
         # In another thread, so that the store answers other questions while a chat model rewrites this one.
-        prepared = await self._waiting.run(
+        prepared = await _run(
             retriever.prepare,
             asked.question,
             image=asked.image,
             keywords=settings["keywords"],
             history=asked.history,
         )
-        return _documents(await self.vectorstore._worker.run(retriever.search, prepared, **settings))
+        return _documents(await by_store(retriever.search, prepared, **settings))
+
+    _aget_relevant_documents = awaiting(_get_relevant_documents)  # type: ignore[arg-type]
 
     def _settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         unknown = [key for key in given if key not in SETTINGS]

@@ -206,7 +206,7 @@ class ABCVectorStore(Writes):
         """See `from_documents`; does not block the event loop."""
         ids = kwargs.pop("ids", None)
         made = cls(embedding, **kwargs)
-        await made.aadd_documents(documents, ids=ids)
+        await made.aadd_documents(list(documents), ids=ids)
         return made
 
     @classmethod

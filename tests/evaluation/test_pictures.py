@@ -22,9 +22,9 @@ def test_sets_of_seen_and_unseen_drawings_are_measured() -> None:
     }
     kinds = Kinds(dict.fromkeys(names, "animal"), drawings)
     report = evaluate_pictures(FakeEmbedder(), kinds, scenes=6)
-    assert report.candidates == 120 + 9
-    assert list(report.sets) == ["seen styles", "worn", "unseen style", "unseen style, worn", "unseen kinds"]
-    assert all(shares["all"] < 0.3 for shares in report.sets.values())
+    assert report.settings["counts"]["candidates"] == 120 + 9
+    assert list(report.metrics) == ["seen styles", "worn", "unseen style", "unseen style, worn", "unseen kinds"]
+    assert all(shares["all"] < 0.3 for shares in report.details["sets"].values())
 
 
 def test_the_packages_own_drawings_leave_nothing_out() -> None:

@@ -12,15 +12,15 @@ from abc_rag.models.tasks import REFUSAL
 
 def test_who_always_refuses_is_right_about_what_is_absent() -> None:
     report = evaluate_speaking(FakeGenerator(lambda _: REFUSAL.upper()), scenes=20)
-    assert (report.answered, report.cited, report.refused) == (0.0, 0.0, 1.0)
-    assert 0.2 < report.judged < 0.8
-    assert report.as_dict()["scenes"] == 20
+    assert report.metrics == {"answered": 0.0, "cited": 0.0, "refused": 1.0, "judged": report.metrics["judged"]}
+    assert 0.2 < report.metrics["judged"] < 0.8
+    assert report.as_dict()["settings"]["arguments"] == {"scenes": 20}
 
 
 def test_case_and_full_stops_do_not_matter_but_words_do() -> None:
     report = evaluate_speaking(FakeGenerator(lambda _: "A blue background."), scenes=60)
-    assert 0 < report.answered < 0.2
-    assert report.cited == report.refused == 0.0
+    assert 0 < report.metrics["answered"] < 0.2
+    assert report.metrics["cited"] == report.metrics["refused"] == 0.0
 
 
 def test_two_scenes_are_the_least() -> None:

@@ -87,8 +87,9 @@ def test_the_report_on_a_few_scenes(mini: Embedder, capsys: pytest.CaptureFixtur
     assert not end.value.code
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == str(mini.fingerprint)
-    assert report["questions"] == report["pictures"] == 40
-    paths = {path["name"]: path for path in report["paths"]}
+    assert report["tables"][0]["title"] == "twins: 40 pictures, 40 questions"
+    told = report["details"]
+    paths = {path["name"]: path for path in told["paths"]}
     assert list(paths) == [
         "as asked",
         "rules",
@@ -96,9 +97,9 @@ def test_the_report_on_a_few_scenes(mini: Embedder, capsys: pytest.CaptureFixtur
         "rules, facets",
         "rules, facets and second look",
     ]
-    assert [path["name"] for path in report["unseen"]] == list(paths)
+    assert [path["name"] for path in told["unseen"]] == list(paths)
     aspects = Counter(one.aspect for one in twin_scenes(40))
-    for path in report["paths"] + report["unseen"]:
+    for path in told["paths"] + told["unseen"]:
         assert path["recall_at_1"] <= path["recall_at_10"] <= 1
         right = sum(share * aspects[aspect] for aspect, share in path["by_aspect"].items())
         assert right == pytest.approx(40 * path["recall_at_1"])
@@ -106,7 +107,7 @@ def test_the_report_on_a_few_scenes(mini: Embedder, capsys: pytest.CaptureFixtur
     assert paths["rules and second look"]["second_looks"] == 20
     # A facet of the very instruction takes the place of a second look.
     assert paths["rules, facets and second look"]["second_looks"] == 0
-    assert paths["rules, facets"]["vectors"] == 1 + len(report["facets"])
+    assert paths["rules, facets"]["vectors"] == 1 + len(told["facets"])
     # What the whole is for; all 1,000 scenes show the same, and more sharply.
     assert paths["rules and second look"]["recall_at_1"] > paths["rules"]["recall_at_1"] + 0.1
     assert paths["rules and second look"]["before_twin"] > paths["rules"]["before_twin"] + 0.1
@@ -131,7 +132,7 @@ class Oracle(FakeGenerator):
 def test_a_judge_that_knows_ranks_the_right_picture_first() -> None:
     asked = twin_scenes(8)
     report = evaluate_twins(FakeEmbedder(dim=16), generator=Oracle(asked), scenes=8)
-    paths = {path.name: path for path in report.paths}
+    paths = {path["name"]: path for path in report.details["paths"]}
     assert len(paths) == 7
     for name in ("rules and judge", "generator and judge"):
-        assert paths[name].recall_at_1 == paths[name].before_twin == 1.0
+        assert paths[name]["recall_at_1"] == paths[name]["before_twin"] == 1.0

@@ -33,7 +33,7 @@ from abc_rag import (
     InstructedImage,
     Text,
 )
-from abc_rag.embedding.threads import in_thread
+from abc_rag.embedding.threads import Run, awaiting, blocking, either
 from abc_rag.errors import ABCRagError, ImageError, InputError
 from abc_rag.images.limits import DEFAULT_LIMITS
 from abc_rag.images.read import describe_source
@@ -117,29 +117,23 @@ class ABCEmbeddings(Settings):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return await self._aembed([Text(text) for text in texts])
 
-    def get_text_embedding_batch(
+    @blocking
+    async def get_text_embedding_batch(
         self,
+        _run: Run,
+        /,
         texts: list[str],
         show_progress: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> list[Embedding]:
         """Embed passages; see the base class. An error about one of them names its position in ``texts``."""
+        batch, abatch = super().get_text_embedding_batch, super().aget_text_embedding_batch
         try:
-            return super().get_text_embedding_batch(texts, show_progress or self.show_progress, **kwargs)
+            return await either(_run, batch, abatch, texts, show_progress or self.show_progress, **kwargs)
         except InputError as error:
-            raise self._placed(error, texts) from error
+            raise await _run(self._placed, error, texts) from error
 
-    async def aget_text_embedding_batch(
-        self,
-        texts: list[str],
-        show_progress: bool = False,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> list[Embedding]:
-        """Embed passages without blocking the event loop; see `get_text_embedding_batch`."""
-        try:
-            return await super().aget_text_embedding_batch(texts, show_progress or self.show_progress, **kwargs)
-        except InputError as error:
-            raise await in_thread(self._placed, error, texts) from error
+    aget_text_embedding_batch = awaiting(get_text_embedding_batch)
 
     # -- pictures --------------------------------------------------------------------------------
 
@@ -149,29 +143,24 @@ class ABCEmbeddings(Settings):
     async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
         return (await self._aget_image_embeddings([img_file_path]))[0]
 
-    def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
+    @blocking
+    async def _get_image_embeddings(self, _run: Run, /, img_file_paths: list[ImageType]) -> list[Embedding]:
         inputs = _pictures(img_file_paths)
         with self._events(inputs) as embeddings:
-            embeddings += self._embed(inputs)
+            embeddings += await either(_run, self._embed, self._aembed, inputs)
         return embeddings
 
-    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
-        inputs = _pictures(img_file_paths)
-        with self._events(inputs) as embeddings:
-            embeddings += await self._aembed(inputs)
-        return embeddings
+    _aget_image_embeddings = awaiting(_get_image_embeddings)
 
-    def get_image_embedding_batch(
-        self, img_file_paths: list[ImageType], show_progress: bool = False
+    @blocking
+    async def get_image_embedding_batch(
+        self, _run: Run, /, img_file_paths: list[ImageType], show_progress: bool = False
     ) -> list[Embedding]:
         """Embed pictures; see the base class."""
-        return super().get_image_embedding_batch(img_file_paths, show_progress or self.show_progress)
+        batch, abatch = super().get_image_embedding_batch, super().aget_image_embedding_batch
+        return await either(_run, batch, abatch, img_file_paths, show_progress or self.show_progress)
 
-    async def aget_image_embedding_batch(
-        self, img_file_paths: list[ImageType], show_progress: bool = False
-    ) -> list[Embedding]:
-        """Embed pictures without blocking the event loop; see the base class."""
-        return await super().aget_image_embedding_batch(img_file_paths, show_progress or self.show_progress)
+    aget_image_embedding_batch = awaiting(get_image_embedding_batch)
 
     # -- pictures under an instruction -----------------------------------------------------------
 
@@ -195,8 +184,9 @@ class ABCEmbeddings(Settings):
         return (await self.aget_instructed_image_embedding_batch([img_file_path], instruction))[0]
 
     @dispatcher.span
-    def get_instructed_image_embedding_batch(
-        self, img_file_paths: Sequence[ImageType], instruction: str, show_progress: bool = False
+    @blocking
+    async def get_instructed_image_embedding_batch(
+        self, _run: Run, /, img_file_paths: Sequence[ImageType], instruction: str, show_progress: bool = False
     ) -> list[Embedding]:
         """Embed pictures, all under one instruction; one unit vector each, in order. See the single call."""
         embeddings: list[Embedding] = []
@@ -204,23 +194,11 @@ class ABCEmbeddings(Settings):
         shown = show_progress or self.show_progress
         for batch in get_tqdm_iterable(batches, shown, "Generating instructed image embeddings"):
             with self._callback(batch) as found:
-                found += self._embed(batch)
+                found += await either(_run, self._embed, self._aembed, batch)
             embeddings += found
         return embeddings
 
-    @dispatcher.span
-    async def aget_instructed_image_embedding_batch(
-        self, img_file_paths: Sequence[ImageType], instruction: str, show_progress: bool = False
-    ) -> list[Embedding]:
-        """`get_instructed_image_embedding_batch` without blocking the event loop."""
-        embeddings: list[Embedding] = []
-        batches = list(iter_batch(_pictures(img_file_paths, instruction), self.embed_batch_size))
-        shown = show_progress or self.show_progress
-        for batch in get_tqdm_iterable(batches, shown, "Generating instructed image embeddings"):
-            with self._callback(batch) as found:
-                found += await self._aembed(batch)
-            embeddings += found
-        return embeddings
+    aget_instructed_image_embedding_batch = dispatcher.span(awaiting(get_instructed_image_embedding_batch))
 
     # -- nodes -----------------------------------------------------------------------------------
 
@@ -277,47 +255,38 @@ class ABCEmbeddings(Settings):
                     assign([], [], [pictured_one], [row])
         return failed
 
-    def _embed_nodes(
+    @blocking
+    async def _embed_nodes(
         self,
+        _run: Run,
+        /,
         worded: Sequence[Worded],
         pictured: Sequence[Pictured],
         show_progress: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
+        images, aimages = self.get_image_embedding_batch, self.aget_image_embedding_batch
+        batch, abatch = self.get_text_embedding_batch, self.aget_text_embedding_batch
         with self._named(pictured):
-            pictures = self.get_image_embedding_batch(sources(pictured), show_progress)
+            pictures = await either(_run, images, aimages, sources(pictured), show_progress)
         with self._node_named(worded):
-            texts = self.get_text_embedding_batch(contents(worded), show_progress, **kwargs)
+            texts = await either(_run, batch, abatch, contents(worded), show_progress, **kwargs)
         assign(worded, texts, pictured, pictures)
 
-    async def _aembed_nodes(
-        self,
-        worded: Sequence[Worded],
-        pictured: Sequence[Pictured],
-        show_progress: bool = False,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        with self._named(pictured):
-            pictures = await self.aget_image_embedding_batch(sources(pictured), show_progress)
-        with self._node_named(worded):
-            texts = await self.aget_text_embedding_batch(contents(worded), show_progress, **kwargs)
-        assign(worded, texts, pictured, pictures)
+    _aembed_nodes = awaiting(_embed_nodes)
 
     # -- helpers ---------------------------------------------------------------------------------
 
-    def _embed(self, inputs: Sequence[Input]) -> list[Embedding]:
+    @blocking
+    async def _embed(self, _run: Run, /, inputs: Sequence[Input]) -> list[Embedding]:
         try:
-            vectors: list[Embedding] = self._embedder.embed(inputs).tolist()
+            vectors = await either(_run, self._embedder.embed, self._embedder.aembed, inputs)
         except ImageError as error:
             raise self._blamed(error, inputs) from error
-        return vectors
+        rows: list[Embedding] = vectors.tolist()
+        return rows
 
-    async def _aembed(self, inputs: Sequence[Input]) -> list[Embedding]:
-        try:
-            vectors: list[Embedding] = (await self._embedder.aembed(inputs)).tolist()
-        except ImageError as error:
-            raise self._blamed(error, inputs) from error
-        return vectors
+    _aembed = awaiting(_embed)
 
     def _placed(self, error: InputError, texts: Sequence[str]) -> InputError:
         """``error`` with the text's position in the whole call; the base class passes one batch at a time."""

@@ -40,6 +40,7 @@ from abc_rag.answering.local import LocalGenerator
 from abc_rag.answering.schema import closed_schema
 from abc_rag.embedding.load import default_model
 from abc_rag.embedding.options import EmbedderOptions, ModelName, model_as_json, model_from_json
+from abc_rag.embedding.threads import Run, awaiting, blocking, inline
 from abc_rag.errors import InputError
 from abc_rag.types import Message, Role
 
@@ -228,8 +229,11 @@ class ABCLLM(LLM):
 
     # -- structured output -----------------------------------------------------------------------
 
-    def structured_predict(
+    @blocking
+    async def structured_predict(
         self,
+        _run: Run,
+        /,
         output_cls: type[_Model],
         prompt: BasePromptTemplate,
         llm_kwargs: dict[str, Any] | None = None,
@@ -237,20 +241,11 @@ class ABCLLM(LLM):
     ) -> _Model:
         """A value of ``output_cls``, whose schema is enforced token by token; see the base class."""
         turns = _conversation(self._extend_messages(prompt.format_messages(llm=self, **prompt_args)))
-        answer = self._generator.generate(turns, **self._asked(llm_kwargs or {}, output_cls))
+        asked, model = self._asked(llm_kwargs or {}, output_cls), self._generator
+        answer = model.generate(turns, **asked) if _run is inline else await model.agenerate(turns, **asked)
         return output_cls.model_validate_json(answer.text)
 
-    async def astructured_predict(
-        self,
-        output_cls: type[_Model],
-        prompt: BasePromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,  # noqa: ANN401
-    ) -> _Model:
-        """`structured_predict` for event loops."""
-        turns = _conversation(self._extend_messages(prompt.format_messages(llm=self, **prompt_args)))
-        answer = await self._generator.agenerate(turns, **self._asked(llm_kwargs or {}, output_cls))
-        return output_cls.model_validate_json(answer.text)
+    astructured_predict = awaiting(structured_predict)
 
     def _prompted(self, prompt: str, formatted: bool) -> list[Message]:
         if not formatted and self.completion_to_prompt is not None:

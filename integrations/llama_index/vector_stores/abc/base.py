@@ -297,8 +297,8 @@ class ABCVectorStore(BasePydanticVectorStore):
     async_add = async_twin(add)  # type: ignore[arg-type]
     adelete = async_twin(delete)  # type: ignore[arg-type]
     adelete_nodes = async_twin(delete_nodes)  # type: ignore[arg-type]
-    aclear = async_twin(clear)  # type: ignore[arg-type]
-    aget_nodes = async_twin(get_nodes)  # type: ignore[arg-type]
+    aclear = async_twin(clear)
+    aget_nodes = async_twin(get_nodes)
     aquery = async_twin(query)  # type: ignore[arg-type]
 
 

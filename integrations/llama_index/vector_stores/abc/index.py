@@ -21,7 +21,7 @@ from llama_index.vector_stores.abc.base import ABCVectorStore
 from llama_index.vector_stores.abc.records import record_id
 from typing_extensions import Self
 
-from abc_rag.embedding.threads import in_thread
+from abc_rag.embedding.threads import Run, awaiting, blocking, either
 from abc_rag.errors import FingerprintMismatchError, InputError, PartialIndexError
 from abc_rag.store import Store
 
@@ -145,8 +145,11 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
         self._stored = {record_id(node.node_id, modality) for node in full for modality in ("text", "image")}
         return self._build_index_from_nodes(full, **insert_kwargs)
 
-    def _add_nodes_to_index(
+    @blocking
+    async def _add_nodes_to_index(
         self,
+        _run: Run,
+        /,
         index_struct: IndexDict,
         nodes: Sequence[BaseNode],
         show_progress: bool = False,
@@ -155,33 +158,17 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
         self._check_model(nodes)
         failed: Failed = {}
         for start, copies in self._batches(nodes):
+            embed, aembed = self._abc.embed_missing, self._abc.aembed_missing
             try:
-                self._abc.embed_missing(copies, show_progress=show_progress)
+                await either(_run, embed, aembed, copies, show_progress=show_progress)
             except InputError:  # then each by itself, so that a bad node costs nothing but itself
-                failed.update(_at(start, self._abc.embed_each(copies)))
+                failed.update(_at(start, await _run(self._abc.embed_each, copies)))
             for view, part in self._parts(copies):
-                failed.update(_at(start, _added(view, part, insert_kwargs)))
+                failed.update(_at(start, await _run(_added, view, part, insert_kwargs)))
             self._keep(index_struct, [node for place, node in enumerate(copies, start) if place not in failed])
         _complain(nodes, failed)
 
-    async def _async_add_nodes_to_index(
-        self,
-        index_struct: IndexDict,
-        nodes: Sequence[BaseNode],
-        show_progress: bool = False,
-        **insert_kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        self._check_model(nodes)
-        failed: Failed = {}
-        for start, copies in self._batches(nodes):
-            try:
-                await self._abc.aembed_missing(copies, show_progress=show_progress)
-            except InputError:
-                failed.update(_at(start, await in_thread(self._abc.embed_each, copies)))
-            for view, part in self._parts(copies):
-                failed.update(_at(start, await in_thread(_added, view, part, insert_kwargs)))
-            self._keep(index_struct, [node for place, node in enumerate(copies, start) if place not in failed])
-        _complain(nodes, failed)
+    _async_add_nodes_to_index = awaiting(_add_nodes_to_index)
 
     def _parts(self, nodes: Sequence[BaseNode]) -> list[tuple[BasePydanticVectorStore, dict[int, BaseNode]]]:
         """The nodes for each view, by position: texts and captions for one, pictures for the other."""
@@ -195,25 +182,22 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
         }
         return [(self._vector_store, texts), (self._image_vector_store, pictures)]
 
-    def delete_nodes(
+    @blocking
+    async def delete_nodes(
         self,
+        _run: Run,
+        /,
         node_ids: list[str],
         delete_from_docstore: bool = False,
         **delete_kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Delete nodes, their pictures included."""
-        super().delete_nodes(node_ids, delete_from_docstore, **delete_kwargs)
-        self._image_vector_store.delete_nodes(node_ids, **delete_kwargs)
+        delete, adelete = super().delete_nodes, super().adelete_nodes
+        await either(_run, delete, adelete, node_ids, delete_from_docstore, **delete_kwargs)
+        pictures = self._image_vector_store
+        await either(_run, pictures.delete_nodes, pictures.adelete_nodes, node_ids, **delete_kwargs)
 
-    async def adelete_nodes(
-        self,
-        node_ids: list[str],
-        delete_from_docstore: bool = False,
-        **delete_kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Delete nodes, their pictures included."""
-        await super().adelete_nodes(node_ids, delete_from_docstore, **delete_kwargs)
-        await self._image_vector_store.adelete_nodes(node_ids, **delete_kwargs)
+    adelete_nodes = awaiting(delete_nodes)
 
     async def adelete_ref_doc(
         self,
