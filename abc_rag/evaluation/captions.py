@@ -146,25 +146,21 @@ def _mscoco(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: Ba
     found: dict[Any, dict[str, None]] = {}
     seen: set[int | str] = set()
     for where, raw in _objects(path, whole, "images", bad):
-        try:
+        with bad.leaving_out(where):
             key = _identity(raw, "id")
             if key in found:
                 raise Unusable("duplicate id", str(key))
             found[key] = {}
             names[key] = text_of(raw, "file_name")
             files[key] = find_image({"image": names[key]}, folder)
-        except Unusable as error:
-            bad.add(where, error.problem, error.detail)
     for where, raw in _objects(path, whole, "annotations", bad):
-        try:
+        with bad.leaving_out(where):
             key = _identity(raw, "image_id")
             if key not in found:
                 raise Unusable("caption of no picture", str(key))
             caption = text_of(raw, "caption")
             _require_new(raw, "id", seen)
             found[key][caption] = None
-        except Unusable as error:
-            bad.add(where, error.problem, error.detail)
     for key, file in files.items():
         if found[key]:
             yield CaptionedRow(names[key], str(file), tuple(found[key]))
@@ -180,15 +176,13 @@ def _karpathy(path: Path, whole: dict[str, Any], folder: Path, split: str, bad: 
         splits[own] = splits.get(own, 0) + 1
         if own != split:
             continue
-        try:
+        with bad.leaving_out(where):
             dropped: list[Unusable] = []
             row = _sentences(raw, folder, dropped)
             _require_new(raw, "imgid", seen)
             for one in dropped:
                 bad.add(where, one.problem, one.detail)
             yield row
-        except Unusable as error:
-            bad.add(where, error.problem, error.detail)
     if split not in splits:
         known = ", ".join(f"{name} ({count})" for name, count in sorted(splits.items()))
         raise DatasetError(f"{path}: has no split {split!r}; it has {known}")

@@ -112,16 +112,13 @@ def usable(path: Path, bad: BadRows, parse: Callable[[dict[str, Any]], Row]) -> 
     """
     seen: set[str] = set()
     for where, raw in read_jsonl(path, bad):
-        try:
+        with bad.leaving_out(where):
             key = None if raw.get("id") is None else json.dumps(raw["id"], sort_keys=True)
             if key in seen:
                 raise Unusable("duplicate id", str(key)[:200])
             row = parse(raw)
             if key is not None:
                 seen.add(key)
-        except Unusable as error:
-            bad.add(where, error.problem, error.detail)
-        else:
             yield where, row
 
 
@@ -191,11 +188,8 @@ def read_instructed(path: Path, bad: BadRows, *, limit: int | None = None) -> li
     for where, (name, image, pairs) in usable(path, bad, partial(_instructed, path.parent)):
         known = joined.setdefault(image, (name, {}))[1]
         for number, raw in enumerate(pairs, 1):
-            try:
+            with bad.leaving_out(f"{where}, pair {number}"):
                 instruction, phrase = _pair(raw, known)
-            except Unusable as error:
-                bad.add(f"{where}, pair {number}", error.problem, error.detail)
-            else:
                 known[instruction] = phrase
                 if isinstance(raw.get("aspect"), str) and raw["aspect"].strip():
                     aspects.setdefault(image, {})[instruction] = raw["aspect"].strip()

@@ -105,10 +105,4 @@ class ABCFamily(PackedFamily):
 
     def _vectors(self, packed: PackedBatch) -> torch.Tensor:
         self.network.set_instruct(packed.inputs[0].kind == "image+instruction")
-        return self.network.embed(
-            packed.input_ids,
-            packed.segments,
-            features=packed.features,
-            image_positions=packed.image_positions,
-            position_ids=packed.position_ids,
-        )
+        return self.network.embed(packed)

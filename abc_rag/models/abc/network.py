@@ -26,6 +26,7 @@ from abc_rag.errors import CheckpointError
 from abc_rag.files import write_json
 from abc_rag.models.config import MAX_SIZE, Config
 from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.kernels.packed import PackedBatch
 from abc_rag.models.lora import AdapterSwitch, adapter_tensors, put_adapter, put_adapters_beside
 from abc_rag.models.lora_linear import is_adapted
 from abc_rag.models.placement import CPU, Placement
@@ -156,23 +157,10 @@ class ABCNetwork(nn.Module):
         """The same backbone for sequences that lie end to end, without gradients."""
         return PackedQwen2VL(self.backbone, compiled=self.compiled)
 
-    def embed(
-        self,
-        input_ids: torch.Tensor,
-        segments: Segments,
-        *,
-        features: torch.Tensor | None = None,
-        image_positions: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Unit vectors ``(n, dim)`` in float32 of sequences that lie end to end, without gradients.
-
-        See `PackedQwen2VL.hidden_states`.
-        """
-        states = self.packed.hidden_states(
-            input_ids, segments, features=features, image_positions=image_positions, position_ids=position_ids
-        )
-        return nn.functional.normalize(self.head(self.pool_packed(states, input_ids, segments)), dim=-1)
+    def embed(self, packed: PackedBatch) -> torch.Tensor:
+        """Unit vectors ``(n, dim)`` in float32 in the order of ``packed``, without gradients."""
+        states = self.packed.hidden_states(**packed.sequence, position_ids=packed.position_ids)
+        return nn.functional.normalize(self.head(self.pool_packed(states, packed.input_ids, packed.segments)), dim=-1)
 
     def pool_packed(self, states: torch.Tensor, input_ids: torch.Tensor, segments: Segments) -> torch.Tensor:
         """`pool` for sequences that lie end to end: ``(total, hidden)`` to ``(n, hidden)``."""

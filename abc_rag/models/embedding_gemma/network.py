@@ -20,7 +20,7 @@ from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
 from abc_rag.models.embedding_gemma.config import read_config
 from abc_rag.models.kernels.attention import Attend, Segments, attend_in_window, attend_to_segments
 from abc_rag.models.kernels.backbone import Backbone
-from abc_rag.models.kernels.layers import activated, linear, linears, product, rotated, rotation_of
+from abc_rag.models.kernels.layers import Rotation, activated, linear, linears, product, rotated, rotation_of
 from abc_rag.models.kernels.packed import PackedBatch, PackedForward
 from abc_rag.models.kernels.pixels import moved
 from abc_rag.models.placement import CPU, Placement
@@ -145,13 +145,7 @@ def _gate(ple: Any, given: torch.Tensor, number: int) -> torch.Tensor:  # noqa: 
     return _norm(ple.per_layer_projection_norm, product(given, weight) * ple.per_layer_model_projection_scale)
 
 
-def _vision_layer(
-    layer: Any,  # noqa: ANN401
-    x: torch.Tensor,
-    rotation: tuple[torch.Tensor, torch.Tensor],
-    segments: Segments,
-    attend: Attend,
-) -> torch.Tensor:
+def _vision_layer(layer: Any, x: torch.Tensor, rotation: Rotation, segments: Segments, attend: Attend) -> torch.Tensor:  # noqa: ANN401
     attention, mlp = layer.self_attn, layer.mlp
     normed = _norm(layer.input_layernorm, x)
     layers = (attention.q_proj.linear, attention.k_proj.linear, attention.v_proj.linear)
@@ -174,7 +168,7 @@ def _text_layer(
     layer: Any,  # noqa: ANN401
     x: torch.Tensor,
     gate: torch.Tensor,
-    rotation: tuple[torch.Tensor, torch.Tensor],
+    rotation: Rotation,
     segments: Segments,
     attend: Attend,
     window: int | None,

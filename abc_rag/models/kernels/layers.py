@@ -19,6 +19,7 @@ from torch import nn
 
 __all__ = [
     "QuickGELU",
+    "Rotation",
     "activated",
     "linear",
     "linears",
@@ -30,6 +31,9 @@ __all__ = [
     "rotation_of",
     "rounded_rows",
 ]
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""What turns queries and keys by their positions; see `rotation_of`."""
 
 # With fewer rows or columns, the call costs more than the product.
 _LEAST_ROWS, _LEAST_COLUMNS = 128, 64
@@ -90,13 +94,13 @@ def _with_adapter(layer: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 
     return base
 
 
-def rotation_of(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def rotation_of(cos: torch.Tensor, sin: torch.Tensor) -> Rotation:
     """The factors of `rotated`: the sine has the sign of the swapped halves."""
     first, second = sin.chunk(2, dim=-1)
     return cos, torch.cat([-first, second], dim=-1)
 
 
-def rotated(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def rotated(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Apply the rotary position embedding to queries or keys."""
     cos, signed = rotation
     first, second = x.chunk(2, dim=-1)

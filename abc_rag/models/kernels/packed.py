@@ -128,6 +128,16 @@ class PackedBatch:
             positions,
         )
 
+    @property
+    def sequence(self) -> dict[str, Any]:
+        """What a forward over sequences that lie end to end is given of it, as keywords."""
+        return {
+            "input_ids": self.input_ids,
+            "segments": self.segments,
+            "features": self.features,
+            "image_positions": self.image_positions,
+        }
+
     def in_order(self, rows: torch.Tensor) -> torch.Tensor:
         """Put rows back into the order of the inputs."""
         return rows[torch.from_numpy(np.argsort(self._order)).to(rows.device)]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments
-from abc_rag.models.kernels.layers import activated, linear, linears, rms_norm, rotated, rotation_of
+from abc_rag.models.kernels.layers import Rotation, activated, linear, linears, rms_norm, rotated, rotation_of
 from abc_rag.models.kernels.packed import PackedForward
 from abc_rag.models.phi3_v.network import Phi3VBackbone, crop
 from abc_rag.models.phi3_v.pictures import CroppedPicture
@@ -110,7 +110,7 @@ def _vision_layer(layer: Any, x: torch.Tensor, segments: Segments, attend: Atten
 def _text_layer(
     layer: Any,  # noqa: ANN401
     x: torch.Tensor,
-    rotation: tuple[torch.Tensor, torch.Tensor],
+    rotation: Rotation,
     segments: Segments,
     attend: Attend,
     kept: torch.Tensor | None,

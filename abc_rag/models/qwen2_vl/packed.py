@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments
-from abc_rag.models.kernels.layers import activated, linear, linears, rms_norm, rotated, rotation_of
+from abc_rag.models.kernels.layers import Rotation, activated, linear, linears, rms_norm, rotated, rotation_of
 from abc_rag.models.kernels.packed import PackedForward
 from abc_rag.models.kernels.pixels import moved
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, normalise
@@ -96,13 +96,7 @@ def grid_positions(rows: int, columns: int, merge: int) -> np.ndarray[Any, np.dt
     return np.ascontiguousarray(grid.transpose(0, 1, 3, 2, 4).reshape(2, -1).T)
 
 
-def _vision_block(
-    block: Any,  # noqa: ANN401
-    x: torch.Tensor,
-    rotation: tuple[torch.Tensor, torch.Tensor],
-    segments: Segments,
-    attend: Attend,
-) -> torch.Tensor:
+def _vision_block(block: Any, x: torch.Tensor, rotation: Rotation, segments: Segments, attend: Attend) -> torch.Tensor:  # noqa: ANN401
     attention = block.attn
     q, k, v = linear(attention.qkv, block.norm1(x)).view(len(x), 3, attention.num_heads, -1).unbind(1)
     # Rotated in single precision, as published.
@@ -115,7 +109,7 @@ def _vision_block(
 def _text_layer(
     layer: Any,  # noqa: ANN401
     x: torch.Tensor,
-    rotation: tuple[torch.Tensor, torch.Tensor],
+    rotation: Rotation,
     segments: Segments,
     attend: Attend,
     causal: bool,

@@ -22,7 +22,7 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 from abc_rag.models.checkpoint import fill, match_tensors, stored_tensors
 from abc_rag.models.kernels.attention import Attend, Segments, attend_to_segments
 from abc_rag.models.kernels.backbone import Backbone
-from abc_rag.models.kernels.layers import activated, linear, linears, rms_norm, rotated, rotation_of
+from abc_rag.models.kernels.layers import Rotation, activated, linear, linears, rms_norm, rotated, rotation_of
 from abc_rag.models.kernels.packed import PackedBatch, PackedForward
 from abc_rag.models.kernels.pixels import moved
 from abc_rag.models.placement import CPU, Placement
@@ -178,13 +178,7 @@ def _merged(merger: Any, states: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     return linear(merger.linear_fc2, merger.act_fn(linear(merger.linear_fc1, rows)))
 
 
-def _vision_block(
-    block: Any,  # noqa: ANN401
-    x: torch.Tensor,
-    rotation: tuple[torch.Tensor, torch.Tensor],
-    segments: Segments,
-    attend: Attend,
-) -> torch.Tensor:
+def _vision_block(block: Any, x: torch.Tensor, rotation: Rotation, segments: Segments, attend: Attend) -> torch.Tensor:  # noqa: ANN401
     attention, mlp = block.attn, block.mlp
     q, k, v = linear(attention.qkv, block.norm1(x)).view(len(x), 3, attention.num_heads, -1).unbind(1)
     q, k = (rotated(part.float(), rotation).to(part.dtype) for part in (q, k))
@@ -192,13 +186,7 @@ def _vision_block(
     return linear(mlp.linear_fc2, activated(mlp.act_fn, linear(mlp.linear_fc1, block.norm2(x)))).add_(x)
 
 
-def _text_layer(
-    layer: Any,  # noqa: ANN401
-    x: torch.Tensor,
-    rotation: tuple[torch.Tensor, torch.Tensor],
-    segments: Segments,
-    attend: Attend,
-) -> torch.Tensor:
+def _text_layer(layer: Any, x: torch.Tensor, rotation: Rotation, segments: Segments, attend: Attend) -> torch.Tensor:  # noqa: ANN401
     attention, mlp = layer.self_attn, layer.mlp
     normed = rms_norm(layer.input_layernorm, x)
     q, k, v = linears(normed, attention.q_proj, attention.k_proj, attention.v_proj)

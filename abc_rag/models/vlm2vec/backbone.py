@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from abc_rag.models.family import PictureRecipe
-from abc_rag.models.kernels.attention import Segments
 from abc_rag.models.kernels.backbone import Backbone
+from abc_rag.models.kernels.packed import PackedBatch
 
 __all__ = ["VLM2VecBackbone", "VLM2VecPrompts"]
 
@@ -121,19 +121,5 @@ class VLM2VecBackbone(Backbone, ABC):
         """`image_features` without gradients."""
 
     @abstractmethod
-    def packed_last_states(
-        self,
-        input_ids: torch.Tensor,
-        segments: Segments,
-        *,
-        features: torch.Tensor | None = None,
-        image_positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Final-norm state ``(n, hidden)`` of the last token of each sequence, causal, without gradients.
-
-        Args:
-            input_ids: int64 ``(total,)``.
-            segments: Where sequences begin and end.
-            features: ``(image tokens, hidden)``, of all pictures in turn.
-            image_positions: int64 ``(image tokens,)``: where in ``input_ids`` they go.
-        """
+    def packed_last_states(self, packed: PackedBatch) -> torch.Tensor:
+        """Final-norm state ``(n, hidden)`` of each input's last token, causal, without gradients."""

@@ -128,7 +128,4 @@ class VLM2VecFamily(PackedFamily):
         return self.backbone.packed_features(opened)
 
     def _vectors(self, packed: PackedBatch) -> torch.Tensor:
-        states = self.backbone.packed_last_states(
-            packed.input_ids, packed.segments, features=packed.features, image_positions=packed.image_positions
-        )
-        return nn.functional.normalize(states.float(), dim=-1)
+        return nn.functional.normalize(self.backbone.packed_last_states(packed).float(), dim=-1)

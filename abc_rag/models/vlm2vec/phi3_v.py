@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from abc_rag.errors import InputError
-from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.kernels.packed import PackedBatch
 from abc_rag.models.phi3_v.packed import PackedPhi3V
 from abc_rag.models.phi3_v.pictures import CroppedPicture, PhiPictures, possible_crops
 from abc_rag.models.phi3_v.prompts import Phi3VPrompts, load_phi3_v_prompts
@@ -96,9 +95,9 @@ class VLM2VecPhi3V(VLM2VecBackbone):
         """See `VLM2VecBackbone`."""
         return self._packed.image_features(opened)
 
-    def packed_last_states(self, input_ids: torch.Tensor, segments: Segments, **pictures: Any) -> torch.Tensor:  # noqa: ANN401
+    def packed_last_states(self, packed: PackedBatch) -> torch.Tensor:
         """See `VLM2VecBackbone`."""
-        return self._packed.last_states(input_ids, segments, **pictures)
+        return self._packed.last_states(**packed.sequence)
 
     @property
     def _packed(self) -> PackedPhi3V:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from tokenizers import Tokenizer
 from abc_rag.errors import InputError
 from abc_rag.models.config import Config
 from abc_rag.models.flops import count_flops
-from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.kernels.packed import PackedBatch
 from abc_rag.models.loader import token_limits
 from abc_rag.models.lora import put_adapter, put_adapters_beside
 from abc_rag.models.placement import CPU, Placement
@@ -103,10 +102,10 @@ class VLM2VecQwen2VL(VLM2VecBackbone):
         """See `VLM2VecBackbone`."""
         return self._packed.image_features(opened)
 
-    def packed_last_states(self, input_ids: torch.Tensor, segments: Segments, **pictures: Any) -> torch.Tensor:  # noqa: ANN401
+    def packed_last_states(self, packed: PackedBatch) -> torch.Tensor:
         """See `VLM2VecBackbone`."""
-        states = self._packed.hidden_states(input_ids, segments, causal=True, **pictures)
-        return states[segments.bounds[1:].long() - 1]
+        states = self._packed.hidden_states(**packed.sequence, causal=True)
+        return states[packed.segments.bounds[1:].long() - 1]
 
     @property
     def _packed(self) -> PackedQwen2VL:

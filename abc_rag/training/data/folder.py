@@ -181,17 +181,14 @@ class _FolderRows(Source[Row]):
 
     def _take(self, offset: int, number: int, raw: dict[str, Any]) -> None:
         where = f"{self._file.path.name}:{number}"
-        try:
+        with self.bad.leaving_out(where):
             id = _id_of(raw, number)
             if id in self.ids:
                 raise Unusable("duplicate id", id)
             self._parsed(raw, id, True, lambda problem, detail: self.bad.add(where, problem, detail))
-        except Unusable as error:
-            self.bad.add(where, error.problem, error.detail)
-            return
-        self.ids.add(id)
-        self._offsets.append(offset)
-        self._numbers.append(number)
+            self.ids.add(id)
+            self._offsets.append(offset)
+            self._numbers.append(number)
 
     def __len__(self) -> int:
         """Number of usable rows."""

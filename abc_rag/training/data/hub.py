@@ -181,16 +181,13 @@ class HubCaptions(CaptionSource):
         return said
 
     def _take(self, number: int, raw: dict[str, Any], said: npt.NDArray[np.int64]) -> None:
-        try:
+        with self.bad.leaving_out(f"{self.name}[{number}]"):
             caption = text_of(raw, "caption")
             said[number] = hash(caption)
             id = _id(raw, number)
             if id in self.ids:
                 raise Unusable("duplicate id", id)
             self._pictures.path(text_of(raw, "image"), check=True)
-        except Unusable as error:
-            self.bad.add(f"{self.name}[{number}]", error.problem, error.detail)
-        else:
             self.ids.add(id)
             self._kept.append(number)
 
@@ -299,11 +296,8 @@ class HubPairs(PairsSource):
                     self._repeated.add((number, place))
                     self.bad.add(where, "duplicate id", str(item.get("id") if isinstance(item, dict) else item))
                 seen.add(code)
-            try:
+            with self.bad.leaving_out(where):
                 self._parsed(number, partial(self.bad.add, where))
-            except Unusable as error:
-                self.bad.add(where, error.problem, error.detail)
-            else:
                 self._kept.append(number)
 
     def _items(self, number: int) -> list[Any]:

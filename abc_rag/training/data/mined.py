@@ -45,11 +45,9 @@ class WithNegatives(CaptionSource):
         found = 0
         for offset, number, raw in self._file.scan(self.bad):
             where = f"{self._file.path.name}:{number}"
-            try:
+            with self.bad.leaving_out(where):
                 self._offsets[self._checked(raw, where)] = offset
                 found += 1
-            except Unusable as error:
-                self.bad.add(where, error.problem, error.detail)
         if found == 0:
             raise DatasetError(f"{path}: no line belongs to a row of {source.name}; mine negatives for these data")
 

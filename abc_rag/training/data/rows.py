@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +93,14 @@ class BadRows:
             )
         if self.count <= _SHOWN:
             _LOG.warning("left out: %s", row)
+
+    @contextmanager
+    def leaving_out(self, where: str) -> Iterator[None]:
+        """Within it, a row that turns out `Unusable` is left out."""
+        try:
+            yield
+        except Unusable as error:
+            self.add(where, error.problem, error.detail)
 
     def summary(self) -> str:
         """``"3 unusable rows (2 missing image, 1 empty caption)"``."""

@@ -24,6 +24,7 @@ from abc_rag.embedding.settings import EngineSettings
 from abc_rag.errors import InputError
 from abc_rag.models.abc.network import ABCNetwork
 from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.kernels.packed import PackedBatch
 from abc_rag.models.qwen2_vl.pictures import QwenPictures
 from abc_rag.types import MaskedImage
 
@@ -133,16 +134,9 @@ class _Mistaken(ABCNetwork):
 
     mistake = ""
 
-    def embed(
-        self,
-        input_ids: Any,
-        segments: Any,
-        *,
-        features: Any = None,
-        image_positions: Any = None,
-        position_ids: Any = None,
-    ) -> Any:
-        assert position_ids is None
+    def embed(self, packed: PackedBatch) -> Any:
+        assert packed.position_ids is None
+        input_ids, segments, features = packed.input_ids, packed.segments, packed.features
         if self.mistake == "3-D positions":
             # The path with padding takes three axes; a batch of one needs none.
             states = self.backbone.hidden_states(
@@ -153,10 +147,7 @@ class _Mistaken(ABCNetwork):
             )[0]
         else:
             states = self.packed.hidden_states(
-                input_ids,
-                segments,
-                features=features,
-                image_positions=image_positions,
+                **packed.sequence,
                 causal=self.mistake == "causal attention",
                 position_ids=segments.positions + 1 if self.mistake == "positions from 1" else None,
             )

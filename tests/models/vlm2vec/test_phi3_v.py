@@ -24,6 +24,7 @@ from vlm2vec_helpers import TOLERANCE, as_input
 from abc_rag import Image, InstructedImage, InstructedText, Interleaved, Text, load_embedder
 from abc_rag.errors import InputError
 from abc_rag.models.kernels.attention import Segments
+from abc_rag.models.kernels.packed import PackedBatch
 from abc_rag.models.phi3_v.pictures import CroppedPicture, PhiPictures, fit_crops, possible_crops
 from abc_rag.models.phi3_v.prompts import Phi3VPrompts, load_phi3_v_prompts
 from abc_rag.models.phi3_v.weights import load_phi3_v
@@ -86,7 +87,8 @@ def test_operations_are_those_that_torch_counts(prompts: Phi3VPrompts) -> None:
     (picture,) = opened_of(CASES["i_wide"])
     ids = ids_of(backbone.model, prompts, CASES["t_caption"])
     with torch.no_grad(), FlopCounterMode(display=False) as text:
-        backbone.packed_last_states(ids, Segments([len(ids)], backbone.device))
+        segments = Segments([len(ids)], backbone.device)
+        backbone.packed_last_states(PackedBatch(ids, segments, None, torch.empty(0, dtype=torch.int64), (), ()))
     assert backbone.flops(len(ids), []) == text.get_total_flops()
     with torch.no_grad(), FlopCounterMode(display=False) as seen:
         backbone.image_features([picture])
