@@ -37,15 +37,14 @@ class AnsweringFlags:
     generator: Annotated[
         str | None,
         typer.Option(
-            "--generator",
             metavar="MODEL|URL",
             help="What rewrites the question, judges and answers: a model as for --model, or the URL of a server with "
             "OpenAI's protocol. Default: the base of --model itself, with --answer or --judge.",
         ),
     ] = None
-    served: Annotated[str | None, typer.Option("--served", help="With a URL: the model's name there.")] = None
+    served: Annotated[str | None, typer.Option(help="With a URL: the model's name there.")] = None
     api_key_env: Annotated[
-        str | None, typer.Option("--api-key-env", help="With a URL: environment variable with the key. Default: none.")
+        str | None, typer.Option(help="With a URL: environment variable with the key. Default: none.")
     ] = None
     judge: Annotated[
         bool, typer.Option("--judge", help="Rank by how likely it is that a hit shows or says what is asked for.")
@@ -53,9 +52,8 @@ class AnsweringFlags:
     min_confidence: Annotated[
         float | None,
         typer.Option(
-            "--min-confidence",
             help="Leave out hits that are judged less likely than this, in [0, 1]. Default: with --answer, the model's "
-            "own threshold.",
+            "own threshold."
         ),
     ] = None
 

@@ -71,17 +71,16 @@ class Asking:
             "pictures. Default: where there is one.",
         ),
     ] = None
-    mmr: Annotated[
-        float | None, typer.Option("--mmr", help="Diversify the hits: 1 ranks by score alone, 0 by difference.")
-    ] = None
-    min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out hits below this, in [0, 1].")] = None
+    mmr: Annotated[float | None, typer.Option(help="Diversify the hits: 1 ranks by score alone, 0 by difference.")] = (
+        None
+    )
+    min_score: Annotated[float | None, typer.Option(help="Leave out hits below this, in [0, 1].")] = None
     as_asked: Annotated[bool, typer.Option("--as-asked", help="Do not rewrite the question.")] = False
     trace: Annotated[bool, typer.Option("--trace", help="Show how each score came about.")] = False
     root: Annotated[
         list[Path] | None,
         typer.Option(
-            "--root",
-            help="Folder whose pictures may be opened although they were not indexed on this machine; repeat for more.",
+            help="Folder whose pictures may be opened although they were not indexed on this machine; repeat for more."
         ),
     ] = None
 
@@ -147,11 +146,10 @@ def ask(
     *,
     asking: Asking,
     answering: AnsweringFlags,
-    html: Annotated[Path | None, typer.Option("--html", help="Also write an HTML page with the pictures.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page with the pictures.")] = None,
     explain: Annotated[
         int,
         typer.Option(
-            "--explain",
             metavar="N",
             min=0,
             help="Say of the first N pictures found whether a part of them speaks for the answer; --html shows which.",

@@ -27,12 +27,11 @@ def bench(
     *,
     model: ModelFlags,
     shape: Annotated[
-        str | None,
-        typer.Option("--shape", help="tiny, mini, 2b or 7b: random weights of this size instead of a model."),
+        str | None, typer.Option(help="tiny, mini, 2b or 7b: random weights of this size instead of a model.")
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
-    items: Annotated[int, typer.Option("--items", min=1, help="Estimate the time for this many items.")] = 100_000,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Approximate time to measure for.")] = 30.0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    items: Annotated[int, typer.Option(min=1, help="Estimate the time for this many items.")] = 100_000,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Approximate time to measure for.")] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on this machine: throughput, its share of the hardware limit, and latency."""

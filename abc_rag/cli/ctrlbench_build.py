@@ -33,38 +33,30 @@ def evaluate_ctrlbench_build_command(
     pictures: Annotated[Path, typer.Argument(help="Folder of pictures, searched with its sub-folders.")],
     out: Annotated[Path, typer.Argument(help="Folder that receives ctrlbench.jsonl and what it is made of.")],
     chat_model: Annotated[
-        str | None, typer.Option("--chat-model", help="Name of the vision chat model. The pictures are sent to it.")
+        str | None, typer.Option(help="Name of the vision chat model. The pictures are sent to it.")
     ] = None,
     base_url: Annotated[
         str | None,
         typer.Option(
-            "--base-url",
             help="Server that speaks OpenAI's chat completions, such as http://127.0.0.1:8000/v1. "
-            "Default: https://api.openai.com/v1, to which the pictures then go.",
+            "Default: https://api.openai.com/v1, to which the pictures then go."
         ),
     ] = None,
     api_key_env: Annotated[
         str | None,
         typer.Option(
-            "--api-key-env",
-            help="Environment variable that holds the key. Default: OPENAI_API_KEY for OpenAI, none for other servers.",
+            help="Environment variable that holds the key. Default: OPENAI_API_KEY for OpenAI, none for other servers."
         ),
     ] = None,
-    pairs: Annotated[int, typer.Option("--pairs", help="Pairs to ask for per picture.")] = 5,
-    side: Annotated[
-        int, typer.Option("--side", help="Longer side of the pictures that are sent, at most, in pixels.")
-    ] = 1024,
+    pairs: Annotated[int, typer.Option(help="Pairs to ask for per picture.")] = 5,
+    side: Annotated[int, typer.Option(help="Longer side of the pictures that are sent, at most, in pixels.")] = 1024,
     near: Annotated[
-        int,
-        typer.Option(
-            "--near",
-            help="Bits of 256 in which near-identical pictures may differ; 0: identical files only.",
-        ),
+        int, typer.Option(help="Bits of 256 in which near-identical pictures may differ; 0: identical files only.")
     ] = 10,
-    concurrency: Annotated[int, typer.Option("--concurrency", help="Maximum number of concurrent requests.")] = 4,
-    timeout: Annotated[float, typer.Option("--timeout", help="Timeout of one request in seconds.")] = 120.0,
-    limit: Annotated[int | None, typer.Option("--limit", help="Maximum number of pictures, for a trial run.")] = None,
-    max_bad: Annotated[int, typer.Option("--max-bad", help="Maximum number of unusable pictures.")] = 100,
+    concurrency: Annotated[int, typer.Option(help="Maximum number of concurrent requests.")] = 4,
+    timeout: Annotated[float, typer.Option(help="Timeout of one request in seconds.")] = 120.0,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of pictures, for a trial run.")] = None,
+    max_bad: Annotated[int, typer.Option(help="Maximum number of unusable pictures.")] = 100,
     model: Annotated[
         str | None,
         typer.Option(
@@ -84,7 +76,7 @@ def evaluate_ctrlbench_build_command(
     page: Annotated[
         bool, typer.Option("--page", help="Write OUT/review.html, a page for reviewing without this command.")
     ] = False,
-    port: Annotated[int, typer.Option("--port", help="Port of the review page; 0: a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="Port of the review page; 0: a free one.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Send pictures to another machine without asking.")] = False,
     as_json: JsonOption = False,
 ) -> None:

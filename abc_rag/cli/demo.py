@@ -98,7 +98,7 @@ def run_demo(embedder: Embedder, *, k: int = 4, progress: bool = False) -> tuple
 
 
 def demo(
-    html: Annotated[Path | None, typer.Option("--html", help="File for the page. Default: a temporary file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="File for the page. Default: a temporary file.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Maximum number of hits.")] = 4,
     model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",

@@ -19,7 +19,7 @@ __all__ = ["embed"]
 def embed(
     text: Annotated[list[str] | None, typer.Argument(help="Texts.")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="A picture; repeat for more.")] = None,
-    instruction: Annotated[str | None, typer.Option("--instruction", help="What to look at in the pictures.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What to look at in the pictures.")] = None,
     query: Annotated[bool, typer.Option("--query", help="As queries, for models that read them differently.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a NumPy .npy file instead.")] = None,
     *,

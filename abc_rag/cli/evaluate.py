@@ -96,9 +96,9 @@ class ResultFlags:
 class RunFlags(ResultFlags):
     """Which rows are used, and where results go."""
 
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first rows.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None
     max_bad: Annotated[
-        int, typer.Option("--max-bad", min=0, help="Maximum number of unusable rows and pictures; they are left out.")
+        int, typer.Option(min=0, help="Maximum number of unusable rows and pictures; they are left out.")
     ] = 100
 
     def keywords(self) -> RunKeywords:
@@ -136,8 +136,7 @@ def steering_command(
     ],
     more: Annotated[list[str] | None, typer.Argument(metavar="[MODELS]...", help="Further models.")] = None,
     models: Annotated[
-        list[str] | None,
-        typer.Option("--models", metavar="MODEL [MODEL]...", help="Models to compare, as for --model."),
+        list[str] | None, typer.Option(metavar="MODEL [MODEL]...", help="Models to compare, as for --model.")
     ] = None,
     device: DeviceOption = "auto",
     *,
@@ -158,9 +157,9 @@ def retrieval_command(
         Path, typer.Argument(help="MSCOCO annotations, a Karpathy split file, or JSON lines of {image, captions}.")
     ],
     images: ImagesOption = None,
-    split: Annotated[str | None, typer.Option("--split", help="Split of a Karpathy file. Default: test.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a Karpathy file. Default: test.")] = None,
     captions: Annotated[
-        int | None, typer.Option("--captions", min=1, help="Use only the first captions of each picture; published: 5.")
+        int | None, typer.Option(min=1, help="Use only the first captions of each picture; published: 5.")
     ] = None,
     *,
     model: ModelFlags,
@@ -182,7 +181,7 @@ def retrieval_command(
 
 @dataclass(frozen=True, kw_only=True)
 class _SampleFlags(RunFlags):
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use a random sample of pictures.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Use a random sample of pictures.")] = None
 
 
 @evaluate.command("classification")
@@ -196,7 +195,7 @@ def classification_command(
             "--template", "-t", help="Text with {} for the label; repeat to average. Default: a photo of a {}"
         ),
     ] = None,
-    instruction: Annotated[str | None, typer.Option("--instruction", help="What to look at in every picture.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What to look at in every picture.")] = None,
     *,
     model: ModelFlags,
     run: _SampleFlags,
@@ -220,7 +219,7 @@ def classification_command(
 def vqa_command(
     data: Annotated[Path, typer.Argument(help="JSON lines of {image, question, answer, candidates}.")],
     instruction_template: Annotated[
-        str, typer.Option("--instruction-template", help="The instruction, with {question} for the question.")
+        str, typer.Option(help="The instruction, with {question} for the question.")
     ] = "{question}",
     as_asked: Annotated[
         bool, typer.Option("--as-asked/--rewrite", help="Use the question as it stands, or rewrite it by rules.")
@@ -247,15 +246,15 @@ def vqa_command(
 def resolution_command(
     data: Annotated[str, typer.Argument(help="Data for the task; or 'scenes' for ctrlbench.")],
     task: Annotated[
-        str, typer.Option("--task", help="ctrlbench, retrieval, classification or vqa: how quality is measured.")
+        str, typer.Option(help="ctrlbench, retrieval, classification or vqa: how quality is measured.")
     ] = "ctrlbench",
     tokens: Annotated[
-        str, typer.Option("--tokens", help="Numbers of image tokens, separated by commas.")
+        str, typer.Option(help="Numbers of image tokens, separated by commas.")
     ] = "32,64,128,256,512,1024",
     images: ImagesOption = None,
     labels: LabelsOption = None,
-    timed: Annotated[int, typer.Option("--timed", min=1, help="Number of pictures to time.")] = 16,
-    passes: Annotated[int, typer.Option("--passes", min=1, help="Number of timed passes; the median is reported.")] = 5,
+    timed: Annotated[int, typer.Option(min=1, help="Number of pictures to time.")] = 16,
+    passes: Annotated[int, typer.Option(min=1, help="Number of timed passes; the median is reported.")] = 5,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     *,
@@ -285,7 +284,7 @@ def resolution_command(
 @evaluate.command("mini")
 @grouped
 def evaluate_mini_command(
-    scenes: Annotated[int, typer.Option("--scenes", help="Number of the 1,000 held-out scenes to use.")] = 1000,
+    scenes: Annotated[int, typer.Option(help="Number of the 1,000 held-out scenes to use.")] = 1000,
     model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
     *,
@@ -301,7 +300,7 @@ def evaluate_mini_command(
 @grouped
 def evaluate_pictures_command(
     kinds: Annotated[Path, typer.Argument(help="Drawings by scripts/draw_kinds.py, such as runs/kinds.npz.")],
-    scenes: Annotated[int, typer.Option("--scenes", help="Scenes of each set.")] = 300,
+    scenes: Annotated[int, typer.Option(help="Scenes of each set.")] = 300,
     model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
     *,
@@ -318,7 +317,7 @@ def evaluate_pictures_command(
 @evaluate.command("speaking")
 @grouped
 def evaluate_speaking_command(
-    scenes: Annotated[int, typer.Option("--scenes", help="Number of held-out scenes.")] = 100,
+    scenes: Annotated[int, typer.Option(help="Number of held-out scenes.")] = 100,
     model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
     *,
@@ -334,8 +333,8 @@ def evaluate_speaking_command(
 @evaluate.command("twins")
 @grouped
 def evaluate_twins_command(
-    scenes: Annotated[int, typer.Option("--scenes", help="Number of the 1,000 pictures; even.")] = 1000,
-    candidates: Annotated[int, typer.Option("--candidates", help="Pictures considered for reranking.")] = 50,
+    scenes: Annotated[int, typer.Option(help="Number of the 1,000 pictures; even.")] = 1000,
+    candidates: Annotated[int, typer.Option(help="Pictures considered for reranking.")] = 50,
     judge: JudgeOption = False,
     model: MiniOption = "abc-mini",
     device: DeviceOption = "auto",
@@ -353,7 +352,7 @@ def evaluate_twins_command(
 @evaluate.command("keywords")
 @grouped
 def evaluate_keywords_command(
-    passages: Annotated[int, typer.Option("--passages", min=100, help="Passages of Python's manual to use.")] = 600,
+    passages: Annotated[int, typer.Option(min=100, help="Passages of Python's manual to use.")] = 600,
     model: ModelOption = "abc-mini",
     device: DeviceOption = "auto",
     *,
@@ -383,7 +382,7 @@ def evaluate_documents_command(
 @evaluate.command("absent")
 @grouped
 def evaluate_absent_command(
-    scenes: Annotated[int, typer.Option("--scenes", min=10, max=200, help="Number of pictures in the store.")] = 40,
+    scenes: Annotated[int, typer.Option(min=10, max=200, help="Number of pictures in the store.")] = 40,
     judge: JudgeOption = False,
     model: ModelOption = "abc-mini",
     device: DeviceOption = "auto",

@@ -25,7 +25,7 @@ __all__ = ["index"]
 
 @dataclass(frozen=True, kw_only=True)
 class _IndexingFlags(EmbedderFlags):
-    workers: Annotated[int | None, typer.Option("--workers", help="Number of workers that open pictures.")] = None
+    workers: Annotated[int | None, typer.Option(help="Number of workers that open pictures.")] = None
 
     def keywords(self) -> EmbedderKeywords:
         from abc_rag.embedding.settings import EngineSettings
@@ -64,7 +64,7 @@ def index(
         bool, typer.Option("--verify", help="Read every file, even if size and time of change are as before.")
     ] = False,
     dpi: Annotated[
-        int, typer.Option("--dpi", min=20, max=600, help="Resolution of the pages of documents, in pixels per inch.")
+        int, typer.Option(min=20, max=600, help="Resolution of the pages of documents, in pixels per inch.")
     ] = 110,
     watch: Annotated[
         bool,

@@ -21,26 +21,22 @@ def evaluate_mmeb_command(
     datasets: Annotated[
         list[str] | None,
         typer.Option(
-            "--datasets",
             help="Data sets or groups (classification, vqa, retrieval, grounding, ind, ood), separated by commas. "
-            "Default: what is in the folder.",
+            "Default: what is in the folder."
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option("--images", help="Folder where images.zip was unpacked. Default: images in ROOT.")
+        Path | None, typer.Option(help="Folder where images.zip was unpacked. Default: images in ROOT.")
     ] = None,
     prompts: Annotated[
         Literal["auto", "mmeb", "abc", "vlm2vec"],
         typer.Option(
-            "--prompts",
             help="The benchmark's words in the model's own prompt (mmeb) or to the letter (vlm2vec), or what ABC's "
-            "authors measured with (abc).",
+            "authors measured with (abc)."
         ),
     ] = "auto",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Use only the first queries of each data set.")
-    ] = None,
-    max_bad: Annotated[int, typer.Option("--max-bad", min=0, help="Maximum number of unusable rows.")] = 100,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first queries of each data set.")] = None,
+    max_bad: Annotated[int, typer.Option(min=0, help="Maximum number of unusable rows.")] = 100,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch what is missing from the hub first; several GB.")
     ] = False,
@@ -75,9 +71,7 @@ def evaluate_mteb_command(
             "--tasks", "-t", help="Names of mteb's tasks or benchmarks, separated by commas; may be repeated."
         ),
     ],
-    name: Annotated[
-        str | None, typer.Option("--name", help="organisation/model, under which mteb files the results.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="organisation/model, under which mteb files the results.")] = None,
     *,
     model: ModelFlags,
     run: ResultFlags,

@@ -102,13 +102,10 @@ class ModelFlags:
 
     model: ModelOption = None
     device: DeviceOption = "auto"
-    min_tokens: Annotated[int | None, typer.Option("--min-tokens", help="Minimum of image tokens per picture.")] = None
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Maximum of image tokens per picture.")] = None
+    min_tokens: Annotated[int | None, typer.Option(help="Minimum of image tokens per picture.")] = None
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum of image tokens per picture.")] = None
     resolution: Annotated[
-        str | None,
-        typer.Option(
-            "--resolution", help="VLM2Vec: low, mid or high on Qwen2-VL, a number of crops on Phi-3.5-vision."
-        ),
+        str | None, typer.Option(help="VLM2Vec: low, mid or high on Qwen2-VL, a number of crops on Phi-3.5-vision.")
     ] = None
 
     def keywords(self) -> EmbedderKeywords:
@@ -139,37 +136,29 @@ class EmbedderFlags(ModelFlags):
     """A model with all that a store's vectors depend on."""
 
     dims: Annotated[
-        int | None, typer.Option("--dims", help="Length of a vector, for models trained for several (Matryoshka).")
+        int | None, typer.Option(help="Length of a vector, for models trained for several (Matryoshka).")
     ] = None
     query_instruction: Annotated[
-        str | None,
-        typer.Option(
-            "--query-instruction", help="What queries are told, for models trained so. The store keeps to it."
-        ),
+        str | None, typer.Option(help="What queries are told, for models trained so. The store keeps to it.")
     ] = None
-    document_instruction: Annotated[
-        str | None, typer.Option("--document-instruction", help="What pictures and passages are told; likewise.")
-    ] = None
+    document_instruction: Annotated[str | None, typer.Option(help="What pictures and passages are told; likewise.")] = (
+        None
+    )
     weights: Annotated[
         str,
         typer.Option(
-            "--weights",
-            help="full, int8 or int4. The last two save memory, make other vectors and need the extra 'quantized'.",
+            help="full, int8 or int4. The last two save memory, make other vectors and need the extra 'quantized'."
         ),
     ] = "full"
     background: Annotated[
-        str | None,
-        typer.Option(
-            "--background", help="Colour behind transparent pixels, such as white. Default: as published, none."
-        ),
+        str | None, typer.Option(help="Colour behind transparent pixels, such as white. Default: as published, none.")
     ] = None
     depth: Annotated[
-        str, typer.Option("--depth", help="published, or scaled: keep the range of 16-bit and floating-point greys.")
+        str, typer.Option(help="published, or scaled: keep the range of 16-bit and floating-point greys.")
     ] = "published"
     image_limit: Annotated[
         list[str] | None,
         typer.Option(
-            "--image-limit",
             metavar="NAME=VALUE",
             help="What a picture may cost: max_pixels=200000000, max_bytes=..., allow_urls=true, ...; repeat for more.",
         ),
@@ -237,9 +226,9 @@ class StoreFlags:
             help="Folder of the embedded Chroma store; lance://FOLDER or s3://... for Lance; http://... for a server.",
         ),
     ] = "abc-rag-store"
-    url: Annotated[
-        str | None, typer.Option("--url", envvar="ABC_RAG_URL", help="Chroma server to use instead of a folder.")
-    ] = None
+    url: Annotated[str | None, typer.Option(envvar="ABC_RAG_URL", help="Chroma server to use instead of a folder.")] = (
+        None
+    )
     collection: Annotated[str, typer.Option("--collection", "-c", help="Collection within the store.")] = "abc"
 
     def open(self, fingerprint: Fingerprint | None = None) -> Store:
@@ -277,7 +266,6 @@ class KeywordStoreFlags(StoreFlags):
     keyword_index: Annotated[
         Path | None,
         typer.Option(
-            "--keyword-index",
             envvar="ABC_RAG_KEYWORD_INDEX",
             help="With --url: folder on this machine for the keyword index. Default: none. A folder has its own.",
         ),

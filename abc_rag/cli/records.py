@@ -32,7 +32,7 @@ _TABLE_FOLDERS = 10
 def list_records(
     where: WhereOption = None,
     only: OnlyOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of records.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of records.")] = 50,
     *,
     place: StoreFlags,
     as_json: JsonOption = False,

@@ -50,7 +50,7 @@ def _folder(store: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class _ServedFlags(EmbedderFlags):
-    workers: Annotated[int | None, typer.Option("--workers", help="Number of workers that open pictures.")] = None
+    workers: Annotated[int | None, typer.Option(help="Number of workers that open pictures.")] = None
 
     def default_limits(self) -> ImageLimits:
         from abc_rag.server.settings import DEFAULT_LIMITS
@@ -68,16 +68,14 @@ class _ServedFlags(EmbedderFlags):
 def _serve(
     context: typer.Context,
     store: _StoreOption = _DEFAULT,
-    host: Annotated[str, typer.Option("--host", help="Address; any but loopback takes API keys.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address; any but loopback takes API keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0 takes a free one.")] = 8000,
     name: Annotated[
-        list[str] | None, typer.Option("--name", help="Further name of the model for clients; repeat for more.")
+        list[str] | None, typer.Option(help="Further name of the model for clients; repeat for more.")
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(
-            "--url", envvar="ABC_RAG_URL", help="Chroma server for the collections; the folder keeps the rest."
-        ),
+        typer.Option(envvar="ABC_RAG_URL", help="Chroma server for the collections; the folder keeps the rest."),
     ] = None,
     generate: Annotated[
         bool, typer.Option("--generate", help="Also judge, answer and chat with the model's own base, where it can.")
@@ -136,13 +134,13 @@ def add_key(
     store: _StoreOption = _DEFAULT,
     scope: Annotated[
         Literal["read", "write", "admin"],
-        typer.Option("--scope", help="read: embed and search. write: also add. admin: also delete, and read metrics."),
+        typer.Option(help="read: embed and search. write: also add. admin: also delete, and read metrics."),
     ] = "read",
     tenant: Annotated[
-        str, typer.Option("--tenant", help="Whose the key is; collections of other tenants are invisible to it.")
+        str, typer.Option(help="Whose the key is; collections of other tenants are invisible to it.")
     ] = "default",
-    per_minute: Annotated[int | None, typer.Option("--per-minute", help="Maximum requests in a minute.")] = None,
-    at_once: Annotated[int | None, typer.Option("--at-once", help="Maximum requests in progress.")] = None,
+    per_minute: Annotated[int | None, typer.Option(help="Maximum requests in a minute.")] = None,
+    at_once: Annotated[int | None, typer.Option(help="Maximum requests in progress.")] = None,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
     with _needs_server():

@@ -67,11 +67,9 @@ def copy(
         str, typer.Argument(metavar="TO", help="Likewise; made if missing. What it holds already stays.")
     ],
     collection: Annotated[str, typer.Option("--collection", "-c", help="Collection to copy.")] = "abc",
-    to_collection: Annotated[
-        str | None, typer.Option("--to-collection", help="Its name in TO. Default: the same.")
-    ] = None,
+    to_collection: Annotated[str | None, typer.Option(help="Its name in TO. Default: the same.")] = None,
     dtype: Annotated[
-        Literal["float32", "float16"], typer.Option("--dtype", help="How a new Lance store keeps vectors.")
+        Literal["float32", "float16"], typer.Option(help="How a new Lance store keeps vectors.")
     ] = "float32",
     as_json: JsonOption = False,
 ) -> None:
@@ -119,7 +117,7 @@ def _target(place: str, collection: str, source: Store, dtype: Literal["float32"
 def index(
     kind: Annotated[
         Literal["int8", "binary", "pq", "hnsw"] | None,
-        typer.Option("--kind", help="What stands for a vector. Default: binary from 256 dimensions on, else int8."),
+        typer.Option(help="What stands for a vector. Default: binary from 256 dimensions on, else int8."),
     ] = None,
     *,
     place: StoreFlags,
@@ -135,7 +133,7 @@ def index(
 @grouped
 def compact(
     keep_hours: Annotated[
-        float, typer.Option("--keep-hours", min=0.0, help="Keep versions that are younger, for who reads them.")
+        float, typer.Option(min=0.0, help="Keep versions that are younger, for who reads them.")
     ] = 24.0,
     *,
     place: StoreFlags,

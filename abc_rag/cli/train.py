@@ -24,23 +24,23 @@ train = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a m
 class _RunFlags:
     """A run: each option is a setting of its configuration, but ``config``, ``settings`` and ``push``."""
 
-    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Folder or file of JSON lines, 'abc-pretraining', 'abc-vg-instruct', or 'scenes'."),
+        typer.Option(help="Folder or file of JSON lines, 'abc-pretraining', 'abc-vg-instruct', or 'scenes'."),
     ] = None
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; an unfinished run is resumed.")] = None
-    images: Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")] = None
-    base: Annotated[str | None, typer.Option("--base", help="Qwen2-VL: a hub id, or a folder (./...).")] = None
-    steps: Annotated[int | None, typer.Option("--steps", help="Number of optimiser steps.")] = None
-    chunk: Annotated[
-        int | None, typer.Option("--chunk", help="Pictures computed at once: less memory, the same gradients.")
-    ] = None
-    seed: Annotated[int | None, typer.Option("--seed")] = None
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; an unfinished run is resumed.")] = None
+    images: Annotated[Path | None, typer.Option(help="Folder that picture names are relative to.")] = None
+    base: Annotated[str | None, typer.Option(help="Qwen2-VL: a hub id, or a folder (./...).")] = None
+    steps: Annotated[int | None, typer.Option(help="Number of optimiser steps.")] = None
+    chunk: Annotated[int | None, typer.Option(help="Pictures computed at once: less memory, the same gradients.")] = (
+        None
+    )
+    seed: Annotated[int | None, typer.Option()] = None
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting, as name=value; repeat for more.")
     ] = None
-    push: Annotated[str | None, typer.Option("--push", help="Then upload to this hub repository (user/name).")] = None
+    push: Annotated[str | None, typer.Option(help="Then upload to this hub repository (user/name).")] = None
 
     def read(self, kind: type[Config]) -> Config:
         """The configuration."""
@@ -73,43 +73,34 @@ class _ABCFlags(_RunFlags):
         str | None,
         typer.Option("--model", "-m", help="Start from this checkpoint's parts: abc-mini, or a folder with base/, ..."),
     ] = None
-    pictures: Annotated[int | None, typer.Option("--pictures", help="Pictures per step, over all processes.")] = None
+    pictures: Annotated[int | None, typer.Option(help="Pictures per step, over all processes.")] = None
     download: Annotated[bool | None, typer.Option("--download", help="Fetch a hub data set.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PretrainFlags(_ABCFlags):
-    negatives_file: Annotated[
-        Path | None,
-        typer.Option("--negatives-file", help="Hard negatives from 'abc-rag train mine-negatives'."),
-    ] = None
+    negatives_file: Annotated[Path | None, typer.Option(help="Hard negatives from 'abc-rag train mine-negatives'.")] = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _InstructFlags(_ABCFlags):
-    pretrain: Annotated[
-        str | None, typer.Option("--pretrain", help="The pretrain adapter: a hub id, or a folder (./...).")
-    ] = None
+    pretrain: Annotated[str | None, typer.Option(help="The pretrain adapter: a hub id, or a folder (./...).")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _VLM2VecFlags(_RunFlags):
-    data: Annotated[
-        str | None, typer.Option("--data", help="Folder in the layout of TIGER-Lab/MMEB-train, or a file of it.")
-    ] = None
-    subsets: Annotated[
-        str | None, typer.Option("--subsets", help="Subsets, separated by commas. Default: all of --data.")
-    ] = None
-    base: Annotated[
-        str | None, typer.Option("--base", help="Qwen2-VL or Phi-3.5-vision: a hub id, or a folder (./...).")
-    ] = None
-    resolution: Annotated[
-        str | None, typer.Option("--resolution", help="low, mid or high (Qwen2-VL), or a number of crops (Phi).")
-    ] = None
-    rows: Annotated[int | None, typer.Option("--rows", help="Rows per step, over all processes.")] = None
-    chunk: Annotated[
-        int | None, typer.Option("--chunk", help="Rows computed at once: less memory, the same gradients.")
-    ] = None
+    data: Annotated[str | None, typer.Option(help="Folder in the layout of TIGER-Lab/MMEB-train, or a file of it.")] = (
+        None
+    )
+    subsets: Annotated[str | None, typer.Option(help="Subsets, separated by commas. Default: all of --data.")] = None
+    base: Annotated[str | None, typer.Option(help="Qwen2-VL or Phi-3.5-vision: a hub id, or a folder (./...).")] = None
+    resolution: Annotated[str | None, typer.Option(help="low, mid or high (Qwen2-VL), or a number of crops (Phi).")] = (
+        None
+    )
+    rows: Annotated[int | None, typer.Option(help="Rows per step, over all processes.")] = None
+    chunk: Annotated[int | None, typer.Option(help="Rows computed at once: less memory, the same gradients.")] = None
 
 
 @train.command("pretrain")
@@ -147,7 +138,7 @@ def push_command(
     folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     repository: Annotated[str, typer.Argument(help="Hub repository: user/name.")],
     results: Annotated[
-        Path | None, typer.Option("--results", help="results.json of 'abc-rag evaluate', for the model card.")
+        Path | None, typer.Option(help="results.json of 'abc-rag evaluate', for the model card.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
@@ -160,18 +151,16 @@ def push_command(
 @train.command("mini")
 def train_mini_command(
     out: Annotated[Path, typer.Argument(help="Folder that receives base/, pretrain/ and instruct/.")],
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the base stage, for a trial run.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    steps: Annotated[int | None, typer.Option(help="Steps of the base stage, for a trial run.")] = None,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16; slower on CPUs without support for it.")] = True,
     kinds: Annotated[
-        Path | None,
-        typer.Option("--kinds", help="Drawings by scripts/draw_kinds.py; the package's own alone if not given."),
+        Path | None, typer.Option(help="Drawings by scripts/draw_kinds.py; the package's own alone if not given.")
     ] = None,
     teacher: Annotated[
-        Path | None,
-        typer.Option("--teacher", help="Vectors of words by scripts/teach_words.py; words are learnt if not given."),
+        Path | None, typer.Option(help="Vectors of words by scripts/teach_words.py; words are learnt if not given.")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
 ) -> None:
     """Train abc-mini from scratch: its base, then the two adapters as 'pretrain' and 'instruct' do."""
     from dataclasses import replace
@@ -192,27 +181,25 @@ def mine_negatives_command(
     data: Annotated[str, typer.Argument(help="Folder or file of JSON lines with captions, or 'abc-pretraining'.")],
     out: Annotated[Path, typer.Argument(help="JSONL file to write; an unfinished one is resumed.")],
     *,
-    images: Annotated[Path | None, typer.Option("--images", help="Folder that picture names are relative to.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that picture names are relative to.")] = None,
     epsilon: Annotated[
-        float,
-        typer.Option("--epsilon", help="Leave out captions that score at least this fraction of the positive's score."),
+        float, typer.Option(help="Leave out captions that score at least this fraction of the positive's score.")
     ] = 0.95,
-    count: Annotated[int, typer.Option("--count", help="Negatives per row.")] = 35,
+    count: Annotated[int, typer.Option(help="Negatives per row.")] = 35,
     query: Annotated[
-        Literal["text", "image"],
-        typer.Option("--query", help="Query with the caption (its own score is 1) or with the picture."),
+        Literal["text", "image"], typer.Option(help="Query with the caption (its own score is 1) or with the picture.")
     ] = "text",
     index: Annotated[
         Literal["auto", "exact", "approximate"],
-        typer.Option("--index", help="Search exactly, or in an approximate index; auto: as memory allows."),
+        typer.Option(help="Search exactly, or in an approximate index; auto: as memory allows."),
     ] = "auto",
     memory_gb: Annotated[
-        float | None, typer.Option("--memory-gb", help="Memory for vectors in GiB. Default: half of the free memory.")
+        float | None, typer.Option(help="Memory for vectors in GiB. Default: half of the free memory.")
     ] = None,
     keep_vectors: Annotated[
         bool, typer.Option("--keep-vectors", help="Keep OUT.work, for mining again with other settings.")
     ] = False,
-    max_bad: Annotated[int, typer.Option("--max-bad", help="Maximum number of unusable rows.")] = 100,
+    max_bad: Annotated[int, typer.Option(help="Maximum number of unusable rows.")] = 100,
     download: Annotated[bool, typer.Option("--download", help="Fetch a hub data set.")] = False,
     model: ModelFlags,
     cluster: EngineFlags,
