@@ -40,6 +40,13 @@ SCENES = "scenes"
 _SCENES = 200
 _SCENES_SEED = 20_264
 _NAMED = 10  # pairs named in the notes
+_KS = (1, 5, 10)
+_WAYS = {
+    "picture + instruction": "",
+    "picture alone": "without_instruction_",
+    "instruction alone, no picture": "instruction_alone_",
+}
+_CEILING = "ceiling of picture alone"
 _PUBLISHED = (
     ("ABC (Qwen2-VL-7B)", 50.9, 78.4, 87.5),
     ("GME-Qwen2-VL-7B", 24.8, 54.5, 65.3),
@@ -118,10 +125,10 @@ def evaluate_ctrlbench(
     places = [place for place, query in enumerate(queries) if len(query.own) > 1]
     choices = [queries[place] for place in places]
     metrics = {
-        **{f"r{k}": recall_at(with_.ranks, k) for k in (1, 5, 10)},
-        **{f"without_instruction_r{k}": recall_at(without.ranks, k) for k in (1, 5, 10)},
+        **{f"r{k}": recall_at(with_.ranks, k) for k in _KS},
+        **{f"without_instruction_r{k}": recall_at(without.ranks, k) for k in _KS},
         "without_instruction_ceiling": _ceiling(queries),
-        **{f"instruction_alone_r{k}": recall_at(blind.ranks, k) for k in (1, 5, 10)},
+        **{f"instruction_alone_r{k}": recall_at(blind.ranks, k) for k in _KS},
         "own_phrases_r1": _own(choices, instructed[places], phrases.vectors),
         "own_phrases_without_instruction_r1": _own(choices, alone[places], phrases.vectors),
         "own_phrases_instruction_alone_r1": _own(choices, blind_vectors[places], phrases.vectors),
@@ -194,45 +201,34 @@ def _own(queries: Sequence[_Query], vectors: Vectors, phrases: Vectors) -> float
 
 
 def _tables(metrics: dict[str, float], counts: dict[str, int]) -> list[ResultTable]:
-    def percent(*names: str | None) -> list[Cell]:
-        return [None if name is None else 100 * metrics[name] for name in names]
-
     title = (
         f"ctrlbench: {counts['queries']} instructions on {counts['pictures']} pictures, {counts['candidates']} phrases"
     )
+    columns = ["%", *(f"R@{k}" for k in _KS)]
     rows: list[list[Cell]] = [
-        ["picture + instruction", *percent("r1", "r5", "r10", "own_phrases_r1")],
-        [
-            "picture alone",
-            *percent(*(f"without_instruction_r{k}" for k in (1, 5, 10)), "own_phrases_without_instruction_r1"),
-        ],
-        ["ceiling of picture alone", *percent("without_instruction_ceiling", None, None, "own_phrases_ceiling")],
-        [
-            "instruction alone, no picture",
-            *percent(*(f"instruction_alone_r{k}" for k in (1, 5, 10)), "own_phrases_instruction_alone_r1"),
-        ],
-        ["chance", *percent(None, None, None, "own_phrases_chance")],
+        [shown, *_percents(metrics, way), 100 * metrics[f"own_phrases_{way}r1"]] for shown, way in _WAYS.items()
     ]
-    published = [[name, *figures] for name, *figures in _PUBLISHED]
+    ceilings = (100 * metrics[name] for name in ("without_instruction_ceiling", "own_phrases_ceiling"))
+    rows.insert(2, [_CEILING, next(ceilings), None, None, next(ceilings)])
+    rows.append(["chance", None, None, None, 100 * metrics["own_phrases_chance"]])
     return [
-        ResultTable(title, ["%", "R@1", "R@5", "R@10", "R@1 among own phrases"], rows),
+        ResultTable(title, [*columns, "R@1 among own phrases"], rows),
         ResultTable(
             "published (arXiv 2503.00329), on the paper's own unreleased pictures: not comparable",
-            ["%", "R@1", "R@5", "R@10"],
-            published,
+            columns,
+            _PUBLISHED,
         ),
     ]
 
 
+def _percents(metrics: dict[str, float], way: str) -> list[float]:
+    return [100 * metrics[f"{way}r{k}"] for k in _KS]
+
+
 def _plots(metrics: dict[str, float]) -> list[Plot]:
-    ceiling = [100 * metrics["without_instruction_ceiling"], float("nan"), float("nan")]
-    series = {
-        "picture + instruction": [100 * metrics[f"r{k}"] for k in (1, 5, 10)],
-        "picture alone": [100 * metrics[f"without_instruction_r{k}"] for k in (1, 5, 10)],
-        "ceiling of picture alone": ceiling,
-        "instruction alone, no picture": [100 * metrics[f"instruction_alone_r{k}"] for k in (1, 5, 10)],
-    }
-    return [Plot("The right phrase among the first k", "bars", ["R@1", "R@5", "R@10"], series)]
+    series = {shown: _percents(metrics, way) for shown, way in _WAYS.items()}
+    series[_CEILING] = [100 * metrics["without_instruction_ceiling"], float("nan"), float("nan")]
+    return [Plot("The right phrase among the first k", "bars", [f"R@{k}" for k in _KS], series)]
 
 
 def _notes(counts: dict[str, int], choices: int, leaked: Sequence[_Query]) -> list[str]:

@@ -11,7 +11,7 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.evaluation.captions import CaptionedRow, read_captioned
 from abc_rag.evaluation.datasets import check_limit, existing
 from abc_rag.evaluation.metrics import MOST_MISTAKES, Ranking, rank_candidates, recall_at, worst
-from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
+from abc_rag.evaluation.results import Mistake, Plot, Results, ResultTable, settings
 from abc_rag.evaluation.vectors import KnownTexts, VectorCache, require_left
 from abc_rag.training.data.rows import BadRows
 from abc_rag.types import Image
@@ -19,6 +19,7 @@ from abc_rag.types import Image
 __all__ = ["evaluate_retrieval"]
 
 _KS = (1, 5, 10)
+_WAYS = {"picture -> caption": "image_to_text", "caption -> picture": "text_to_image"}
 
 
 def evaluate_retrieval(
@@ -80,6 +81,9 @@ def evaluate_retrieval(
         **{f"text_to_image_r{k}": recall_at(by_text.ranks, k) for k in _KS},
     }
     counts = {"pictures": len(rows), "captions": len(asked), "distinct_captions": len(texts.texts)}
+    series = {shown: [100 * metrics[f"{way}_r{k}"] for k in _KS] for shown, way in _WAYS.items()}
+    columns = [f"R@{k}" for k in _KS]
+    title = f"retrieval: {len(rows)} pictures, {len(asked)} captions"
     return Results(
         benchmark="retrieval",
         model=str(embedder.fingerprint),
@@ -88,8 +92,8 @@ def evaluate_retrieval(
             embedder, data=source, images=folder, split=split, captions=captions, limit=limit, max_bad=max_bad
         )
         | {"format": kind, "counts": counts},
-        tables=[_table(metrics, counts)],
-        plots=[_plot(metrics)],
+        tables=[ResultTable(title, ["%", *columns], [[shown, *values] for shown, values in series.items()])],
+        plots=[Plot("A right one among the first k", "bars", columns, series)],
         mistakes=_mistakes(rows, texts.texts, asked, to_text, by_text),
         bad=bad.as_dict(),
         notes=_notes(counts),
@@ -101,27 +105,6 @@ def evaluate_retrieval(
             ],
         },
     )
-
-
-def _percents(metrics: dict[str, float], way: str) -> list[float]:
-    return [100 * metrics[f"{way}_r{k}"] for k in _KS]
-
-
-def _table(metrics: dict[str, float], counts: dict[str, int]) -> ResultTable:
-    title = f"retrieval: {counts['pictures']} pictures, {counts['captions']} captions"
-    rows: list[list[Cell]] = [
-        ["picture -> caption", *_percents(metrics, "image_to_text")],
-        ["caption -> picture", *_percents(metrics, "text_to_image")],
-    ]
-    return ResultTable(title, ["%", *(f"R@{k}" for k in _KS)], rows)
-
-
-def _plot(metrics: dict[str, float]) -> Plot:
-    series = {
-        "picture -> caption": _percents(metrics, "image_to_text"),
-        "caption -> picture": _percents(metrics, "text_to_image"),
-    }
-    return Plot("A right one among the first k", "bars", [f"R@{k}" for k in _KS], series)
 
 
 def _notes(counts: dict[str, int]) -> list[str]:

@@ -13,7 +13,7 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.errors import InputError
 from abc_rag.evaluation.datasets import QuestionRow, check_limit, existing, read_questions
 from abc_rag.evaluation.metrics import Ranking, join, rank_candidates, recall_at, share, worst
-from abc_rag.evaluation.results import Cell, Mistake, Plot, Results, ResultTable, settings
+from abc_rag.evaluation.results import Mistake, Plot, Results, ResultTable, settings
 from abc_rag.evaluation.vectors import KnownTexts, VectorCache, require_left
 from abc_rag.search.rewriting.rewriter import AsAsked, Rewriter
 from abc_rag.search.rewriting.rules import RuleRewriter
@@ -24,6 +24,7 @@ __all__ = ["evaluate_vqa"]
 
 _PLACE = "{question}"
 _KS = (1, 5)
+_WAYS = {"picture + question": "", "picture alone": "without_question_", "chance": "chance_"}
 
 
 def evaluate_vqa(
@@ -85,14 +86,18 @@ def evaluate_vqa(
         **{f"chance_hit{k}": share([min(1.0, k / count) for count in choices]) for k in _KS},
     }
     counts = {"questions": len(rows), "candidates": len(answers.texts)}
+    series = {shown: [100 * metrics[f"{way}hit{k}"] for k in _KS] for shown, way in _WAYS.items()}
+    columns = [f"hit@{k}" for k in _KS]
+    among = " to ".join(map(str, dict.fromkeys((min(choices), max(choices)))))
+    title = f"vqa: {len(rows)} questions, each with {among} candidates"
     given = {"instruction_template": instruction_template, "rewrite": rewrite, "limit": limit, "max_bad": max_bad}
     return Results(
         benchmark="vqa",
         model=str(embedder.fingerprint),
         metrics=metrics,
         settings=settings(embedder, data=source, **given) | {"counts": counts},
-        tables=[_table(metrics, counts, choices)],
-        plots=[_plot(metrics)],
+        tables=[ResultTable(title, ["%", *columns], [[shown, *values] for shown, values in series.items()])],
+        plots=[Plot("The answer among the first k", "bars", columns, series)],
         mistakes=[
             _mistake(rows[at], answers, asked_ranking, at) for at in worst(asked_ranking.margins, asked_ranking.ranks)
         ],
@@ -131,24 +136,6 @@ def _rank(vectors: Vectors, rows: Sequence[QuestionRow], answers: KnownTexts) ->
         part = rank_candidates(vector[None], answers.vectors[own], [np.flatnonzero(own == one).tolist()])
         parts.append(part.at(own))
     return join(parts)
-
-
-def _table(metrics: dict[str, float], counts: dict[str, int], choices: Sequence[int]) -> ResultTable:
-    fewest, most = min(choices), max(choices)
-    among = f"{most}" if fewest == most else f"{fewest} to {most}"
-    names = {"": "picture + question", "without_question_": "picture alone", "chance_": "chance"}
-    rows: list[list[Cell]] = [[shown, *(100 * metrics[f"{name}hit{k}"] for k in _KS)] for name, shown in names.items()]
-    title = f"vqa: {counts['questions']} questions, each with {among} candidates"
-    return ResultTable(title, ["%", *(f"hit@{k}" for k in _KS)], rows)
-
-
-def _plot(metrics: dict[str, float]) -> Plot:
-    series = {
-        "picture + question": [100 * metrics[f"hit{k}"] for k in _KS],
-        "picture alone": [100 * metrics[f"without_question_hit{k}"] for k in _KS],
-        "chance": [100 * metrics[f"chance_hit{k}"] for k in _KS],
-    }
-    return Plot("The answer among the first k", "bars", [f"hit@{k}" for k in _KS], series)
 
 
 def _mistake(row: QuestionRow, answers: KnownTexts, ranking: Ranking, at: int) -> Mistake:

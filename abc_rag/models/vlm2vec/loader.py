@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from abc_rag.errors import CheckpointError, InputError
 from abc_rag.models.config import read_json, shown
-from abc_rag.models.folder_model import model_type_of, read_or_empty
+from abc_rag.models.folder_model import FolderLoader, FolderModel, model_type_of, read_or_empty
 from abc_rag.models.hub import fetch, is_folder
-from abc_rag.models.loader import GENERATING, Checkpoint, LoadOptions, ModelLoader, Weights, as_folder
+from abc_rag.models.loader import GENERATING, LoadOptions, Weights
 
 if TYPE_CHECKING:
     from abc_rag.models.family import Family
@@ -49,49 +49,6 @@ class _Parts:
     revision: str | None = None  # the hub's commits, where they are known
 
 
-class VLM2VecLoader(ModelLoader):
-    """VLM2Vec's part of `abc_rag.load_embedder`."""
-
-    name = "vlm2vec"
-    models = tuple(_BASES)
-
-    def refusal(self, folder: Path) -> str | None:
-        """See `ModelLoader.refusal`."""
-        if (folder / "adapter" / "adapter_config.json").is_file() and (folder / "base").is_dir():
-            return self._foreign(folder / "adapter") or _backbone_refusal(folder / "base")
-        if (folder / "parts.json").is_file():
-            return "holds parts.json, which is ABC's"
-        if (folder / "adapter_config.json").is_file():
-            return self._foreign(folder) or _unsure(folder)
-        if not (folder / "config.json").is_file():
-            return f"holds no adapter/ or config.json; {_LAYOUTS}"
-        if model_type_of(folder) == "qwen2_vl":
-            return (
-                "is a Qwen2-VL, which could be the base of many models; if a VLM2Vec adapter has been merged into it, "
-                f"write 'vlm2vec:{folder}'"
-            )
-        return _backbone_refusal(folder)
-
-    def checkpoint(self, model: Any) -> Checkpoint:  # noqa: ANN401
-        """See `ModelLoader.checkpoint`."""
-        folder = None if isinstance(model, str) and model in _BASES else as_folder(model)
-        if folder is not None:
-            return _VLM2VecModel(folder.resolve().name, folder)
-        name = str(model)
-        if is_folder(name) or name.count("/") != 1 or not all(name.split("/")):
-            raise InputError(f"model 'vlm2vec:{name[:200]}' is neither a folder nor a hub id (ORGANISATION/NAME)")
-        return _VLM2VecModel(name, None)
-
-    def _foreign(self, folder: Path) -> str | None:
-        """Why an adapter belongs to another family; None if it may be VLM2Vec's."""
-        file = folder / "adapter_model.safetensors"
-        if file.is_file() and any(_HEAD in name for name in _tensor_names(file)):
-            return "holds an adapter with an MLP head, which is ABC's"
-        if str(_adapter_config(folder)["class"]).startswith("ABC"):
-            return "holds an adapter that says it is ABC's"
-        return None
-
-
 def _adapter_config(folder: Path) -> dict[str, Any]:
     """The model that an adapter says it was made for: ``class``, ``base``, ``task``."""
     told = read_or_empty(folder / "adapter_config.json")
@@ -123,43 +80,42 @@ def _places(folder: Path, base: str) -> list[Path]:
     return [folder / base, Path(base)] if is_folder(base) else []
 
 
-class _VLM2VecModel(Checkpoint):
+class _VLM2VecModel(FolderModel):
     generates = True
 
     def __init__(self, name: str, folder: Path | None) -> None:
-        self._name = name
-        self._folder = folder
+        super().__init__(name, folder)
         self._parts: _Parts | None = None
 
     def local_revision(self, weights: Weights, resolution: int | str | None = None) -> str | None:
-        if self._folder is None:
+        if self._local is None:
             return None
-        base = _base_of(self._folder)
+        base = _base_of(self._local)
         if isinstance(base, str):  # a hub id
             return None
-        return _revision(_local_parts(self._folder, base), weights, resolution)
+        return _revision(_local_parts(self._local, base), weights, resolution)
 
     def fetch(self, device: str) -> None:
-        if self._folder is None:
-            folder = fetch(self._name, more=[_TORCH_ADAPTER])
-            base: Path | str | None = _BASES.get(self._name)
+        if self._local is None:
+            folder = fetch(self.name, more=[_TORCH_ADAPTER])
+            base: Path | str | None = _BASES.get(self.name)
             if not (folder / "adapter_config.json").is_file():
                 base = None  # complete weights, whatever the table of names says
             elif base is None:
                 base = _base_of(folder)
                 if not isinstance(base, str):  # a file from the hub must not choose folders on this machine
                     raise CheckpointError(
-                        f"{self._name}: its adapter names a folder as its base; put both on the disk, as base/ and "
+                        f"{self.name}: its adapter names a folder as its base; put both on the disk, as base/ and "
                         "adapter/, and load that folder"
                     )
             commits = [folder.name[:12]]
         else:
-            folder, base, commits = self._folder, _base_of(self._folder), []
+            folder, base, commits = self._local, _base_of(self._local), []
         if isinstance(base, str):
             base = fetch(base)
             commits.append(base.name[:12])
         parts = _local_parts(folder, base)
-        revision = "+".join(commits) if commits and self._folder is None else None
+        revision = "+".join(commits) if commits and self._local is None else None
         self._parts = _Parts(parts.base, parts.adapter, revision)
 
     def build(self, options: LoadOptions) -> Family:
@@ -185,10 +141,10 @@ class _VLM2VecModel(Checkpoint):
 
         refuse_options(options)
         if (found := model_type_of(parts.base)) != "qwen2_vl":
-            raise InputError(f"{self._name} cannot generate: its base is a {found!r}; {GENERATING}")
+            raise InputError(f"{self.name} cannot generate: its base is a {found!r}; {GENERATING}")
         if parts.adapter is None:
             raise InputError(
-                f"{self._name} cannot generate: its adapter is merged into its weights, so the base that was published "
+                f"{self.name} cannot generate: its adapter is merged into its weights, so the base that was published "
                 f"is not there; {GENERATING}"
             )
         network, prompts, speaking = load_vlm2vec_beside(parts.base, parts.adapter, Placement.of(options))
@@ -209,12 +165,46 @@ class _VLM2VecModel(Checkpoint):
             VLM2VecNetwork(backbone),
             prompts,
             recipe=recipe,
-            fingerprint=Fingerprint(self._name, _revision(parts, options.weights, options.resolution), least, most),
+            fingerprint=Fingerprint(self.name, _revision(parts, options.weights, options.resolution), least, most),
             image_limits=options.image_limits,
             resolution=options.resolution,
             query_instruction=options.query_instruction,
             document_instruction=options.document_instruction,
         )
+
+
+class VLM2VecLoader(FolderLoader):
+    """VLM2Vec's part of `abc_rag.load_embedder`."""
+
+    name = "vlm2vec"
+    model = _VLM2VecModel
+    models = tuple(_BASES)
+
+    def refusal(self, folder: Path) -> str | None:
+        """See `ModelLoader.refusal`."""
+        if (folder / "adapter" / "adapter_config.json").is_file() and (folder / "base").is_dir():
+            return self._foreign(folder / "adapter") or _backbone_refusal(folder / "base")
+        if (folder / "parts.json").is_file():
+            return "holds parts.json, which is ABC's"
+        if (folder / "adapter_config.json").is_file():
+            return self._foreign(folder) or _unsure(folder)
+        if not (folder / "config.json").is_file():
+            return f"holds no adapter/ or config.json; {_LAYOUTS}"
+        if model_type_of(folder) == "qwen2_vl":
+            return (
+                "is a Qwen2-VL, which could be the base of many models; if a VLM2Vec adapter has been merged into it, "
+                f"write 'vlm2vec:{folder}'"
+            )
+        return _backbone_refusal(folder)
+
+    def _foreign(self, folder: Path) -> str | None:
+        """Why an adapter belongs to another family; None if it may be VLM2Vec's."""
+        file = folder / "adapter_model.safetensors"
+        if file.is_file() and any(_HEAD in name for name in _tensor_names(file)):
+            return "holds an adapter with an MLP head, which is ABC's"
+        if str(_adapter_config(folder)["class"]).startswith("ABC"):
+            return "holds an adapter that says it is ABC's"
+        return None
 
 
 def load_parts(base: Path, adapter: Path | None, place: Placement) -> tuple[VLM2VecBackbone, VLM2VecPrompts]:
