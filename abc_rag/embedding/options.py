@@ -40,6 +40,9 @@ C = TypeVar("C", bound=Callable[..., object])
 ModelName = Union[str, "os.PathLike[str]", ABCCheckpoint]
 """What `abc_rag.load_embedder` takes as a model."""
 
+_HANDED_ON = (
+    "min_tokens", "max_tokens", "resolution", "dims", "query_instruction", "document_instruction", "weights",
+)  # fmt: skip
 _PARTS = ("base", "pretrain", "instruct")
 
 
@@ -145,16 +148,10 @@ class EmbedderOptions:
 
         dtype = self.dtype if self.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
         return LoadOptions(
+            **{name: getattr(self, name) for name in _HANDED_ON},
             device=device,
             dtype=getattr(torch, dtype),
-            min_tokens=self.min_tokens,
-            max_tokens=self.max_tokens,
-            resolution=self.resolution,
-            dims=self.dims,
-            query_instruction=self.query_instruction,
-            document_instruction=self.document_instruction,
             attention="sdpa" if self.attention == "auto" else self.attention,
-            weights=self.weights,
             image_limits=self.image_limits or ImageLimits(),
             compiled=self.settings.compile,
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,9 +24,8 @@ import numpy as np
 from abc_rag.answering.generator import Generator
 from abc_rag.answering.retriever import Retriever
 from abc_rag.embedding.embedder import Embedder
-from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
-from abc_rag.evaluation.metrics import auroc, best_threshold
+from abc_rag.evaluation.metrics import auroc, best_threshold, figure_of_each
 from abc_rag.evaluation.results import Cell, Results, ResultTable, settings
 from abc_rag.evaluation.twins import AskedScene, draw_all, twin_scenes
 from abc_rag.ingest.pictures import index_images
@@ -112,7 +111,8 @@ def evaluate_absent(
             if generator is not None:
                 judging = Retriever(embedder, store, generator=generator)
                 ways["confidence"] = lambda question: _sure(judging.search(question, k=1, rerank="judge"))
-            found = {way: _asked(way, asked, number, progress) for way, number in ways.items()}
+            questions = [one.question for one in asked]
+            found = {way: figure_of_each(way, questions, ask, progress=progress) for way, ask in ways.items()}
     kinds = np.array([one.kind for one in asked])
     metrics: dict[str, float] = {}
     rows: list[list[Cell]] = []
@@ -157,14 +157,3 @@ def _best(answer: Answer) -> float:
 
 def _sure(answer: Answer) -> float:
     return answer.confidence or 0.0
-
-
-def _asked(
-    way: str, asked: Sequence[AbsenceQuestion], number: Callable[[str], float], progress: bool
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    found = []
-    with progress_bar(way, total=len(asked), enabled=progress) as bar:
-        for one in asked:
-            found.append(number(one.question))
-            bar.advance()
-    return np.array(found, dtype=np.float64)

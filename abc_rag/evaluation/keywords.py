@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from abc_rag.embedding.embedder import Embedder
-from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
+from abc_rag.evaluation.metrics import figure_of_each
 from abc_rag.evaluation.results import Cell, Results, ResultTable, settings
 from abc_rag.evaluation.twins import draw_all, twin_scenes
 from abc_rag.ingest.pictures import index_images
@@ -141,15 +143,8 @@ def evaluate_keywords(embedder: Embedder, *, passages: int = 600, progress: bool
             )
             retriever = Retriever(embedder, store)
 
-            def searched(keywords: object) -> Callable[[str], list[Hit]]:
-                return lambda question: (
-                    retriever.search(
-                        question,
-                        k=_DEPTH,
-                        rerank=False,
-                        keywords=keywords,  # type: ignore[arg-type]
-                    ).hits
-                )
+            def searched(keywords: bool | Literal["auto"]) -> Callable[[str], Sequence[Hit]]:
+                return lambda asked: retriever.search(asked, k=_DEPTH, rerank=False, keywords=keywords).hits
 
             ways = {
                 "vectors alone": searched(False),
@@ -160,7 +155,7 @@ def evaluate_keywords(embedder: Embedder, *, passages: int = 600, progress: bool
             rows: list[list[Cell]] = []
             metrics: dict[str, float] = {}
             for way, search in ways.items():
-                ranks = _ranks(way, asked, search, progress)
+                ranks = figure_of_each(way, asked, partial(_ranked, search), progress=progress)
                 row: list[Cell] = [way]
                 for kind in KINDS:
                     of_kind = np.array([r for r, one in zip(ranks, asked, strict=True) if one.kind == kind])
@@ -185,12 +180,6 @@ def evaluate_keywords(embedder: Embedder, *, passages: int = 600, progress: bool
     )
 
 
-def _ranks(way: str, asked: list[WordQuestion], search: Callable[[str], list[Hit]], progress: bool) -> list[float]:
-    """The place of the first right hit of each question; infinity where there is none."""
-    ranks = []
-    with progress_bar(way, total=len(asked), enabled=progress) as bar:
-        for one in asked:
-            places = [place for place, hit in enumerate(search(one.question), 1) if hit.id in one.right]
-            ranks.append(float(min(places, default=np.inf)))
-            bar.advance()
-    return ranks
+def _ranked(search: Callable[[str], Sequence[Hit]], one: WordQuestion) -> float:
+    """The place of the first right hit; infinity where there is none."""
+    return min((place for place, hit in enumerate(search(one.question), 1) if hit.id in one.right), default=np.inf)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from abc_rag.embedding.progress import progress_bar
 from abc_rag.errors import InputError
 from abc_rag.types import Vectors
 
@@ -18,6 +19,7 @@ __all__ = [
     "Ranking",
     "auroc",
     "best_threshold",
+    "figure_of_each",
     "join",
     "rank_candidates",
     "ranks",
@@ -36,6 +38,7 @@ MOST_MISTAKES = 24
 _BLOCK_BYTES = 64 * 2**20
 
 Ranks = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,18 @@ def rank_candidates(queries: Vectors, candidates: Vectors, positives: Sequence[C
         for start in range(0, max(1, len(queries)), block)
     ]
     return join(parts)
+
+
+def figure_of_each(
+    label: str, items: Sequence[T], figure: Callable[[T], float], *, progress: bool = False
+) -> npt.NDArray[np.float64]:
+    """A figure of each item, ``(items,)``, with a progress bar of that label."""
+    found = []
+    with progress_bar(label, total=len(items), enabled=progress) as bar:
+        for item in items:
+            found.append(figure(item))
+            bar.advance()
+    return np.array(found, dtype=np.float64)
 
 
 def recall_at(ranks: npt.NDArray[np.integer], k: int) -> float:

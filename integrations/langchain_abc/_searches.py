@@ -7,17 +7,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
-from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from abc_rag import Embedder, Hit, Image, ImageLimits, ImageSource, InstructedImage
 from abc_rag.embedding.threads import Run, Worker, async_twin, awaiting, blocking, core_of, inline
 from abc_rag.errors import InputError
-from abc_rag.search import demanding, hybrid
+from abc_rag.search import demanding, diverse, hybrid
 from abc_rag.store import Keywords, Store
 from abc_rag.store.filters import by_shown_names
 from abc_rag.types import Modality
@@ -314,12 +312,7 @@ class Searches(VectorStore):
         if not 0 <= lambda_mult <= 1:
             raise InputError(f"lambda_mult must be in [0, 1], not {lambda_mult!r}")
         hits = self.store.search(vector, max(k, fetch_k), by_shown_names(where), modality=modality)
-        vectors = self._vectors(hits)
-        # A record that was deleted in the meantime has none.
-        hits = [hit for hit in hits if hit.id in vectors]
-        asked = np.asarray(vector, dtype=np.float32)
-        chosen = maximal_marginal_relevance(asked, [vectors[hit.id] for hit in hits], lambda_mult, k)
-        return to_documents(hits[i].record for i in chosen)
+        return to_documents(hit.record for hit in diverse(hits, self._vectors(hits), k, lambda_mult))
 
     def _vectors(self, hits: list[Hit]) -> dict[str, Any]:
         """The vector by which each hit was found: a picture's own, or a facet's."""

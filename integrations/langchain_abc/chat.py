@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal
@@ -17,14 +16,12 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import ConfigDict, Field, InstanceOf, PrivateAttr, field_serializer, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator
 
-from abc_rag import URL, ABCCheckpoint, DataURI, Image, Text
-from abc_rag.answering import Generation, Generator
-from abc_rag.answering.frameworks import CALL_KEYWORDS, asked_of, chosen_generator
+from abc_rag import URL, DataURI, Image, Text
+from abc_rag.answering import Generation
+from abc_rag.answering.frameworks import CALL_KEYWORDS, ChatSettings
 from abc_rag.answering.schema import closed_schema
-from abc_rag.embedding.load import default_model
-from abc_rag.embedding.options import EmbedderOptions, ModelName, model_as_json, model_from_json
 from abc_rag.errors import InputError
 from abc_rag.types import Message, Role
 
@@ -40,7 +37,7 @@ _KEYWORDS = {**CALL_KEYWORDS, "json_schema": "schema"}
 _ANY_OBJECT = {"type": "object"}
 
 
-class ChatABC(BaseChatModel):
+class ChatABC(ChatSettings, BaseChatModel):
     """The vision chat model that ABC's adapters lie on: it answers from pictures, by the weights that found them.
 
     Setup:
@@ -95,70 +92,31 @@ class ChatABC(BaseChatModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
 
-    model: str | os.PathLike[str] | ABCCheckpoint | None = None
-    options: InstanceOf[EmbedderOptions] = Field(default_factory=EmbedderOptions)
-    given: InstanceOf[Generator] | None = Field(default=None, alias="generator", exclude=True, repr=False)
-    max_tokens: int = Field(default=512, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
     stop: list[str] = Field(default_factory=list)
-    seed: int | None = None
-    drop_oldest: bool = False
     streaming: bool = False
-
-    _generator: Generator = PrivateAttr()
 
     @field_validator("stop", mode="before")
     @classmethod
     def _as_list(cls, stop: object) -> object:
         return [] if stop is None else [stop] if isinstance(stop, str) else stop
 
-    @field_validator("model", mode="before")
-    @classmethod
-    def _read_model(cls, model: object) -> object:
-        return model_from_json(model) if isinstance(model, Mapping) else model
-
-    @field_serializer("model", when_used="json")
-    def _write_model(self, model: ModelName | None) -> str | dict[str, Any] | None:
-        # A folder must not turn into a model's name or a hub id on its way through JSON.
-        return None if model is None else model_as_json(model)
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _from_json(cls, options: object) -> object:
-        return EmbedderOptions.from_dict(options) if isinstance(options, Mapping) else options
-
-    @field_serializer("options")
-    def _as_json(self, options: EmbedderOptions) -> dict[str, Any]:
-        return options.as_dict()
-
-    @model_validator(mode="after")
-    def _prepare(self) -> ChatABC:
-        self._generator = chosen_generator(self.given, self.model, self.options)  # nothing is loaded yet
-        return self
-
-    @property
-    def generator(self) -> Generator:
-        """The underlying `abc_rag.answering.Generator`. A local one has the ``embedder`` of the same weights."""
-        return self._generator
-
     @property
     def _llm_type(self) -> str:
         return "abc-rag"
 
     @property
-    def _name(self) -> str:
-        if self.given is not None:
-            return self.given.model
-        return str(default_model() if self.model is None else self.model)
-
-    @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": self._name, "max_tokens": self.max_tokens, "temperature": self.temperature, "stop": self.stop}
+        return {
+            "model": self.generator_name,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "stop": self.stop,
+        }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:  # noqa: ANN401
         params = super()._get_ls_params(stop=stop or self.stop or None, **kwargs)
         params["ls_provider"] = "abc-rag"
-        params["ls_model_name"] = kwargs.get("model", self._name)
+        params["ls_model_name"] = kwargs.get("model", self.generator_name)
         return params
 
     # -- answers ---------------------------------------------------------------------------------
@@ -213,21 +171,14 @@ class ChatABC(BaseChatModel):
             yield self._last_chunk(pieces.result)
 
     def _asked(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        asked: dict[str, Any] = {
-            "max_new_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "drop_oldest": self.drop_oldest,
-            "stop": self.stop if stop is None else stop,
-        }
         told = {key: value for key, value in kwargs.items() if key != "ls_structured_output_format"}
-        asked |= asked_of(told, _KEYWORDS, "ChatABC")
+        asked = {"stop": self.stop if stop is None else stop, **self.asked_of(told, _KEYWORDS)}
         if asked.get("schema") is not None:
             asked["stop"] = []  # could cut the JSON
         return asked
 
     def _told(self, answer: Generation) -> dict[str, Any]:
-        told: dict[str, Any] = {"model_name": self._name, "finish_reason": answer.outcome.finish}
+        told: dict[str, Any] = {"model_name": self.generator_name, "finish_reason": answer.outcome.finish}
         return told | ({"dropped_turns": answer.outcome.dropped} if answer.outcome.dropped else {})
 
     def _result(self, answer: Generation) -> ChatResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,21 +24,17 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ThinkingBlock,
 )
-from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field
 from llama_index.core.llms import LLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.retrievers.abc.history import picture_of
-from pydantic import InstanceOf, field_serializer, field_validator
-from typing_extensions import Self
 
-from abc_rag import ABCCheckpoint, Image, Text
-from abc_rag.answering import Generation, Generator
-from abc_rag.answering.frameworks import CALL_KEYWORDS, asked_of, chosen_generator
+from abc_rag import Image, Text
+from abc_rag.answering import Generation
+from abc_rag.answering.frameworks import CALL_KEYWORDS, ChatSettings
 from abc_rag.answering.local import LocalGenerator
 from abc_rag.answering.schema import closed_schema
-from abc_rag.embedding.load import default_model
-from abc_rag.embedding.options import EmbedderOptions, ModelName, model_as_json, model_from_json
 from abc_rag.embedding.threads import Run, awaiting, blocking, inline
 from abc_rag.errors import InputError
 from abc_rag.types import Message, Role
@@ -59,7 +54,7 @@ _ROLES: dict[MessageRole, Role] = {
 _CONTEXT = 3900
 
 
-class ABCLLM(LLM):
+class ABCLLM(ChatSettings, LLM):
     """Answers from texts and pictures, by the weights that found them.
 
     Examples:
@@ -98,40 +93,7 @@ class ABCLLM(LLM):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
 
-    model: str | os.PathLike[str] | ABCCheckpoint | None = None
-    options: InstanceOf[EmbedderOptions] = Field(default_factory=EmbedderOptions)
-    given: InstanceOf[Generator] | None = Field(default=None, alias="generator", exclude=True, repr=False)
-    max_tokens: int = Field(default=512, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
-    seed: int | None = None
-    drop_oldest: bool = False
     context_window: int | None = Field(default=None, ge=1)
-
-    _generator: Generator = PrivateAttr()
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _read_model(cls, model: object) -> object:
-        return model_from_json(model) if isinstance(model, Mapping) else model
-
-    @field_serializer("model")
-    def _write_model(self, model: ModelName | None) -> str | dict[str, Any] | None:
-        # A folder must not turn into a model's name or a hub id on its way through JSON.
-        return None if model is None else model_as_json(model)
-
-    @field_validator("options", mode="before")
-    @classmethod
-    def _from_json(cls, options: object) -> object:
-        return EmbedderOptions.from_dict(options) if isinstance(options, Mapping) else options
-
-    @field_serializer("options")
-    def _as_json(self, options: EmbedderOptions) -> dict[str, Any]:
-        return options.as_dict()
-
-    @model_validator(mode="after")
-    def _prepare(self) -> Self:
-        self._generator = chosen_generator(self.given, self.model, self.options)  # nothing is loaded yet
-        return self
 
     @classmethod
     def class_name(cls) -> str:
@@ -139,14 +101,8 @@ class ABCLLM(LLM):
         return "ABCLLM"
 
     @property
-    def generator(self) -> Generator:
-        """The underlying `abc_rag.answering.Generator`. A local one has the ``embedder`` of the same weights."""
-        return self._generator
-
-    @property
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex fits prompts by; loads a local model, unless ``context_window`` is given."""
-        name = self.given.model if self.given is not None else str(self.model or default_model())
         window = self.context_window
         if window is None:
             window = self._generator.max_length if isinstance(self._generator, LocalGenerator) else _CONTEXT
@@ -155,7 +111,7 @@ class ABCLLM(LLM):
             num_output=min(self.max_tokens, window // 2),
             is_chat_model=True,
             is_function_calling_model=False,
-            model_name=name,
+            model_name=self.generator_name,
         )
 
     # -- answers ---------------------------------------------------------------------------------
@@ -253,13 +209,7 @@ class ABCLLM(LLM):
         return [Message("user", [Text(prompt)])]
 
     def _asked(self, kwargs: Mapping[str, Any], output_cls: type[BaseModel] | None = None) -> dict[str, Any]:
-        asked: dict[str, Any] = {
-            "max_new_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "drop_oldest": self.drop_oldest,
-        }
-        asked |= asked_of(kwargs, CALL_KEYWORDS, "ABCLLM")
+        asked = self.asked_of(kwargs, CALL_KEYWORDS)
         if output_cls is not None:
             asked["schema"] = closed_schema(output_cls.model_json_schema())
         return asked
