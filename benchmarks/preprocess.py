@@ -77,12 +77,12 @@ def measure(tokens: int, source: str, arguments: Any, pictures: int) -> dict[str
         return make_pictures(tokens, source, (arguments.seed, tokens, number), count)
 
     def ours(batch: list[Any]) -> object:
-        return [family.prepare_image(picture) for picture in batch]
+        return [family.facts.open(picture) for picture in batch]
 
     def theirs(batch: list[Any]) -> object:
         return [stock([_opened(picture)]) for picture in batch]
 
-    cut = [torch.from_numpy(patches.pixels) for patches in map(family.prepare_image, make(0))]
+    cut = [torch.from_numpy(patches.pixels) for patches in map(family.facts.open, make(0))]
     sides = {"engine": ours, "stock": theirs, "normalise": lambda _: [normalise(pixels) for pixels in cut]}
     seconds = alternate({name: timed(side, make) for name, side in sides.items()}, rounds=arguments.rounds)
     each = {name: [took / count for took in values] for name, values in seconds.items()}
@@ -105,7 +105,7 @@ def _opened(picture: Any) -> PIL.Image.Image:  # noqa: ANN401
 
 def _identical(family: ABCFamily, stock: StockPictures, picture: Any) -> bool:  # noqa: ANN401
     theirs, grid = stock([_opened(picture)])
-    patches = family.prepare_image(picture)
+    patches = family.facts.open(picture)
     ours = normalise(torch.from_numpy(patches.pixels)).view(len(patches.pixels), 3, 1, 14, 14)
     same = torch.equal(theirs.view(-1, 3, 2, 14, 14), ours.expand(-1, -1, 2, -1, -1))
     return same and grid.tolist() == [[1, patches.rows, patches.columns]]

@@ -169,7 +169,7 @@ def ask(
         raise InputError("answering and judging need a question; give one besides --image")
     picture = None if image is None else picture_of(image)
     condition = asking.filter(picture, filter_of(asking.where), embedding.limits)
-    place.require_filled()
+    place.filled().close()
     embedder, generator = answering.open(embedding)
     name = image.name if image else None
     with place.open(embedder.fingerprint) as opened:

@@ -21,7 +21,7 @@ def mcp(*, answering: AnsweringFlags, embedding: EmbedderFlags, place: KeywordSt
         from abc_rag.server.mcp import mcp_server
     except ModuleNotFoundError as error:
         raise MissingExtraError.for_module(error, "abc-rag mcp", extra="mcp") from error
-    place.require_filled()
+    place.filled().close()
     embedder, generator = answering.open(embedding)
     with place.open(embedder.fingerprint) as opened:
         mcp_server(Asking().retriever(embedder, opened, embedding.limits, generator)).run("stdio")

@@ -243,20 +243,23 @@ class StoreFlags:
     def _keywords(self) -> Path | None:
         return None
 
-    def require_filled(self) -> None:
-        """Refuse a store without content: an empty answer looks like a question that found nothing.
+    def filled(self) -> Store:
+        """The store, where it has content: an empty answer looks like a question that found nothing.
 
         Raises:
             InputError: There is no store, or its collection is empty.
+            StoreError: It cannot be opened.
         """
         if self.url is None and not is_store(self.store):
             raise InputError(f"{self.store}: no store here; make one with: abc-rag index FOLDER --store {self.store}")
-        with self.open() as opened:
-            if opened.count() == 0:
-                raise InputError(
-                    f"collection {self.collection!r} in {self.url or self.store} is empty; "
-                    "fill it with: abc-rag index FOLDER"
-                )
+        opened = self.open()
+        if opened.count() == 0:
+            opened.close()
+            raise InputError(
+                f"collection {self.collection!r} in {self.url or self.store} is empty; "
+                "fill it with: abc-rag index FOLDER"
+            )
+        return opened
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,7 @@ def list_records(
 ) -> None:
     """List what a store holds: ids, kinds, and files or texts."""
     condition = filter_of(where)
-    place.require_filled()
-    with place.open() as opened:
+    with place.filled() as opened:
         found = list(itertools.islice(_matching(opened, condition, only), limit + 1))
     if as_json:
         print_json([_fields(record) for record in found[:limit]])
@@ -64,8 +63,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show records with all that is stored of them, but their vectors."""
-    place.require_filled()
-    with place.open() as opened:
+    with place.filled() as opened:
         records = opened.get(ids)
         facets = opened.facet_names(ids)
     missing = sorted(set(ids) - {record.id for record in records})
@@ -94,8 +92,7 @@ def remove(
 
     Pictures that the store keeps copies of lose their copies.
     """
-    place.require_filled()
-    with place.open() as opened:
+    with place.filled() as opened:
         chosen = _chosen(what, opened)
         if not chosen:
             raise InputError(f"nothing is stored under {', '.join(map(repr, what))}; 'abc-rag list' shows what is")
@@ -119,11 +116,10 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Count what a store holds, by kind, format and folder."""
-    place.require_filled()
     kinds: Counter[str] = Counter()
     formats: Counter[str] = Counter()
     folders: Counter[str] = Counter()
-    with place.open() as opened:
+    with place.filled() as opened:
         for record in opened.records():
             kinds[record.modality] += 1
             if record.modality == "image":

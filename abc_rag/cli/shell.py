@@ -46,7 +46,7 @@ def shell(
     3 if a question failed.
     """
     condition, limits = filter_of(asking.where), embedding.limits
-    place.require_filled()
+    place.filled().close()
     embedder, generator = answering.open(embedding)
     with place.open(embedder.fingerprint) as opened:
         retriever = asking.retriever(embedder, opened, limits, generator)

@@ -35,8 +35,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check records, vectors, facets, kept pictures and indexes; exit status 1 if something is wrong."""
-    place.require_filled()
-    with place.open() as opened:
+    with place.filled() as opened:
         problems, count = opened.check(), opened.count()
         facts = {"records": count, "dim": opened.dim, "fingerprint": opened.fingerprint}
     if as_json:
@@ -55,8 +54,7 @@ def repair(
     place: KeywordStoreFlags,
 ) -> None:
     """Build a store's indexes anew from what is safe (of a server, its keyword index here), without the model."""
-    place.require_filled()
-    with place.open() as opened:
+    with place.filled() as opened:
         say(f"{opened.repair()} records, the index is built anew")
 
 
@@ -123,8 +121,7 @@ def index(
     place: StoreFlags,
 ) -> None:
     """Build a Lance store's index of neighbours, or bring it up to date; without one, searches compare with all."""
-    place.require_filled()
-    with place.open() as opened:
+    with place.filled() as opened:
         built = _lance(opened).build_index(kind)
     say(f"{built['records']} records and {built['facets']} facets are indexed")
 
@@ -139,8 +136,7 @@ def compact(
     place: StoreFlags,
 ) -> None:
     """Join a Lance store's small files, drop what was deleted, and remove old versions."""
-    place.require_filled()
-    with place.open() as opened:
+    with place.filled() as opened:
         freed = _lance(opened).compact(timedelta(hours=keep_hours))
     say(f"{freed / 1e6:.1f} MB freed")
 
@@ -155,10 +151,9 @@ def export(
     """Write every record and facet with its vector into a Parquet file."""
     from abc_rag.store.parquet import export_parquet
 
-    place.require_filled()
     if os.path.isdir(expanded(file)):
         raise InputError(f"{file}: is a folder; name a file")
-    with place.open() as opened:
+    with place.filled() as opened:
         say(f"{export_parquet(opened, expanded(file))} rows in {file}")
 
 

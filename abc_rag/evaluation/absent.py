@@ -110,7 +110,7 @@ def evaluate_absent(
             }
             if generator is not None:
                 judging = Retriever(embedder, store, generator=generator)
-                ways["confidence"] = lambda question: _sure(judging.search(question, k=1, rerank="judge"))
+                ways["confidence"] = lambda question: judging.search(question, k=1, rerank="judge").confidence or 0.0
             questions = [one.question for one in asked]
             found = {way: figure_of_each(way, questions, ask, progress=progress) for way, ask in ways.items()}
     kinds = np.array([one.kind for one in asked])
@@ -153,7 +153,3 @@ def evaluate_absent(
 
 def _best(answer: Answer) -> float:
     return answer[0].score if len(answer) else 0.0
-
-
-def _sure(answer: Answer) -> float:
-    return answer.confidence or 0.0

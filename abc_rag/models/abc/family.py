@@ -14,15 +14,7 @@ from abc_rag.models.flops import count_flops
 from abc_rag.models.kernels.packed import PackedBatch
 from abc_rag.models.packed_family import PackedFamily
 from abc_rag.models.qwen2_vl.pictures import Patches, QwenPictures
-from abc_rag.types import (
-    BASIC_TYPES,
-    Fingerprint,
-    ImageSource,
-    Input,
-    InstructedImage,
-    MaskedImage,
-    Text,
-)
+from abc_rag.types import BASIC_TYPES, Fingerprint, Input, InstructedImage, MaskedImage, Text
 
 __all__ = ["ABCFamily"]
 
@@ -94,11 +86,6 @@ class ABCFamily(PackedFamily):
             head_hidden=self.network.head.linear_layer1.out_features,
         )
         return prepared.tokens, flops
-
-    def prepare_image(self, source: ImageSource, *, name: str | None = None) -> Patches:
-        """Open, resize twice as published, and cut into patches; ``name`` is for messages."""
-        opened: Patches = self.facts.open(source, name=name)
-        return opened
 
     def _features(self, opened: Sequence[Patches]) -> torch.Tensor:
         return self.network.packed.image_features(opened)

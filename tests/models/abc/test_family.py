@@ -70,7 +70,7 @@ def test_vision_features_meet_their_goldens(tiny: Embedder, cases: Any, goldens:
     family = family_of(tiny)
     for case in cases:
         if case["image"] and f"{case['id']}.visual_mean" in goldens:
-            patches = family.prepare_image(str(FIXTURE / case["image"]))
+            patches = family.facts.open(str(FIXTURE / case["image"]))
             with torch.inference_mode():
                 mean = family.network.backbone.image_features([patches]).mean(dim=0)
             assert (mean - goldens[f"{case['id']}.visual_mean"]).abs().max() < TOLERANCE, case["id"]

@@ -459,7 +459,7 @@ def test_a_bad_sequence_stays_bad_alone(packed: PackedQwen2VL, family: ABCFamily
 
 def test_pictures_do_not_matter_to_one_another(family: ABCFamily) -> None:
     names = ("shapes_56x56", "noise_333x257", "shapes_224x224")
-    opened = [family.prepare_image(str(FIXTURE / "images" / f"{name}.png")) for name in names]
+    opened = [family.facts.open(str(FIXTURE / "images" / f"{name}.png")) for name in names]
     together = family.see(opened)
     for one, found in zip(opened, together, strict=True):
         assert len(found) == family.picture_tokens(one)

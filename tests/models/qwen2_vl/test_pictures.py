@@ -35,7 +35,7 @@ def test_pixel_statistics_are_the_recorded_ones(tiny: Embedder, cases: Any) -> N
         if not case["image"]:
             continue
         recorded = case.get("pixel_values_pillow12", case["pixel_values"])
-        patches = family_of(tiny).prepare_image(str(FIXTURE / case["image"]))
+        patches = family_of(tiny).facts.open(str(FIXTURE / case["image"]))
         values = normalise(torch.from_numpy(patches.pixels)).double()
         assert [[1, patches.rows, patches.columns]] == case["image_grid_thw"], case["id"]
         assert float(values.mean()) == pytest.approx(recorded["mean"], abs=1e-6), case["id"]
@@ -66,7 +66,7 @@ def test_fit_size_refuses_a_line() -> None:
 def test_limits_are_the_callers(tiny: Embedder) -> None:
     picture = str(FIXTURE / "images" / "shapes_224x224.png")
     small = load_embedder(FIXTURE, device="cpu", min_tokens=16, max_tokens=64)
-    assert family_of(small).prepare_image(picture).pixels.shape[0] == 64 * 4
+    assert family_of(small).facts.open(picture).pixels.shape[0] == 64 * 4
     assert (small.fingerprint.min_tokens, small.fingerprint.max_tokens) == (16, 64)
     assert small.fingerprint != tiny.fingerprint
     assert np.abs(small.embed_images([picture]) - tiny.embed_images([picture])).max() > 1e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from functools import partial
 from typing import Any, Literal
 
 from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, field_serializer, model_validator
@@ -104,11 +105,7 @@ class Settings(MultiModalEmbedding):
         # A pickle contains the settings. The base class would pickle each field, with warnings.
         left_behind = {"callback_manager", "rate_limiter"}
         fields = {name: getattr(self, name) for name in type(self).model_fields if name not in left_behind}
-        return _rebuild, (type(self), fields)
-
-
-def _rebuild(cls: type[Settings], fields: dict[str, Any]) -> Settings:
-    return cls(**fields)
+        return partial(type(self), **fields), ()
 
 
 def _name(model: str | os.PathLike[str] | ABCCheckpoint) -> str:
