@@ -159,7 +159,13 @@ class ABCNetwork(nn.Module):
 
     def embed(self, packed: PackedBatch) -> torch.Tensor:
         """Unit vectors ``(n, dim)`` in float32 in the order of ``packed``, without gradients."""
-        states = self.packed.hidden_states(**packed.sequence, position_ids=packed.position_ids)
+        states = self.packed.hidden_states(
+            packed.input_ids,
+            packed.segments,
+            features=packed.features,
+            image_positions=packed.image_positions,
+            position_ids=packed.position_ids,
+        )
         return nn.functional.normalize(self.head(self.pool_packed(states, packed.input_ids, packed.segments)), dim=-1)
 
     def pool_packed(self, states: torch.Tensor, input_ids: torch.Tensor, segments: Segments) -> torch.Tensor:
