@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from email.message import EmailMessage
 from pathlib import Path
 
 import PIL.Image
@@ -43,14 +44,20 @@ def test_scans_and_figures_become_text_with_places_that_a_word_finds(folder: Pat
         b"<p>words<img src='data:image/png;base64," + base64.b64encode(out.getvalue()) + b"'>"
     )
     (folder / "manual.pdf").write_bytes(manual())  # its pages have text
+    letter = EmailMessage()
+    letter["From"], letter["Subject"] = "a@example.org", "a scan"
+    letter.set_content("See the scan.")
+    letter.add_attachment(out.getvalue(), "image", "png", filename="scan.png")
+    (folder / "letter.eml").write_bytes(bytes(letter))
     documents = DocumentOptions(ocr=True)
     # One process for all: what reads pictures is loaded once.
     assert index_paths([folder], FakeEmbedder(), store, documents=documents).failed == []
     read = [record for record in store.records() if "confidence" in record.metadata]
-    assert sorted(Path(record.document).name for record in read) == ["a.html", "scan.pdf"]
+    assert sorted(Path(record.document).name for record in read) == ["a.html", "letter.eml", "scan.pdf"]
     assert all(0.9 < record.metadata["confidence"] <= 1 for record in read)  # type: ignore[operator]
     found = {Path(hit.document).name: hit for hit in store.search_words("MX-4471-B", k=5)}
-    assert set(found) == {"a.html", "scan.pdf"}
+    assert set(found) == {"a.html", "letter.eml", "scan.pdf"}
+    assert found["letter.eml"].record.metadata["heading"] == ["a scan"]
     hit = found["scan.pdf"]
     assert (hit.page, hit.record.metadata["part"]) == (1, "passage")
     assert hit.record.text.split("\n\n") == list(LINES.values())
