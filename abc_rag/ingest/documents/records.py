@@ -148,7 +148,3 @@ class Documents:
     def closed(record: Record, count: int, reading: str) -> Record:
         """The last record of a document."""
         return replace(record, metadata={**record.metadata, _COUNT: count, _READING: reading})
-
-    def says_complete(self, sha256: str, count: int, reading: str) -> bool:
-        """Whether a stored record says how many there are."""
-        return self._told.get(sha256) == (count, reading)
