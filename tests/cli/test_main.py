@@ -572,9 +572,9 @@ def test_evaluate(mini: Embedder, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     done = run("evaluate", "mini", "--scenes", "20", "--json")
     assert (done.code, done.err) == (0, "")
     report = done.json
-    assert (report["scenes"], report["model"]) == (20, str(mini.fingerprint))
-    assert report["accuracy"] > 0.7
-    assert report["without_instruction"] < report["accuracy"]
+    assert (report["settings"]["counts"]["scenes"], report["model"]) == (20, str(mini.fingerprint))
+    assert report["metrics"]["accuracy"] > 0.7
+    assert report["metrics"]["without_instruction"] < report["metrics"]["accuracy"]
 
 
 def test_evaluate_prints_a_table(fake: FakeEmbedder, run: Run) -> None:

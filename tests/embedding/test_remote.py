@@ -23,6 +23,7 @@ from abc_rag.embedding.remote import RemoteEmbedder
 from abc_rag.errors import FingerprintMismatchError, ImageFetchError, ImageFormatError, ImageLimitError, InputError
 from abc_rag.images.open import as_png, open_pixels
 from abc_rag.server import Keys
+from abc_rag.types import MaskedImage
 
 SHAPES = FIXTURE / "images" / "shapes_56x56.png"
 
@@ -36,8 +37,10 @@ def remote(running: Running) -> Iterator[RemoteEmbedder]:
 
 
 def test_facts_are_those_of_the_servers_model(remote: RemoteEmbedder, local: Embedder) -> None:
-    facts = ("dim", "fingerprint", "accepts", "roles")
+    facts = ("dim", "fingerprint", "roles")
     assert [getattr(remote, fact) for fact in facts] == [getattr(local, fact) for fact in facts]
+    # What parts of a picture say is asked where the model is.
+    assert remote.accepts == tuple(kind for kind in local.accepts if kind is not MaskedImage)
 
 
 @pytest.mark.parametrize(

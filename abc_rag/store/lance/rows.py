@@ -61,7 +61,7 @@ _SHARE = 8
 _LEAST_ROWS, _MOST_ROWS = 4096, 2**16
 _MOST_JOINED = 2**20  # rows, by one write
 # Old versions are for readers that look at one, and for undoing mistakes.
-_CLEANUP = {"interval": 100, "older_than_seconds": 24 * 3600}
+_CLEANUP = {"lance.auto_cleanup.interval": "100", "lance.auto_cleanup.older_than": "1day"}
 
 
 def dataset_uri(place: str, collection: str, *, facets: bool = False) -> str:
@@ -106,16 +106,11 @@ def create(
 ) -> lance.LanceDataset:
     """Make an empty dataset, or open the one that somebody else has just made."""
     lance = import_lance()
-    schema = schema_of(dim, dtype, fingerprint)
+    # `write_dataset(mode="create")` would try again after somebody else's creation, and empty what they wrote.
+    nothing = lance.LanceOperation.Overwrite(schema_of(dim, dtype, fingerprint), [])
     try:
-        return lance.write_dataset(
-            schema.empty_table(),
-            uri,
-            schema=schema,
-            mode="create",
-            enable_stable_row_ids=True,
-            auto_cleanup_options=_CLEANUP,
-            storage_options=storage_options,
+        made = lance.LanceDataset.commit(
+            uri, nothing, max_retries=0, enable_stable_row_ids=True, storage_options=storage_options
         )
     except (OSError, ValueError, RuntimeError):
         try:
@@ -123,6 +118,8 @@ def create(
         except (OSError, ValueError):
             pass
         raise
+    made.update_config(_CLEANUP)
+    return made
 
 
 def check(dataset: lance.LanceDataset, place: str, wanted: str | None) -> None:

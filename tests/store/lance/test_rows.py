@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lance
@@ -63,3 +65,22 @@ def test_datasets_of_another_layout_are_refused(tmp_path: Path) -> None:
     lance.write_dataset(pa.table({"a": [1]}), tmp_path / "plain.lance")
     with pytest.raises(StoreError, match=r"not of this layout .*missing columns: id"):
         LanceStore(tmp_path, collection="plain")
+
+
+def test_a_dataset_that_many_make_at_once_is_made_once(tmp_path: Path) -> None:
+    """Lance's own "create" tries again after somebody else's, and empties what they have written."""
+    for number in range(12):
+        uri, start = str(tmp_path / f"{number}.lance"), threading.Barrier(6)
+
+        def make(thread: int, uri: str = uri, start: threading.Barrier = start) -> None:
+            start.wait()
+            dataset = create(uri, 8)
+            record, row = Record(f"r{thread}", "text", "a rose"), vectors(1)
+            merge = dataset.merge_insert("id").when_not_matched_insert_all()
+            merge.conflict_retries(50).execute(table_of([record], row, dataset.schema))
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(make, range(6)))
+        found = lance.dataset(uri)
+        assert sorted(found.to_table(columns=["id"])["id"].to_pylist()) == [f"r{thread}" for thread in range(6)]
+        assert found.config()["lance.auto_cleanup.interval"] == "100"

@@ -72,7 +72,7 @@ def test_looking_back(place: Path) -> None:
         store.add(texts(3), vectors(3))
         before = datetime.now(timezone.utc)
         store.add(texts(5, "n"), vectors(5))
-        assert len(store.versions()) == 3  # made, and two writes
+        assert len(store.versions()) == 4  # made, set up, and two writes
         assert store.versions()[-1] >= before
         with LanceStore(place, as_of=before) as past:
             assert (past.count(), store.count()) == (3, 8)
