@@ -58,27 +58,13 @@ from benchmarks._harness import finish
 __all__ = ["Word", "fetch", "is_right", "kill", "main", "memory", "places", "questions", "read"]
 
 # Manuals, papers and books; the last ones are long or have hundreds of files.
-PACKAGES = (
-    *("r-doc-pdf", "pari-doc", "valgrind", "libitpp-doc", "apophenia-doc", "biber", "gnuplot-doc", "maxima-doc"),
-    *("fftw-docs", "nasm", "ngspice-doc", "xfig-doc", "evolver-doc", "asymptote-doc", "calculix-ccx-doc", "octave-doc"),
-    *(
-        "developers-reference",
-        "maint-guide",
-        "debian-faq",
-        "debian-reference-en",
-        "netgen-doc",
-        "freefem-doc",
-        "gap-doc",
-    ),
-    *(
-        "libeigen3-doc",
-        "dynare-doc",
-        "yacas-doc",
-        "acl2-doc",
-        "hol88-doc",
-        "gfarm-doc",
-        "texlive-latex-recommended-doc",
-    ),
+PACKAGES = tuple(
+    """
+    r-doc-pdf pari-doc valgrind libitpp-doc apophenia-doc biber gnuplot-doc maxima-doc fftw-docs nasm
+    ngspice-doc xfig-doc evolver-doc asymptote-doc calculix-ccx-doc octave-doc developers-reference
+    maint-guide debian-faq debian-reference-en netgen-doc freefem-doc gap-doc libeigen3-doc dynare-doc
+    yacas-doc acl2-doc hol88-doc lilypond-doc-pdf texlive-latex-recommended-doc
+    """.split()
 )
 _WORDS = 6
 _NEAR = 3.0  # points

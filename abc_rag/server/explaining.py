@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 
-from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ImageError
 from abc_rag.search.evidence import PASSES
 from abc_rag.server.errors import Refusal
@@ -39,12 +38,8 @@ def explaining_routes(library: Library) -> APIRouter:
 
     @routes.post("/{name}/explain", summary="Where in a picture the answer lies")
     async def explain(name: str, asked: ExplainRequest, http: Request) -> dict[str, Any]:
-        caller = caller_of(http)
-        found = library.find(caller, name)
-        _ = library.service.facts
-        record = await library.record(caller, name, asked.id)
-        retriever = await in_thread(library.stores.retriever, found.stored)
-        query = await asked.query(library, caller, name, retriever, keywords=False)
+        retriever, query = await asked.opened(library, http, name, keywords=False)
+        record = await library.record(caller_of(http), name, asked.id)
         try:
             evidence = await retriever.aexplain(Hit(record, 0.0), query, answer=asked.answer, passes=asked.passes)
         except ImageError as error:

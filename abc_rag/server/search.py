@@ -65,19 +65,25 @@ class AboutQuestion(AboutPicture):
             raise ValueError("the instruction is blank; leave it out")
         return self
 
-    async def query(self, library: Library, caller: Caller, name: str, retriever: Retriever, **options: Any) -> Query:  # noqa: ANN401
-        """What a retriever searches with, and explains.
+    async def opened(
+        self, library: Library, http: Request, name: str, *, keywords: bool | Literal["auto"]
+    ) -> tuple[Retriever, Query]:
+        """The collection's retriever, and what it searches with, or explains.
 
         Raises:
             InputError: There is nothing to search for.
-            Refusal: As `picture`.
+            Refusal: There is no such collection, or the model is not loaded; otherwise as `picture`.
         """
+        caller = caller_of(http)
+        found = library.find(caller, name)
+        _ = library.service.facts
+        retriever = await in_thread(library.stores.retriever, found.stored)
         picture = await self.picture(library, caller, name)
-        query = await in_thread(retriever.prepare, self.question, image=picture, **options)
-        if self.instruction is None:
-            return query
-        rewrite = query.rewrite or Rewrite(self.instruction, self.instruction, "any")
-        return replace(query, rewrite=replace(rewrite, instruction=self.instruction))
+        query = await in_thread(retriever.prepare, self.question, image=picture, keywords=keywords)
+        if self.instruction is not None:
+            rewrite = query.rewrite or Rewrite(self.instruction, self.instruction, "any")
+            query = replace(query, rewrite=replace(rewrite, instruction=self.instruction))
+        return retriever, query
 
 
 class SearchRequest(AboutQuestion):
@@ -106,11 +112,7 @@ def search_routes(library: Library) -> APIRouter:
 
     @routes.post("/{name}/search", summary="Search a collection")
     async def search(name: str, asked: SearchRequest, http: Request) -> dict[str, Any]:
-        caller = caller_of(http)
-        found = library.find(caller, name)
-        _ = library.service.facts
-        retriever = await in_thread(library.stores.retriever, found.stored)
-        query = await asked.query(library, caller, name, retriever, keywords=asked.keywords)
+        retriever, query = await asked.opened(library, http, name, keywords=asked.keywords)
         answer = await retriever.asearch(
             query,
             k=asked.k,

@@ -30,9 +30,19 @@ from abc_rag.models.qwen2_vl.prompts import ChatPrompts
 from abc_rag.models.tokenizer import PlainTokenizer
 from abc_rag.training.data.tasks import Spoken
 from abc_rag.training.data.wide import CELLS, WideBatch
+from abc_rag.training.losses import contrastive_loss
 from abc_rag.training.step import Encoder
 
-__all__ = ["BaseModel", "BaseTokens", "Conversations", "Tokeniser", "packed_conversations", "square_features"]
+__all__ = [
+    "BaseModel",
+    "BaseTokens",
+    "Conversations",
+    "Tokeniser",
+    "embedded_loss",
+    "packed_conversations",
+    "seen_loss",
+    "square_features",
+]
 
 _IGNORED = -100
 
@@ -273,3 +283,42 @@ class BaseModel(Encoder):
         learnt = states[spoken.targets != _IGNORED]
         logits: torch.Tensor = nn.functional.linear(learnt, backbone.language_model.embed_tokens.weight)
         return logits.float()
+
+
+def seen_loss(found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Kinds and boxes of cells, and the background."""
+    cells = torch.from_numpy(wide.cells)
+    # Most cells show nothing, which is soon learnt.
+    weights = torch.ones(found["kinds"].shape[-1])
+    weights[0] = 0.2
+    seen = nn.functional.cross_entropy(found["kinds"].flatten(0, 1), cells.flatten(), weight=weights)
+    covered = cells > 0
+    off = (found["boxes"] - torch.from_numpy(wide.boxes))[covered].abs().mean()
+    ground = nn.functional.cross_entropy(found["grounds"], torch.from_numpy(wide.grounds))
+    right = (found["kinds"].argmax(-1) == cells)[covered].float().mean()
+    return seen + 0.3 * ground + 4 * off, {"seen": seen.item(), "cells": right.item(), "off": off.item()}
+
+
+def embedded_loss(found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Questions against answers, and pictures against captions in both directions."""
+    assert wide.excluded is not None
+    assert wide.said is not None
+    count = len(wide.pictures)
+    instructed, images = torch.split(found["queries"], [len(wide.asked), count])
+    texts = found["texts"][: len(wide.candidates) + len(wide.captions)]
+    answers, captions = torch.split(texts, [len(wide.candidates), len(wide.captions)])
+    targets = torch.tensor([target for _, _, target in wide.asked])
+    own = torch.arange(count)
+    t = found["temperature"].clamp(min=0.02)
+    said = torch.from_numpy(wide.said)
+    to_answer, right = contrastive_loss(
+        instructed, answers, targets, t, smoothing=0.0, excluded=torch.from_numpy(wide.excluded)
+    )
+    to_text, known = contrastive_loss(images, captions, own, t, smoothing=0.0, excluded=said)
+    to_image, _ = contrastive_loss(captions[:count], images, own, t, smoothing=0.0, excluded=said[:, :count].T)
+    return to_answer + 0.25 * (to_text + to_image), {
+        "answers": to_answer.item(),
+        "accuracy": right.item(),
+        "caption_accuracy": known.item(),
+        "temperature": found["temperature"].item(),
+    }

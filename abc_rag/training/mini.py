@@ -46,14 +46,13 @@ from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.words import CHAT_TEMPLATE, SPECIAL_TOKENS, own_words, said_tokenizer, train_tokenizer
 from abc_rag.scenes.world import BACKGROUNDS
 from abc_rag.training.adapters import save_tensors
-from abc_rag.training.base import BaseModel, BaseTokens, Tokeniser
+from abc_rag.training.base import BaseModel, BaseTokens, Tokeniser, embedded_loss, seen_loss
 from abc_rag.training.config import InstructConfig, LoopConfig, PretrainConfig
 from abc_rag.training.data.tasks import fixed_texts
 from abc_rag.training.data.teacher import load_teacher
-from abc_rag.training.data.wide import CELLS, WideBatch, seen_batch, wide_batch, wide_scene
+from abc_rag.training.data.wide import CELLS, seen_batch, wide_batch, wide_scene
 from abc_rag.training.data.wide_rows import WideCaptions, WidePairs
 from abc_rag.training.instruct import Instructing
-from abc_rag.training.losses import contrastive_loss
 from abc_rag.training.objective import init_head
 from abc_rag.training.pretrain import Pretraining
 from abc_rag.training.running.loop import Objective, run
@@ -277,10 +276,10 @@ class _Base(Objective[BaseTokens]):
         self._losses.sees = step >= self._config.still * self._config.base_steps
         found = model(batch)
         wide = batch.batch
-        seen, told = _seen(found, wide)
+        seen, told = seen_loss(found, wide)
         loss = 0.3 * seen
         if "queries" in found:
-            more, said = self._embedded(found, wide)
+            more, said = embedded_loss(found, wide)
             loss, told = loss + more, told | said
         if "spoken" in found:
             targets = torch.cat([one.targets[one.targets >= 0] for one in batch.spoken])
@@ -294,30 +293,6 @@ class _Base(Objective[BaseTokens]):
             told["taught"] = taught.item()
         accelerator.backward(loss)
         return {"loss": loss.item(), **told}
-
-    def _embedded(self, found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:
-        """Questions against answers, and pictures against captions in both directions."""
-        assert wide.excluded is not None
-        assert wide.said is not None
-        count = len(wide.pictures)
-        instructed, images = torch.split(found["queries"], [len(wide.asked), count])
-        texts = found["texts"][: len(wide.candidates) + len(wide.captions)]
-        answers, captions = torch.split(texts, [len(wide.candidates), len(wide.captions)])
-        targets = torch.tensor([target for _, _, target in wide.asked])
-        own = torch.arange(count)
-        t = found["temperature"].clamp(min=0.02)
-        said = torch.from_numpy(wide.said)
-        to_answer, right = contrastive_loss(
-            instructed, answers, targets, t, smoothing=0.0, excluded=torch.from_numpy(wide.excluded)
-        )
-        to_text, known = contrastive_loss(images, captions, own, t, smoothing=0.0, excluded=said)
-        to_image, _ = contrastive_loss(captions[:count], images, own, t, smoothing=0.0, excluded=said[:, :count].T)
-        return to_answer + 0.25 * (to_text + to_image), {
-            "answers": to_answer.item(),
-            "accuracy": right.item(),
-            "caption_accuracy": known.item(),
-            "temperature": found["temperature"].item(),
-        }
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Save in half precision, which keeps the checkpoint small."""
@@ -343,27 +318,13 @@ class _Seeing(_Base):
 
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: BaseTokens, step: int) -> dict[str, float]:
         """The loss of seeing alone."""
-        loss, told = _seen(model(batch), batch.batch)
+        loss, told = seen_loss(model(batch), batch.batch)
         accelerator.backward(loss)
         return {"loss": loss.item(), **told}
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Save what was trained."""
         save_tensors(out / _WEIGHTS, tensors, torch.float32)
-
-
-def _seen(found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Kinds and boxes of cells, and the background."""
-    cells = torch.from_numpy(wide.cells)
-    # Most cells show nothing, which is soon learnt.
-    weights = torch.ones(found["kinds"].shape[-1])
-    weights[0] = 0.2
-    seen = nn.functional.cross_entropy(found["kinds"].flatten(0, 1), cells.flatten(), weight=weights)
-    covered = cells > 0
-    off = (found["boxes"] - torch.from_numpy(wide.boxes))[covered].abs().mean()
-    ground = nn.functional.cross_entropy(found["grounds"], torch.from_numpy(wide.grounds))
-    right = (found["kinds"].argmax(-1) == cells)[covered].float().mean()
-    return seen + 0.3 * ground + 4 * off, {"seen": seen.item(), "cells": right.item(), "off": off.item()}
 
 
 def _kept(file: Path, make: Callable[[], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
