@@ -153,12 +153,16 @@ def train_mini_command(
     out: Annotated[Path, typer.Argument(help="Folder that receives base/, pretrain/ and instruct/.")],
     seed: Annotated[int, typer.Option()] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps of the base stage, for a trial run.")] = None,
+    see_steps: Annotated[int | None, typer.Option(help="Steps of the stage that learns to see.")] = None,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16; slower on CPUs without support for it.")] = True,
     kinds: Annotated[
         Path | None, typer.Option(help="Drawings by scripts/draw_kinds.py; the package's own alone if not given.")
     ] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Vectors of words by scripts/teach_words.py; words are learnt if not given.")
+    ] = None,
+    eyes: Annotated[
+        Path | None, typer.Option(help="An earlier run's see/model.safetensors, which seeing begins with.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
 ) -> None:
@@ -167,10 +171,12 @@ def train_mini_command(
 
     from abc_rag.training.mini import MiniConfig, train_mini
 
-    drawings, words = ("" if file is None else str(expanded(file)) for file in (kinds, teacher))
-    config = MiniConfig(seed=seed, bf16=bf16, threads=threads, kinds=drawings, teacher=words)
+    drawings, words, tower = ("" if file is None else str(expanded(file)) for file in (kinds, teacher, eyes))
+    config = MiniConfig(seed=seed, bf16=bf16, threads=threads, kinds=drawings, teacher=words, eyes=tower)
     if steps is not None:
         config = replace(config, base_steps=steps)
+    if see_steps is not None:
+        config = replace(config, see_steps=see_steps)
     train_mini(expanded(out), config, say=tell)
     say(f"abc-mini is in {out}; its figures: abc-rag evaluate mini --model {out}")
 

@@ -1,4 +1,4 @@
-"""Drawings as another designer might have drawn them: mirrored, turned, stretched, in other shades, with an outline.
+"""Drawings as another designer might have drawn them: mirrored, turned, bent, in other shades, with an outline.
 
 Only training sees them. What a thing is has to be told by its shape, as no two sets of drawings share their colours.
 """
@@ -30,6 +30,8 @@ def varied(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
         sprite = sprite.resize(size, PIL.Image.Resampling.BILINEAR)
     if rng.random() < 0.4:
         sprite = sprite.rotate(rng.uniform(-15, 15), PIL.Image.Resampling.BILINEAR)
+    if rng.random() < 0.4:
+        sprite = _bent(sprite, rng)
     look = rng.random()
     if look < 0.45:
         sprite = _shaded(sprite, rng)
@@ -39,6 +41,33 @@ def varied(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
         sprite = _engraved(sprite, rng)
     if rng.random() < 0.25:
         sprite = _outlined(sprite, rng)
+    if rng.random() < 0.1:
+        sprite = _hidden(sprite, rng)
+    return sprite
+
+
+def _bent(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
+    """Other proportions: the four quarters take up more or less room, and their corners are moved."""
+    width, height = sprite.size
+    at = [
+        [(width * (x / 2 + rng.uniform(-0.1, 0.1)), height * (y / 2 + rng.uniform(-0.1, 0.1))) for x in range(3)]
+        for y in range(3)
+    ]
+    middle, halfway = width // 2, height // 2
+    quarters = []
+    for y, (top, bottom) in enumerate(((0, halfway), (halfway, height))):
+        for x, (left, right) in enumerate(((0, middle), (middle, width))):
+            corners = (at[y][x], at[y + 1][x], at[y + 1][x + 1], at[y][x + 1])
+            quarters.append(((left, top, right, bottom), tuple(c for corner in corners for c in corner)))
+    return sprite.transform(sprite.size, PIL.Image.Transform.MESH, quarters, PIL.Image.Resampling.BILINEAR)
+
+
+def _hidden(sprite: PIL.Image.Image, rng: random.Random) -> PIL.Image.Image:
+    """Without a part, so that no single detail tells what a thing is."""
+    width, height = (max(1, round(side * rng.uniform(0.2, 0.45))) for side in sprite.size)
+    left, top = rng.randint(0, sprite.width - width), rng.randint(0, sprite.height - height)
+    sprite = sprite.copy()
+    sprite.paste((0, 0, 0, 0), (left, top, left + width, top + height))
     return sprite
 
 

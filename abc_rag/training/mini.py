@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -76,6 +77,7 @@ class MiniConfig:
         kinds: Archive of ``scripts/draw_kinds.py``; empty for the package's own drawings alone.
         most_kinds: Number of kinds taken from it.
         teacher: Archive of ``scripts/teach_words.py``; empty to learn all words from the world's texts.
+        eyes: Weights of an earlier run's ``see/`` that this one's begins with; empty to begin from random ones.
         own: Share of scenes that look like the package's own.
         pictures: Pictures per step.
         questions: Questions per picture.
@@ -99,6 +101,7 @@ class MiniConfig:
     kinds: str = ""
     most_kinds: int = 340
     teacher: str = ""
+    eyes: str = ""
     own: float = 0.5
     pictures: int = 40
     questions: int = 4
@@ -245,9 +248,15 @@ class _Base(Objective[BaseTokens]):
 
     def _begin(self, out: Path) -> None:
         """The base begins with what has learnt to see."""
-        unknown = self.model.load_state_dict(load_file(out / "see" / _WEIGHTS), strict=False).unexpected_keys
+        self._load(out / "see" / _WEIGHTS)
+
+    def _load(self, seen: Path) -> None:
+        try:
+            unknown = self.model.load_state_dict(load_file(seen), strict=False).unexpected_keys
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{seen}: not the eyes of this network ({error}); choose another file") from error
         if unknown:
-            raise CheckpointError(f"{out / 'see'} holds {unknown[0]}, which this network lacks; choose another folder")
+            raise CheckpointError(f"{seen} holds {unknown[0]}, which this network lacks; choose another file")
 
     def batch(self, step: int) -> BaseTokens:
         """One object per picture at first, then mostly two."""
@@ -306,6 +315,8 @@ class _Seeing(_Base):
     label = "see"
 
     def _begin(self, out: Path) -> None:
+        if self._config.eyes:
+            self._load(Path(self._config.eyes))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(".visual." in name or name.startswith("see_"))
 

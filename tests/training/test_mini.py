@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from abc_rag import Image, Input, InstructedImage, Text, load_embedder
 from abc_rag.answering.load import load_generator
-from abc_rag.errors import InputError
+from abc_rag.errors import CheckpointError, InputError
 from abc_rag.models.abc.network import ABCNetwork
 from abc_rag.models.abc.prompts import load_prompts
 from abc_rag.models.placement import Placement
@@ -221,3 +221,13 @@ def test_another_configuration_needs_another_folder(trained: Path, tmp_path: Pat
         train_mini(tmp_path, replace(TINY, base_lr=1e-3))
     with pytest.raises(InputError, match="the data have changed"):
         train_mini(tmp_path, replace(TINY, vision_depth=2))
+
+
+def test_seeing_goes_on_from_an_earlier_runs(trained: Path, tmp_path: Path) -> None:
+    eyes = trained / "see" / "model.safetensors"
+    train_mini(tmp_path / "more", replace(TINY, eyes=str(eyes), base_lr=1e-9))
+    begun, found = load_file(eyes), load_file(tmp_path / "more" / "see" / "model.safetensors")
+    assert begun.keys() == found.keys()
+    assert max((begun[name] - found[name]).abs().max().item() for name in begun) < 1e-6
+    with pytest.raises(CheckpointError, match="not the eyes of this network"):
+        train_mini(tmp_path / "other", replace(TINY, eyes=str(eyes), vision_width=32))
