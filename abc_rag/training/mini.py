@@ -78,6 +78,8 @@ class MiniConfig:
         most_kinds: Number of kinds taken from it.
         teacher: Archive of ``scripts/teach_words.py``; empty to learn all words from the world's texts.
         eyes: Weights of an earlier run's ``see/`` that this one's begins with; empty to begin from random ones.
+        reader: Weights of an earlier run's base, as its checkpoints name them, that this one's begins with, but for
+            what sees.
         own: Share of scenes that look like the package's own.
         pictures: Pictures per step.
         questions: Questions per picture.
@@ -102,6 +104,7 @@ class MiniConfig:
     most_kinds: int = 340
     teacher: str = ""
     eyes: str = ""
+    reader: str = ""
     own: float = 0.5
     pictures: int = 40
     questions: int = 4
@@ -247,16 +250,18 @@ class _Base(Objective[BaseTokens]):
         self._begin(out)
 
     def _begin(self, out: Path) -> None:
-        """The base begins with what has learnt to see."""
+        """The base begins with what has learnt to see, and to read if there is such a run."""
+        if self._config.reader:
+            self._load(Path(self._config.reader))
         self._load(out / "see" / _WEIGHTS)
 
-    def _load(self, seen: Path) -> None:
+    def _load(self, file: Path) -> None:
         try:
-            unknown = self.model.load_state_dict(load_file(seen), strict=False).unexpected_keys
+            unknown = self.model.load_state_dict(load_file(file), strict=False).unexpected_keys
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{seen}: not the eyes of this network ({error}); choose another file") from error
+            raise CheckpointError(f"{file}: no weights of this network ({error}); choose another file") from error
         if unknown:
-            raise CheckpointError(f"{seen} holds {unknown[0]}, which this network lacks; choose another file")
+            raise CheckpointError(f"{file} holds {unknown[0]}, which this network lacks; choose another file")
 
     def batch(self, step: int) -> BaseTokens:
         """One object per picture at first, then mostly two."""
@@ -286,7 +291,8 @@ class _Base(Objective[BaseTokens]):
         found = model(batch)
         wide = batch.batch
         seen, told = seen_loss(found, wide)
-        loss = 0.3 * seen
+        # Steps as large as the reader's would spoil what tells kinds from tokens that stay as they are.
+        loss = 0.3 * seen if self._losses.sees else torch.zeros(())
         if "queries" in found:
             more, said = embedded_loss(found, wide)
             loss, told = loss + more, told | said
