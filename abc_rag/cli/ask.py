@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from abc_rag.store.base import Store
     from abc_rag.types import Trace
 
-__all__ = ["Asking", "ask", "picture_of", "show_answer", "show_hits", "show_question"]
+__all__ = ["Asking", "Respects", "ask", "picture_of", "show_answer", "show_hits", "show_question"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Asking:
         typer.Option(
             "--facet-map/--no-facet-map",
             help="Also rerank what a facet map of the instruction finds; where there is none, one is made of 512 "
-            "pictures. Default: where there is one.",
+            "pictures. Default: where there is one, in a store of more than 20 records a candidate.",
         ),
     ] = None
     mmr: Annotated[float | None, typer.Option(help="Diversify the hits: 1 ranks by score alone, 0 by difference.")] = (
@@ -128,6 +128,39 @@ class Asking:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Respects:
+    """In what pictures are to be like another, and in what unlike it."""
+
+    same: Annotated[
+        list[str] | None,
+        typer.Option(help="With --image alone: find pictures like it under this instruction; repeat for more."),
+    ] = None
+    different: Annotated[
+        list[str] | None, typer.Option(help="Likewise: pictures unlike it under this instruction; repeat for more.")
+    ] = None
+
+    def keywords(self) -> dict[str, list[str]]:
+        """The options as `abc_rag.Retriever.search` takes them."""
+        return {name: value for name, value in (("same", self.same), ("different", self.different)) if value}
+
+    def check(self, question: str | None, image: Path | None, explain: int) -> None:
+        """Check them against what else was given.
+
+        Raises:
+            InputError: An instruction is unusable, or something else does not go with them.
+        """
+        if not (self.same or self.different):
+            return
+        from abc_rag.search.alike import checked_respects
+
+        checked_respects(self.same or (), self.different or ())
+        if question is not None or image is None:
+            raise InputError("--same and --different compare with a picture: give --image FILE, and no question")
+        if explain:
+            raise InputError("--explain is for what is nearest to a question or a picture; leave one of them out")
+
+
 def picture_of(image: Path) -> Path:
     """The picture of a question.
 
@@ -144,6 +177,7 @@ def ask(
     question: Annotated[str | None, typer.Argument(help="A question or a description; or only --image.")] = None,
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the question is about.")] = None,
     *,
+    respects: Respects,
     asking: Asking,
     answering: AnsweringFlags,
     html: Annotated[Path | None, typer.Option(help="Also write an HTML page with the pictures.")] = None,
@@ -161,12 +195,8 @@ def ask(
 ) -> None:
     """Ask a question of what was indexed, alone or about a picture."""
     # Everything that can be checked without the model is checked before it is loaded, or even fetched.
-    if question is None and image is None:
-        raise InputError("nothing to search for: give a question, --image FILE, or both")
-    if question is not None and not question.strip():
-        raise InputError("the question is empty; ask something")
-    if question is None and (answering.answer or answering.judge or answering.min_confidence is not None):
-        raise InputError("answering and judging need a question; give one besides --image")
+    _check_question(question, image, answering)
+    respects.check(question, image, explain)
     picture = None if image is None else picture_of(image)
     condition = asking.filter(picture, filter_of(asking.where), embedding.limits)
     place.filled().close()
@@ -177,7 +207,7 @@ def ask(
         aloud = answering.answer and not as_json
         if aloud:
             show_question(question, name)
-        options = asking.keywords_of(picture, condition)
+        options = asking.keywords_of(picture, condition) | respects.keywords()
         answer = answering.ask(retriever, question, options, aloud=aloud)
         evidence = _explained(retriever, answer, picture, explain) if explain else {}
         page = None if html is None else _page(html, answer, picture, evidence, embedder, retriever)
@@ -188,13 +218,22 @@ def ask(
     if aloud:
         show_hits(answer)
     else:
-        show_answer(answer, name)
+        show_answer(answer, name, respects)
     for rank, hit in enumerate(answer.hits, 1):
         if hit.id in evidence:
             one = evidence[hit.id]
             console().print(labelled(f"evidence in {rank}:", one.reason or f"yes, {one.gain:+.2f} of its similarity"))
     if page is not None:
         say(f"page: {page}")
+
+
+def _check_question(question: str | None, image: Path | None, answering: AnsweringFlags) -> None:
+    if question is None and image is None:
+        raise InputError("nothing to search for: give a question, --image FILE, or both")
+    if question is not None and not question.strip():
+        raise InputError("the question is empty; ask something")
+    if question is None and (answering.answer or answering.judge or answering.min_confidence is not None):
+        raise InputError("answering and judging need a question; give one besides --image")
 
 
 def _page(
@@ -238,15 +277,19 @@ def _without(image: Path, condition: dict[str, Any] | None, limits: ImageLimits)
     return others if not condition else {"$and": [condition, others]}
 
 
-def show_answer(answer: Answer, picture: str | None) -> None:
+def show_answer(answer: Answer, picture: str | None, respects: Respects | None = None) -> None:
     """Print an answer: the question, what became of it, and a table of the hits.
 
     Args:
         answer: What was found.
         picture: Name of the picture that the question is about, if there was one.
+        respects: In what hits were to be like it.
     """
     show_question(answer.question, picture)
     out = console()
+    for label, instructions in () if respects is None else respects.keywords().items():
+        for instruction in instructions:
+            out.print(labelled(f"{label}:", instruction))
     if answer.rewrite is not None and picture is None and answer.rewrite.target != answer.question:
         out.print(labelled("searched for:", answer.rewrite.target))
     if answer.instruction is not None:

@@ -217,7 +217,8 @@ class Retriever:
                 has an index of them, and counting only what has all of the words. True: counting what has any.
             facet_map: Whether a second look also gets the candidates of a facet map, which reads the aspect out of all
                 pictures of the store (`abc_rag.search.facet_maps`); as many again as ``candidates``. True: make one for
-                an instruction that has none yet, which sees 512 pictures. ``"auto"``: where there is one.
+                an instruction that has none yet, which sees 512 pictures. ``"auto"``: where there is one, and more than
+                20 records in the store for each that the first search found.
             mmr: Weight of the score against difference from earlier hits, in [0, 1]; 1 is the plain order.
             min_score: Minimum score of a hit, in [0, 1].
             min_confidence: Minimum confidence of a hit, in [0, 1]; hits are judged for it, and those that are not, or
@@ -303,11 +304,16 @@ class Retriever:
         min_score: float | None,
     ) -> Answer:
         checked_respects(same, different)
-        if question is not None or image is None:
+        query = question if isinstance(question, Query) else None
+        if query is None and question is None and image is not None:
+            query, image = self.prepare(image=image), None
+        if query is None or query.image is None or query.question is not None or image is not None:
             raise InputError("same and different compare with a picture: pass image=..., and no question")
-        query = self.prepare(image=image)
-        hits = self._found(self._embedded(query), max(k, self.candidates), where, "image", None, False)
-        hits = alike(self, hits, image, same, different) if hits else hits
+        vector = query.vector if query.vector is not None else self._embedded(query)
+        found = self._found(vector, max(k, self.candidates), where, "image", None, False)
+        # To an adapter's filter, a caption may be part of its picture; it cannot be looked at.
+        hits = [hit for hit in found if hit.modality == "image"]
+        hits = alike(self, hits, query.image, same, different) if hits else hits
         return Answer(None, None, [hit for hit in hits if min_score is None or hit.score >= min_score][:k])
 
     def neighbours(self, part: Hit | Record, *, before: int = 1, after: int = 1) -> Neighbours:

@@ -19,7 +19,7 @@ from abc_rag.server.errors import Refusal, error_of
 from abc_rag.server.guard import caller_of
 from abc_rag.server.library import Library
 from abc_rag.server.records import public_answer
-from abc_rag.server.search import AboutPicture
+from abc_rag.server.search import AboutPicture, may_map
 from abc_rag.types import Message, Text
 
 __all__ = ["answer_routes"]
@@ -48,6 +48,7 @@ class AnswerRequest(AboutPicture):
     modality: Literal["image", "text"] | None = None
     rerank: bool | Literal["auto", "judge"] = "judge"
     keywords: bool | Literal["auto"] = "auto"
+    facet_map: bool | Literal["auto"] = Field("auto", description="As for a search.")
     mmr: float | None = Field(None, ge=0, le=1)
     min_score: float | None = Field(None, ge=0, le=1)
     min_confidence: float | Literal["auto"] | None = "auto"
@@ -65,6 +66,7 @@ def answer_routes(library: Library) -> APIRouter:
     @routes.post("/{name}/answer", summary="Answer from a collection", response_class=Response)
     async def answer(name: str, asked: AnswerRequest, http: Request) -> Response:
         caller = caller_of(http)
+        await may_map(asked.facet_map, http)
         found = library.find(caller, name)
         _ = library.service.facts
         if not library.stores.generates:
@@ -75,6 +77,7 @@ def answer_routes(library: Library) -> APIRouter:
             "modality": asked.modality,
             "rerank": asked.rerank,
             "keywords": asked.keywords,
+            "facet_map": asked.facet_map,
             "mmr": asked.mmr,
             "min_score": asked.min_score,
             "min_confidence": asked.min_confidence,

@@ -12,13 +12,13 @@ from abc_rag.answering.retriever import Retriever
 from abc_rag.embedding.threads import in_thread
 from abc_rag.search.query import Query
 from abc_rag.search.rewriting.rewriter import Rewrite
-from abc_rag.server.guard import Caller, caller_of
+from abc_rag.server.guard import Caller, caller_of, require
 from abc_rag.server.library import Library, shown_or_gone
 from abc_rag.server.records import public_answer
 from abc_rag.server.vectors import Picture, picture_of
 from abc_rag.types import ImageSource
 
-__all__ = ["AboutPicture", "AboutQuestion", "SearchRequest", "search_routes"]
+__all__ = ["AboutPicture", "AboutQuestion", "SearchRequest", "may_map", "search_routes"]
 
 
 class AboutPicture(BaseModel):
@@ -97,13 +97,34 @@ class SearchRequest(AboutQuestion):
     k: int = Field(4, ge=1, le=1000)
     where: dict[str, Any] | None = Field(None, description='A filter over metadata, such as {"page": {"$gte": 3}}.')
     modality: Literal["image", "text"] | None = None
+    same: list[str] = Field(
+        default_factory=list,
+        max_length=16,
+        description="With a picture alone: instructions under which pictures are to be like it.",
+    )
+    different: list[str] = Field(
+        default_factory=list, max_length=16, description="Instructions under which they are to be unlike it."
+    )
     rerank: bool | Literal["auto", "judge"] = "auto"
     keywords: bool | Literal["auto"] = "auto"
+    facet_map: bool | Literal["auto"] = Field(
+        "auto", description="Also rerank what a facet map finds; true makes one, which takes a key that may write."
+    )
     mmr: float | None = Field(None, ge=0, le=1)
     min_score: float | None = Field(None, ge=0, le=1)
     min_confidence: float | None = Field(None, ge=0, le=1)
     trace: bool = False
     facets: bool = Field(False, description="Tell under which instructions each picture that is found has a vector.")
+
+
+async def may_map(facet_map: bool | Literal["auto"], http: Request) -> None:
+    """Check that a caller who has a facet map made may write: it is kept beside the store.
+
+    Raises:
+        Refusal: They may not.
+    """
+    if facet_map is True:
+        await require("write")(http)
 
 
 def search_routes(library: Library) -> APIRouter:
@@ -112,14 +133,18 @@ def search_routes(library: Library) -> APIRouter:
 
     @routes.post("/{name}/search", summary="Search a collection")
     async def search(name: str, asked: SearchRequest, http: Request) -> dict[str, Any]:
+        await may_map(asked.facet_map, http)
         retriever, query = await asked.opened(library, http, name, keywords=asked.keywords)
         answer = await retriever.asearch(
             query,
+            same=asked.same,
+            different=asked.different,
             k=asked.k,
             where=asked.where,
             modality=asked.modality,
             rerank=asked.rerank,
             keywords=asked.keywords,
+            facet_map=asked.facet_map,
             mmr=asked.mmr,
             min_score=asked.min_score,
             min_confidence=asked.min_confidence,

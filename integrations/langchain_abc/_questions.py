@@ -24,7 +24,10 @@ class Asked(NamedTuple):
 
 
 # Settings that can also be passed with a call.
-SETTINGS = ("k", "filter", "modality", "rerank", "keywords", "mmr", "min_score", "min_confidence", "trace")
+SETTINGS = (
+    "k", "filter", "modality", "same", "different", "rerank", "keywords", "facet_map", "mmr", "min_score",
+    "min_confidence", "trace",
+)  # fmt: skip
 _HISTORY = ("chat_history", "history", "messages")
 
 

@@ -49,6 +49,11 @@ class InstructionRetriever(BaseRetriever):
             instruction; see ``abc_rag.search.retriever``.
         keywords: Whether to search for the words of the question too: ``"auto"``, True or False; see
             ``abc_rag.search.retriever``.
+        same: With a picture and no question: instructions under which documents are to be like it, such as
+            ``["what is on the left?"]``; see ``abc_rag.search.alike``.
+        different: Instructions under which they are to be unlike it.
+        facet_map: Whether a second look also gets the candidates of a facet map: ``"auto"``, True or False; see
+            ``abc_rag.search.facet_maps``.
         mmr: Weight of the score against difference from earlier documents, in [0, 1]; None turns MMR off.
         min_score: Minimum score of a document, in [0, 1].
         filter: A metadata filter, such as ``{"page": {"$gte": 3}}``; what documents show can be filtered by.
@@ -75,8 +80,8 @@ class InstructionRetriever(BaseRetriever):
             await retriever.ainvoke({"image": "scene.jpg"}, k=1)
 
         The image is a path (a ``str`` is always a path), ``abc_rag.URL``, ``abc_rag.DataURI``, bytes or a PIL image.
-        ``k``, ``filter``, ``modality``, ``rerank``, ``keywords``, ``mmr``, ``min_score``, ``min_confidence`` and
-        ``trace`` can be given with a call.
+        ``k``, ``filter``, ``modality``, ``same``, ``different``, ``rerank``, ``keywords``, ``facet_map``, ``mmr``,
+        ``min_score``, ``min_confidence`` and ``trace`` can be given with a call.
         With a ``generator`` (`abc_rag.answering.load_generator`), it rewrites questions, with the turns of a chat
         before them, and judges what is found: ``rerank="judge"``, ``min_confidence``.
         Callbacks and traces get the question, and a picture's name in place of the picture.
@@ -95,6 +100,9 @@ class InstructionRetriever(BaseRetriever):
     generator: Generator | None = None
     rerank: bool | Literal["auto", "judge"] = "auto"
     keywords: bool | Literal["auto"] = "auto"
+    same: Sequence[str] = ()
+    different: Sequence[str] = ()
+    facet_map: bool | Literal["auto"] = "auto"
     mmr: float | None = Field(None, ge=0, le=1)
     min_score: float | None = Field(None, ge=0, le=1)
     min_confidence: float | None = Field(None, ge=0, le=1)

@@ -83,3 +83,26 @@ def test_what_is_found_is_explained_in_words_and_on_a_page(
     page = Path("page.html").read_text()
     assert page.count("<details>") == 1
     assert page.count("<img") == 2
+
+
+def test_pictures_like_one_in_one_respect(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    asked = ["ask", "--image", "pig-car.jpg", "--itself", "--same", "what is on the left?", "--model", "abc-mini"]
+    for more, status in (
+        (["--different", "the background", "--device", "cpu"], 0),
+        (["a pig"], 2),
+        (["--explain", "1"], 2),
+        (["--different", "what is on the left?"], 2),
+        (["--same", " "], 2),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*asked, *more])
+        out, told = capsys.readouterr()
+        assert (end.value.code or 0) == status, told
+        if not status:
+            assert "same: what is on the left?" in out
+            assert "different: the background" in out
+            assert "0.500" in out  # the picture itself is as like as can be, and not unlike at all
+    assert "must be a list of instructions" in told

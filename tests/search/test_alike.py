@@ -15,6 +15,7 @@ from embedders import Given
 from abc_rag import ChromaStore
 from abc_rag.errors import InputError
 from abc_rag.ingest.pictures import index_images
+from abc_rag.search.query import Query
 from abc_rag.search.retriever import Retriever
 
 THING, GROUND = "which thing?", "which background?"
@@ -61,6 +62,15 @@ def test_the_same_thing_on_another_background(retriever: Retriever, tmp_path: Pa
     assert [hit.id for hit in retriever.search(image=asked, different=[GROUND], k=2)] == ["other", "wanted"]
     assert [hit.id for hit in retriever.search(image=asked, same=[THING, GROUND], k=1)] == ["twin"]
     assert len(retriever.search(image=asked, same=[THING], different=[GROUND], min_score=0.6)) == 1
+
+
+def test_a_prepared_picture_is_compared_too(retriever: Retriever, tmp_path: Path) -> None:
+    query = retriever.prepare(image=tmp_path / "asked.png")
+    found = retriever.search(query, same=[THING], different=[GROUND])
+    assert found.hits == retriever.search(image=tmp_path / "asked.png", same=[THING], different=[GROUND]).hits
+    for wrong in ({"image": tmp_path / "asked.png"}, {"question": Query("a pig", query.image)}, {"question": Query()}):
+        with pytest.raises(InputError, match=r"pass image=\.\.\., and no question"):
+            retriever.search(**{"question": query, **wrong}, same=[THING])
 
 
 def test_stored_facets_are_read_and_lost_pictures_come_last(retriever: Retriever, tmp_path: Path) -> None:

@@ -59,6 +59,29 @@ def test_pictures_are_looked_at_under_the_callers_instruction(shelf: Running) ->
     assert (alike[0]["id"], alike[0]["trace"]["second"]) == ("blue", pytest.approx(1.0, abs=1e-5))
 
 
+def test_pictures_are_found_that_are_like_one_in_some_respects(shelf: Running) -> None:
+    like = hits(shelf, record="red", same=[FACET], k=9)
+    assert (like[0]["id"], like[0]["score"]) == ("red", pytest.approx(1.0, abs=1e-5))
+    unlike = hits(shelf, record="red", different=[FACET], k=9)
+    assert [hit["id"] for hit in unlike] == [hit["id"] for hit in reversed(like)]
+    assert {hit["modality"] for hit in unlike} == {"image"}
+
+
+def test_a_facet_map_is_made_for_who_may_write(shelf: Running, tmp_path: Path) -> None:
+    asked = {"question": "which picture has something red on the left?", "facet_map": True}
+    assert hits(shelf, **asked)
+    keys = Keys(tmp_path / "keys.json")
+    reads, writes = ({"Authorization": "Bearer " + keys.add(scope, scope=scope)[1]} for scope in ("read", "write"))
+    settings = ServerSettings(folder=tmp_path / "abc-server")
+    with serving(FakeEmbedder(), settings, keys=keys, stores=chroma(tmp_path), generator=FakeGenerator()) as running:
+        running.post("/v1/collections", {"name": "own"}, headers=writes)
+        for route in ("search", "answer"):
+            path = f"/v1/collections/own/{route}"
+            assert running.post(path, asked, headers=reads).status_code == 403
+            assert running.post(path, asked, headers=writes).status_code == 200
+            assert running.post(path, {**asked, "facet_map": "auto"}, headers=reads).status_code == 200
+
+
 def test_facets_are_told_where_asked(shelf: Running) -> None:
     told = {hit["id"]: hit["facets"] for hit in hits(shelf, question="red", k=9, facets=True)}
     assert (told["red"], told["rose"]) == ([FACET], [])
@@ -71,6 +94,9 @@ def test_what_cannot_be_asked_is_refused(shelf: Running) -> None:
         ({"record": "red", "image": {"data": b64(png())}}, 400),
         ({"question": "red", "instruction": "  "}, 400),
         ({"instruction": FACET}, 400),
+        ({"question": "red", "same": [FACET]}, 400),
+        ({"record": "red", "same": [" "]}, 400),
+        ({"record": "red", "same": [FACET], "different": [FACET]}, 400),
         ({"record": "none"}, 404),
         ({"record": "rose"}, 404),
     ):

@@ -129,6 +129,19 @@ async def test_settings_of_the_object_and_of_one_call(store: ABCVectorStore) -> 
     assert retriever.tags == ["ABCVectorStore", "ABCEmbeddings"]
 
 
+async def test_pictures_like_one_in_some_respects(store: ABCVectorStore, scenes: dict[str, Path]) -> None:
+    left = "what is on the left?"
+    retriever = store.as_instruction_retriever(k=3, same=[left], facet_map=False)
+    (same, *others) = retriever.invoke({"image": scenes["car"]})
+    assert (same.metadata["name"], len(others)) == ("car", 2)
+    assert same.metadata["score"] == pytest.approx(1.0, abs=1e-4)
+    # Of one call: neither this picture nor another one is like it on the left and unlike it there.
+    unlike = await retriever.ainvoke({"image": scenes["car"]}, same=[], different=[left])
+    assert [found.metadata["name"] for found in unlike] == [found.metadata["name"] for found in (*others[::-1], same)]
+    with pytest.raises(InputError, match=r"pass image=\.\.\., and no question"):
+        retriever.invoke("a dog")
+
+
 async def test_documents_tell_where_they_are_from_and_how_they_scored(
     store: ABCVectorStore, scenes: dict[str, Path]
 ) -> None:

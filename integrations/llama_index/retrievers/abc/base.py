@@ -32,7 +32,9 @@ from abc_rag.types import Modality
 
 __all__ = ["InstructionRetriever"]
 
-_PASSED = ("modality", "rerank", "keywords", "mmr", "min_score", "min_confidence", "trace")
+_PASSED = (
+    "modality", "same", "different", "rerank", "keywords", "facet_map", "mmr", "min_score", "min_confidence", "trace",
+)  # fmt: skip
 # Metadata key of a hit's trace.
 _TRACE = "abc_trace"
 
@@ -77,6 +79,11 @@ class InstructionRetriever(BaseRetriever):
             them, and judges what is found.
         rerank: Whether found pictures are looked at again: True, False or ``"auto"``; or ``"judge"``, by the generator.
         keywords: Whether to search for the words of the question too: True, False or ``"auto"``.
+        same: Instructions under which hits are to be like the picture, such as ``["what is on the left?"]``; every
+            question is then a picture without words. See `abc_rag.search.alike`.
+        different: Instructions under which they are to be unlike it.
+        facet_map: Whether a second look also gets the candidates of a facet map: True, False or ``"auto"``; see
+            `abc_rag.search.facet_maps`.
         mmr: Weight of the score against difference from the hits before, in [0, 1]; None: off.
         min_score: Least score of a hit, in [0, 1].
         min_confidence: Least confidence of a hit, which the generator judges, in [0, 1].
@@ -107,6 +114,9 @@ class InstructionRetriever(BaseRetriever):
         generator: Generator | None = None,
         rerank: bool | Literal["auto", "judge"] = "auto",
         keywords: bool | Literal["auto"] = "auto",
+        same: Sequence[str] = (),
+        different: Sequence[str] = (),
+        facet_map: bool | Literal["auto"] = "auto",
         mmr: float | None = None,
         min_score: float | None = None,
         min_confidence: float | None = None,
@@ -137,6 +147,9 @@ class InstructionRetriever(BaseRetriever):
             "generator": generator,
             "rerank": rerank,
             "keywords": keywords,
+            "same": same,
+            "different": different,
+            "facet_map": facet_map,
             "mmr": mmr,
             "min_score": min_score,
             "min_confidence": min_confidence,

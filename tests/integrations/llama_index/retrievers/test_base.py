@@ -369,6 +369,18 @@ def test_where_the_language_model_fails_the_rules_rewrite(
         caplog.clear()
 
 
+def test_pictures_like_one_in_some_respects(embed_model: ABCEmbeddings, filled: ChromaStore) -> None:
+    asked = QueryBundle("", image_path=str(PIG))
+    like = InstructionRetriever(embed_model, filled, same=[LEFT], facet_map=False).retrieve(asked)
+    # The captions of pictures are not looked at.
+    assert (ids(like)[0], set(ids(like))) == ("pig", {"pig", "rose", "crab"})
+    assert like[0].score == pytest.approx(1.0, abs=1e-4)
+    unlike = pickle.loads(pickle.dumps(InstructionRetriever(embed_model, filled, different=[LEFT])))
+    assert ids(unlike.retrieve(asked)) == ids(like)[::-1]
+    with pytest.raises(InputError, match=r"pass image=\.\.\., and no question"):
+        unlike.retrieve(QueryBundle("a pig", image_path=str(PIG)))
+
+
 # --- Copies and pickles -------------------------------------------------------------------------------------
 
 
