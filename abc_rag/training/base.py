@@ -37,6 +37,7 @@ __all__ = [
     "BaseModel",
     "BaseTokens",
     "Conversations",
+    "NamedKinds",
     "Tokeniser",
     "embedded_loss",
     "packed_conversations",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 _IGNORED = -100
+_SHARPNESS = 20.0  # of likeness to a name, at first
 
 
 @dataclass(frozen=True)
@@ -212,13 +214,34 @@ def square_features(visual: Any, pictures: Sequence[Patches]) -> torch.Tensor:  
     return merged.view(len(pictures), -1, merged.shape[-1])
 
 
+class NamedKinds(nn.Module):
+    """Logits of kinds from image tokens by likeness to the words that name them; the first one is of no kind.
+
+    So what is seen reaches the language model as what it reads.
+
+    Args:
+        names: ``(kinds, hidden)``.
+    """
+
+    def __init__(self, names: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("names", nn.functional.normalize(names, dim=-1), persistent=False)
+        self.scale = nn.Parameter(torch.tensor(_SHARPNESS))
+        self.nothing = nn.Linear(names.shape[1], 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """``(..., hidden)`` -> ``(..., 1 + kinds)``."""
+        alike = nn.functional.normalize(features.float(), dim=-1) @ self.names.T  # type: ignore[operator]
+        return torch.cat([self.nothing(features).float(), self.scale * alike], dim=-1)
+
+
 class BaseModel(Encoder):
     """All losses' inputs from one forward.
 
     Args:
         network: The network; its head is the identity and its embeddings may be frozen.
         bf16: Compute in bfloat16.
-        kinds: Number of kinds.
+        kinds: Number of kinds, or the vectors of their names; see `NamedKinds`.
         colours: Number of background colours.
         teacher: Width of the teacher's vectors.
 
@@ -226,11 +249,13 @@ class BaseModel(Encoder):
         sees: Whether the vision tower learns.
     """
 
-    def __init__(self, network: ABCNetwork, *, bf16: bool, kinds: int, colours: int, teacher: int) -> None:
+    def __init__(
+        self, network: ABCNetwork, *, bf16: bool, kinds: int | torch.Tensor, colours: int, teacher: int
+    ) -> None:
         super().__init__(network, bf16=bf16)
         self._bf16_too = bf16
         width = network.backbone.hidden_size
-        self.see_kind = nn.Linear(width, kinds + 1)
+        self.see_kind = nn.Linear(width, kinds + 1) if isinstance(kinds, int) else NamedKinds(kinds)
         self.see_box = nn.Linear(width, 3)
         self.see_ground = nn.Linear(width, colours)
         self.sees = True

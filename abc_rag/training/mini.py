@@ -21,7 +21,8 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,7 @@ class _Base(Objective[BaseTokens]):
         self.model = self._losses = BaseModel(
             network,
             bf16=config.bf16,
-            kinds=len(self._kinds),
+            kinds=len(self._kinds) if teacher is None else _names(self._kinds.categories, tokenizer, given),
             colours=len(BACKGROUNDS),
             teacher=teacher.sentence_vectors.shape[1] if teacher else 0,
         )
@@ -353,6 +354,15 @@ def _kept(file: Path, make: Callable[[], npt.NDArray[np.float32]]) -> npt.NDArra
     with new_file(file) as draft, draft.open("wb") as handle:
         np.save(handle, made)
     return made
+
+
+def _names(kinds: Iterable[str], tokenizer: Tokenizer, vectors: npt.NDArray[np.float32]) -> torch.Tensor:
+    """``(kinds, width)``: the vectors of the words that name them; words of many names, such as "of", count less."""
+    tokens = [tokenizer.encode(kind).ids for kind in kinds]
+    named = Counter(token for one in tokens for token in set(one))
+    weights = [np.array([1 / named[token] for token in one], dtype=np.float32) for one in tokens]
+    found = np.stack([weight @ vectors[one] / weight.sum() for weight, one in zip(weights, tokens, strict=True)])
+    return torch.from_numpy(found - found.mean(axis=0))
 
 
 def _backbone_config(config: MiniConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:

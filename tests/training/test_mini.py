@@ -28,7 +28,7 @@ from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.wide import draw_wide
 from abc_rag.scenes.words import SPECIAL_TOKENS, mention, own_words, said_tokenizer, train_tokenizer
 from abc_rag.scenes.world import random_scene
-from abc_rag.training.base import BaseModel, Tokeniser, square_features
+from abc_rag.training.base import BaseModel, NamedKinds, Tokeniser, square_features
 from abc_rag.training.data.scenes import SceneCaptions
 from abc_rag.training.data.tasks import Spoken, told, worked
 from abc_rag.training.data.wide import SIDE, WideBatch, wide_scene
@@ -231,3 +231,16 @@ def test_seeing_goes_on_from_an_earlier_runs(trained: Path, tmp_path: Path) -> N
     assert max((begun[name] - found[name]).abs().max().item() for name in begun) < 1e-6
     with pytest.raises(CheckpointError, match="no weights of this network"):
         train_mini(tmp_path / "other", replace(TINY, eyes=str(eyes), vision_width=32))
+
+
+def test_kinds_are_told_by_their_names() -> None:
+    names = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    told = NamedKinds(names)
+    with torch.no_grad():
+        told.nothing.weight.zero_()
+        told.nothing.bias.fill_(5.0)
+        found = told(torch.tensor([[[0.1, 0.0, 0.0], [0.0, 2.0, 2.1], [-1.0, -1.0, -1.0]]]))
+    assert found.shape == (1, 3, 4)
+    # Whatever the length of a vector: the first kind, the third one, and none.
+    assert found.argmax(dim=-1).tolist() == [[1, 3, 0]]
+    assert found[0, 0, 1].item() == pytest.approx(told.scale.item())
