@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from abc_rag.answering.generator import Generator
 from abc_rag.answering.judge import GenerativeJudge
+from abc_rag.answering.namer import GenerativeNamer
 from abc_rag.answering.rewriter import GenerativeRewriter
 from abc_rag.answering.writing import AnswerStream, AsyncAnswerStream, Writing
 from abc_rag.embedding.embedder import Embedder
@@ -56,6 +57,8 @@ class AnswerKeywords(TypedDict, total=False):
 
 class Retriever(searching.Retriever):
     """Searches a store with an embedder and, given a generator, judges what it finds and answers from it.
+
+    With a generator, `groups` has phrases that it says of the most typical pictures, unless others are given.
 
     Args:
         embedder: Embeds questions; must be the one that made the store's vectors. A generator that computes here has
@@ -107,6 +110,7 @@ class Retriever(searching.Retriever):
             keyword_weight=keyword_weight,
         )
         self.generator = generator
+        self.namer = None if generator is None else GenerativeNamer(generator)
 
     def answer(self, question: str, **options: Unpack[AnswerKeywords]) -> Answer:
         """Search, and answer from what is found.

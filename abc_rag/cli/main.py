@@ -31,6 +31,7 @@ from abc_rag.cli.records import list_records, remove, show, stats
 from abc_rag.cli.serve import serve
 from abc_rag.cli.shell import shell
 from abc_rag.cli.store import store
+from abc_rag.cli.surveys import duplicates, groups
 from abc_rag.cli.train import train
 from abc_rag.errors import ABCRagError, InputError
 
@@ -61,6 +62,8 @@ app = typer.Typer(
 app.command()(index)
 app.command()(ask)
 app.command()(shell)
+app.command()(groups)
+app.command()(duplicates)
 app.command()(mcp)
 app.command("list")(list_records)
 for _command in (show, remove, stats, embed, info, models, demo, bench):

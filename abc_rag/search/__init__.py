@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc_rag.search.answer import Answer, Citation
 from abc_rag.search.citations import checked_citations, cited_numbers
+from abc_rag.search.duplicates import Duplicates, Pair
 from abc_rag.search.evidence import Evidence, explain_picture
 from abc_rag.search.fusion import demanding, hybrid
+from abc_rag.search.groups import Group, Groups
 from abc_rag.search.judging import Judge
 from abc_rag.search.neighbours import Neighbours, neighbours_of, page_of
 from abc_rag.search.page import Shown, render_html, write_html
@@ -19,9 +21,13 @@ from abc_rag.search.sources import name_of
 __all__ = [
     "Answer",
     "Citation",
+    "Duplicates",
     "Evidence",
+    "Group",
+    "Groups",
     "Judge",
     "Neighbours",
+    "Pair",
     "Pictures",
     "Query",
     "Retriever",

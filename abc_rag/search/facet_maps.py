@@ -62,6 +62,11 @@ class FacetMap:
     plain: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
 
+    def mapped(self, vectors: Vectors) -> Vectors:
+        """What pictures are under the instruction, ``(n, dim)`` for ``(n, dim)``, both without their means."""
+        found: Vectors = ((vectors @ self.plain.T) @ self.weights).astype(np.float32)
+        return found
+
     def asked(self, vector: Vectors) -> Vectors:
         """The vector to search plain vectors with, unit length, in place of ``vector``; both of shape ``(dim,)``."""
         mapped = self.plain.T @ (self.weights @ vector)

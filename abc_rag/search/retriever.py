@@ -59,6 +59,7 @@ from abc_rag.search.ranking import diverse
 from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
 from abc_rag.search.rewriting.rules import RuleRewriter, follows_up
 from abc_rag.search.second_look import look_again
+from abc_rag.search.surveys import Surveys
 from abc_rag.store.base import Store
 from abc_rag.store.keywords import Keywords
 from abc_rag.types import Hit, Image, ImageSource, InstructedImage, Message, Modality, Record, Trace, Vectors
@@ -71,7 +72,7 @@ WEIGHT = 0.8
 """Of the second look, if not given."""
 
 
-class Retriever:
+class Retriever(Surveys):
     """Searches a store with an embedder.
 
     Args:
