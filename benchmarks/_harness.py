@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import platform
@@ -21,10 +22,19 @@ import torch
 
 from abc_rag.bench.bench import processor_name
 from abc_rag.bench.shapes import SHAPES
+from benchmarks.state import state
 
 Inputs = TypeVar("Inputs")
 
 _ANSWER = "answer: "
+# Copies memory until its parent is gone.
+_NEIGHBOUR = """
+import os, sys
+import numpy as np
+one, other = np.ones(1 << 25), np.ones(1 << 25)
+while os.getppid() == int(sys.argv[1]):
+    np.copyto(one, other)
+"""
 _LIBRARIES = ("abc-rag", "torch", "transformers", "peft", "sentence-transformers", "numpy", "pillow")
 
 
@@ -41,17 +51,24 @@ def parser(
     made.add_argument("--rounds", type=int, default=rounds, help="number of rounds")
     made.add_argument("--threads", type=int, default=None, help="torch's threads; default: all cores")
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--cores", default=None, help="run on these cores only, such as 0,1; default: wherever it may")
+    made.add_argument("--neighbour", action="store_true", help="another process keeps the memory busy meanwhile")
     made.add_argument("--quick", action="store_true", help="tiny sizes, for the tests; the figures mean nothing")
     made.add_argument("--json", type=Path, default=None, help="file for the results; default: standard output")
     return made
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Set the number of threads, and keep libraries from printing."""
+    """Set the cores and the number of threads, start the neighbour, and keep libraries from printing."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    torch.set_num_threads(arguments.threads or os.cpu_count() or 1)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if arguments.cores is not None:
+        os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
+    torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
+    if arguments.neighbour and "--child" not in sys.argv:
+        busy = subprocess.Popen([sys.executable, "-c", _NEIGHBOUR, str(os.getpid())])
+        atexit.register(busy.kill)
     if arguments.quick:
         arguments.rounds = min(arguments.rounds, 2)
         arguments.min_tokens, arguments.max_tokens = min(arguments.min_tokens, 4), min(arguments.max_tokens, 16)
@@ -169,6 +186,7 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "state": state(),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from abc_rag.bench.inputs import QUESTIONS, random_jpeg, random_passage
+from abc_rag.embedding.engine.cores import CoreUse
 from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.errors import InputError
 from abc_rag.models.family import Family
@@ -111,6 +112,7 @@ class BenchResult:
         items: Number of items that the estimates are for.
         picture_seconds: Estimated time for `items` pictures.
         passage_seconds: Estimated time for `items` passages of 100 tokens.
+        cores: How a CPU's cores are used by now; see `LocalEmbedder.cores`.
     """
 
     model: str
@@ -121,6 +123,7 @@ class BenchResult:
     items: int
     picture_seconds: float
     passage_seconds: float
+    cores: dict[str, CoreUse] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; rates and shares included."""
@@ -188,6 +191,7 @@ def bench(embedder: LocalEmbedder, *, items: int = 100_000, seconds: float = 30.
         items,
         estimate_seconds(items, picture),
         estimate_seconds(items, passage),
+        embedder.cores,
     )
 
 

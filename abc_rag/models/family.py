@@ -267,7 +267,10 @@ class Family(VisionModel):
 
     Attributes:
         chat: Its base as a model that generates (`abc_rag.models.chat.ChatModel`), where the adapters lie beside it.
+        concurrent: Whether several threads may call `see`, or `forward` with inputs of one kind, at once.
     """
+
+    concurrent: ClassVar[bool] = False
 
     def __init__(self, facts: FamilyFacts) -> None:
         super().__init__(facts)
@@ -317,5 +320,5 @@ class Family(VisionModel):
         """Embed prepared inputs of one kind: float32 unit rows ``(n, dim)``.
 
         Pictures without features are seen first. A row does not depend on the rest of its batch. Called by one thread
-        at a time.
+        at a time, unless the family is `concurrent`.
         """

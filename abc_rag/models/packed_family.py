@@ -23,6 +23,8 @@ class PackedFamily(Family):
         image_token_id: Stands for pictures among the ids of tokens.
     """
 
+    concurrent = True
+
     def __init__(self, facts: FamilyFacts, image_token_id: int) -> None:
         super().__init__(facts)
         self._image_token_id = image_token_id

@@ -23,6 +23,7 @@ import torch
 from abc_rag.embedding.choose import Choice
 from abc_rag.embedding.embedder import UNIT_TOLERANCE, BatchSize, Embedder
 from abc_rag.embedding.engine.caches import DiskTier, TensorCache
+from abc_rag.embedding.engine.cores import CoreUse
 from abc_rag.embedding.engine.model_thread import JOIN_S, ModelThread, release_freed_memory
 from abc_rag.embedding.engine.preparation import Preparation
 from abc_rag.embedding.engine.runner import BatchReport, Reports, Runner
@@ -122,6 +123,7 @@ class _Machine:
                 max_batch_patches=settings.max_batch_patches or _PATCHES.get(kind, _PATCHES["cpu"]),
                 reports=reports,
                 speech=self.speech if family is first else None,
+                apart=not settings.compile,
             )
             for family in families
         ]
@@ -130,6 +132,15 @@ class _Machine:
         owner.do(self._runners[0].run)
         for runner in self._runners[1:]:
             threading.Thread(target=runner.run, name="abc-rag-model", daemon=True).start()
+
+    @property
+    def core_use(self) -> dict[str, CoreUse]:
+        """See `LocalEmbedder.cores`."""
+        cores = self._runners[0].cores
+        if cores is None:
+            return {}
+        uses = {"pictures": cores.faster.use("see"), "texts": cores.faster.use("read")}
+        return {name: use for name, use in uses.items() if use is not None}
 
     def stop(self) -> None:
         """End all threads and processes. Calls that still wait get an error."""
@@ -261,6 +272,15 @@ class LocalEmbedder(Embedder):
             return EngineState()
         caches = (CacheState(one.hits, one.misses, one.held_bytes) for one in (machine.vision, machine.embeddings))
         return EngineState(machine.scheduler.waiting, *caches)
+
+    @property
+    def cores(self) -> dict[str, CoreUse]:
+        """How the cores of a CPU are used, for seeing ``"pictures"`` and for reading ``"texts"``.
+
+        A kind is missing until there has been enough of it to try both ways, and on other devices.
+        """
+        found = None if self._machine is None else self._machine.core_use
+        return found or {}
 
     def forget(self) -> None:
         """Empty the caches in memory."""

@@ -6,19 +6,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from abc_rag.embedding.engine.caches import TensorCache
+from abc_rag.embedding.engine.cores import Cores, shares
 from abc_rag.embedding.engine.model_thread import one_thread
 from abc_rag.embedding.engine.scheduler import Scheduler
 from abc_rag.embedding.engine.speech import Speech
 from abc_rag.embedding.engine.work import Work
 from abc_rag.errors import ABCRagError, InputError
-from abc_rag.models.family import Family, Picture
+from abc_rag.models.family import Family, Picture, Prepared
 from abc_rag.types import Vectors
 
 __all__ = ["BatchReport", "Reports", "Runner", "is_out_of_memory"]
@@ -82,6 +85,10 @@ class Runner:
         max_batch_patches: Patch budget of one pass of the vision tower.
         reports: Its listener gets a `BatchReport` after each batch.
         speech: Conversations that the same network answers, or None.
+        apart: Whether the cores of a CPU may have inputs of their own, where the network allows it.
+
+    Attributes:
+        cores: Where a CPU's cores can have inputs of their own, from the start of `run`.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class Runner:
         max_batch_patches: int,
         reports: Reports,
         speech: Speech | None = None,
+        apart: bool = True,
     ) -> None:
         self._family = family
         self._on_cpu = family.facts.device.type == "cpu"
@@ -103,8 +111,12 @@ class Runner:
         self._max_batch_patches = max_batch_patches
         self._reports = reports
         self._speech = speech
+        self._apart = apart and self._on_cpu and family.concurrent
         self._warned = False
         self._in_between = False
+        # Pictures that other cores are just seeing: what will be their features, and which of them.
+        self._seeing: dict[str, tuple[Future[list[torch.Tensor]], int]] = {}
+        self.cores: Cores | None = None
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -112,6 +124,8 @@ class Runner:
         try:
             if self._family.facts.device.type == "cuda":
                 torch.cuda.set_device(self._family.facts.device)
+            if self._apart and torch.get_num_threads() > 1:
+                self.cores = Cores(torch.get_num_threads(), self._scheduler.wake)
             self._run()
         except BaseException as error:
             # No call may wait for a thread that has ended.
@@ -122,6 +136,8 @@ class Runner:
             self._end_speech(failed)
         finally:
             self._end_speech(ABCRagError("the embedder was closed while it answered; open another one"))
+            if self.cores is not None:
+                self.cores.close()
             self.ended.set()
 
     def _end_speech(self, error: ABCRagError) -> None:
@@ -162,9 +178,7 @@ class Runner:
             works, patches = self._see(works)
             if not works:
                 return None
-            alone = self._on_cpu and not patches and sum(work.tokens for work in works) <= _ALONE
-            with one_thread() if alone else nullcontext():
-                rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
+            rows = self._forward(works, patches)
             copied = None
             if rows.device.type == "cuda":
                 # Only a copy into pinned memory runs beside the next batch.
@@ -212,20 +226,37 @@ class Runner:
         except Exception:
             logger.exception("the listener to batches has failed")
 
+    def _forward(self, works: list[Work], patches: int) -> torch.Tensor:
+        batch = [work.prepared for work in works if work.prepared is not None]
+        tokens, cores = [one.tokens for one in batch], self.cores
+        alone = self._on_cpu and (bool(self._seeing) or (not patches and sum(tokens) <= _ALONE))
+        # The same small call has the same vectors to the last bit, whatever has been measured in between.
+        small = any(work.small for work in works)
+        if alone or small or cores is None or len(batch) < cores.count:
+            with one_thread() if alone else nullcontext():
+                return self._family.forward(batch)
+        begun, apart = time.perf_counter(), cores.faster.apart("read")
+        if apart:
+            parts = shares(tokens, cores.count, most=sum(tokens))
+            # Small calls wait: another kind of input may switch adapters on or off.
+            found = cores.start([partial(self._family.forward, [batch[at] for at in part]) for part in parts])
+            order = torch.tensor([at for part in parts for at in part])
+            rows = torch.cat([one.result() for one in found])[order.argsort()]
+        else:
+            rows = self._family.forward(batch)
+        cores.faster.done("read", apart=apart, size=sum(tokens), seconds=time.perf_counter() - begun)
+        return rows
+
     # --- Pictures -------------------------------------------------------------------------------------
 
     def _see(self, works: list[Work]) -> tuple[list[Work], int]:
         """Run the vision tower on unseen pictures; return the works that can go on, and the number of patches."""
-        unseen: dict[int, Picture] = {}
-        for work in works:
-            for picture in _pictures(work):
-                if picture.features is None:
-                    # An earlier batch may have seen the same picture since this one was opened.
-                    picture.features = self._vision.get(picture.key) if self._vision.in_use else None
-                    if picture.features is None:
-                        unseen[id(picture)] = picture
-        patches = sum(picture.opened.patches for picture in unseen.values())
-        failed = self._see_all(list(unseen.values()))
+        unseen = self._unseen(works)
+        patches = sum(picture.opened.patches for picture in unseen)
+        if self.cores is None or self._in_between or any(work.small for work in works):
+            failed = self._see_all(unseen)
+        else:
+            failed = self._see_many(unseen, self.cores)
         if any(work.held_bytes for work in works):
             self._scheduler.seen(works)
         if not failed:
@@ -239,10 +270,83 @@ class Runner:
         gone = {id(work) for work, _ in lost}
         return [work for work in works if id(work) not in gone], patches
 
+    def _unseen(self, works: list[Work]) -> list[Picture]:
+        """Pictures whose features are needed and not known."""
+        unseen: dict[int, Picture] = {}
+        for work in works:
+            for picture in _pictures(work):
+                if picture.features is None:
+                    # An earlier batch may have seen the same picture since this one was opened.
+                    picture.features = self._vision.get(picture.key) if self._vision.in_use else None
+                    if picture.features is None:
+                        unseen[id(picture)] = picture
+        return list(unseen.values())
+
+    def _see_many(self, pictures: list[Picture], cores: Cores) -> dict[int, BaseException]:
+        """See the pictures of a large call in whichever way is faster."""
+        ahead: list[Work] = []
+        apart = bool(pictures) and cores.faster.apart("see")
+        if apart:
+            # The pictures of one batch are too few to keep all cores busy to the end.
+            ahead = self._scheduler.ahead()
+        known = {id(picture) for picture in pictures}
+        wanted = pictures + [picture for picture in self._unseen(ahead) if id(picture) not in known]
+        size = float(sum(_cost(picture) for picture in wanted))
+        begun = time.perf_counter()
+        failed = self._see_apart(wanted, cores) if apart else self._see_all(wanted)
+        if len(wanted) >= cores.count:
+            cores.faster.done("see", apart=apart, size=size, seconds=time.perf_counter() - begun)
+        if ahead:
+            self._scheduler.seen([w for w in ahead if all(picture.features is not None for picture in _pictures(w))])
+        return {number: error for number, error in failed.items() if number in known}
+
+    def _see_apart(self, pictures: list[Picture], cores: Cores) -> dict[int, BaseException]:
+        """Each core sees pictures of its own, while this thread computes small calls."""
+        sizes = [picture.opened.patches for picture in pictures]
+        groups = [[pictures[at] for at in part] for part in shares(sizes, cores.count, most=self._max_batch_patches)]
+        futures = cores.start([partial(self._family.see, [picture.opened for picture in group]) for group in groups])
+        for group, future in zip(groups, futures, strict=True):
+            self._seeing |= {picture.key: (future, at) for at, picture in enumerate(group)}
+        try:
+            while not all(future.done() for future in futures):
+                self._compute_small(until=lambda: all(future.done() for future in futures))
+                if self._scheduler.stopped:
+                    for future in futures:
+                        future.cancel()
+                    wait(futures)
+        finally:
+            self._seeing.clear()
+        left: list[Picture] = []
+        for group, future in zip(groups, futures, strict=True):
+            if future.cancelled() or future.exception() is not None:
+                left += group
+            else:
+                for picture, seen in zip(group, future.result(), strict=True):
+                    self._know(picture, seen)
+        # What has failed, or was wanted at once by a small call, is seen anew: then it is known which picture failed.
+        return self._see_all(left)
+
+    def _from_others(self, picture: Picture) -> torch.Tensor | None:
+        """Features of a picture that another core is just seeing."""
+        future, at = self._seeing.get(picture.key, (None, 0))
+        if future is None or future.cancel():
+            return None
+        try:
+            return future.result()[at]
+        except (Exception, CancelledError):  # whoever waits for the picture will see it anew, and find out
+            return None
+
+    def _know(self, picture: Picture, features: torch.Tensor) -> None:
+        picture.features, picture.opened = features, None
+        if self._vision.in_use:
+            self._vision.put(picture.key, features)
+
     def _see_all(self, pictures: list[Picture]) -> dict[int, BaseException]:
         failed: dict[int, BaseException] = {}
         at = 0
         while at < len(pictures) and not self._scheduler.stopped:
+            if pictures[at].features is None and self._seeing:
+                pictures[at].features = self._from_others(pictures[at])
             if pictures[at].features is not None:  # a small call in between needed it too
                 at += 1
                 continue
@@ -254,7 +358,8 @@ class Runner:
                 group.append(picture)
                 patches += picture.opened.patches
             try:
-                features = self._family.see([picture.opened for picture in group])
+                with one_thread() if self._seeing else nullcontext():
+                    features = self._family.see([picture.opened for picture in group])
             except Exception as error:
                 if len(group) == 1:
                     failed[id(group[0])] = self._out_of_memory(error) if is_out_of_memory(error) else error
@@ -268,9 +373,7 @@ class Runner:
                     at += len(group)
                 continue
             for picture, seen in zip(group, features, strict=True):
-                picture.features, picture.opened = seen, None
-                if self._vision.in_use:
-                    self._vision.put(picture.key, seen)
+                self._know(picture, seen)
             at += len(group)
             if at < len(pictures):
                 self._compute_small()
@@ -278,13 +381,17 @@ class Runner:
         closed = ABCRagError("the embedder was closed while it computed; open another one")
         return failed | {id(picture): closed for picture in pictures[at:]}
 
-    def _compute_small(self) -> None:
-        """Compute a small call now, before the remaining pictures of another call's batch."""
+    def _compute_small(self, until: Callable[[], bool] | None = None) -> None:
+        """Compute a small call now, before the remaining pictures of another call's batch.
+
+        Args:
+            until: Wait for one while this is false.
+        """
         if self._in_between:
             return
         self._in_between = True
         try:
-            if works := self._scheduler.next_small():
+            if works := self._scheduler.next_small(until=until):
                 launched = self._launch(works, time.perf_counter())
                 if launched is not None:
                     self._finish(launched)
@@ -335,6 +442,12 @@ class Runner:
 
 def _pictures(work: Work) -> tuple[Picture, ...]:
     return work.prepared.pictures if work.prepared is not None else ()
+
+
+def _cost(picture: Picture) -> float:
+    """What seeing a picture costs: layers take as long as it is large, and attention grows with the square."""
+    patches: int = picture.opened.patches
+    return patches + patches**2 / 4096
 
 
 def is_out_of_memory(error: BaseException) -> bool:

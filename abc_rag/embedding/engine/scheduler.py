@@ -238,12 +238,34 @@ class Scheduler:
                     return batch
             return None
 
-    def next_small(self) -> list[Work]:
-        """Works of small calls to compute between two parts of a batch, of one kind; often none."""
+    def next_small(self, *, until: Callable[[], bool] | None = None) -> list[Work]:
+        """Works of small calls to compute between two parts of a batch, of one kind; often none.
+
+        Args:
+            until: Wait for one while this is false; it is asked under the lock, again after every `wake`.
+        """
         with self.lock:
+            while until is not None and not (until() or self.has_small() or self._stopped):
+                self._for_model.wait()
             small = [work for works in self._ready.values() for work in works if work.small and _is_wanted(work)]
             kind = small[0].prepared.kind if small and small[0].prepared is not None else None
             return [] if kind is None else self._remove(kind, [w for w in small if w in self._ready[kind]][:_SMALL])
+
+    def wake(self) -> None:
+        """Make who waits for work ask again what it waits for."""
+        with self.lock:
+            self._for_model.notify_all()
+
+    def ahead(self) -> list[Work]:
+        """Several batches' worth of works that are next in line; they stay there."""
+        with self.lock:
+            found, tokens = [], 0
+            for work in (work for works in self._ready.values() for work in works):
+                if tokens >= _AHEAD * self.max_batch_tokens:
+                    break
+                found.append(work)
+                tokens += work.tokens
+            return found
 
     def _left(self) -> float | None:
         """Seconds until a batch should be computed, 0 or less for now; None while nothing is ready."""
