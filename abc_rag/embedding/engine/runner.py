@@ -21,7 +21,7 @@ from abc_rag.embedding.engine.scheduler import Scheduler
 from abc_rag.embedding.engine.speech import Speech
 from abc_rag.embedding.engine.work import Work
 from abc_rag.errors import ABCRagError, InputError
-from abc_rag.models.family import Family, Picture, Prepared
+from abc_rag.models.family import Family, Picture
 from abc_rag.types import Vectors
 
 __all__ = ["BatchReport", "Reports", "Runner", "is_out_of_memory"]
