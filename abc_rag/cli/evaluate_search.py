@@ -9,7 +9,7 @@ import typer
 from abc_rag.cli.evaluate import ResultFlags, evaluate
 from abc_rag.cli.options import DeviceOption, ModelOption, grouped, open_embedder
 
-__all__ = ["evaluate_evidence_command", "evaluate_scale_command"]
+__all__ = ["evaluate_evidence_command", "evaluate_groups_command", "evaluate_scale_command"]
 
 
 @evaluate.command("evidence")
@@ -51,3 +51,18 @@ def evaluate_scale_command(
         progress=not run.as_json,
     )
     run.finish(results)
+
+
+@evaluate.command("groups")
+@grouped
+def evaluate_groups_command(
+    scenes: Annotated[int, typer.Option("--scenes", min=20, help="Number of held-out pictures.")] = 500,
+    model: ModelOption = "abc-mini",
+    device: DeviceOption = "auto",
+    *,
+    run: ResultFlags,
+) -> None:
+    """Measure whether groups and duplicates by an instruction are what pictures have in common under it."""
+    from abc_rag.evaluation.surveys import evaluate_groups
+
+    run.finish(evaluate_groups(open_embedder(model, device), scenes=scenes))
