@@ -71,7 +71,7 @@ def index(
         typer.Option("--watch", help="Then wait for changes, and follow them, until Ctrl-C; prunes (extra watch)."),
     ] = False,
     ocr: Annotated[
-        bool, typer.Option("--ocr", help="Read pages without text, and figures, from their pictures (extra ocr).")
+        bool, typer.Option("--ocr", help="Read the words on pictures, and on pages without text (extra ocr).")
     ] = False,
     allow_web: Annotated[
         bool,

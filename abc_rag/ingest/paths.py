@@ -30,6 +30,7 @@ from abc_rag.ingest.ondisk import OnDisk
 from abc_rag.ingest.passages import passages_of
 from abc_rag.ingest.report import IndexReport
 from abc_rag.ingest.run import Item, Run
+from abc_rag.ingest.words import has_been_read, lacks_words, read_words, unread_in
 from abc_rag.store.base import Store
 from abc_rag.store.records import image_id, text_id
 from abc_rag.types import URL, Image, Input, InstructedImage, Record, Text
@@ -188,6 +189,7 @@ def _look_up(run: Run) -> None:
             run.documents.note(record)
         run.sources.put((r.id, r.document if is_part(r) else r.source) for r in page)
         run.known.put((record.id, record.document) for record in parts)
+        run.worded.put((record.id, "") for record in page if has_been_read(record))
         # Records that a caller made, with ids of their own or about a file of another kind, are left alone.
         run.known.put((r.id, r.source) for r in page if not is_part(r) and _made_here(r))
 
@@ -209,12 +211,17 @@ def _items(files: Sequence[Found], urls: Sequence[URL], run: Run) -> Iterator[It
             yield None  # what is stored is known only after these
             run.commit()
         lacking = _lacking({id_: item for id_, item in items.items() if id_ not in run.seen}, run)
-        run.in_flight.update(item.record.id for item in lacking)
-        if lacking:
-            lacking[-1].files = count
+        embedded_now = [item for item in lacking if item.inputs]
+        run.in_flight.update(item.record.id for item in embedded_now)
+        if embedded_now:
+            embedded_now[-1].files = count
         else:
             run.bar.advance(count)
-        yield from lacking
+        for item in lacking:
+            if lacks_words(item.record, run):
+                read_words(item, run)
+            if item.inputs:
+                yield item
     for path, kind in files:
         if kind == "document":
             yield from _parts(path, run)
@@ -319,6 +326,7 @@ def _changed(files: Sequence[Found], run: Run) -> Iterator[Found]:
             have = run.store.facet_names(complete)
             lacking = {id_ for id_ in complete if not set(run.facets) <= have.get(id_, set())}
             complete -= {record.id for record in run.store.get(lacking) if record.modality == "image"}
+        complete -= unread_in(part, noted, run)
         for found in part:
             name = str(found.path)
             inside = noted[name]
@@ -355,7 +363,7 @@ def _records_of(path: Path, kind: str | None, limits: ImageLimits) -> tuple[list
 
 
 def _lacking(items: Mapping[str, Item], run: Run) -> list[Item]:
-    """Those that are not stored, or not with all facets."""
+    """Those that are not stored, or not with all facets, or of which words have to be read."""
     stored = run.store.has(items)
     run.report.unchanged += len(stored)
     run.seen.put((known, str(items[known].paths[0])) for known in items if known in stored)
@@ -366,7 +374,7 @@ def _lacking(items: Mapping[str, Item], run: Run) -> list[Item]:
     lacking = []
     for id_, item in items.items():
         item.is_new = id_ not in stored
-        if not item.is_new and not item.lacks:
+        if not item.is_new and not item.lacks and not lacks_words(item.record, run):
             continue
         own: list[Input] = [Text(item.record.text)] if item.is_new else []
         if item.record.modality == "image":

@@ -57,6 +57,7 @@ class Run:
         sources: Id -> where the store says that it came from, at the start.
         known: Id -> file, of those that were made from files before.
         seen: Id -> the first file in which it was found now; only what is stored.
+        worded: Ids of pictures whose words have been read, with nothing.
         stale: Ids that are no longer in the file they came from -> that file.
         pending: What is embedded and not stored yet, with the results.
         in_flight: Ids of what is being embedded or pending.
@@ -79,6 +80,7 @@ class Run:
     known: OnDisk = field(default_factory=OnDisk)
     seen: OnDisk = field(default_factory=OnDisk)
     stale: OnDisk = field(default_factory=OnDisk)
+    worded: OnDisk = field(default_factory=OnDisk)
     pending: list[tuple[Item, list[Vectors | ABCRagError]]] = field(default_factory=list)
     in_flight: set[str] = field(default_factory=set)
     stored_at: float = field(default_factory=time.monotonic)
@@ -132,5 +134,5 @@ class Run:
 
     def close(self) -> None:
         """Remove temporary files."""
-        for kept in (self.sources, self.known, self.seen, self.stale):
+        for kept in (self.sources, self.known, self.seen, self.stale, self.worded):
             kept.close()

@@ -12,6 +12,7 @@ from abc_rag.ingest.documents.html import HTMLReader
 from abc_rag.ingest.documents.mail import MailReader
 from abc_rag.ingest.documents.markdown import MarkdownReader
 from abc_rag.ingest.documents.pdf import PDFReader
+from abc_rag.ingest.documents.photo import PictureReader
 from abc_rag.ingest.documents.pptx import PPTXReader
 from abc_rag.ingest.documents.reader import HEAD_BYTES, TAIL_BYTES, Reader
 from abc_rag.ingest.documents.video import VideoReader
@@ -19,13 +20,15 @@ from abc_rag.ingest.documents.web import WebReader
 from abc_rag.ingest.documents.xlsx import XLSXReader
 from abc_rag.ingest.regular import open_regular
 
-__all__ = ["READERS", "head_and_tail", "reader_named", "reader_of"]
+__all__ = ["PICTURES", "READERS", "head_and_tail", "reader_named", "reader_of"]
 
 READERS: tuple[Reader, ...] = (
     *(PDFReader(), DOCXReader(), PPTXReader(), XLSXReader(), EPUBReader(), HTMLReader(), MailReader()),
     *(MarkdownReader(), CSVReader(), VideoReader(), WebReader()),
 )
 """In the order in which they are asked."""
+PICTURES = PictureReader()
+"""Reads the words on picture files; never asked."""
 
 
 def reader_of(head: bytes, tail: bytes, name: str | os.PathLike[str]) -> Reader | None:
@@ -53,4 +56,4 @@ def reader_named(name: str) -> Reader:
     Raises:
         KeyError: There is none.
     """
-    return {reader.name: reader for reader in READERS}[name]
+    return {reader.name: reader for reader in (*READERS, PICTURES)}[name]
