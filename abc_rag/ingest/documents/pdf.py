@@ -16,6 +16,7 @@ from abc_rag.ingest.documents.outline import Headings, Outline
 from abc_rag.ingest.documents.parts import Box, Figure, PagePicture, Part, Passage, PassageKind, Scan, Unread
 from abc_rag.ingest.documents.pictures import encoded
 from abc_rag.ingest.documents.reader import Reader
+from abc_rag.ingest.documents.underscores import Underscores
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument, PdfPage
@@ -40,6 +41,7 @@ class PDFReader(Reader):
     """Pages, figures and paragraphs of PDF files."""
 
     name = "PDF"
+    version = 2
     modules = ("pypdfium2",)
 
     def recognises(self, head: bytes, tail: bytes, suffix: str) -> bool:
@@ -204,8 +206,9 @@ def _lines(page: PdfPage, place: _Place) -> Iterator[Line]:
     try:
         raw, rect = text.raw, pdfium.FS_RECTF()
         unicode_of, box_of, to = pdfium.FPDFText_GetUnicode, pdfium.FPDFText_GetLooseCharBox, ctypes.byref(rect)
-        run = _Run()
-        for index in range(text.count_chars()):
+        count = text.count_chars()
+        run = _Run(Underscores(page, place.box) if count else None)
+        for index in range(count):
             code = unicode_of(raw, index)
             if code in (0x0A, 0x0D):
                 yield from run.line(place)
@@ -225,7 +228,8 @@ def _lines(page: PdfPage, place: _Place) -> Iterator[Line]:
 class _Run:
     """Characters that become a line."""
 
-    def __init__(self) -> None:
+    def __init__(self, underscores: Underscores | None) -> None:
+        self._underscores = underscores
         self._text: list[str] = []
         self._boxes: list[Box] = []
 
@@ -234,6 +238,13 @@ class _Run:
             self._text.append(" ")
 
     def add(self, character: str, box: Box) -> None:
+        drawn = self._underscores and self._underscores.between(
+            self._boxes[-1] if self._boxes else None, character, box
+        )
+        if drawn:
+            if self._text and self._text[-1] == " ":
+                self._text.pop()
+            self._text.append(drawn)
         self._text.append(character)
         self._boxes.append(box)
 
