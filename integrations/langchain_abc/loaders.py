@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
 
 from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 
 from abc_rag.errors import InputError
-from abc_rag.ingest.documents import DocumentOptions, document_records
+from abc_rag.ingest.documents import DocumentOptions, DocumentProcess, document_records
 
 __all__ = ["ABCLoader"]
 
@@ -51,8 +53,9 @@ class ABCLoader(BaseLoader):
             DocumentError: A file cannot be read.
             MissingExtraError: Its reader's library is not installed.
         """
-        for path in self._paths:
-            for record in document_records(path, options=self._options, pictures=self._pictures):
+        told: dict[str, Any] = {"options": self._options, "pictures": self._pictures}
+        with DocumentProcess() as process:
+            for record in chain.from_iterable(document_records(p, process=process, **told) for p in self._paths):
                 metadata = {"source": record.source, **record.metadata}
                 if record.modality == "image":
                     metadata["modality"] = "image"

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -110,6 +110,7 @@ def document_records(
     *,
     options: DocumentOptions = DEFAULT_OPTIONS,
     pictures: str | os.PathLike[str] | None = None,
+    process: DocumentProcess | None = None,
 ) -> Iterator[Record]:
     """A document's parts as records, as `abc_rag.ingest.index_paths` stores them, without a store; read lazily.
 
@@ -119,6 +120,7 @@ def document_records(
         path: The file; its kind is told by its content.
         options: How it is read.
         pictures: A folder that receives the pictures of pages and figures; made if missing. Without, passages alone.
+        process: Where it is read, so that many documents share one. If not given, a process for this document alone.
 
     Raises:
         DocumentError: It cannot be read, is encrypted, or has nothing to index.
@@ -129,8 +131,8 @@ def document_records(
         options = replace(options, page_pictures=False, figures=False)
     kept = None if pictures is None else KeptPictures(Path(os.path.expanduser(pictures)))
     document = OpenDocument.of(Path(os.path.abspath(os.path.expanduser(path))), options)
-    with DocumentProcess() as process:
-        for chunk in document.chunks(process):
+    with nullcontext(process) if process is not None else DocumentProcess() as shared:
+        for chunk in document.chunks(shared):
             for made in chunk:
                 source = kept.keep(made.data, made.record.mime_type) if kept and made.data else made.record.source
                 yield replace(made.record, source=source)

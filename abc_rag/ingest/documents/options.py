@@ -29,6 +29,8 @@ class DocumentLimits:
             that (Linux does).
         max_unpacked: Maximum of bytes that the members of a packed document (DOCX, PPTX, XLSX, EPUB) have unpacked.
         max_parts: Maximum number of parts of a document; the rest is left out and reported.
+        max_together: Maximum number of documents that one process reads, one after the other; with 1, each has a
+            process of its own, whose start takes about a third of a second of a core.
         max_depth: Maximum nesting of outlines, elements and messages within messages.
         page_timeout_s: Maximum seconds for one page; of a document without pages, for its next part.
         ocr_timeout_s: The same where pages are read from their pictures (``DocumentOptions.ocr``).
@@ -46,6 +48,7 @@ class DocumentLimits:
     max_memory: int = 2 * 2**30
     max_unpacked: int = 512 * 2**20
     max_parts: int = 500_000
+    max_together: int = 64
     max_depth: int = 50
     page_timeout_s: float = 30.0
     ocr_timeout_s: float = 180.0
@@ -71,7 +74,8 @@ class DocumentOptions:
         page_pictures: Whether each page becomes a picture.
         office: Whether PPTX and DOCX files get page pictures from LibreOffice, where it is installed.
         figures: Whether pictures within documents become records of their own.
-        ocr: Whether pages without text, and figures, are read from their pictures. Needs the extra ``ocr``.
+        ocr: Whether pages without text, figures, and picture files are read from their pictures. Needs the extra
+            ``ocr``.
         max_chars: Maximum characters of a passage, where ``splitter`` is not given. 1,000 are about 250 tokens: one
             vector still says what is in it.
         splitter: Cuts the text under one heading of a page into passages.

@@ -21,8 +21,6 @@ __all__ = ["DocumentProcess"]
 
 _WORKER = "abc_rag.ingest.documents.worker"
 _START_S = 60.0
-# A process reads so many documents: whatever one of them left behind does not stay for long.
-_MOST_DOCUMENTS = 64
 # After so many pages that ended a process the rest of a document is left out.
 _MOST_ENDS = 10
 _MOST_MESSAGE = 256 * 2**20
@@ -30,6 +28,10 @@ _MOST_MESSAGE = 256 * 2**20
 
 class DocumentProcess:
     """Reads documents, one after the other, in a child process that is started when it is needed.
+
+    Starting one takes as long as reading a few pages, so it is kept for further documents, at most
+    ``DocumentLimits.max_together``, and only if nothing went wrong: one whose document had an unread page, met a limit,
+    failed in an unexpected way or left much memory behind is ended. Limits are set anew for each document.
 
     Use it as a context manager, or call `close`.
     """
@@ -67,17 +69,18 @@ class DocumentProcess:
             DocumentError: It cannot be read, or exceeds a limit; what was yielded before is sound.
         """
         # What reads pictures is loaded at the start, before files are refused.
-        if self._child is not None and (self._documents >= _MOST_DOCUMENTS or options.ocr > self._reads_pictures):
+        if self._child is not None and (
+            self._documents >= options.limits.max_together or options.ocr > self._reads_pictures
+        ):
             self._end()
         self._reads_pictures = options.ocr if self._child is None else self._reads_pictures
         reading = _Reading(self, data, reader, options, name)
         try:
             yield from reading
         finally:
-            # One that was left in the middle of its answers is of no use any more.
-            if not reading.ended:
+            self._documents += 1
+            if not reading.left_in_order:
                 self._end()
-        self._documents += 1
 
     def _taken(self) -> Child:
         if self._child is None:
@@ -105,7 +108,10 @@ class _Reading:
         self._page: int | None = None
         self._spent = self._spent_on_page = 0.0
         self._why = ""
-        self.ended = False
+        self._unread = False
+        # Whether the process may read another document: this one was read whole, without an unread page or a limit
+        # that it met, or its reader refused it. One that was left in the middle of its answers is of no use either.
+        self.left_in_order = False
 
     def __iter__(self) -> Iterator[Part]:
         start, ends, count = 1, 0, 0
@@ -142,14 +148,14 @@ class _Reading:
             child.send(header, self._data)
         while True:
             answer, data = self._received(child)
-            self.ended = "end" in answer or "error" in answer
             if "end" in answer:
+                self.left_in_order = answer.get("again") is True and not self._unread
                 return
             if "page" in answer and len(answer) == 1:
                 self._page, self._spent_on_page = int(answer["page"]), 0.0
-            elif "error" in answer:
-                # The process is well: only the document is not.
-                raise DocumentError(self._name, str(answer["error"]))
+            elif "refused" in answer or "error" in answer:
+                self.left_in_order = "refused" in answer
+                raise DocumentError(self._name, str(answer.get("refused", answer.get("error"))))
             elif "memory" in answer:
                 limit = f"DocumentLimits.max_memory={self._limits.max_memory:,}"
                 self._why = f"needs more memory than {limit} bytes; raise it, or leave the document out"
@@ -157,7 +163,9 @@ class _Reading:
             else:
                 if self._page is None:  # without pages, each part has its own time
                     self._spent_on_page = 0.0
-                yield part_of_json(answer, bytes(data), self._name)
+                part = part_of_json(answer, bytes(data), self._name)
+                self._unread |= isinstance(part, Unread)
+                yield part
 
     def _received(self, child: Child) -> tuple[dict[str, Any], bytearray]:
         limits = self._limits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import mimetypes
+import mmap
 import os
 import sys
 from contextlib import suppress
@@ -18,6 +19,7 @@ from abc_rag.errors import InputError
 from abc_rag.ingest.documents.ocr import ocr_engine, recognised
 from abc_rag.ingest.documents.options import DocumentLimits, DocumentOptions
 from abc_rag.ingest.documents.parts import part_as_json
+from abc_rag.ingest.documents.reader import Reader
 from abc_rag.ingest.documents.readers import reader_named
 
 __all__ = ["main"]
@@ -56,13 +58,32 @@ def _guard() -> None:
     sys.addaudithook(hook)
 
 
-def _limit(limits: DocumentLimits) -> None:
+class _Memory:
+    """The address space of this process; the file that tells it is opened before files are refused."""
+
+    def __init__(self) -> None:
+        self._status = None
+        with suppress(OSError):
+            self._status = open("/proc/self/statm", "rb", buffering=0)
+
+    def now(self) -> int:
+        """Bytes; 0 where the system does not tell."""
+        if self._status is None:
+            return 0
+        self._status.seek(0)
+        return int(self._status.read().split()[0]) * mmap.PAGESIZE
+
+
+def _limit(limits: DocumentLimits, now: int) -> None:
+    """Limit what a document may take, beyond what this process has.
+
+    Args:
+        limits: Of this document.
+        now: Bytes that the process has.
+    """
     with suppress(ImportError, OSError, ValueError):  # not every system has them
         import resource
 
-        now = 0
-        with suppress(OSError), open("/proc/self/statm") as status:
-            now = int(status.read().split()[0]) * resource.getpagesize()
         for what, most in (
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_FSIZE, 0),
@@ -70,12 +91,35 @@ def _limit(limits: DocumentLimits) -> None:
         ):
             hard = resource.getrlimit(what)[1]
             fits = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(what, (fits, hard))
+            resource.setrlimit(what, (fits, hard))  # the hard one stays, so that the next document gets its own
+
+
+def _answer(reader: Reader, data: bytes, options: DocumentOptions, start: int, out: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Write the parts of a document; what is left to say at its end, empty where all went well."""
+    try:
+        parts = reader.parts(data, options, start)
+        for part in recognised(parts, options.limits.max_pixels) if options.ocr else parts:
+            if isinstance(part, int):
+                write_message(out, {"page": part})
+            else:
+                write_message(out, *part_as_json(part))
+    except InputError as error:
+        return {"refused": str(error)}
+    except MemoryError:
+        return {"memory": True}
+    except RecursionError:
+        return {"error": "is nested too deeply; save it anew"}
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return {"error": f"cannot be read ({type(error).__name__}: {error}); save it anew"}
+    return {}
 
 
 def main() -> None:
     """Read documents until the other side closes the pipe."""
-    limited = False
+    memory = _Memory()
+    start = 0
     with answering() as (source, out), suppress(EOFError, BrokenPipeError):
         while True:
             header, data = read_exactly(source)
@@ -86,26 +130,12 @@ def main() -> None:
                 importlib.import_module(name)
             if options.ocr:
                 ocr_engine()
-            if not limited:
-                _limit(options.limits)
+            if not start:
+                start = max(1, memory.now())
                 _guard()
-                limited = True
-            answer: dict[str, Any] = {"end": True}
-            try:
-                parts = reader.parts(bytes(data), options, header["start"])
-                for part in recognised(parts, options.limits.max_pixels) if options.ocr else parts:
-                    if isinstance(part, int):
-                        write_message(out, {"page": part})
-                    else:
-                        write_message(out, *part_as_json(part))
-            except InputError as error:
-                answer = {"error": str(error)}
-            except MemoryError:
-                answer = {"memory": True}
-            except RecursionError:
-                answer = {"error": "is nested too deeply; save it anew"}
-            except Exception as error:
-                answer = {"error": f"cannot be read ({type(error).__name__}: {error}); save it anew"}
-            write_message(out, answer)
-            if "memory" in answer:
-                return
+            _limit(options.limits, memory.now())
+            answer = _answer(reader, bytes(data), options, header["start"], out)
+            del data
+            # What one document leaves behind must not be missing to the next one.
+            again = memory.now() - start < options.limits.max_memory // 2
+            write_message(out, answer or {"end": True, "again": again})

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,41 @@ except PermissionError:
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=path, capture_output=True, text=True)
     assert done.stdout == "refused\n", done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def pids(process: DocumentProcess, *documents: bytes, limits: DocumentLimits) -> list[int | None]:
+    """Read documents; which process was left for the next one after each."""
+    left = []
+    for data in documents:
+        outcome(process, data, DocumentOptions(dpi=30, limits=limits))
+        left.append(None if process._child is None else process._child.pid)
+    return left
+
+
+def test_a_process_goes_on_only_after_what_left_it_in_order() -> None:
+    limits = DocumentLimits()
+    with DocumentProcess() as process:
+        # Read whole; refused by its reader; read whole.
+        first, second, third = pids(process, manual(), b"%PDF-1.7", manual(), limits=limits)
+        assert first is not None
+        assert first == second == third
+        # More pages than allowed.
+        assert pids(process, book(3), manual(), limits=DocumentLimits(max_pages=2))[0] is None
+        # Each its own.
+        alone = DocumentLimits(max_together=1)
+        one, two = pids(process, manual(), manual(), limits=alone)
+        assert one != two
+
+
+def test_limits_are_those_of_each_document() -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux limits memory")
+    drawn = DocumentOptions(dpi=300)
+    with DocumentProcess() as process:
+        (first,) = pids(process, manual(), limits=DocumentLimits(max_memory=2**30))
+        parts, error = outcome(process, manual(), replace(drawn, limits=DocumentLimits(max_memory=2**20)))
+        assert all(isinstance(part, Unread) for part in parts)
+        assert parts or "memory" in error or "ends the process" in error
+        assert process._child is None or process._child.pid != first
+        parts, error = outcome(process, manual(), drawn)
+        assert (len(parts), error) == (8, "")
