@@ -31,6 +31,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
@@ -68,6 +69,7 @@ PACKAGES = tuple(
 )
 _WORDS = 6
 _NEAR = 3.0  # points
+_EVERY = 20  # pages between looks at the memory
 
 
 class Word(NamedTuple):
@@ -131,37 +133,60 @@ def _options(pages: int, **options: Any) -> DocumentOptions:  # noqa: ANN401
 
 
 def _processor_s() -> float:
-    """Of this process, and of all of its children that have ended."""
+    """Of this process and its children, those that have ended and those that read."""
+    import psutil
+
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    running = (child.cpu_times() for child in psutil.Process().children())
+    return sum(one.ru_utime + one.ru_stime for one in used) + sum(one.user + one.system for one in running)
+
+
+def _resident_mb() -> tuple[int, int]:
+    """Of this process, and of its children."""
+    import psutil
+
+    own = psutil.Process()
+    reading = sum(child.memory_info().rss for child in own.children())
+    return own.memory_info().rss // 2**20, reading // 2**20
+
+
+def _row(file: Path, pages: int, process: DocumentProcess) -> dict[str, Any]:
+    """What came of a document, and what it cost."""
+    start, used = time.perf_counter(), _processor_s()
+    seen: set[int] = set()
+    reasons: Counter[str] = Counter()
+    parts = here = reading = 0
+    try:
+        for part in read_document(file, options=_options(pages), process=process):
+            parts += 1
+            if isinstance(part, Unread):
+                reasons[part.reason] += 1
+            if part.page is not None and isinstance(part, (PagePicture, Unread)):
+                seen.add(part.page)
+                if len(seen) % _EVERY == 1:
+                    here, reading = map(max, zip((here, reading), _resident_mb(), strict=True))
+    except ABCRagError as error:
+        reasons[str(error)] += 1
+    used, took = _processor_s() - used, time.perf_counter() - start
+    row = {"document": file.name, "seen": seen, "parts": parts, "reasons": dict(reasons)}
+    row |= {"processor_s": round(used, 2), "wall_s": round(took, 2), "here_mb": here, "reading_mb": reading}
+    print(file.name, len(seen), row["processor_s"], row["reasons"], here, reading, file=sys.stderr, flush=True)
+    return row
 
 
 def read(files: list[Path], pages: int) -> dict[str, Any]:
-    """Read documents: are all pages there, and what does a page cost."""
+    """Read documents, as an index does: are all pages there, and what does a page cost."""
     import pypdfium2
 
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        start, used = time.perf_counter(), _processor_s()
-        seen: set[int] = set()
-        reasons: Counter[str] = Counter()
-        parts = 0
-        try:
-            for part in read_document(file, options=_options(pages)):
-                parts += 1
-                if isinstance(part, Unread):
-                    reasons[part.reason] += 1
-                if part.page is not None and isinstance(part, (PagePicture, Unread)):
-                    seen.add(part.page)
-        except ABCRagError as error:
-            reasons[str(error)] += 1
-        used, took = _processor_s() - used, time.perf_counter() - start
+    with DocumentProcess() as process:
+        rows = [_row(file, pages, process) for file in files]
+    for file, row in zip(files, rows, strict=True):
         count = 0  # of what cannot be opened at all
         with suppress(pypdfium2.PdfiumError), closing(pypdfium2.PdfDocument(file)) as document:
             count = min(len(document), pages)
-        lost = [] if reasons and not seen else sorted(set(range(1, count + 1)) - seen)
-        rows.append({"document": file.name, "pages": count, "parts": parts, "lost": lost, "reasons": dict(reasons)})
-        rows[-1] |= {"processor_s": round(used, 2), "wall_s": round(took, 2)}
+        seen = row.pop("seen")
+        row["lost"] = [] if row["reasons"] and not seen else sorted(set(range(1, count + 1)) - seen)
+        row["pages"] = count
     total, used = sum(row["pages"] for row in rows), sum(row["processor_s"] for row in rows)
     told = {"documents": len(rows), "pages": total, "lost": sum(len(row["lost"]) for row in rows)}
     return {**told, "pages a second of processor time": round(total / used, 1), "rows": rows}
@@ -179,12 +204,17 @@ def words_of(file: Path, page: int, pdftotext: str) -> list[Word]:
 
 
 def questions(words: list[Word]) -> list[str]:
-    """Six plain words that stand on one line, one after the other, for each place where there are any."""
+    """Six plain words that stand on one line, one after the other, for each place where there are any.
+
+    Not where the first or the last one touches another word: poppler has the subscript of a formula as one of its own.
+    """
     found = []
     for start in range(len(words) - _WORDS + 1):
         run = words[start : start + _WORDS]
         plain = all(word.text.isascii() and word.text.isalpha() for word in run)
-        if plain and all(
+        around = [*words[max(0, start - 1) : start + 1], *words[start + _WORDS - 1 : start + _WORDS + 1]]
+        touched = any(abs(b.left - a.right) < 1.0 and b.top < a.bottom for a, b in itertools.pairwise(around))
+        if plain and not touched and all(
             abs(a.bottom - b.bottom) < 1.0 and 0 < b.left - a.right < 12 for a, b in itertools.pairwise(run)
         ):
             found.append(" ".join(word.text for word in run))
@@ -248,17 +278,14 @@ def places(files: list[Path], pages: int, hits: int, seed: int, pdftotext: str) 
 
 def memory(file: Path, pages: int, every: int = 100) -> dict[str, Any]:
     """Resident memory in MB of this process and of the one that reads, every so many pages."""
-    import psutil
-
-    own = psutil.Process()
     rows: list[dict[str, float]] = []
     with DocumentProcess() as process:
         reached = 0
         for part in read_document(file, options=_options(pages), process=process):
             if isinstance(part, PagePicture) and part.page is not None and part.page // every > reached:
                 reached = part.page // every
-                reading = sum(child.memory_info().rss for child in own.children(recursive=True))
-                rows.append({"page": part.page, "here": own.memory_info().rss // 2**20, "reading": reading // 2**20})
+                here, reading = _resident_mb()
+                rows.append({"page": part.page, "here": here, "reading": reading})
     return {"document": file.name, "rows": rows}
 
 

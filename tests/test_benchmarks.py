@@ -280,6 +280,8 @@ def test_questions_are_six_plain_words_of_one_line() -> None:
     assert questions(line("press the red button 2 start now")) == []
     assert questions([*line("press the red"), *line("button to start", left=125, bottom=112)]) == []  # two lines
     assert questions([*line("press the red"), *line("button to start", left=200)]) == []  # two columns
+    touching = Word("0", 195, 93, 199, 102)  # a subscript at the end of "start"
+    assert questions([*line("press the red button to start"), touching]) == []
 
 
 def test_a_hit_is_right_where_its_box_has_the_words() -> None:
