@@ -47,7 +47,8 @@ ol { list-style: none; padding: 0; margin: 0; display: grid; gap: 12px;
 ol > li { border: 1px solid var(--line); border-radius: 8px; padding: 10px; overflow-wrap: anywhere;
   display: grid; grid-row: span 3; grid-template-rows: subgrid; row-gap: 0; }
 li img { width: 100%; max-height: 320px; object-fit: contain; border-radius: 6px; display: block; }
-li img.page { max-height: 560px; background: #fff; box-sizing: border-box; border: 1px solid var(--line); }
+li img.page { width: auto; max-width: 100%; max-height: 560px; box-sizing: border-box; background: #fff;
+  border: 1px solid var(--line); }
 li.best { border-color: var(--best); box-shadow: 0 0 0 1px var(--best); background: var(--tint); }
 .badge { background: var(--best); color: var(--card); border-radius: 99px; padding: 0 10px;
   font-size: .75rem; font-weight: 600; display: inline-block; margin-bottom: 8px; }
