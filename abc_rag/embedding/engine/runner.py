@@ -29,6 +29,9 @@ __all__ = ["BatchReport", "Reports", "Runner", "is_out_of_memory"]
 # A batch of at most this many tokens runs on one core of a CPU: waking other threads for each small step takes several
 # times as long as the step.
 _ALONE = 128
+# A batch of several small calls runs on one core up to this many tokens times the square of the vector's length: the
+# callers, and the event loop that serves them, need another one.
+_SHARED = 2**25
 
 logger = logging.getLogger("abc_rag")
 
@@ -190,6 +193,16 @@ class Runner:
             self._recover(works, error)
             return None
 
+    def _is_brief(self, works: list[Work]) -> bool:
+        """Whether a batch without new pictures is computed on one core."""
+        tokens = sum(work.tokens for work in works)
+        if tokens <= _ALONE:
+            return True
+        callers = {ticket.request for work in works for ticket in work.tickets}
+        return (
+            tokens * self._family.facts.dim**2 <= _SHARED and len(callers) > 1 and all(one.small for one in callers)
+        )
+
     def _finish(self, launched: _Launched) -> None:
         works = launched.works
         try:
@@ -229,7 +242,7 @@ class Runner:
     def _forward(self, works: list[Work], patches: int) -> torch.Tensor:
         batch = [work.prepared for work in works if work.prepared is not None]
         tokens, cores = [one.tokens for one in batch], self.cores
-        alone = self._on_cpu and (bool(self._seeing) or (not patches and sum(tokens) <= _ALONE))
+        alone = self._on_cpu and (bool(self._seeing) or (not patches and self._is_brief(works)))
         # The same small call has the same vectors to the last bit, whatever has been measured in between.
         small = any(work.small for work in works)
         if alone or small or cores is None or len(batch) < cores.count:
