@@ -63,6 +63,7 @@ class Toy(Family):
         self.batches: list[list[ToyPrepared]] = []
         self.seen: list[list[ToyOpened]] = []
         self.threads: set[int] = set()
+        self.cores: list[int] = []  # threads of torch, batch by batch
         self.busy = threading.Event()  # a batch is being computed, or waits for `gate`
         self.gate = threading.Event()
         self.gate.set()
@@ -103,6 +104,7 @@ class Toy(Family):
     def forward(self, batch: Sequence[Prepared]) -> torch.Tensor:
         items = [one for one in batch if isinstance(one, ToyPrepared)]
         self.batches.append(items)
+        self.cores.append(torch.get_num_threads())
         self.threads.add(threading.get_ident())
         self.busy.set()
         assert self.gate.wait(LONG)

@@ -109,8 +109,10 @@ def create_app(
     metrics = Metrics(service, library)
     _add_routes(app, service, library, metrics, generator)
 
-    def headers() -> dict[str, str]:
-        return {FINGERPRINT_HEADER: fingerprint_header(service.facts.fingerprint)} if service.ready else {}
+    def headers() -> list[tuple[bytes, bytes]]:
+        if not service.ready:
+            return []
+        return [(FINGERPRINT_HEADER.lower().encode(), fingerprint_header(service.facts.fingerprint).encode())]
 
     def ended(seen: Seen) -> None:
         log_request(seen)

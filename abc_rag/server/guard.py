@@ -6,7 +6,9 @@ It works on ASGI's messages, before a byte of a body is read.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
+import sys
 import time
 import urllib.parse
 import uuid
@@ -205,11 +207,12 @@ class _Exchange:
         """Send a part of the answer."""
         if message["type"] == "http.response.start":
             self.started, self.seen.status = True, message["status"]
-            headers = MutableHeaders(scope=message)
-            for name, value in {**_ALWAYS, **self._guard.headers(), "X-Request-Id": self.seen.id}.items():
-                headers.setdefault(name, value)
+            given: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
+            names = {name for name, _ in given}
+            more = [*_ALWAYS, *self._guard.headers(), (b"x-request-id", self.seen.id.encode())]
+            message["headers"] = given + [pair for pair in more if pair[0] not in names]
             if self._has_body and not self.body.ended:
-                headers["Connection"] = "close"
+                MutableHeaders(scope=message)["Connection"] = "close"
         self.seen.sent += len(message.get("body", b""))
         await self._send(message)
 
@@ -233,7 +236,7 @@ class Guard:
         keys: The API keys; None where anybody on this machine may ask.
         ended: Called with each request that has ended.
         counted: Told how to learn the number of requests in progress.
-        headers: Further headers of every answer.
+        headers: Further headers of every answer, as ASGI has them: names in lower case.
     """
 
     def __init__(
@@ -242,7 +245,7 @@ class Guard:
         settings: ServerSettings,
         keys: Keys | None,
         ended: Callable[[Seen], None],
-        headers: Callable[[], dict[str, str]],
+        headers: Callable[[], list[tuple[bytes, bytes]]],
         counted: Callable[[Callable[[], int]], None],
     ) -> None:
         self._app = app
@@ -324,7 +327,7 @@ class Guard:
     def _check_origin(self, headers: Headers) -> None:
         """Refuse what a browser sends on behalf of another site's page."""
         host = headers.get("host", "")
-        if self._keys is None and not is_loopback(_name_of(host)):
+        if self._keys is None and not _is_here(host):
             # A name that somebody let point to this machine (DNS rebinding).
             raise Refusal(403, "without API keys this server answers to localhost and 127.0.0.1 only")
         origin = headers.get("origin")
@@ -346,7 +349,11 @@ class Guard:
         return Caller(key.tenant, key.scope, key.id), key
 
 
-_ALWAYS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+_ALWAYS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+)
 
 
 def _unknown(message: str) -> Refusal:
@@ -355,14 +362,19 @@ def _unknown(message: str) -> Refusal:
     return made
 
 
-def _name_of(host: str) -> str:
+@functools.lru_cache(maxsize=16)
+def _is_here(host: str) -> bool:
+    """Whether a request's Host names this machine."""
     try:
-        return urllib.parse.urlsplit(f"//{host}").hostname or ""
+        return is_loopback(urllib.parse.urlsplit(f"//{host}").hostname or "")
     except ValueError:
-        return ""
+        return False
 
 
 async def _within(message: Awaitable[Message], until: float) -> Message:
+    if sys.version_info >= (3, 11):  # wait_for would make a task of each message
+        async with asyncio.timeout_at(until):
+            return await message
     left = until - asyncio.get_running_loop().time()
     return await asyncio.wait_for(message, max(0.0, left))
 

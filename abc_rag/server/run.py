@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -76,6 +77,7 @@ def serve(
     def loaded() -> None:
         if app.state.service.failure is not None:
             server.should_exit = True
+        gc.freeze()  # what is loaded stays; to go through it again would stop every request for a tenth of a second
 
     app = create_app(
         embedder, settings, keys=keys, stores=stores, existing=existing, generator=generator, loaded=loaded

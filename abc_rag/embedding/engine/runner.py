@@ -199,9 +199,7 @@ class Runner:
         if tokens <= _ALONE:
             return True
         callers = {ticket.request for work in works for ticket in work.tickets}
-        return (
-            tokens * self._family.facts.dim**2 <= _SHARED and len(callers) > 1 and all(one.small for one in callers)
-        )
+        return tokens * self._family.facts.dim**2 <= _SHARED and len(callers) > 1 and all(one.small for one in callers)
 
     def _finish(self, launched: _Launched) -> None:
         works = launched.works

@@ -360,6 +360,30 @@ def test_single_texts_of_many_threads_share_batches(toy: Toy, opened: Any) -> No
     assert len(toy.batches[1]) == 29
 
 
+def test_several_small_calls_leave_a_core_to_their_callers(toy: Toy, opened: Any) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        embedder = opened()
+        embedder.embed([Text(words(150, "one caller has all cores"))])
+    finally:
+        torch.set_num_threads(before)
+    toy.busy.clear()
+    with held(toy, 21) as pool:
+        calls = [pool.submit(embedder.embed, [Text("first")])]
+        assert toy.busy.wait(LONG)
+        calls += [pool.submit(embedder.embed, [Text(words(10, f"t{number}"))]) for number in range(20)]
+        scheduler = embedder._running().scheduler
+        wait_until(lambda: sum(map(len, scheduler._ready.values())) == 20)
+        toy.gate.set()
+        for call in calls:
+            call.result(LONG)
+    assert toy.cores == [3, 1, 1]
+    assert sum(one.tokens for one in toy.batches[2]) > 150
+    embedder.embed([Text(words(150, "and then again"))])
+    assert toy.cores[3:] == [3]
+
+
 # -- failures --
 
 

@@ -376,7 +376,8 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(
     farm: Running, visit: Visit, tmp_path: Path, screenshots: Path
 ) -> None:
     keys = Keys(tmp_path / "keys.json")
-    writer = keys.add("writer", scope="write")[1]
+    known, writer = keys.add("writer", scope="write")
+    other = keys.add("other writer", scope="write")[1]
     reader = keys.add("reader", scope="read")[1]
     bearer = {"Authorization": f"Bearer {writer}"}
     settings = ServerSettings(folder=tmp_path / "abc-server")
@@ -413,17 +414,30 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(
         page.locator("#lock-why", has_text="This server asks for an API key").wait_for()
         page.get_by_label("Key", exact=True).fill(writer)
         page.get_by_role("button", name="Use key").click()
-        page.get_by_role("button", name="Add…").wait_for()
+        page.get_by_role("button", name="Add…").click()
+        page.locator("#upload-files").set_input_files(
+            {"name": "blue.png", "mimeType": "image/png", "buffer": png("blue")}
+        )
+        # Its key is removed while files are being chosen: what is sent asks for another one, and goes on with that.
+        keys.remove(known.id)
+        page.locator("#upload").get_by_role("button", name="Add", exact=True).click()
+        page.locator("#lock-why", has_text="There is no such API key").wait_for()
+        page.screenshot(path=screenshots / "upload-key.png")
+        page.get_by_label("Key", exact=True).fill(other)
+        page.get_by_role("button", name="Use key").click()
+        page.locator("#upload-status", has_text="1 of 1 file stored.").wait_for()
+        page.locator("#count", has_text="2 records").wait_for()
         page.close()  # before its server: it is still asking
 
 
 @pytest.mark.parametrize("look", ["light", "dark", "narrow"])
-def test_every_view_is_accessible(farm: Running, visit: Visit, screenshots: Path, look: str) -> None:
+def test_every_view_is_accessible(farm: Running, visit: Visit, screenshots: Path, look: str, tmp_path: Path) -> None:
     # Narrow ones have the colours and the labels of the others, and dark ones the labels.
     options: Any = {"resultTypes": ["violations"]} | ({"runOnly": ["color-contrast"]} if look == "dark" else {})
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe-playwright-python here").Axe()
     narrow = look == "narrow"
-    page = visit(farm, dark=look == "dark", **({"width": 390, "height": 844} if narrow else {}))
+    shown: Any = {"dark": look == "dark", **({"width": 390, "height": 844} if narrow else {})}
+    page = visit(farm, **shown)
 
     def check(view: str) -> None:
         pictures_there(page)
@@ -457,3 +471,16 @@ def test_every_view_is_accessible(farm: Running, visit: Visit, screenshots: Path
     check("answer")
     page.get_by_role("button", name="Add…").click()
     check("upload")
+    page.keyboard.press("Escape")
+    ask(page, "a pig on the left")
+    page.get_by_role("button", name="pig-car.jpg").click()
+    page.get_by_role("button", name="Show the evidence").click()
+    page.locator("#look-evidence").wait_for()
+    check("evidence")
+    keys = Keys(tmp_path / "keys.json")
+    keys.add("reader", scope="read")
+    with serving(FakeEmbedder(), ServerSettings(folder=tmp_path / "abc-server"), keys=keys) as running:
+        page = visit(running, **shown)
+        page.locator("#lock[open]").wait_for()
+        check("key")
+        page.close()

@@ -53,12 +53,16 @@ async function fetched(method, path, { body, signal } = {}) {
     }
     if (answer.ok) return answer;
     const refused = refusal(answer.status, await answer.text(), answer.headers.get("Retry-After"));
-    // Another request may have brought a key meanwhile.
-    if (refused.status === 401 && (used !== key.get() || (await unlock(used && refused.message)))) continue;
+    if (await unlocked(refused, used)) continue;
     if (refused.code !== "loading") throw refused;
     await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(refused.retry, 5)));
     signal?.throwIfAborted();
   }
+}
+
+/** Whether a request that was refused for its key has another one now. Another request may have brought it. */
+async function unlocked(refused, used) {
+  return refused.status === 401 && (used !== key.get() || unlock(used && refused.message));
 }
 
 function refusal(status, text, retry) {
@@ -88,12 +92,24 @@ export async function* events(path, body, signal) {
   }
 }
 
-/** Send a form; fetch does not tell how much has been sent. */
-export function send(path, form, onSent) {
+/** Send a form, again with another key where it takes one. */
+export async function send(path, form, onSent) {
+  for (;;) {
+    const used = key.get();
+    try {
+      return await sent(path, form, used, onSent);
+    } catch (error) {
+      if (!(await unlocked(error, used))) throw error;
+    }
+  }
+}
+
+/** Fetch does not tell how much has been sent. */
+function sent(path, form, used, onSent) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", path);
-    if (key.get()) request.setRequestHeader("Authorization", `Bearer ${key.get()}`);
+    if (used) request.setRequestHeader("Authorization", `Bearer ${used}`);
     request.upload.addEventListener("progress", (event) => onSent(event.loaded, event.total));
     request.addEventListener("error", () => reject(new Refused(0, "The upload broke off. Is the server running?")));
     request.addEventListener("load", () => {
