@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import JSONResponse
 
 from abc_rag import __version__
@@ -22,7 +22,7 @@ from abc_rag.server.contents import content_routes
 from abc_rag.server.embeddings import embedding_routes
 from abc_rag.server.errors import Refusal, add_handlers
 from abc_rag.server.explaining import explaining_routes
-from abc_rag.server.guard import Guard, Seen, caller_of, require
+from abc_rag.server.guard import Guard, Seen, caller_of
 from abc_rag.server.keys import Keys
 from abc_rag.server.library import Library
 from abc_rag.server.logs import log_request

@@ -375,8 +375,9 @@ async def _within(message: Awaitable[Message], until: float) -> Message:
     if sys.version_info >= (3, 11):  # wait_for would make a task of each message
         async with asyncio.timeout_at(until):
             return await message
-    left = until - asyncio.get_running_loop().time()
-    return await asyncio.wait_for(message, max(0.0, left))
+    else:
+        left = until - asyncio.get_running_loop().time()
+        return await asyncio.wait_for(message, max(0.0, left))
 
 
 def _has_body(scope: ASGIScope) -> bool:

@@ -17,6 +17,7 @@ function ask(why) {
     dialog.returnValue = "";
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "given"), { once: true });
     dialog.showModal();
+    $("lock-key").focus();
   }).finally(() => (asking = null));
   return asking;
 }
