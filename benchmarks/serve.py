@@ -2,7 +2,9 @@
 
 The server runs abc-mini in a process of its own, on loopback; clients are threads of this process, each with a
 connection of its own. ``--soak MINUTES`` sends a mix of requests from 64 clients and watches the server's memory; every
-answer is compared with the vectors of a local embedder, and every item of every upload is counted.
+answer is compared with the vectors of a local embedder, and every item of every upload is counted. Asked for alone,
+before and after, each input has the local vector bit for bit; in a batch with others, the sums of a product may round
+differently. An answer that is an error other than 429, or an item that is lost or doubled, ends it with status 1.
 
     python -m benchmarks.serve --json results/serve.json
     python -m benchmarks.serve --soak 10 --json results/serve-soak.json
@@ -22,9 +24,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +35,9 @@ from abc_rag.bench.inputs import random_jpeg, random_passage
 from benchmarks._harness import finish, parser, prepare, spread
 
 _MB = 2**20
+# What a batch's composition may change in a number of a vector of length 1.
+_ROUNDING = 1e-6
+_FINE = ("200", "202", "429")
 
 
 def main() -> int:
@@ -48,8 +53,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.soak:
             with served(Path(folder)) as server:
-                finish("serve", arguments, {"rows": [soak(server, arguments)]})
-            return 0
+                found = soak(server, arguments)
+            finish("serve", arguments, {"rows": [found]})
+            for fault in faults(found):
+                print(fault, file=sys.stderr)
+            return 1 if faults(found) else 0
         with served(Path(folder)) as server:
             rows = [throughput(server, arguments)]
         tokens = 16 if arguments.quick else 256
@@ -66,9 +74,27 @@ class Server:
         self.port = port
         self.pid = pid
 
-    def connect(self) -> Client:
+    @contextmanager
+    def connect(self) -> Iterator[Client]:
         """A client with a connection of its own."""
-        return Client(self.port)
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
+            yield Client(connection)
+
+    def cpu(self) -> float:
+        """Seconds of CPU time that the process has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def batches(self) -> tuple[float, float]:
+        """How many batches it has computed, and of how many inputs."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
+            connection.request("GET", "/metrics")
+            lines = [line.split() for line in connection.getresponse().read().decode().splitlines()]
+        count, inputs = (
+            sum(float(line[-1]) for line in lines if line[0].startswith(f"abc_rag_batch_inputs_{end}"))
+            for end in ("count", "sum")
+        )
+        return count, inputs
 
     def memory(self) -> int:
         """Bytes of memory that the process has now."""
@@ -79,8 +105,8 @@ class Server:
 class Client:
     """One connection that is kept open."""
 
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        self._connection = connection
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:  # noqa: ANN401
         """Status and value of an answer."""
@@ -95,7 +121,12 @@ class Client:
         status, answer = self.ask("POST", "/v1/vectors", {"inputs": inputs})
         if status != 200:
             raise RuntimeError(f"{status}: {answer}")
-        return np.frombuffer(base64.b64decode(answer["vectors"]), "<f4").reshape(-1, answer["dim"])
+        return vectors_of(answer)
+
+
+def vectors_of(answer: dict[str, Any]) -> np.ndarray:
+    """The vectors of an answer in our own form."""
+    return np.frombuffer(base64.b64decode(answer["vectors"]), "<f4").reshape(-1, answer["dim"])
 
 
 @contextmanager
@@ -111,8 +142,9 @@ def served(folder: Path, *options: str) -> Iterator[Server]:
             time.sleep(0.1)
         port = int(said.split(b"listening on http://127.0.0.1:")[1].split()[0])
         server = Server(port, process.pid)
-        while server.connect().ask("GET", "/ready")[0] != 200:
-            time.sleep(0.1)
+        with server.connect() as client:
+            while client.ask("GET", "/ready")[0] != 200:
+                time.sleep(0.1)
         yield server
     finally:
         process.terminate()
@@ -140,39 +172,56 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
 
 def throughput(server: Server, arguments: Any) -> dict[str, Any]:  # noqa: ANN401
     """Texts a second of one client alone, and of many at once, each sending one text after the other."""
-    rates: dict[int, list[float]] = {1: [], arguments.clients: []}
+    found: dict[int, list[_Sent]] = {1: [], arguments.clients: []}
     for round_ in range(arguments.rounds + 1):
-        for clients, found in rates.items():
-            rate = _texts_per_second(server, clients, arguments.seconds, f"{arguments.seed} {round_}")
+        for clients, rounds in found.items():
+            sent = _send_texts(server, clients, arguments.seconds, f"{arguments.seed} {round_}")
             if round_:  # the first warms up
-                found.append(rate)
-    one, many = spread(rates[1]), spread(rates[arguments.clients])
-    return {
-        "what": f"single texts, {arguments.clients} clients over 1",
-        "one client, texts/s": one,
-        f"{arguments.clients} clients, texts/s": many,
-        "times": many["median"] / one["median"],
-    }
+                rounds.append(sent)
+    row: dict[str, Any] = {"what": f"single texts, {arguments.clients} clients over 1"}
+    for clients, rounds in found.items():
+        who = f"{clients} client{'s' * (clients > 1)}"
+        row |= {
+            f"{who}, texts/s": spread([one.rate for one in rounds]),
+            f"{who}, CPU of the server, ms a text": spread([one.server_ms for one in rounds]),
+            f"{who}, CPU of the clients, ms a text": spread([one.clients_ms for one in rounds]),
+            f"{who}, texts in a batch": spread([one.batch for one in rounds]),
+        }
+    many, one = (row[f"{who}, texts/s"]["median"] for who in (f"{arguments.clients} clients", "1 client"))
+    return {**row, "times": many / one}
 
 
-def _texts_per_second(server: Server, clients: int, seconds: float, seed: str) -> float:
+class _Sent(NamedTuple):
+    """What texts cost in one round: texts a second, CPU time in milliseconds a text, and inputs of a batch."""
+
+    rate: float
+    server_ms: float
+    clients_ms: float
+    batch: float
+
+
+def _send_texts(server: Server, clients: int, seconds: float, seed: str) -> _Sent:
     done = [0] * clients
+    before, cpu, own = server.batches(), server.cpu(), time.process_time()
     begun = time.perf_counter()
 
     def work(number: int) -> None:
-        client, rng = server.connect(), random.Random(f"{seed} {clients} {number}")
-        while time.perf_counter() < begun + seconds:
-            client.embed([{"type": "text", "text": random_passage(rng, 12)}])
-            done[number] += 1
+        rng = random.Random(f"{seed} {clients} {number}")
+        with server.connect() as client:
+            while time.perf_counter() < begun + seconds:
+                client.embed([{"type": "text", "text": random_passage(rng, 12)}])
+                done[number] += 1
 
     in_threads(clients, work)
-    return sum(done) / (time.perf_counter() - begun)
+    took, texts = time.perf_counter() - begun, sum(done)
+    own, cpu, after = time.process_time() - own, server.cpu() - cpu, server.batches()
+    batch = (after[1] - before[1]) / max(1.0, after[0] - before[0])
+    return _Sent(texts / took, 1000 * cpu / texts, 1000 * own / texts, batch)
 
 
 def overhead(server: Server, arguments: Any, tokens: int) -> dict[str, Any]:  # noqa: ANN401
     """Time of pictures over HTTP against the same pictures in a local engine, in turn."""
     embedder = load_embedder("abc-mini", device="cpu", min_tokens=tokens, max_tokens=tokens)
-    client = server.connect()
     count = 2 if arguments.quick else 16
     local: list[float] = []
     remote: list[float] = []
@@ -183,7 +232,8 @@ def overhead(server: Server, arguments: Any, tokens: int) -> dict[str, Any]:  # 
         mine = embedder.embed([Image(one) for one in pictures])
         between = time.perf_counter()
         sent = [{"type": "image", "image": {"data": base64.b64encode(one).decode()}} for one in pictures]
-        theirs = client.embed(sent)
+        with server.connect() as client:
+            theirs = client.embed(sent)
         ended = time.perf_counter()
         if np.abs(mine - theirs).max() > 1e-5:
             raise RuntimeError("the server's vectors are others")
@@ -214,29 +264,43 @@ def soak(server: Server, arguments: Any) -> dict[str, Any]:  # noqa: ANN401
             {"type": "instructed_image", "image": data, "instruction": "what is on the left?"},
         ]
     embedder = load_embedder("abc-mini", device="cpu")
+    for one in typed:  # pictures that are seen for the first time take other threads, which may round differently
+        embedder.embed([one])
     alone = np.concatenate([embedder.embed([one]) for one in typed])
     embedder.close()
-    counts: Counter[str] = Counter()
+    tallies: list[Counter[str]] = [Counter() for _ in range(clients)]
     worst = [0.0] * clients
+
+    def asked_alone() -> int:
+        """How many inputs have the local vector bit for bit, where nobody else asks."""
+        with server.connect() as client:
+            return sum(bool((client.embed([one])[0] == vector).all()) for one, vector in zip(wire, alone, strict=True))
+
+    asked_alone()
+    equal = [asked_alone()]
     until = time.perf_counter() + 60 * arguments.soak
-    server.connect().ask("POST", "/v1/collections", {"name": "soak"})
+    with server.connect() as client:
+        client.ask("POST", "/v1/collections", {"name": "soak"})
     stored: list[str] = []
 
     def work(number: int) -> None:
-        client = server.connect()
+        with server.connect() as client:
+            ask_on(client, number)
+
+    def ask_on(client: Client, number: int) -> None:
         own, words = np.random.default_rng([arguments.seed, number]), random.Random(f"{arguments.seed} {number}")
-        round_ = 0
+        round_, counts = 0, tallies[number]
         while time.perf_counter() < until:
             round_ += 1
             kind = int(own.integers(10))
             if kind < 7:
                 chosen = own.integers(len(wire), size=1 if kind < 4 else 8)
-                found = client.embed([wire[position] for position in chosen])
-                gap = np.abs(found - alone[chosen]).max(axis=1)
-                worst[number] = max(worst[number], float(gap.max()))
-                counts["vectors"] += len(chosen)
-                counts["bit-equal"] += int((gap == 0).sum())
-                status = 200
+                status, answer = client.ask("POST", "/v1/vectors", {"inputs": [wire[position] for position in chosen]})
+                if status == 200:
+                    gap = np.abs(vectors_of(answer) - alone[chosen]).max(axis=1)
+                    worst[number] = max(worst[number], float(gap.max()))
+                    counts["vectors"] += len(chosen)
+                    counts["bit-equal"] += int((gap == 0).sum())
             elif kind == 7 and number < 8:
                 ids = [f"{number}-{round_}-{position}" for position in range(3)]
                 items = [{"text": random_passage(words, 8), "id": id_} for id_ in ids]
@@ -250,32 +314,57 @@ def soak(server: Server, arguments: Any) -> dict[str, Any]:  # noqa: ANN401
                 status, _ = client.ask("POST", "/v1/rerank", {"query": "a rose", "documents": documents})
             counts[f"status {status}"] += 1
 
-    memory: list[float] = []
-    watching = threading.Event()
+    with watched(server, min(5.0, 60 * arguments.soak / 40)) as memory:
+        in_threads(clients, work)
+    with server.connect() as client:
+        there = settled(client, len(stored))
+    equal.append(asked_alone())
+    quarter = max(1, len(memory) // 4)
+    early, late = (float(np.median(part or [0])) for part in (memory[quarter : 2 * quarter], memory[-quarter:]))
+    return {
+        "what": f"{clients} clients for {arguments.soak:g} min",
+        **dict(sorted(sum(tallies, Counter()).items())),
+        "largest difference from a vector computed alone": max(worst),
+        "inputs": len(wire),
+        "bit-equal when asked alone before": equal[0],
+        "bit-equal when asked alone after": equal[1],
+        "items sent": len(stored),
+        "items lost": len(set(stored) - there.keys()),
+        "items doubled": sum(count - 1 for count in there.values()),
+        "memory after a quarter, MB": round(early, 1),
+        "memory at the end, MB": round(late, 1),
+    }
+
+
+@contextmanager
+def watched(server: Server, every_s: float) -> Iterator[list[float]]:
+    """Megabytes that a server's process has, noted again and again until the block ends."""
+    found: list[float] = []
+    ended = threading.Event()
 
     def watch() -> None:
-        while not watching.wait(5.0):
-            memory.append(server.memory() / _MB)
+        while not ended.wait(every_s):
+            found.append(server.memory() / _MB)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        in_threads(clients, work)
+        yield found
     finally:
-        watching.set()
+        ended.set()
         watcher.join()
-    there = settled(server.connect(), len(stored))
-    quarter = max(1, len(memory) // 4)
-    return {
-        "what": f"{clients} clients for {arguments.soak:g} min",
-        **dict(counts),
-        "largest difference from a vector computed alone": max(worst),
-        "items sent": len(stored),
-        "items lost": len(set(stored) - there.keys()),
-        "items doubled": sum(count - 1 for count in there.values()),
-        "memory after a quarter, MB": round(float(np.median(memory[quarter : 2 * quarter] or memory or [0])), 1),
-        "memory at the end, MB": round(float(np.median(memory[-quarter:] or [0])), 1),
-    }
+
+
+def faults(row: dict[str, Any]) -> list[str]:
+    """What a soak may not have: an error but 429, items that are lost or doubled, a vector other than the local one."""
+    found = [f"{key}: {row[key]} times" for key in row if key.startswith("status ") and key[7:] not in _FINE]
+    found += [f"{key}: {row[key]}" for key in ("items lost", "items doubled") if row[key]]
+    for when in ("before", "after"):
+        if (equal := row[f"bit-equal when asked alone {when}"]) != row["inputs"]:
+            found.append(f"bit-equal when asked alone {when}: {equal} of {row['inputs']}")
+    if (worst := row["largest difference from a vector computed alone"]) > _ROUNDING:
+        found.append(f"vectors differ by {worst}")
+    return found
 
 
 def settled(client: Client, count: int) -> Counter[str]:

@@ -191,6 +191,16 @@ def _route(result: Result) -> list[str]:
     return [_table(["", "files", "calls", "switches"], rows)]
 
 
+def _serve(result: Result) -> list[str]:
+    def shown(value: float | dict[str, float]) -> str:
+        return _spread(value) if isinstance(value, dict) else _number(value)
+
+    return [
+        _table([row["what"], ""], [[name, shown(value)] for name, value in row.items() if name != "what"])
+        for row in result["rows"]
+    ]
+
+
 def _wordings(result: Result) -> list[str]:
     aspects = list(result["paths"][0]["by_aspect"])
     rows = [
@@ -208,6 +218,7 @@ _TABLES: dict[str, Callable[[Result], list[str]]] = {
     "latency": _latency,
     "answering": _answering,
     "route": _route,
+    "serve": _serve,
     "wordings": _wordings,
 }
 

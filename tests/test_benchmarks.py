@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 from pdf_helpers import encrypted, manual
 
-from abc_rag import Text
+from abc_rag import Text, load_embedder
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.evaluation.twins import twin_scenes
+from abc_rag.server import BackgroundServer, ServerSettings, chroma
 from abc_rag.types import Hit, Record
 from benchmarks import documents, vectors
 from benchmarks._harness import alternate, ratio, spread, timed
@@ -24,6 +26,7 @@ from benchmarks._timeline import length, merged, shares
 from benchmarks.documents import Word, is_right, questions
 from benchmarks.imports import Cost, costs
 from benchmarks.route import Route, Tracer
+from benchmarks.serve import Server, faults, soak, throughput
 from benchmarks.tables import render
 from benchmarks.wordings import WORDINGS, reworded
 
@@ -226,6 +229,27 @@ def test_answering(tmp_path: Path) -> None:
         assert_spread(rates)
     for side in found["memory"].values():
         assert side["before_bytes"] < side["after_bytes"]
+
+
+def test_a_server_is_sound_and_its_batches_are_counted(tmp_path: Path) -> None:
+    settings = ServerSettings(folder=tmp_path / "abc-server", port=0)
+    options = argparse.Namespace(quick=True, seed=0, soak=0.04, rounds=1, clients=2, seconds=0.2)
+    embedder = load_embedder("abc-mini", device="cpu", image_limits=settings.image_limits)
+    with BackgroundServer(embedder, settings, stores=chroma(tmp_path)) as running:
+        server = Server(running.settings.port, os.getpid())
+        row, rates = soak(server, options), throughput(server, options)
+    assert faults(row) == []
+    assert row["vectors"] >= row["bit-equal"] > 0
+    assert row["status 200"] > 0
+    wrong = {"status 500": 2, "items lost": 1, "bit-equal when asked alone after": 95}
+    assert faults({**row, **wrong}) == [
+        *("status 500: 2 times", "items lost: 1", "bit-equal when asked alone after: 95 of 96")
+    ]
+    for who in ("1 client", "2 clients"):
+        assert_spread(rates[f"{who}, texts/s"])
+        assert 1 <= rates[f"{who}, texts in a batch"]["median"] <= 2
+    heading = {"benchmark": "serve", "date": "2026-01-02", "command": "...", "options": {}, "machine": {}}
+    assert "| items lost | 0 |" in render({**heading, "rows": [row, rates]})
 
 
 def test_every_wording_names_what_is_true() -> None:
