@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import FIXTURE, MakeStore
+from object_store import s3
 from pdf_helpers import manual
 from safetensors.torch import load_file
 
@@ -86,7 +87,20 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait()
 
 
-@pytest.fixture(params=["embedded", "server", "lance"])
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """``s3://bucket`` of an object store on loopback."""
+    with s3() as place:
+        yield place
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out, over shards, what is tried with many values: a single collection refuses and filters alike."""
+    params = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
+    items[:] = [i for i, p in zip(items, params, strict=True) if p.get("make") != "shards" or len(p) == 1]
+
+
+@pytest.fixture(params=["embedded", "server", "shards", "lance"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
     """Opens the same, at first empty, store again and again."""
     made: list[Store] = []
@@ -99,6 +113,8 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeStore]:
     else:
         place = {"url": request.getfixturevalue("server_url"), "collection": f"c-{uuid.uuid4().hex}"}
         place["keywords"] = tmp_path / "keywords"
+        if request.param == "shards":
+            place["shards"] = 3
 
     def make(**arguments: object) -> Store:
         made.append(opener(**{**place, **arguments}))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abc_rag.errors import FingerprintMismatchError, StoreError
+from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
 from abc_rag.store.chroma.rows import metadata_of, records_of
 from abc_rag.store.table import PAGE, pages
 from abc_rag.types import Record, Vectors
@@ -28,6 +28,8 @@ __all__ = [
     "mark_of",
     "marked",
     "page_of",
+    "shards_in",
+    "shards_of",
     "threshold",
     "tuned",
     "upsert",
@@ -39,6 +41,7 @@ FACETS = ".facets"
 RECORD: Include = ["metadatas", "documents", "uris"]
 
 _FINGERPRINT = "abc:fingerprint"
+_SHARDS = "abc:shards"
 # With Chroma's 16 neighbours, records beside a few dozen equal vectors cannot be found.
 _NEIGHBOURS = 64
 # Chroma writes its whole index each time that so many records have come, and inserts anew at every opening those that
@@ -54,7 +57,7 @@ def threshold(count: int, dim: int) -> int:
     return max(_LEAST_BETWEEN, min(count // _GROWTH, _MOST_BYTES_BETWEEN // (4 * dim)))
 
 
-def create(client: Client, name: str, mark: str | None, count: int, dim: int) -> Collection:
+def create(client: Client, name: str, mark: str | None, count: int, dim: int, *, shards: int = 1) -> Collection:
     """Make a collection, or get it where somebody else has just made it.
 
     Args:
@@ -63,6 +66,7 @@ def create(client: Client, name: str, mark: str | None, count: int, dim: int) ->
         mark: The fingerprint of its vectors.
         count: How many records it will soon have.
         dim: Length of its vectors.
+        shards: Of how many collections it is the first.
     """
     between = threshold(count, dim)
     index: CreateHNSWConfiguration = {
@@ -72,10 +76,28 @@ def create(client: Client, name: str, mark: str | None, count: int, dim: int) ->
         "sync_threshold": between,
         "batch_size": min(between, _LEAST_BETWEEN),
     }
-    metadata = None if mark is None else {_FINGERPRINT: mark}
+    metadata: dict[str, Any] = {} if mark is None else {_FINGERPRINT: mark}
+    if shards > 1:
+        metadata[_SHARDS] = shards
     return client.get_or_create_collection(
-        name, embedding_function=None, metadata=metadata, configuration={"hnsw": index}
+        name, embedding_function=None, metadata=metadata or None, configuration={"hnsw": index}
     )
+
+
+def shards_of(collection: Collection) -> int:
+    """Of how many collections this is the first."""
+    found = (collection.metadata or {}).get(_SHARDS, 1)
+    return found if type(found) is int else 1
+
+
+def shards_in(client: Client, name: str) -> int:
+    """Of how many collections the one of this name is the first; 1 if there is none."""
+    from chromadb.errors import NotFoundError
+
+    try:
+        return shards_of(client.get_collection(name, embedding_function=None))
+    except NotFoundError:
+        return 1
 
 
 def tuned(collection: Collection, count: int, dim: int) -> bool:
@@ -104,11 +126,12 @@ def marked(collection: Collection, mark: str) -> None:
     collection.modify(metadata={**kept, _FINGERPRINT: mark})
 
 
-def check(collection: Collection, place: str, wanted: str | None) -> None:
-    """Refuse a collection that is not in cosine space, or holds another model's vectors.
+def check(collection: Collection, place: str, wanted: str | None, *, shards: int = 1) -> None:
+    """Refuse a collection that is not in cosine space, holds another model's vectors, or is of other shards.
 
     Raises:
         FingerprintMismatchError: It holds other vectors than ``wanted``, or does not say which.
+        InputError: It is the first of another number of collections than ``shards``.
         StoreError: It was made with another distance.
     """
     configuration, name = collection.configuration_json, collection.name
@@ -118,6 +141,8 @@ def check(collection: Collection, place: str, wanted: str | None) -> None:
             f"{place}: collection {name!r} was made with the distance {space!r}, and only 'cosine' is "
             "supported; use another collection name and index again"
         )
+    if (have := shards_of(collection)) != shards:
+        raise InputError(f"{place}: collection {name!r} has shards={have}, not {shards}; open it with shards={have}")
     check_mark(mark_of(collection), place, name, wanted, collection.count)
 
 

@@ -14,21 +14,17 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from abc_rag.store.chroma.client import Server, translated
+from abc_rag.store.chroma.shards import ShardedTable
 from abc_rag.store.chroma.table import ChromaTable
 from abc_rag.store.filters import Condition
 from abc_rag.store.keywords import Keywords
-from abc_rag.store.table import hits_of, pages
+from abc_rag.store.table import PAGE, Column, Page, Table, hits_of, pages
 from abc_rag.store.words import WordFile, transaction
 from abc_rag.types import Hit, Record, Vectors
-
-if TYPE_CHECKING:
-    from chromadb.api.client import Client
-    from chromadb.api.models.Collection import Collection
 
 __all__ = ["ServedTable"]
 
@@ -43,19 +39,22 @@ CREATE TABLE IF NOT EXISTS followed (name TEXT PRIMARY KEY, collection TEXT NOT 
 _MOST_LOOKS = 10
 
 
-class ServedTable(ChromaTable):
-    """A collection on a server with a keyword index beside it.
+class ServedTable(Table):
+    """A collection on a server, or several as one, with a keyword index beside it.
 
     Args:
+        rows: What the server has.
         server: The server.
         place: Its name, for messages.
         name: The name of the collection.
-        wanted: The fingerprint of the vectors; None opens whatever there is, and marks nothing.
         folder: Where the keyword index is; made if missing. Several stores and processes may share it.
     """
 
-    def __init__(self, server: Server, place: str, name: str, wanted: str | None, folder: str) -> None:
-        super().__init__(server, place, name, wanted)
+    def __init__(self, rows: ChromaTable | ShardedTable, server: Server, place: str, name: str, folder: str) -> None:
+        self._rows = rows
+        self._server = server
+        self._place = place
+        self._name = name
         self._folder = folder
         self._opened: tuple[int, _Copy] | None = None
         self._opening = threading.Lock()
@@ -75,45 +74,86 @@ class ServedTable(ChromaTable):
         if opened is not None and opened[0] == os.getpid():
             opened[1].close()
 
+    # -- as the server has it ------------------------------------------------------------------
+
+    def fingerprint(self) -> str | None:
+        """See `ChromaTable.fingerprint`."""
+        return self._rows.fingerprint()
+
+    def check(self) -> None:
+        """See `ChromaTable.check`."""
+        self._rows.check()
+
+    def count(self) -> int:
+        """See `Table.count`."""
+        return self._rows.count()
+
+    def dim(self) -> int | None:
+        """See `Table.dim`."""
+        return self._rows.dim()
+
+    def read(
+        self,
+        column: Column,
+        *,
+        ids: Sequence[str] | None = None,
+        where: Condition | None = None,
+        offset: int = 0,
+    ) -> Page | None:
+        """See `Table.read`."""
+        return self._rows.read(column, ids=ids, where=where, offset=offset)
+
+    def scan(self, column: Column, where: Condition | None = None) -> Iterator[Page]:
+        """See `Table.scan`."""
+        return self._rows.scan(column, where)
+
+    def nearest(self, vectors: Vectors, k: int, where: Condition | None) -> list[list[Hit]]:
+        """See `Table.nearest`."""
+        return self._rows.nearest(vectors, k, where)
+
     # -- writing -------------------------------------------------------------------------------
 
-    def _put(self, records: Sequence[Record], vectors: Vectors, client: Client) -> None:
-        with self._copy().changing([record.id for record in records], {record.id: record for record in records}):
-            super()._put(records, vectors, client)
+    def put(self, records: Sequence[Record], vectors: Vectors) -> None:
+        """See `Table.put`."""
+        for start in range(0, len(records), PAGE):
+            part = slice(start, start + PAGE)
+            new = {record.id: record for record in records[part]}
+            with translated(self._place), self._copy().changing(list(new), new):
+                self._rows.put(records[part], vectors[part])
 
-    def _remove(self, page: list[str], client: Client) -> int:
-        with self._copy().changing(page, {}):
-            return super()._remove(page, client)
+    def remove(self, ids: Sequence[str]) -> int:
+        """See `Table.remove`."""
+        removed = 0
+        for page in pages(ids):
+            with translated(self._place), self._copy().changing(page, {}):
+                removed += self._rows.remove(page)
+        return removed
 
     # -- keywords ------------------------------------------------------------------------------
 
     def has_words(self) -> bool:
         """See `Table.has_words`."""
         with translated(self._place):
-            return self._backend.read(lambda _: self._copy().words.available)
+            return self._server.read(lambda _: self._copy().words.available)
 
     def matching(self, keywords: Keywords, k: int, where: Condition | None) -> list[Hit]:
         """See `Table.matching`."""
-
-        def run(collection: Collection) -> list[Hit]:
-            self._follow(collection)
+        with translated(self._place):
+            if not self._follow():
+                return []
             for _ in range(_MOST_LOOKS):
-                hits, changed = self._matching(keywords, k, where, collection)
+                hits, changed = self._matching(keywords, k, where)
                 if not changed:
                     break
             return hits
 
-        return self._use(run, [])
-
-    def _matching(
-        self, keywords: Keywords, k: int, where: Condition | None, collection: Collection
-    ) -> tuple[list[Hit], bool]:
+    def _matching(self, keywords: Keywords, k: int, where: Condition | None) -> tuple[list[Hit], bool]:
         """The hits, and whether the copy of one of them had to be mended."""
         copy = self._copy()
         hits: list[Hit] = []
         ranked = copy.words.search(copy.name, keywords, k if where is None else -1)
         for page in map(dict, pages(ranked)):
-            records, changed = self._freshened(list(page), collection)
+            records, changed = self._freshened(list(page))
             if changed:
                 return hits, True
             hits += hits_of(page, records, where)
@@ -123,76 +163,81 @@ class ServedTable(ChromaTable):
 
     def meeting(self, keywords: Keywords, ids: Sequence[str]) -> set[str]:
         """See `Table.meeting`."""
-
-        def run(collection: Collection) -> set[str]:
-            self._follow(collection)
+        with translated(self._place):
+            if not self._follow():
+                return set()
             for some in pages(ids):
-                self._freshened(some, collection)
+                self._freshened(some)
             copy = self._copy()
             return copy.words.meeting(copy.name, keywords, ids)
 
-        return self._use(run, set())
-
     def word_problems(self) -> list[str]:
         """See `Table.word_problems`."""
-
-        def run(collection: Collection) -> list[str]:
-            copy, found = self._copy(), self._copy().words.problems()
-            self._follow(collection)
+        with translated(self._place):
+            copy = self._copy()
+            found = copy.words.problems()
+            if not self._follow():
+                return []
             for page in self.scan("ids"):
                 known = copy.known(page.ids)
-                there = self._there(page.ids, collection)
+                there = self._there(page.ids)
                 found += [f"the keyword index is behind: record {i!r}" for i in page.ids if known.get(i) != there[i]]
             return found
 
-        return self._use(run, [])
-
     def rebuild(self) -> None:
         """Make the keyword index anew from what the server has."""
-        copy = self._copy()
-
-        def run(collection: Collection) -> None:
+        with translated(self._place):
+            if self._rows.identity() is None:
+                return
+            copy = self._copy()
             copy.words.rebuild()
             with copy.locked():
                 copy.put([], copy.ids())
                 for page in self.scan("ids"):
-                    copy.put(self._there(page.ids, collection).values(), [])
+                    copy.put(self._there(page.ids).values(), [])
 
-        self._use(run, None)
+    def _follow(self) -> bool:
+        """Bring the copy to the ids that the server has, where something shows that it is behind.
 
-    def _follow(self, collection: Collection) -> None:
-        """Bring the copy to the ids that the server has, where something shows that it is behind."""
+        Returns:
+            Whether there is a collection.
+        """
+        # A collection that was deleted is noticed when it is counted.
+        count, identity = self._rows.count(), self._rows.identity()
+        if identity is None:
+            return False
         copy = self._copy()
-        if self._followed == collection.id and not copy.pending() and copy.count() == collection.count():
-            return
+        if self._followed == identity and not copy.pending() and copy.count() == count:
+            return True
         with copy.locked():
             there = {id_ for page in self.scan("ids") for id_ in page.ids}
             # Of a collection that was deleted and made anew, nothing is known.
-            known = copy.ids() if copy.followed() == str(collection.id) else set()
+            known = copy.ids() if copy.followed() == identity else set()
             behind = there & (set(copy.pending()) | (there - known))
             copy.put([], copy.ids() - there)
             for some in pages(sorted(behind)):
-                copy.put(self._there(some, collection).values(), [])
+                copy.put(self._there(some).values(), [])
             copy.settle(copy.pending())
-            copy.follow(str(collection.id))
-        self._followed = collection.id
+            copy.follow(identity)
+        self._followed = identity
+        return True
 
-    def _there(self, ids: Sequence[str], collection: Collection) -> dict[str, Record]:
+    def _there(self, ids: Sequence[str]) -> dict[str, Record]:
         """The records of ids that the server has; a damaged one stands there without words."""
         found = {id_: Record(id_, "text") for id_ in ids}
-        page = self._page("records", ids, None, 0, collection)
+        page = self._rows.read("records", ids=ids)
         return found | {record.id: record for record in (page.records if page else ())}
 
-    def _freshened(self, ids: Sequence[str], collection: Collection) -> tuple[dict[str, Record], bool]:
+    def _freshened(self, ids: Sequence[str]) -> tuple[dict[str, Record], bool]:
         """The server's records, and whether the copy differed; it does not any more."""
         copy = self._copy()
-        page = self._page("records", ids, None, 0, collection)
+        page = self._rows.read("records", ids=ids)
         records = {record.id: record for record in (page.records if page else ())}
         known = copy.known(ids)
         changed = [record for id_, record in records.items() if known.get(id_) != record]
         gone = [id_ for id_ in ids if id_ not in records and id_ in known]
         if gone:
-            damaged = set(collection.get(ids=gone, include=[])["ids"])
+            damaged = self._rows.has(gone)
             blank = [Record(id_, "text") for id_ in damaged]
             changed += [record for record in blank if known[record.id] != record]
             gone = [id_ for id_ in gone if id_ not in damaged]

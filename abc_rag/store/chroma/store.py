@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from abc_rag.errors import InputError, StoreError
 from abc_rag.store.base import Store
 from abc_rag.store.chroma.client import Server, translated
-from abc_rag.store.chroma.collections import FACETS
+from abc_rag.store.chroma.collections import FACETS, shards_in
 from abc_rag.store.chroma.embedded import EmbeddedTable
 from abc_rag.store.chroma.lock import Lease
 from abc_rag.store.chroma.served import ServedTable
+from abc_rag.store.chroma.shards import ShardedTable
 from abc_rag.store.chroma.table import ChromaTable
 from abc_rag.store.pictures import KeptPictures
 from abc_rag.store.roots import Roots
@@ -25,6 +26,47 @@ if TYPE_CHECKING:
     from chromadb.api.client import Client
 
 __all__ = ["ChromaStore"]
+
+_Table = ChromaTable | ShardedTable | ServedTable
+# A search asks each of them.
+_MOST_SHARDS = 64
+
+
+def _check_name(collection: str) -> None:
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,503}[a-zA-Z0-9]", collection):
+        raise InputError(
+            f"collection {collection!r}: a name has 3 to 505 characters of [a-zA-Z0-9._-] "
+            "and begins and ends with a letter or a digit"
+        )
+    if collection.endswith(FACETS):
+        raise InputError(f"collection {collection!r}: names ending in {FACETS!r} are reserved; use another")
+
+
+def _check_shards(shards: object, url: str | None) -> None:
+    if shards is None:
+        return
+    if url is None:
+        raise InputError("shards is for a server: give url instead of path")
+    if type(shards) is not int or not 1 <= shards <= _MOST_SHARDS:
+        raise InputError(f"shards must be an int from 1 to {_MOST_SHARDS}, not {shards!r}")
+
+
+def _shards_there(server: Server, url: str, collection: str) -> int:
+    try:
+        with translated(url):
+            return server.read(partial(shards_in, name=collection))
+    except BaseException:
+        server.close()
+        raise
+
+
+def _served(server: Server, url: str, name: str, wanted: str | None, shards: int) -> ChromaTable | ShardedTable:
+    first = ChromaTable(server, url, name, wanted, shards=shards)
+    if shards == 1:
+        return first
+    stem, facets = name.removesuffix(FACETS), FACETS if name.endswith(FACETS) else ""
+    others = [ChromaTable(server, url, f"{stem}.{number}{facets}", wanted) for number in range(1, shards)]
+    return ShardedTable([first, *others], url)
 
 
 class ChromaStore(Store):
@@ -58,9 +100,11 @@ class ChromaStore(Store):
             own within it. If not given: ``pictures`` within ``path``; with a server, none.
         keywords: With a server: folder on this machine for the keyword index, which follows what the server has;
             several stores and processes may share it. If not given, none. An embedded store has its own index.
+        shards: With a server: of how many collections a new store is, where one would become too large. A record is in
+            the one that the hash of its id says; what is found is the same. If not given: as it was made, else 1.
 
     Raises:
-        InputError: Both or none of ``path`` and ``url``, or one of them is unusable.
+        InputError: Both or none of ``path`` and ``url``, or one of them is unusable; or the store has other shards.
         FingerprintMismatchError: The collection holds another model's vectors.
         StoreError: The directory or the server cannot be used; the message says what to do.
     """
@@ -77,20 +121,16 @@ class ChromaStore(Store):
         hold_s: float = 1.0,
         pictures: str | os.PathLike[str] | None = None,
         keywords: str | os.PathLike[str] | None = None,
+        shards: int | None = None,
     ) -> None:
         if (path is None) == (url is None):
             raise InputError("give exactly one of path (a directory) and url (a Chroma server)")
-        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,503}[a-zA-Z0-9]", collection):
-            raise InputError(
-                f"collection {collection!r}: a name has 3 to 505 characters of [a-zA-Z0-9._-] "
-                "and begins and ends with a letter or a digit"
-            )
-        if collection.endswith(FACETS):
-            raise InputError(f"collection {collection!r}: names ending in {FACETS!r} are reserved; use another")
+        _check_name(collection)
         if headers is not None and url is None:
             raise InputError("headers are for a server: give url instead of path")
         if keywords is not None and url is None:
             raise InputError("keywords is for a server: an embedded store has its keyword index in path")
+        _check_shards(shards, url)
         self._settings: dict[str, Any] = {
             "path": None if path is None else os.path.abspath(os.fspath(path)),
             "url": url,
@@ -101,17 +141,22 @@ class ChromaStore(Store):
             "hold_s": hold_s,
             "pictures": None if pictures is None else os.path.abspath(os.fspath(pictures)),
             "keywords": None if keywords is None else os.path.abspath(os.fspath(keywords)),
+            "shards": shards,
         }
         self._wanted = wanted = None if fingerprint is None else str(fingerprint)
         names = (collection, collection + FACETS)
         self._backend: Lease | Server
-        self._tables: tuple[ChromaTable, ...]
+        self._tables: tuple[_Table, ...]
         if url is not None:
             self._place = url
             self._backend = server = Server(url, dict(headers or {}))
-            self._tables = tuple(ChromaTable(server, url, name, wanted) for name in names)
-            if (words := self._settings["keywords"]) is not None:
-                self._tables = ServedTable(server, url, collection, wanted, words), self._tables[1]
+            count = shards or _shards_there(server, url, collection)
+            served, beside = (_served(server, url, name, wanted, count) for name in names)
+            words = self._settings["keywords"]
+            self._tables = (
+                served if words is None else ServedTable(served, server, url, collection, words),
+                beside,
+            )
         else:
             self._place = place = os.fspath(path)  # type: ignore[arg-type]
             if not place:
@@ -150,7 +195,8 @@ class ChromaStore(Store):
     def _load(self, client: Client) -> None:
         # Both at once: what is loaded later would have to wait for writers of other processes.
         for table in self._tables:
-            table.load(client)
+            if isinstance(table, EmbeddedTable):
+                table.load(client)
 
     @property
     def fingerprint(self) -> str | None:

@@ -56,10 +56,12 @@ class ChromaTable(Table):
         place: Its name, for messages.
         name: The name of the collection.
         wanted: The fingerprint of the vectors; None opens whatever there is, and marks nothing.
+        shards: Of how many collections this is the first.
     """
 
-    def __init__(self, backend: Lease | Server, place: str, name: str, wanted: str | None) -> None:
+    def __init__(self, backend: Lease | Server, place: str, name: str, wanted: str | None, *, shards: int = 1) -> None:
         self._backend = backend
+        self._shards = shards
         self._place = place
         self._name = name
         self._wanted = wanted
@@ -84,6 +86,15 @@ class ChromaTable(Table):
             StoreError: It was made with another distance.
         """
         self._use(lambda _: None, None)
+
+    def identity(self) -> str | None:
+        """The id of the collection, which another one of this name would not have; None while there is none."""
+        return self._use(lambda collection: str(collection.id), None)
+
+    def prepare(self, vectors: Vectors) -> None:
+        """Make and mark the collection, if need be, for as many more vectors of this length."""
+        with translated(self._place):
+            self._write(lambda client: self._writable(client, len(vectors), vectors))
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -340,7 +351,7 @@ class ChromaTable(Table):
             collection = client.get_collection(self._name, embedding_function=None)
         except NotFoundError:
             return None
-        check(collection, self._place, self._wanted)
+        check(collection, self._place, self._wanted, shards=self._shards)
         self._known = client, collection
         return collection
 
@@ -351,7 +362,7 @@ class ChromaTable(Table):
             self._look_again()  # another client may have marked it since
             collection = self._collection(client)
         if collection is None:
-            create(client, self._name, self._wanted, count, vectors.shape[1])
+            create(client, self._name, self._wanted, count, vectors.shape[1], shards=self._shards)
         elif self._wanted is not None and mark_of(collection) is None:
             marked(collection, self._wanted)
         else:
