@@ -89,6 +89,7 @@ def file_system(url: str) -> tuple[AbstractFileSystem, str]:
         raise MissingExtraError(f"{url}: fsspec says what it needs: {error}") from error
     except ValueError as error:
         raise InputError(f"{url}: cannot be read ({error}); write a path, file://, s3:// or gs://") from error
+    found.invalidate_cache()  # it is the same object for a whole process, which remembers what it has listed
     return found, str(path)
 
 

@@ -19,7 +19,8 @@ _REMEDIES = (
     ("credential|unauthor|authent|signature", "pass the object store's access in storage_options"),
     ("conflict|concurren", "other processes write all the time: try again"),
     ("file exists|not a directory", "the place must be a folder: use another one"),
-    ("connect|timed out|timeout|unreachable|dns", "check the address and the network"),
+    ("connect|error sending request|timed out|timeout|unreachable|dns", "check the address and the network"),
+    ("nosuchbucket|no such bucket", "create the bucket, or correct its name"),
     ("not found|no such file|no such key", "a file is missing: restore a copy, or use another place and index again"),
     ("corrupt|invalid|magic|decode|parse", "the files are damaged: restore a copy, or use another place"),
 )  # fmt: skip

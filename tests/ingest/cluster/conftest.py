@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ OnCluster = Callable[..., IndexReport]
 
 
 @pytest.fixture(scope="session")
-def nodes() -> Iterator[Any]:
+def nodes(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Three nodes of two logical CPUs each; this process is connected to them."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'abc-rag[ray]'")
+    with suppress(pytest.skip.Exception):
+        request.getfixturevalue("bucket")  # nodes have the environment of their start
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")

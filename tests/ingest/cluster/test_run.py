@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_helpers import Noting, nodes_of, noted, until
 from ingest_helpers import passage, picture
+from object_store import put
 from typer.testing import CliRunner
 
 from abc_rag.cli.main import app
@@ -24,8 +27,8 @@ from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import FingerprintMismatchError, InputError
 from abc_rag.ingest import index_paths
-from abc_rag.ingest.cluster import Engines
-from abc_rag.store import LanceStore, Store
+from abc_rag.ingest.cluster import Engines, index_on_cluster
+from abc_rag.store import LanceStore, Store, open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")
 FACETS = ["what is on the left?", "which colour?"]
@@ -50,6 +53,14 @@ def content(store: Store) -> tuple[object, ...]:
 
 def lake_of(tmp_path: Path) -> LanceStore:
     return LanceStore(tmp_path / "lake", fingerprint=FakeEmbedder().fingerprint)
+
+
+def index_of(folder: Path) -> LanceStore:
+    """What a single process makes of a folder."""
+    embedder = FakeEmbedder()
+    store = LanceStore(folder.parent / "single", fingerprint=embedder.fingerprint)
+    index_paths([folder], embedder, store, facets=FACETS)
+    return store
 
 
 def test_equal_to_a_single_process_and_grows(folder: Path, tmp_path: Path, on_cluster: Any) -> None:
@@ -167,3 +178,35 @@ def test_the_command_gives_what_a_single_process_does(folder: Path, tmp_path: Pa
         refused = CliRunner().invoke(app, [*command, *wrong])
         assert isinstance(refused.exception, InputError)
         assert message in str(refused.exception)
+
+
+def test_from_an_object_store_into_an_object_store(folder: Path, bucket: str, nodes: Any, tmp_path: Path) -> None:
+    """The command over plain objects, an archive and a table; the second time over what has come since."""
+    filled(folder, 6)
+    files = sorted(folder.iterdir())
+    for file in files[:2]:
+        put(f"{bucket}/pictures/{file.name}", file.read_bytes())
+    put(f"{bucket}/pictures/broken.png", b"no picture")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(files[2], "a.png")
+    put(f"{bucket}/pictures/a.tar", (tmp_path / "a.tar").read_bytes())
+    rows = pa.table({"image": [file.read_bytes() for file in files[3:5]]})
+    pq.write_table(rows, tmp_path / "b.parquet")
+    put(f"{bucket}/pictures/b.parquet", (tmp_path / "b.parquet").read_bytes())
+    lance.write_dataset(rows.slice(1), f"{bucket}/table.lance")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own
+        for sources, done in ((["pictures"], (5, 0)), (["pictures/*.png", "table.lance"], (1, 3))):
+            report = index_on_cluster(
+                [f"{bucket}/{source}" for source in sources], FakeEmbedder(), f"{bucket}/lake", facets=FACETS
+            )
+            assert (report.added, report.unchanged) == done
+            assert [place for place, _ in report.failed] == [f"{bucket}/pictures/broken.png"]
+            if not report.unchanged:
+                put(f"{bucket}/pictures/{files[5].name}", files[5].read_bytes())
+    with open_store(f"{bucket}/lake", fingerprint=FakeEmbedder().fingerprint) as lake, index_of(folder) as single:
+        assert lake.check() == []
+        assert sorted(lake.ids()) == sorted(single.ids())
+        assert content(lake)[1:] == content(single)[1:]
+        assert {r.source for r in lake.records() if r.source} >= {f"{bucket}/pictures/{f.name}" for f in files[:2]}
+    assert lance.dataset(f"{bucket}/lake/abc.failed.lance").count_rows() == 1

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_helpers import ONE, Elsewhere, finish, texts, vectors
+from store_helpers import ONE, TWO, Elsewhere, finish, texts, vectors
 
-from abc_rag.errors import InputError, StoreError
+from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
 from abc_rag.store import LanceStore
 from abc_rag.types import Record
 
@@ -188,3 +188,50 @@ def test_by_url_as_on_an_object_store(tmp_path: Path) -> None:
         assert store.keeps_pictures
         assert [hit.id for hit in store.search_words('"passage 2"')] == ["t00002"]
     assert sorted(path.name for path in (tmp_path / "lake").iterdir()) == ["abc.lance"]
+
+
+def test_an_object_store_is_a_place_like_any_other(bucket: str, tmp_path: Path) -> None:
+    """Commits, facets, versions, an index of neighbours, and a keyword index on this machine."""
+    place, rows = f"{bucket}/lake", vectors(300)
+    with LanceStore(place, fingerprint=ONE, keywords=tmp_path / "words") as store:
+        assert (store.count(), store.versions(), store.keeps_pictures) == (0, [], False)
+        pictures = [Record(f"p{i}", "image", f"caption {i}", f"s3://pictures/{i}.png") for i in range(300)]
+        store.add(pictures, rows)
+        store.add_facets(["p7"], "left?", -rows[7:8])
+        before = datetime.now(timezone.utc)
+        assert store.delete(["p1"]) == 1
+        assert store.search(rows[3], 1)[0].record == pictures[3]
+        assert store.search(-rows[7], 1)[0].facet == "left?"
+        assert [hit.id for hit in store.search_words('"caption 250"')] == ["p250"]
+        assert store.build_index("int8")["records"] == 299
+        assert store.search(rows[5], 1)[0].id == "p5"
+        assert store.check() == []
+        with LanceStore(place, as_of=before) as past:
+            assert past.count() == 300
+        store.compact(timedelta(0))
+        assert (store.count(), len(store.versions())) == (299, 1)
+    with pytest.raises(FingerprintMismatchError):
+        LanceStore(place, fingerprint=TWO)
+
+
+def test_many_write_to_an_object_store_at_once(bucket: str, elsewhere: Elsewhere) -> None:
+    """Each commit is a conditional write of the next version: none is lost, and none is there twice."""
+    code = (
+        "from abc_rag.store import LanceStore\n"
+        "with LanceStore(sys.argv[1]) as store:\n"
+        "    first = int(sys.argv[2])\n"
+        "    for at in range(first, first + 12, 3): put(store, at, at + 3)\n"
+    )
+    for process in [elsewhere(code, f"{bucket}/many", first) for first in (0, 12)]:
+        finish(process)
+    with LanceStore(f"{bucket}/many") as store:
+        assert sorted(store.ids()) == sorted(f"i{n}" for n in range(24))
+        assert store.check() == []
+
+
+def test_what_an_object_store_refuses(bucket: str) -> None:
+    with pytest.raises(StoreError, match=r"^s3://no-such-bucket/x: .*create the bucket"):
+        LanceStore("s3://no-such-bucket/x").add(texts(1), vectors(1))
+    options = {"endpoint": "http://127.0.0.1:1", "client_max_retries": "0"}
+    with pytest.raises(StoreError, match="check the address and the network"):
+        LanceStore(f"{bucket}/x", storage_options=options)
