@@ -4,6 +4,11 @@ Random clustered unit vectors, as in `benchmarks.lance`, are kept as float32 and
 with all of them and by each kind of index, whose candidates are always compared by the kept vectors.
 
     python -m benchmarks.vectors --records 20000 --dim 512
+
+With vectors that ``abc-rag evaluate scale --pictures 4000 --out FOLDER`` has made, stores of fewer dimensions (PCA) are
+compared with the whole one instead. Held-out pictures are the queries, plain and under an instruction:
+
+    python -m benchmarks.vectors --reduced FOLDER/scale-4000.npz
 """
 
 from __future__ import annotations
@@ -16,8 +21,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from abc_rag.store import LanceStore
+import numpy as np
+
+from abc_rag.search import rescored
+from abc_rag.store import LanceStore, fit_projection, reduce_store
+from abc_rag.types import Record
 from benchmarks.lance import Made, bytes_in, searched, written
+
+_HELD_OUT = 200
 
 
 def main() -> int:
@@ -27,8 +38,11 @@ def main() -> int:
     options.add_argument("--dim", type=int, default=512)
     options.add_argument("--queries", type=int, default=30)
     options.add_argument("--kinds", nargs="*", default=["int8", "binary", "pq"], help="also: hnsw")
+    options.add_argument("--reduced", type=Path, help="vectors to reduce")
     arguments = options.parse_args()
     logging.disable(logging.INFO)
+    if arguments.reduced is not None:
+        return reduced(arguments.reduced)
     made = Made(arguments.records, arguments.dim)
     queries, truth = made.truth(arguments.queries)
     print("| kept as | index | MB a million: vectors | index | recall@10 | ms | ms of CPU |")
@@ -51,6 +65,37 @@ def main() -> int:
                     flush=True,
                 )
             print(f"beside its vector, a record takes {beside:.0f} bytes", file=sys.stderr)
+    return 0
+
+
+def reduced(file: Path) -> int:
+    """Print recall at fewer dimensions: of the shorter vectors alone, and with candidates compared by whole ones."""
+    with np.load(file, allow_pickle=False) as kept:
+        rows, model = kept["plain"], str(kept["model"])
+        asked = {"plain": rows, "instruction": kept["side"]}
+    count, dim = len(rows) - _HELD_OUT, rows.shape[1]
+    with tempfile.TemporaryDirectory() as scratch, LanceStore(Path(scratch, "s"), fingerprint=model) as whole:
+        whole.add([Record(f"p{i}", "image") for i in range(count)], rows[:count])
+        print("| dimensions | bytes of a vector | queries | recall@10 | with 50 candidates compared by whole vectors |")
+        print("| ---: | ---: | --- | ---: | ---: |")
+        for dims in (dim // 2, dim // 3, dim // 4):
+            projection = fit_projection(whole, dims)
+            with LanceStore(Path(scratch, str(dims)), fingerprint=projection.fingerprint) as short:
+                reduce_store(whole, short, projection)
+                for name, vectors in asked.items():
+                    queries = vectors[count:]
+                    right = [{hit.id for hit in found} for found in whole.search_many(queries, 10)]
+                    alone = short.search_many(projection(queries), 10)
+                    again = [rescored(short, whole, query, 10) for query in queries]
+                    recalls = [
+                        np.mean(
+                            [len({hit.id for hit in hits} & ids) / 10 for hits, ids in zip(found, right, strict=True)]
+                        )
+                        for found in (alone, again)
+                    ]
+                    print(
+                        f"| {dims} of {dim} | {4 * dims} | {name} | {recalls[0]:.3f} | {recalls[1]:.3f} |", flush=True
+                    )
     return 0
 
 

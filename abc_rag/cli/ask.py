@@ -202,7 +202,8 @@ def ask(
     place.filled().close()
     embedder, generator = answering.open(embedding)
     name = image.name if image else None
-    with place.open(embedder.fingerprint) as opened:
+    embedder, store = place.open_for(embedder)
+    with store as opened:
         retriever = asking.retriever(embedder, opened, embedding.limits, generator)
         aloud = answering.answer and not as_json
         if aloud:

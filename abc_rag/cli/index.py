@@ -118,7 +118,8 @@ def index(
         given += _given(path, exclude or [], follow_links=follow_links)
     embedder = embedding.open()
     local = [path for path in given if isinstance(path, Path)]
-    with place.open(embedder.fingerprint) as opened:
+    embedder, store = place.open_for(embedder)
+    with store as opened:
 
         def indexed(*, pruned: bool) -> IndexReport:
             before = opened.count()

@@ -23,5 +23,6 @@ def mcp(*, answering: AnsweringFlags, embedding: EmbedderFlags, place: KeywordSt
         raise MissingExtraError.for_module(error, "abc-rag mcp", extra="mcp") from error
     place.filled().close()
     embedder, generator = answering.open(embedding)
-    with place.open(embedder.fingerprint) as opened:
+    embedder, store = place.open_for(embedder)
+    with store as opened:
         mcp_server(Asking().retriever(embedder, opened, embedding.limits, generator)).run("stdio")

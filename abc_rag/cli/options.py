@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from abc_rag.errors import InputError
+from abc_rag.errors import FingerprintMismatchError, InputError
 
 if TYPE_CHECKING:
     from abc_rag.embedding.embedder import Embedder
@@ -239,6 +239,25 @@ class StoreFlags:
             StoreError: It cannot be opened.
         """
         return open_place(self.store, self.url, self.collection, fingerprint, self._keywords())
+
+    def open_for(self, embedder: Embedder) -> tuple[Embedder, Store]:
+        """The store for a model; and the model, with the store's projection if its vectors were reduced.
+
+        Raises:
+            FingerprintMismatchError: It holds another model's vectors.
+            InputError: There is no such kind of place.
+            StoreError: It cannot be opened.
+        """
+        try:
+            return embedder, self.open(embedder.fingerprint)
+        except FingerprintMismatchError:
+            from abc_rag.search.projected import projected
+
+            with self.open() as there:
+                short = projected(embedder, there)
+            if short is embedder:
+                raise
+            return short, self.open(short.fingerprint)
 
     def _keywords(self) -> Path | None:
         return None

@@ -48,7 +48,8 @@ def shell(
     condition, limits = filter_of(asking.where), embedding.limits
     place.filled().close()
     embedder, generator = answering.open(embedding)
-    with place.open(embedder.fingerprint) as opened:
+    embedder, store = place.open_for(embedder)
+    with store as opened:
         retriever = asking.retriever(embedder, opened, limits, generator)
         failed = _Shell(asking, answering, retriever, condition, limits, as_json=as_json).run()
     if failed and not sys.stdin.isatty():

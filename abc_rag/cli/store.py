@@ -1,4 +1,4 @@
-"""The commands ``abc-rag store ...``, which need no model: check, repair, copy, index, compact and export."""
+"""The commands ``abc-rag store ...``, which need no model: check, repair, copy, reduce, index, compact and export."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from abc_rag.cli.output import print_json, say, tell
 from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from abc_rag.store.base import Store
+    from abc_rag.store.copying import CopyReport
     from abc_rag.store.lance.store import LanceStore
 
 __all__ = ["store"]
 
 store = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look after a store: check, repair, copy, index, compact, export."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look after a store: check, repair, copy, reduce, index, compact, export.",
 )
 
 _SHOWN = 20
@@ -58,38 +63,86 @@ def repair(
         say(f"{opened.repair()} records, the index is built anew")
 
 
+FromArgument = Annotated[str, typer.Argument(metavar="FROM", help="A store: all that --store takes.")]
+ToArgument = Annotated[
+    str, typer.Argument(metavar="TO", help="Likewise; made if missing. What it holds already stays.")
+]
+ToCollectionOption = Annotated[str | None, typer.Option(help="Its name in TO. Default: the same.")]
+CopiedOption = Annotated[str, typer.Option("--collection", "-c", help="Collection to copy.")]
+DtypeOption = Annotated[Literal["float32", "float16"], typer.Option(help="How a new Lance store keeps vectors.")]
+
+
 @store.command()
 def copy(
-    source: Annotated[str, typer.Argument(metavar="FROM", help="A store: all that --store takes.")],
-    target: Annotated[
-        str, typer.Argument(metavar="TO", help="Likewise; made if missing. What it holds already stays.")
-    ],
-    collection: Annotated[str, typer.Option("--collection", "-c", help="Collection to copy.")] = "abc",
-    to_collection: Annotated[str | None, typer.Option(help="Its name in TO. Default: the same.")] = None,
-    dtype: Annotated[
-        Literal["float32", "float16"], typer.Option(help="How a new Lance store keeps vectors.")
-    ] = "float32",
+    source: FromArgument,
+    target: ToArgument,
+    collection: CopiedOption = "abc",
+    to_collection: ToCollectionOption = None,
+    dtype: DtypeOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Copy a store, such as Chroma to Lance, and compare both; the same command goes on after an interruption."""
     from abc_rag.store.copying import copy_store
 
-    if not is_store(source):
-        raise InputError(f"{source}: no store here; give one that was indexed")
-    with open_place(source, collection=collection) as opened:
-        if opened.count() == 0:
-            raise InputError(f"collection {collection!r} in {source} is empty, so there is nothing to copy")
-        with _target(target, to_collection or collection, opened, dtype) as other:
-            last = 0
+    with (
+        _source(source, collection) as opened,
+        _target(target, to_collection or collection, opened.fingerprint, dtype) as other,
+    ):
+        report = copy_store(opened, other, progress=None if as_json else _told(opened.count()))
+        total = other.count()
+    _finish(report, total, target, as_json)
 
-            def progress(done: int) -> None:
-                nonlocal last
-                if done - last >= _TOLD and not as_json:
-                    last = done
-                    tell(f"{done} of {opened.count()}")
 
-            report = copy_store(opened, other, progress=progress)
+@store.command()
+def reduce(
+    source: FromArgument,
+    target: ToArgument,
+    dims: Annotated[int, typer.Option(help="Length of the shorter vectors.")],
+    collection: CopiedOption = "abc",
+    to_collection: ToCollectionOption = None,
+    dtype: DtypeOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a store with shorter vectors (PCA), which 'ask' and others project queries for; a second run goes on."""
+    from abc_rag.store.projection import fit_projection, kept_projection, reduce_store
+
+    name = to_collection or collection
+    with _source(source, collection) as opened:
+        projection = None
+        if is_store(target):
+            with open_place(target, collection=name) as there:
+                projection = kept_projection(there)
+        if projection is None or projection.of != opened.fingerprint or projection.axes.shape[1] != dims:
+            projection = fit_projection(opened, dims)
+        with _target(target, name, projection.fingerprint, dtype) as other:
+            report = reduce_store(opened, other, projection, progress=None if as_json else _told(opened.count()))
             total = other.count()
+    _finish(report, total, target, as_json)
+
+
+def _source(place: str, collection: str) -> Store:
+    if not is_store(place):
+        raise InputError(f"{place}: no store here; give one that was indexed")
+    opened = open_place(place, collection=collection)
+    if opened.count() == 0:
+        opened.close()
+        raise InputError(f"collection {collection!r} in {place} is empty, so there is nothing to copy")
+    return opened
+
+
+def _told(count: int) -> Callable[[int], None]:
+    last = 0
+
+    def progress(done: int) -> None:
+        nonlocal last
+        if done - last >= _TOLD:
+            last = done
+            tell(f"{done} of {count}")
+
+    return progress
+
+
+def _finish(report: CopyReport, total: int, target: str, as_json: bool) -> None:
     if as_json:
         print_json({**report.__dict__, "total": total})
     else:
@@ -102,8 +155,8 @@ def copy(
         raise typer.Exit(1)
 
 
-def _target(place: str, collection: str, source: Store, dtype: Literal["float32", "float16"]) -> Store:
-    opened = open_place(place, collection=collection, fingerprint=source.fingerprint)
+def _target(place: str, collection: str, fingerprint: str | None, dtype: Literal["float32", "float16"]) -> Store:
+    opened = open_place(place, collection=collection, fingerprint=fingerprint)
     if dtype == "float32":
         return opened
     opened.close()

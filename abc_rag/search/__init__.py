@@ -13,6 +13,7 @@ from abc_rag.search.neighbours import Neighbours, neighbours_of, page_of
 from abc_rag.search.page import Shown, render_html, write_html
 from abc_rag.search.pictures import Pictures
 from abc_rag.search.places import crop_of, marked
+from abc_rag.search.projected import ProjectedEmbedder, projected, rescored
 from abc_rag.search.query import Query
 from abc_rag.search.ranking import diverse
 from abc_rag.search.retriever import Retriever
@@ -29,6 +30,7 @@ __all__ = [
     "Neighbours",
     "Pair",
     "Pictures",
+    "ProjectedEmbedder",
     "Query",
     "Retriever",
     "Shown",
@@ -43,6 +45,8 @@ __all__ = [
     "name_of",
     "neighbours_of",
     "page_of",
+    "projected",
     "render_html",
+    "rescored",
     "write_html",
 ]

@@ -12,7 +12,7 @@ from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
 from abc_rag.store.base import Store
 from abc_rag.types import Record, Vectors
 
-__all__ = ["CopyReport", "copy_store"]
+__all__ = ["CopyReport", "copy_changed", "copy_store"]
 
 _BYTES = 2**25  # of vectors, at once
 # Vectors are made unit vectors once more, which may change the last digit.
@@ -58,8 +58,27 @@ def copy_store(source: Store, target: Store, *, progress: Callable[[int], object
             f"{target!r} is for vectors of {target.fingerprint}, and {source!r} holds those of {source.fingerprint}; "
             "open the target with the source's fingerprint, or use another one"
         )
+    return copy_changed(source, target, lambda rows: rows, progress=progress)
+
+
+def copy_changed(
+    source: Store,
+    target: Store,
+    change: Callable[[Vectors], Vectors],
+    *,
+    progress: Callable[[int], object] | None = None,
+) -> CopyReport:
+    """`copy_store`, with other vectors, and without a look at fingerprints.
+
+    Args:
+        source: Where from.
+        target: Where to.
+        change: Makes the target's vectors ``(n, m)`` of the source's ``(n, dim)``, always the same ones.
+        progress: Called with the number of records that are done.
+    """
     copied = unchanged = facets = done = 0
-    for records, rows in _gathered(source):
+    for records, whole in _gathered(source):
+        rows = change(whole)
         moved = [_moved(record, source, target) for record in records]
         new = [place for place, same in enumerate(_same(moved, rows, target)) if not same]
         if new:
@@ -67,13 +86,14 @@ def copy_store(source: Store, target: Store, *, progress: Callable[[int], object
         copied, unchanged, done = copied + len(new), unchanged + len(records) - len(new), done + len(records)
         if progress is not None:
             progress(done)
-    for instruction, ids, rows in source.facet_pages():
+    for instruction, ids, whole in source.facet_pages():
+        rows = change(whole)
         places = [place for place, same in enumerate(_same_facets(instruction, ids, rows, target)) if not same]
         if places:
             target.add_facets([ids[place] for place in places], instruction, rows[places])
             facets += len(places)
     target.roots.add(source.roots.listed())
-    return CopyReport(copied, unchanged, facets, list(_differences(source, target)))
+    return CopyReport(copied, unchanged, facets, list(_differences(source, target, change)))
 
 
 def _gathered(source: Store) -> Iterator[tuple[list[Record], Vectors]]:
@@ -132,13 +152,13 @@ def _same_facets(instruction: str, ids: list[str], rows: Vectors, target: Store)
     return [id_ in there and bool(np.abs(there[id_] - row).max() <= close) for id_, row in zip(ids, rows, strict=True)]
 
 
-def _differences(source: Store, target: Store) -> Iterator[str]:
+def _differences(source: Store, target: Store, change: Callable[[Vectors], Vectors]) -> Iterator[str]:
     for records, rows in source.pages():
         moved = [_moved(record, source, target) for record in records]
-        for record, same in zip(moved, _same(moved, rows, target), strict=True):
+        for record, same in zip(moved, _same(moved, change(rows), target), strict=True):
             if not same:
                 yield f"record {record.id!r} is not in the target as it is in the source"
     for instruction, ids, rows in source.facet_pages():
-        for id_, same in zip(ids, _same_facets(instruction, ids, rows, target), strict=True):
+        for id_, same in zip(ids, _same_facets(instruction, ids, change(rows), target), strict=True):
             if not same:
                 yield f"facet {instruction!r} of {id_!r} is not in the target as it is in the source"

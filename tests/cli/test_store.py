@@ -13,7 +13,10 @@ from chromadb.config import Settings
 from store_helpers import NO_TELEMETRY, texts, vectors
 
 from abc_rag.cli.main import main
-from abc_rag.store import ChromaStore
+from abc_rag.cli.options import StoreFlags
+from abc_rag.embedding.fake import FakeEmbedder
+from abc_rag.errors import FingerprintMismatchError
+from abc_rag.store import ChromaStore, open_store
 from abc_rag.store.chroma.journal import Journal
 
 
@@ -89,6 +92,45 @@ def test_a_store_becomes_a_lake(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(run(capsys, "stats", "--store", lake, "--json")[1])["kinds"] == {"text": 300}
     for command in (["index"], ["compact"]):
         assert "this is for Lance stores" in run(capsys, "store", *command, "--store", place)[2]
+
+
+def test_a_store_goes_to_an_object_store_and_back(
+    tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, lake, back = str(tmp_path / "s"), f"{bucket}/copied", str(tmp_path / "back")
+    with ChromaStore(place, fingerprint="m") as store:
+        store.add(texts(30), vectors(30))
+    for source, target in ((place, lake), (lake, back)):
+        status, out, _ = run(capsys, "store", "copy", source, target)
+        assert (status, out) == (
+            0,
+            f"30 copied, 0 unchanged, 0 facets copied, 0 problems; 30 in {target}\n",
+        )
+        status, out, _ = run(capsys, "store", "check", "--store", target, "--json")
+        assert json.loads(out) == {"records": 30, "dim": 8, "fingerprint": "m", "problems": []}
+    assert "is empty" in run(capsys, "store", "check", "--store", f"{bucket}/nothing")[2]
+    with open_store(lake) as one, open_store(back) as other:
+        assert list(one.records()) == list(other.records())
+
+
+def test_a_store_is_reduced_and_opened_for_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embedder = FakeEmbedder(dim=16)
+    place, short = str(tmp_path / "s"), f"lance://{tmp_path / 'short'}"
+    with ChromaStore(place, fingerprint=embedder.fingerprint) as store:
+        store.add(texts(30), embedder.embed_texts([f"passage {n}" for n in range(30)]))
+    command = ["store", "reduce", place, short, "--dims", "8"]
+    done = f"copied, {{}} unchanged, 0 facets copied, 0 problems; 30 in {short}\n"
+    assert run(capsys, *command)[:2] == (0, "30 " + done.format(0))
+    assert run(capsys, *command)[:2] == (0, "0 " + done.format(30))
+    own, opened = StoreFlags(store=short).open_for(embedder)
+    with opened:
+        assert (own.dim, opened.dim, opened.fingerprint) == (8, 8, str(own.fingerprint))
+        assert opened.search(own.embed_texts(["passage 5"])[0], 1)[0].id == "t00005"
+    with StoreFlags(store=place).open_for(embedder)[1] as whole:
+        assert whole.dim == 16
+    with pytest.raises(FingerprintMismatchError):
+        StoreFlags(store=place).open_for(FakeEmbedder(model="other"))
+    assert "holds vectors of" in run(capsys, "store", "reduce", place, short, "--dims", "4")[2]
 
 
 def test_the_server_serves_no_lake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
