@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
+from abc_rag.cli.cluster import EngineFlags
 from abc_rag.cli.options import (
     DeviceOption,
     JsonOption,
@@ -56,8 +57,8 @@ class RunKeywords(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultFlags:
-    """Where results go."""
+class ResultFlags(EngineFlags):
+    """Where results go, and where the model runs."""
 
     out: Annotated[
         Path | None,
@@ -71,6 +72,15 @@ class ResultFlags:
     def folder(self) -> Path | None:
         """The folder for results."""
         return None if self.out is None else expanded(self.out)
+
+    def require_here(self, why: str) -> None:
+        """Refuse ``--ray`` for what needs the model itself.
+
+        Raises:
+            InputError: It was given.
+        """
+        if self.ray is not None:
+            raise InputError(f"--ray: {why}; leave it out")
 
     def finish(self, results: Results) -> None:
         """Print and save results; the command line is added to their settings.
@@ -120,7 +130,8 @@ def ctrlbench_command(
     """Measure whether instructions steer: picture and instruction to phrase, with and without the instruction."""
     from abc_rag.evaluation.ctrlbench import evaluate_ctrlbench
 
-    results = evaluate_ctrlbench(model.open(), data, **run.keywords())
+    with run.embedder(model.open()) as embedder:
+        results = evaluate_ctrlbench(embedder, data, **run.keywords())
     run.finish(results)
 
 
@@ -145,6 +156,7 @@ def steering_command(
     """Compare models: what instructions gain over the ceiling without them, by aspect, and what each costs."""
     from abc_rag.evaluation.steering import evaluate_steering
 
+    run.require_here("what each model costs is measured on this machine")
     named = dict.fromkeys([*(models or []), *(more or [])])
     opened = {name: partial(open_embedder, name, device) for name in named}
     run.finish(evaluate_steering(opened, data, **run.keywords()))
@@ -168,14 +180,15 @@ def retrieval_command(
     """Measure retrieval of pictures by captions and back (MSCOCO, Flickr30K, your own): R@1, R@5, R@10."""
     from abc_rag.evaluation.retrieval import evaluate_retrieval
 
-    results = evaluate_retrieval(
-        model.open(),
-        data,
-        images=images,
-        split=split,
-        captions=captions,
-        **run.keywords(),
-    )
+    with run.embedder(model.open()) as embedder:
+        results = evaluate_retrieval(
+            embedder,
+            data,
+            images=images,
+            split=split,
+            captions=captions,
+            **run.keywords(),
+        )
     run.finish(results)
 
 
@@ -203,14 +216,15 @@ def classification_command(
     """Measure zero-shot classification: accuracy overall and per label, and which labels are confused."""
     from abc_rag.evaluation.classification import TEMPLATE, evaluate_classification
 
-    results = evaluate_classification(
-        model.open(),
-        data,
-        labels=labels,
-        templates=template or [TEMPLATE],
-        instruction=instruction,
-        **run.keywords(),
-    )
+    with run.embedder(model.open()) as embedder:
+        results = evaluate_classification(
+            embedder,
+            data,
+            labels=labels,
+            templates=template or [TEMPLATE],
+            instruction=instruction,
+            **run.keywords(),
+        )
     run.finish(results)
 
 
@@ -231,13 +245,14 @@ def vqa_command(
     """Measure visual question answering: the nearest of several candidate answers to picture and question."""
     from abc_rag.evaluation.vqa import evaluate_vqa
 
-    results = evaluate_vqa(
-        model.open(),
-        data,
-        instruction_template=instruction_template,
-        rewrite=not as_asked,
-        **run.keywords(),
-    )
+    with run.embedder(model.open()) as embedder:
+        results = evaluate_vqa(
+            embedder,
+            data,
+            instruction_template=instruction_template,
+            rewrite=not as_asked,
+            **run.keywords(),
+        )
     run.finish(results)
 
 
@@ -263,6 +278,7 @@ def resolution_command(
     """Compare quality and time at several numbers of image tokens, on your own data."""
     from abc_rag.evaluation.resolution import evaluate_resolution, resolutions
 
+    run.require_here("times are measured on this machine")
     try:
         numbers = [int(one) for one in tokens.split(",")]
     except ValueError as error:
@@ -293,7 +309,9 @@ def evaluate_mini_command(
     """Measure abc-mini on held-out scenes, against every phrase that it knows."""
     from abc_rag.evaluation.mini import evaluate_mini
 
-    run.finish(evaluate_mini(open_embedder(model, device), scenes=scenes, progress=not run.as_json))
+    with run.embedder(open_embedder(model, device)) as embedder:
+        results = evaluate_mini(embedder, scenes=scenes, progress=not run.as_json)
+    run.finish(results)
 
 
 @evaluate.command("pictures")
@@ -311,7 +329,9 @@ def evaluate_pictures_command(
     from abc_rag.scenes.kinds import load_kinds
 
     drawings = load_kinds(str(expanded(kinds)))
-    run.finish(evaluate_pictures(open_embedder(model, device), drawings, scenes=scenes, progress=not run.as_json))
+    with run.embedder(open_embedder(model, device)) as embedder:
+        results = evaluate_pictures(embedder, drawings, scenes=scenes, progress=not run.as_json)
+    run.finish(results)
 
 
 @evaluate.command("speaking")
@@ -327,6 +347,7 @@ def evaluate_speaking_command(
     from abc_rag.answering.load import load_generator
     from abc_rag.evaluation.speaking import evaluate_speaking
 
+    run.require_here("the model generates on this machine")
     run.finish(evaluate_speaking(load_generator(model, device=device), scenes=scenes))
 
 
@@ -344,9 +365,11 @@ def evaluate_twins_command(
     """Measure each step of a search on held-out pictures, each beside a twin that differs only in what is asked."""
     from abc_rag.evaluation.twins import evaluate_twins
 
-    embedder, generator = _both(model, device, judge)
+    opened, generator = _both(model, device, judge)
     progress = not run.as_json
-    run.finish(evaluate_twins(embedder, generator=generator, scenes=scenes, candidates=candidates, progress=progress))
+    with run.embedder(opened) as embedder:
+        results = evaluate_twins(embedder, generator=generator, scenes=scenes, candidates=candidates, progress=progress)
+    run.finish(results)
 
 
 @evaluate.command("keywords")
@@ -361,7 +384,8 @@ def evaluate_keywords_command(
     """Measure what keywords add to vectors: 200 questions of four kinds over a generated corpus and Python's manual."""
     from abc_rag.evaluation.keywords import evaluate_keywords
 
-    results = evaluate_keywords(open_embedder(model, device), passages=passages, progress=not run.as_json)
+    with run.embedder(open_embedder(model, device)) as embedder:
+        results = evaluate_keywords(embedder, passages=passages, progress=not run.as_json)
     run.finish(results)
 
 
@@ -376,7 +400,9 @@ def evaluate_documents_command(
     """Measure words and vectors over documents, by the weight of keywords: 200 questions of four kinds."""
     from abc_rag.evaluation.documents import evaluate_documents
 
-    run.finish(evaluate_documents(open_embedder(model, device), progress=not run.as_json))
+    with run.embedder(open_embedder(model, device)) as embedder:
+        results = evaluate_documents(embedder, progress=not run.as_json)
+    run.finish(results)
 
 
 @evaluate.command("absent")
@@ -392,8 +418,9 @@ def evaluate_absent_command(
     """Measure whether a search knows that nothing matches: AUROC and the best threshold, of scores and of judging."""
     from abc_rag.evaluation.absent import evaluate_absent
 
-    embedder, generator = _both(model, device, judge)
-    results = evaluate_absent(embedder, generator=generator, scenes=scenes, progress=not run.as_json)
+    opened, generator = _both(model, device, judge)
+    with run.embedder(opened) as embedder:
+        results = evaluate_absent(embedder, generator=generator, scenes=scenes, progress=not run.as_json)
     run.finish(results)
 
 

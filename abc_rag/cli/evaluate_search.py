@@ -25,6 +25,7 @@ def evaluate_evidence_command(
     """Measure whether maps of evidence lie where the answer does, and say so where there is no answer."""
     from abc_rag.evaluation.evidence import evaluate_evidence
 
+    run.require_here("maps of evidence need the model on this machine")
     run.finish(evaluate_evidence(open_embedder(model, device), scenes=scenes, passes=passes, progress=not run.as_json))
 
 
@@ -42,14 +43,15 @@ def evaluate_scale_command(
     """Measure how an instruction reaches a large store: second look, facet maps, a projection, stored facets."""
     from abc_rag.evaluation.scale import evaluate_scale
 
-    results = evaluate_scale(
-        open_embedder(model, device),
-        pictures=pictures,
-        candidates=candidates,
-        seen=seen,
-        out=run.folder,
-        progress=not run.as_json,
-    )
+    with run.embedder(open_embedder(model, device)) as embedder:
+        results = evaluate_scale(
+            embedder,
+            pictures=pictures,
+            candidates=candidates,
+            seen=seen,
+            out=run.folder,
+            progress=not run.as_json,
+        )
     run.finish(results)
 
 
@@ -65,4 +67,6 @@ def evaluate_groups_command(
     """Measure whether groups and duplicates by an instruction are what pictures have in common under it."""
     from abc_rag.evaluation.surveys import evaluate_groups
 
-    run.finish(evaluate_groups(open_embedder(model, device), scenes=scenes))
+    with run.embedder(open_embedder(model, device)) as embedder:
+        results = evaluate_groups(embedder, scenes=scenes)
+    run.finish(results)

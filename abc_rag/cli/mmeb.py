@@ -47,18 +47,19 @@ def evaluate_mmeb_command(
     """Measure hit@1 on the data sets of MMEB, with means beside the published ones."""
     from abc_rag.evaluation.mmeb.run import evaluate_mmeb
 
-    results = evaluate_mmeb(
-        model.open(),
-        expanded(root),
-        datasets=names_of(datasets),
-        images=None if images is None else expanded(images),
-        prompts=prompts,
-        out=run.folder,
-        limit=limit,
-        max_bad=max_bad,
-        download=download,
-        progress=not run.as_json,
-    )
+    with run.embedder(model.open()) as embedder:
+        results = evaluate_mmeb(
+            embedder,
+            expanded(root),
+            datasets=names_of(datasets),
+            images=None if images is None else expanded(images),
+            prompts=prompts,
+            out=run.folder,
+            limit=limit,
+            max_bad=max_bad,
+            download=download,
+            progress=not run.as_json,
+        )
     run.finish(results)
 
 
@@ -79,13 +80,14 @@ def evaluate_mteb_command(
     """Run tasks of mteb (MIEB, ViDoRe, ...). mteb fetches their data from the Hugging Face hub."""
     from abc_rag.evaluation.mteb import evaluate_mteb
 
-    results = evaluate_mteb(
-        model.open(),
-        names_of(tasks) or [],
-        out=run.folder,
-        name=name,
-        progress=not run.as_json,
-    )
+    with run.embedder(model.open()) as embedder:
+        results = evaluate_mteb(
+            embedder,
+            names_of(tasks) or [],
+            out=run.folder,
+            name=name,
+            progress=not run.as_json,
+        )
     run.finish(results)
 
 

@@ -79,7 +79,8 @@ def groups(
     options = surveying.keywords()
     place.filled().close()
     embedder = embedding.open()
-    with place.open(embedder.fingerprint) as opened:
+    embedder, store = place.open_for(embedder)
+    with store as opened:
         found = surveying.retriever(embedder, opened, embedding.limits).groups(
             instruction, k=k, phrases=phrase, facet_map="auto" if facet_map is None else facet_map, **options
         )
@@ -124,7 +125,8 @@ def duplicates(
     options = surveying.keywords()
     place.filled().close()
     embedder = embedding.open()
-    with place.open(embedder.fingerprint) as opened:
+    embedder, store = place.open_for(embedder)
+    with store as opened:
         found = surveying.retriever(embedder, opened, embedding.limits).duplicates(
             same, different=different or (), threshold=threshold, most=most, **options
         )
