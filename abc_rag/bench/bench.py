@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class BenchResult:
         items: Number of items that the estimates are for.
         picture_seconds: Estimated time for `items` pictures.
         passage_seconds: Estimated time for `items` passages of 100 tokens.
-        cores: How a CPU's cores are used by now; see `LocalEmbedder.cores`.
+        cores: How a CPU's cores see pictures by now; see `LocalEmbedder.cores`.
     """
 
     model: str
@@ -123,7 +123,7 @@ class BenchResult:
     items: int
     picture_seconds: float
     passage_seconds: float
-    cores: dict[str, CoreUse] = field(default_factory=dict)
+    cores: CoreUse | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; rates and shares included."""

@@ -81,9 +81,9 @@ def _show(result: BenchResult) -> None:
     print_table(["", "tokens each", "a second", "share of the limit"], rates)
     queries = [(one.name, f"{one.p50_ms:,.3g}", f"{one.p99_ms:,.3g}", one.count) for one in result.latencies]
     print_table(["", "median ms", "99 % within ms", "measured"], queries)
-    for name, use in result.cores.items():
-        chosen = "each core has its own" if use.apart else "all cores on one after the other"
-        say(f"{name}: {chosen}, as cores of their own are {use.gain:.2f} times as fast")
+    if (use := result.cores) is not None:
+        chosen = "each core sees its own" if use.apart else "all cores see one after the other"
+        say(f"pictures: {chosen}; cores of their own are {use.gain:.2f} times as fast")
     say(
         f"{result.items:,} pictures: about {duration_of(result.picture_seconds)}; "
         f"{result.items:,} passages of 100 tokens: about {duration_of(result.passage_seconds)}"

@@ -248,7 +248,8 @@ class VisionModel(ABC):
     def see(self, opened: Sequence[Any]) -> list[torch.Tensor]:
         """Vision features of some pictures, each ``(tokens, hidden)``, that nothing else keeps in memory.
 
-        They do not depend on the instruction, nor on the other pictures. Called by one thread at a time.
+        They do not depend on the instruction, nor on the other pictures. Called by one thread at a time, unless the
+        family is `concurrent`.
         """
 
     def see_all(self, batch: Sequence[Prepared]) -> None:
@@ -267,7 +268,7 @@ class Family(VisionModel):
 
     Attributes:
         chat: Its base as a model that generates (`abc_rag.models.chat.ChatModel`), where the adapters lie beside it.
-        concurrent: Whether several threads may call `see`, or `forward` with inputs of one kind, at once.
+        concurrent: Whether several threads may call `see` at once, and one `forward` meanwhile.
     """
 
     concurrent: ClassVar[bool] = False
@@ -320,5 +321,5 @@ class Family(VisionModel):
         """Embed prepared inputs of one kind: float32 unit rows ``(n, dim)``.
 
         Pictures without features are seen first. A row does not depend on the rest of its batch. Called by one thread
-        at a time, unless the family is `concurrent`.
+        at a time.
         """

@@ -1,8 +1,8 @@
-"""The cores of a CPU: all on one step after the other, or each on inputs of its own, whichever is faster here and now.
+"""The cores of a CPU: all on one step after the other, or each on pictures of its own, whichever is faster just now.
 
 A step that cores share ends with its slowest core, and begins by waking the others. What that costs differs tenfold
-between machines of one kind, and changes while one runs, with its neighbours. Inputs on cores of their own wait for no
-other core, but compete for memory and for the interpreter. So both ways are tried on the work that there is.
+between machines of one kind, and changes while one runs, with its neighbours. Pictures on cores of their own wait for
+no other core, but compete for memory and for the interpreter. So both ways are tried on the work that there is.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
 __all__ = ["CoreUse", "Cores", "Faster", "shares"]
 
 T = TypeVar("T")
-Work = Literal["see", "read"]
 
 # A way that is not chosen is tried again after this long, and after so many times what the trial took.
 _AGAIN_S, _TIMES = 10.0, 20.0
@@ -41,11 +40,11 @@ class _Way:
 
 @dataclass(frozen=True)
 class CoreUse:
-    """How the cores of a CPU are used for one kind of work.
+    """How the cores of a CPU see pictures.
 
     Attributes:
-        apart: Whether each has inputs of its own.
-        gain: How many times as fast that is as all cores on one input after the other, by the last trials.
+        apart: Whether each has pictures of its own.
+        gain: How many times as fast that is as all cores on one step after the other, by the last trials.
     """
 
     apart: bool
@@ -61,11 +60,12 @@ class Faster:
     """
 
     clock: Callable[[], float] = time.perf_counter
-    _ways: dict[tuple[str, bool], _Way] = field(default_factory=dict)
+    _apart: _Way = field(default_factory=_Way)
+    _together: _Way = field(default_factory=_Way)
 
-    def apart(self, work: Work) -> bool:
-        """Whether the next work of this kind is done with each core on inputs of its own."""
-        apart, together = self._way(work, True), self._way(work, False)
+    def apart(self) -> bool:
+        """Whether each core has pictures of its own in the work that comes next."""
+        apart, together = self._apart, self._together
         for way, answer in ((together, False), (apart, True)):
             if way.tried < _TRIALS:
                 return answer
@@ -78,23 +78,21 @@ class Faster:
             return not better
         return better
 
-    def done(self, work: Work, *, apart: bool, size: float, seconds: float) -> None:
+    def done(self, *, apart: bool, size: float, seconds: float) -> None:
         """Note what was done, in any measure of size, and the seconds that it took."""
-        way = self._way(work, apart)
+        way = self._apart if apart else self._together
         rate = size / max(seconds, 1e-9)
         way.rate = rate if way.tried < _TRIALS else (1 - _NEW) * way.rate + _NEW * rate
         way.best = way.rate if way.tried < _TRIALS else max(way.best, way.rate)
         way.tried, way.at, way.took = way.tried + 1, self.clock(), seconds
 
-    def use(self, work: Work) -> CoreUse | None:
+    @property
+    def use(self) -> CoreUse | None:
         """What is chosen now; None before both ways were tried."""
-        apart, together = self._way(work, True), self._way(work, False)
+        apart, together = self._apart, self._together
         if min(apart.tried, together.tried) < _TRIALS:
             return None
         return CoreUse(apart.rate > together.rate, apart.rate / together.rate)
-
-    def _way(self, work: Work, apart: bool) -> _Way:
-        return self._ways.setdefault((work, apart), _Way())
 
 
 class Cores:

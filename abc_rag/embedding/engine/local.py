@@ -134,13 +134,10 @@ class _Machine:
             threading.Thread(target=runner.run, name="abc-rag-model", daemon=True).start()
 
     @property
-    def core_use(self) -> dict[str, CoreUse]:
+    def core_use(self) -> CoreUse | None:
         """See `LocalEmbedder.cores`."""
         cores = self._runners[0].cores
-        if cores is None:
-            return {}
-        uses = {"pictures": cores.faster.use("see"), "texts": cores.faster.use("read")}
-        return {name: use for name, use in uses.items() if use is not None}
+        return None if cores is None else cores.faster.use
 
     def stop(self) -> None:
         """End all threads and processes. Calls that still wait get an error."""
@@ -274,13 +271,9 @@ class LocalEmbedder(Embedder):
         return EngineState(machine.scheduler.waiting, *caches)
 
     @property
-    def cores(self) -> dict[str, CoreUse]:
-        """How the cores of a CPU are used, for seeing ``"pictures"`` and for reading ``"texts"``.
-
-        A kind is missing until there has been enough of it to try both ways, and on other devices.
-        """
-        found = None if self._machine is None else self._machine.core_use
-        return found or {}
+    def cores(self) -> CoreUse | None:
+        """How the cores of a CPU see pictures; None before there were enough to try both ways, and on other devices."""
+        return None if self._machine is None else self._machine.core_use
 
     def forget(self) -> None:
         """Empty the caches in memory."""

@@ -88,10 +88,10 @@ class Runner:
         max_batch_patches: Patch budget of one pass of the vision tower.
         reports: Its listener gets a `BatchReport` after each batch.
         speech: Conversations that the same network answers, or None.
-        apart: Whether the cores of a CPU may have inputs of their own, where the network allows it.
+        apart: Whether the cores of a CPU may have pictures of their own, where the network allows it.
 
     Attributes:
-        cores: Where a CPU's cores can have inputs of their own, from the start of `run`.
+        cores: Where a CPU's cores can have pictures of their own, from the start of `run`.
     """
 
     def __init__(
@@ -181,7 +181,9 @@ class Runner:
             works, patches = self._see(works)
             if not works:
                 return None
-            rows = self._forward(works, patches)
+            alone = self._on_cpu and (bool(self._seeing) or (not patches and self._is_brief(works)))
+            with one_thread() if alone else nullcontext():
+                rows = self._family.forward([work.prepared for work in works if work.prepared is not None])
             copied = None
             if rows.device.type == "cuda":
                 # Only a copy into pinned memory runs beside the next batch.
@@ -237,27 +239,6 @@ class Runner:
         except Exception:
             logger.exception("the listener to batches has failed")
 
-    def _forward(self, works: list[Work], patches: int) -> torch.Tensor:
-        batch = [work.prepared for work in works if work.prepared is not None]
-        tokens, cores = [one.tokens for one in batch], self.cores
-        alone = self._on_cpu and (bool(self._seeing) or (not patches and self._is_brief(works)))
-        # The same small call has the same vectors to the last bit, whatever has been measured in between.
-        small = any(work.small for work in works)
-        if alone or small or cores is None or len(batch) < cores.count:
-            with one_thread() if alone else nullcontext():
-                return self._family.forward(batch)
-        begun, apart = time.perf_counter(), cores.faster.apart("read")
-        if apart:
-            parts = shares(tokens, cores.count, most=sum(tokens))
-            # Small calls wait: another kind of input may switch adapters on or off.
-            found = cores.start([partial(self._family.forward, [batch[at] for at in part]) for part in parts])
-            order = torch.tensor([at for part in parts for at in part])
-            rows = torch.cat([one.result() for one in found])[order.argsort()]
-        else:
-            rows = self._family.forward(batch)
-        cores.faster.done("read", apart=apart, size=sum(tokens), seconds=time.perf_counter() - begun)
-        return rows
-
     # --- Pictures -------------------------------------------------------------------------------------
 
     def _see(self, works: list[Work]) -> tuple[list[Work], int]:
@@ -296,7 +277,7 @@ class Runner:
     def _see_many(self, pictures: list[Picture], cores: Cores) -> dict[int, BaseException]:
         """See the pictures of a large call in whichever way is faster."""
         ahead: list[Work] = []
-        apart = bool(pictures) and cores.faster.apart("see")
+        apart = bool(pictures) and cores.faster.apart()
         if apart:
             # The pictures of one batch are too few to keep all cores busy to the end.
             ahead = self._scheduler.ahead()
@@ -306,7 +287,7 @@ class Runner:
         begun = time.perf_counter()
         failed = self._see_apart(wanted, cores) if apart else self._see_all(wanted)
         if len(wanted) >= cores.count:
-            cores.faster.done("see", apart=apart, size=size, seconds=time.perf_counter() - begun)
+            cores.faster.done(apart=apart, size=size, seconds=time.perf_counter() - begun)
         if ahead:
             self._scheduler.seen([w for w in ahead if all(picture.features is not None for picture in _pictures(w))])
         return {number: error for number, error in failed.items() if number in known}

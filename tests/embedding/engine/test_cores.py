@@ -36,9 +36,9 @@ def work(faster: Faster, clock: Clock, seconds: Callable[[bool], float], times: 
     """Which way was taken, where each takes so long for one unit."""
     taken = []
     for _ in range(times):
-        apart = faster.apart("see")
+        apart = faster.apart()
         clock.now += seconds(apart)
-        faster.done("see", apart=apart, size=1.0, seconds=seconds(apart))
+        faster.done(apart=apart, size=1.0, seconds=seconds(apart))
         taken.append(apart)
     return taken
 
@@ -46,19 +46,18 @@ def work(faster: Faster, clock: Clock, seconds: Callable[[bool], float], times: 
 def test_what_is_faster_is_chosen_and_the_other_tried_now_and_then() -> None:
     clock = Clock()
     faster = Faster(clock)
-    assert faster.use("see") is None
+    assert faster.use is None
     taken = work(faster, clock, lambda apart: 0.5 if apart else 1.0, 200)
     assert taken[:4] == [False, False, True, True]
     assert 0 < sum(not one for one in taken[4:]) <= 0.1 * len(taken)
-    assert faster.use("see") == CoreUse(True, pytest.approx(2.0))
-    assert faster.use("read") is None
+    assert faster.use == CoreUse(True, pytest.approx(2.0))
 
 
 def test_a_machine_that_changes_is_noticed_at_once() -> None:
     clock = Clock()
     faster = Faster(clock)
     work(faster, clock, lambda apart: 0.5 if apart else 0.4, 12)
-    assert faster.use("see") == CoreUse(False, pytest.approx(0.8))
+    assert faster.use == CoreUse(False, pytest.approx(0.8))
     # Waking other cores has become dear.
     taken = work(faster, clock, lambda apart: 0.5 if apart else 2.0, 10)
     assert taken.count(True) >= 5
@@ -82,17 +81,17 @@ def test_each_core_computes_alone_and_ends_with_the_engine() -> None:
     cores = Cores(2, woken.set)
     together = threading.Barrier(2)
 
-    def job() -> tuple[int, str]:
+    def job() -> tuple[int, threading.Thread]:
         together.wait(60)  # both at once
-        return torch.get_num_threads(), threading.current_thread().name
+        return torch.get_num_threads(), threading.current_thread()
 
     found = [future.result(60) for future in cores.start([job, job])]
     assert {threads for threads, _ in found} == {1}
     assert woken.wait(60)
-    names = {name for _, name in found}
-    assert len(names) == 2
+    threads = {thread for _, thread in found}
+    assert len(threads) == 2
     cores.close()
-    assert not names & {thread.name for thread in threading.enumerate()}
+    assert not any(thread.is_alive() for thread in threads)
 
 
 class Watched(ABCFamily):
@@ -126,10 +125,9 @@ def watched() -> Iterator[tuple[LocalEmbedder, Watched]]:
     embedder.embed_texts(["a pig"])
     (runner,) = embedder._running()._runners
     runner.cores = Cores(2, embedder._running().scheduler.wake)
-    for kind in ("see", "read"):
-        for apart in (True, False):
-            for _ in range(2):
-                runner.cores.faster.done(kind, apart=apart, size=1e9 if apart else 1e-9, seconds=1.0)
+    for apart in (True, False):
+        for _ in range(2):
+            runner.cores.faster.done(apart=apart, size=1e9 if apart else 1e-9, seconds=1.0)
     yield embedder, family
     embedder.close()
 
