@@ -95,9 +95,14 @@ def bucket() -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out, over shards, what is tried with many values: a single collection refuses and filters alike."""
+    """Leave out, over shards, what is tried with many values or much: a single collection refuses and filters alike."""
     params = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
-    items[:] = [i for i, p in zip(items, params, strict=True) if p.get("make") != "shards" or len(p) == 1]
+    much = ("test_six_thousand_at_once", "test_sixteen_threads")
+    items[:] = [
+        item
+        for item, chosen in zip(items, params, strict=True)
+        if chosen.get("make") != "shards" or (len(chosen) == 1 and not item.name.startswith(much))
+    ]
 
 
 @pytest.fixture(params=["embedded", "server", "shards", "lance"])
