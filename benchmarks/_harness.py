@@ -177,8 +177,8 @@ def ratio(other: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
     return {**paired, "median": float(np.median(other) / np.median(ours))}
 
 
-def machine() -> dict[str, Any]:
-    """The machine and the versions behind the figures."""
+def machine(*, measured: bool = True) -> dict[str, Any]:
+    """The machine, its state if it is to be measured, and the versions behind the figures."""
     found: dict[str, Any] = {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -186,8 +186,9 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "state": state(),
     }
+    if measured:
+        found["state"] = state()
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     for library in _LIBRARIES:
@@ -206,7 +207,7 @@ def finish(benchmark: str, arguments: argparse.Namespace, results: Mapping[str, 
         "command": f"python -m benchmarks.{benchmark} {' '.join(sys.argv[1:])}".strip(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "options": options,
-        "machine": machine(),
+        "machine": machine(measured=not getattr(arguments, "quick", False)),
         **results,
     }
     text = json.dumps(document, indent=2) + "\n"

@@ -21,12 +21,13 @@ from abc_rag.evaluation.twins import twin_scenes
 from abc_rag.server import BackgroundServer, ServerSettings, chroma
 from abc_rag.types import Hit, Record
 from benchmarks import documents, vectors
-from benchmarks._harness import alternate, ratio, spread, timed
+from benchmarks._harness import alternate, machine, ratio, spread, timed
 from benchmarks._timeline import length, merged, shares
 from benchmarks.documents import Word, is_right, questions
 from benchmarks.imports import Cost, costs
 from benchmarks.route import Route, Tracer
 from benchmarks.serve import Server, faults, soak, throughput
+from benchmarks.state import state
 from benchmarks.tables import render
 from benchmarks.wordings import WORDINGS, reworded
 
@@ -336,3 +337,12 @@ def test_pages_of_documents_are_counted(tmp_path: Path) -> None:
     measured = documents.memory(tmp_path / "manual.pdf", 10, every=1)
     assert [row["page"] for row in measured["rows"]] == [1, 2]
     assert all(row["reading"] > 1 for row in measured["rows"])
+
+
+def test_the_state_of_a_machine() -> None:
+    found = state(2)
+    assert found.keys() == {"wake_us", "gflops_1", "gflops_all", "gflops_apart", "gb_s_1", "gb_s_apart"}
+    assert found.pop("wake_us") >= 0
+    assert all(value > 0 for value in found.values())
+    assert machine()["state"].keys() == {"wake_us", *found}
+    assert "state" not in machine(measured=False)
