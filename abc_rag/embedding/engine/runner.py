@@ -337,8 +337,8 @@ class Runner:
         failed: dict[int, BaseException] = {}
         at = 0
         while at < len(pictures) and not self._scheduler.stopped:
-            if pictures[at].features is None and self._seeing:
-                pictures[at].features = self._from_others(pictures[at])
+            if pictures[at].features is None and (seen := self._from_others(pictures[at])) is not None:
+                pictures[at].features, pictures[at].opened = seen, None
             if pictures[at].features is not None:  # a small call in between needed it too
                 at += 1
                 continue
@@ -364,8 +364,8 @@ class Runner:
                         failed |= self._see_all([picture])
                     at += len(group)
                 continue
-            for picture, seen in zip(group, features, strict=True):
-                self._know(picture, seen)
+            for picture, found in zip(group, features, strict=True):
+                self._know(picture, found)
             at += len(group)
             if at < len(pictures):
                 self._compute_small()
