@@ -264,8 +264,6 @@ def soak(server: Server, arguments: Any) -> dict[str, Any]:  # noqa: ANN401
             {"type": "instructed_image", "image": data, "instruction": "what is on the left?"},
         ]
     embedder = load_embedder("abc-mini", device="cpu")
-    for one in typed:  # pictures that are seen for the first time take other threads, which may round differently
-        embedder.embed([one])
     alone = np.concatenate([embedder.embed([one]) for one in typed])
     embedder.close()
     tallies: list[Counter[str]] = [Counter() for _ in range(clients)]
@@ -276,7 +274,6 @@ def soak(server: Server, arguments: Any) -> dict[str, Any]:  # noqa: ANN401
         with server.connect() as client:
             return sum(bool((client.embed([one])[0] == vector).all()) for one, vector in zip(wire, alone, strict=True))
 
-    asked_alone()
     equal = [asked_alone()]
     until = time.perf_counter() + 60 * arguments.soak
     with server.connect() as client:

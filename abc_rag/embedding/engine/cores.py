@@ -7,9 +7,10 @@ no other core, but compete for memory and for the interpreter. So both ways are 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -112,7 +113,12 @@ class Cores:
     def start(self, jobs: Sequence[Callable[[], T]]) -> list[Future[T]]:
         """Begin jobs, in this order as cores become free."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.count, "abc-rag-core", initializer=_one_core)
+            self._pool = ThreadPoolExecutor(self.count, "abc-rag-core")
+            here = torch.get_num_threads()
+            all_there = threading.Barrier(self.count)
+            wait([self._pool.submit(_one_core, all_there) for _ in range(self.count)])
+            # What a thread sets is also the start of every thread that has not used torch yet.
+            torch.set_num_threads(here)
         futures = [self._pool.submit(job) for job in jobs]
         for future in futures:
             future.add_done_callback(lambda _: self._wake())
@@ -124,8 +130,10 @@ class Cores:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_core() -> None:
+def _one_core(all_there: threading.Barrier) -> None:
     torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread's first call takes what is set for all; from here on it keeps its own
+    all_there.wait()
 
 
 def shares(sizes: Sequence[int], cores: int, *, most: int) -> list[list[int]]:

@@ -90,8 +90,26 @@ def test_each_core_computes_alone_and_ends_with_the_engine() -> None:
     assert woken.wait(60)
     threads = {thread for _, thread in found}
     assert len(threads) == 2
+    # A thread that has not used torch yet gets all cores, as before.
+    with ThreadPoolExecutor(1) as new:
+        assert new.submit(torch.get_num_threads).result(60) == torch.get_num_threads() == 2
     cores.close()
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_vector_does_not_depend_on_the_number_of_threads(photos: list[Path]) -> None:
+    inputs: list[Input] = [Text("a pig"), Text("a pig on the left, and a rose beside it " * 9), *map(Image, photos[:6])]
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            embedder = load_embedder("abc-mini", device="cpu")
+            for _ in range(2):  # at first with the tower, then without
+                found.append(np.concatenate([embedder.embed([one]) for one in inputs]))
+            embedder.close()
+    finally:
+        torch.set_num_threads(before)
+    assert all((one == found[0]).all() for one in found)
 
 
 class Watched(ABCFamily):
