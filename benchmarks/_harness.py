@@ -133,6 +133,10 @@ class Child:
         """Seconds for the inputs of one round."""
         return float(self._ask({"row": row, "number": number})["seconds"])
 
+    def flops(self, row: str, number: int) -> float:
+        """Operations of the matrix products that the inputs of one round need; 0 where the side does not count."""
+        return float(self._ask({"row": row, "number": number, "flops": True})["flops"])
+
     def vectors(self, row: str, number: int, file: Path) -> npt.NDArray[np.float32]:
         """The vectors of one round's inputs, passed through ``file``."""
         self._ask({"row": row, "number": number, "file": str(file)})
@@ -152,11 +156,18 @@ class Child:
         raise SystemExit(f"a side has failed (exit status {self._process.wait()})")
 
 
-def serve(side: Callable[[Inputs], npt.NDArray[np.float32]], make: Callable[[str, int], Inputs]) -> None:
+def serve(
+    side: Callable[[Inputs], npt.NDArray[np.float32]],
+    make: Callable[[str, int], Inputs],
+    flops: Callable[[Inputs], float] = lambda _: 0.0,
+) -> None:
     """The main loop of a `Child`: answer until standard input ends."""
     for line in sys.stdin:
         asked = json.loads(line)
         inputs = make(asked["row"], asked["number"])
+        if "flops" in asked:
+            print(_ANSWER + json.dumps({"flops": flops(inputs)}), flush=True)
+            continue
         start = time.perf_counter()
         vectors = side(inputs)
         answer = {"seconds": time.perf_counter() - start}

@@ -10,7 +10,9 @@ All sides have the same weights, run in processes of their own, as a user would 
 * ``compiled`` (only with ``--sides compiled``): abc-rag with ``EngineSettings(compile=True)``
 
 Before anything is timed, the vectors of all sides are compared. Every round has texts and pictures that no side has
-embedded before; no vectors are cached. The image token limits are the published 256 to 1024 for every shape.
+embedded before; no vectors are cached. The image token limits are the published 256 to 1024 for every shape. Where no
+side can do with fewer operations (texts and pictures, once each), ``used`` says which share of the machine's rate of
+matrix products each side reaches, which bounds what any other could gain.
 
     python -m benchmarks.compare --shape mini --json results/compare-mini.json
 
@@ -37,9 +39,11 @@ import numpy as np
 import torch
 
 from abc_rag import Image, Input, InstructedImage, Text, load_embedder
+from abc_rag.bench.bench import matmul_rate
 from abc_rag.bench.inputs import QUESTIONS, random_jpeg, random_passage
 from abc_rag.bench.shapes import write_random_checkpoint
 from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.engine.local import LocalEmbedder
 from abc_rag.embedding.settings import EngineSettings
 from abc_rag.models.embedding_gemma.pictures import BUDGETS
 from benchmarks._families import FAMILY_SHAPES, Encoder, write_family
@@ -53,6 +57,8 @@ PORT = ["one", "padded"]
 SIDES = [*PORT, "sentence-transformers", "recompute", "compiled"]
 ANOTHER = "another instruction"
 """The row of pictures that each side has just embedded under an instruction, and now embeds under a second one."""
+ONCE = ("one text", "one picture", "texts", "images")
+"""The rows in which each text and picture needs its own passes, whoever computes them."""
 Side = Callable[[Sequence[Input]], np.ndarray]
 
 
@@ -75,6 +81,10 @@ def main() -> int:
     if arguments.child is not None:
         side = open_side(arguments.child[0], Path(arguments.child[1]), arguments)
 
+        def operations(items: Sequence[Input]) -> float:
+            embedder = getattr(side, "__self__", None)
+            return sum(embedder.family.count_flops(i)[1] for i in items) if isinstance(embedder, LocalEmbedder) else 0.0
+
         def inputs(row: str, number: int) -> list[Input]:
             if row == "compared":
                 return compared(rows, arguments.compared)
@@ -83,7 +93,7 @@ def main() -> int:
                 side([InstructedImage(item.source, QUESTIONS[1]) for item in made if isinstance(item, InstructedImage)])
             return made
 
-        serve(side, inputs)
+        serve(side, inputs, operations)
         return 0
     with tempfile.TemporaryDirectory(prefix="abc-rag-benchmark-") as made, ExitStack() as stack:
         folder = Path(made)
@@ -100,8 +110,13 @@ def main() -> int:
         if wrong:
             print(f"vectors differ by more than {limit:g}: {wrong}", file=sys.stderr)
             return 1
-        results = [measure(name, len(make(1)), sides, arguments.rounds) for name, make in rows.items()]
-    finish("compare", arguments, {"tolerance": limit, "differences": differences, "agree": True, "rows": results})
+        rate = matmul_rate(arguments.device, getattr(torch, arguments.dtype), seconds=0.01 if arguments.quick else 2.0)
+        results = [measure(name, len(make(1)), sides, arguments.rounds, rate) for name, make in rows.items()]
+    finish(
+        "compare",
+        arguments,
+        {"tolerance": limit, "differences": differences, "agree": True, "limit": rate, "rows": results},
+    )
     return 0
 
 
@@ -220,16 +235,20 @@ def compare_vectors(sides: dict[str, Child], folder: Path) -> dict[str, float]:
     return {name: float(np.abs(found - engine).max()) for name, found in vectors.items()}
 
 
-def measure(name: str, items: int, sides: dict[str, Child], rounds: int) -> dict[str, Any]:
-    """One row of the table."""
+def measure(name: str, items: int, sides: dict[str, Child], rounds: int, rate: float) -> dict[str, Any]:
+    """One row of the table; ``rate`` is the machine's of matrix products, in operations a second."""
     chosen = {side: child for side, child in sides.items() if side != "recompute" or "instruction" in name}
     seconds = alternate({side: partial(child.seconds, name) for side, child in chosen.items()}, rounds=rounds)
-    return {
+    row = {
         "row": name,
         "items": items,
         "seconds": {side: spread(took) for side, took in seconds.items()},
         "ratios": {side: ratio(took, seconds["engine"]) for side, took in seconds.items() if side != "engine"},
     }
+    if name in ONCE:
+        flops = np.median([sides["engine"].flops(name, number) for number in range(1, rounds + 1)])
+        row["used"] = {side: float(flops / np.median(took) / rate) for side, took in seconds.items()}
+    return row
 
 
 if __name__ == "__main__":
