@@ -16,13 +16,17 @@ from safetensors.torch import load_file
 
 from abc_rag import Image, Input, InstructedImage, Text, load_embedder
 from abc_rag.answering.load import load_generator
+from abc_rag.answering.schema import SchemaCompiler
 from abc_rag.errors import CheckpointError, InputError
 from abc_rag.models.abc.network import ABCNetwork
 from abc_rag.models.abc.prompts import load_prompts
+from abc_rag.models.chat import Conversation
 from abc_rag.models.placement import Placement
+from abc_rag.models.qwen2_vl.chat import Qwen2VLChat
 from abc_rag.models.qwen2_vl.network import load_backbone
 from abc_rag.models.qwen2_vl.pictures import patchify
 from abc_rag.models.qwen2_vl.prompts import ChatPrompts, load_chat_tokenizer
+from abc_rag.models.tasks import rewriting_schema
 from abc_rag.scenes.drawing import render
 from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.wide import draw_wide
@@ -170,6 +174,50 @@ def test_the_base_learns_to_speak_as_it_is_asked_to_speak(trained: Path) -> None
     assert len(sums) == sum(map(len, batch.told)) + len(batch.worked)
     for score in theirs:
         assert min(abs(score - one) for one in sums) < 2e-3
+
+
+def test_what_the_base_learns_is_what_a_generator_reads_and_may_say(trained: Path) -> None:
+    """Token for token: the conversation, its positions, and an answer, in JSON as far as a schema allows it."""
+    rng, kinds = random.Random(4), load_kinds()
+    scenes = [wide_scene(kinds, rng, own=1, simple=0.3) for _ in range(4)]
+    pixels = [draw_wide(scene, kinds, SIDE) for scene in scenes]
+    patches = [patchify(picture, patch=14, merge=2) for picture in pixels]
+    learnt = [one for at in range(4) for one in told(at, scenes[at], rng, 2)] + [worked(scenes, rng) for _ in range(24)]
+    tokenizer, image_token = load_chat_tokenizer(trained / "base")
+    prompts = ChatPrompts(tokenizer, image_token_id=image_token)
+    end = tokenizer.backend_tokenizer.token_to_id("<|im_end|>")
+    said = said_tokenizer(tokenizer.backend_tokenizer)
+    embed = load_prompts(trained / "base")
+    tokenise = Tokeniser(embed, prompts, said, image_token=image_token, end=end, sentences=())
+    family = load_generator(str(trained), device="cpu").embedder.family
+    chat = family.chat
+    assert isinstance(chat, Qwen2VLChat)
+    compiled = SchemaCompiler(chat.chat_facts)
+    for one in learnt:
+        batch = WideBatch(patches, np.zeros((4, 16), np.int64), np.zeros((4, 16, 3), np.float32), np.zeros(4, np.int64))
+        batch.worked = [one]
+        (row,) = tokenise(batch).spoken
+        ids = row.ids[row.parts >= 0].tolist()
+        prepared = chat.prepare(Conversation(tuple(_with_pictures(one, pixels))))
+        chat.see_all([prepared])
+        positions, after = chat.positions(prepared)
+        length = prepared.tokens
+        assert ids[:length] == prepared.input_ids.tolist()
+        assert torch.equal(row.positions[:, 0, :length], positions)
+        assert torch.equal(row.positions[0, 0, length : len(ids)], torch.arange(len(ids) - length) + after)
+        assert ids[-1] == end
+        if one.exact:
+            following = "question: the question" in str(one.messages[0].parts[0])
+            rules = compiled(rewriting_schema(following=following))
+            complete = False
+            for token in ids[length:-1]:
+                assert rules.allowed()[token], one.answer
+                complete = rules.accept(token)
+            assert complete or rules.allowed()[end]
+        else:
+            assert ids[length:-1] == prompts.plain(one.answer)
+        heard = tokenizer.backend_tokenizer.decode(ids[length:-1])
+        assert heard.strip() == one.answer.lower()
 
 
 def test_the_adapters_hold_what_abcs_hold(trained: Path) -> None:

@@ -8,7 +8,7 @@ import re
 
 from abc_rag.models.tasks import REFUSAL, Source, judging
 from abc_rag.scenes.kinds import load_kinds
-from abc_rag.scenes.world import KINDS
+from abc_rag.scenes.world import KINDS, phrase
 from abc_rag.training.data.tasks import Spoken, fixed_texts, told, worked
 from abc_rag.training.data.wide import wide_scene
 from abc_rag.types import Text
@@ -23,7 +23,11 @@ def drawn(count: int) -> list[Spoken]:
 def test_answers_have_the_form_that_is_asked_for() -> None:
     seen = set()
     for spoken in drawn(300):
+        assert len(spoken.pictures) == sum(len(m.pictures) for m in spoken.messages)
         asked = spoken.messages[0].parts[0]
+        if spoken.messages[0].role == "user":
+            seen.add("chat")
+            continue
         assert isinstance(asked, Text)
         if asked.text.startswith("Rewrite"):
             seen.add("rewrite")
@@ -41,8 +45,7 @@ def test_answers_have_the_form_that_is_asked_for() -> None:
             assert f"[{cited}]" in sources
         else:
             seen.add("refused")
-        assert len(spoken.pictures) == sum(len(m.pictures) for m in spoken.messages)
-    assert seen == {"rewrite", "yes", "no", "cited", "refused"}
+    assert seen == {"rewrite", "yes", "no", "cited", "refused", "chat"}
 
 
 def test_a_picture_is_asked_several_questions() -> None:
@@ -59,3 +62,46 @@ def test_fixed_words_are_those_of_the_tasks() -> None:
     first = judging("a", Source(text="a"))[0].parts[0]
     assert isinstance(first, Text)
     assert first.text in fixed_texts()
+
+
+def said(spoken: Spoken) -> str:
+    parts = [part for message in spoken.messages if message.role != "system" for part in message.parts]
+    return "".join(part.text if isinstance(part, Text) else "<picture>" for part in parts)
+
+
+def test_each_way_in_which_a_retriever_asks_is_learnt() -> None:
+    """Four sources, a question with a picture of its own, and what follows earlier turns."""
+    asked = [(spoken.messages[0].role, said(spoken)) for spoken in drawn(600)]
+    patterns = {
+        "four sources": r"\[4\].*\nquestion: \"",
+        "answered about a picture": r"^\[1\].*\nquestion: <picture> \"",
+        "judged about a picture": r"^question: <picture> \".*\nsource: ",
+        "a question judged at a picture": r"^question: \"[^\n]*in the picture with[^\n]*\nsource: <picture>",
+        "rewritten after a picture": r"^user: picture .*\nassistant: .*\nquestion: picture \"",
+        "rewritten after a passage": r"^user: \".*\b(coins|found|made|has|like)\b.*\nassistant: .*\nquestion: \"",
+        "a caption and a name": r"\[\d\] \"notes[^\"]*\" <picture>",
+    }
+    for name, pattern in patterns.items():
+        assert any(
+            role == "system" and re.search(pattern, words, re.DOTALL | re.IGNORECASE) for role, words in asked
+        ), name
+    chats = [words for role, words in asked if role == "user"]
+    assert any(words.startswith("<picture>") for words in chats)
+    assert any(words.endswith("<picture>") for words in chats)
+
+
+def test_a_question_about_a_picture_is_answered_by_the_one_source_about_its_answer() -> None:
+    found = 0
+    for spoken in drawn(800):
+        sources, _, question = said(spoken).partition("\nquestion: <picture> ")
+        if not question or not sources.startswith("[1]"):
+            continue
+        found += 1
+        about = [{kind for kind in KINDS if re.search(rf"\b{kind}s?\b", line)} for line in sources.split("\n")]
+        if spoken.answer == REFUSAL:
+            assert about
+            continue
+        answer, number = re.fullmatch(r"(.*) \[(\d)\]\.", spoken.answer).groups()  # type: ignore[union-attr]
+        (kind,) = (kind for kind in KINDS if phrase(kind) == answer)
+        assert [kind in names for names in about] == [place == int(number) for place in range(1, len(about) + 1)]
+    assert found > 20
