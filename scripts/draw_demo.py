@@ -44,8 +44,8 @@ body { margin: 0; width: 980px; height: 330px; box-sizing: border-box; padding: 
 
 def page() -> tuple[str, str]:
     """Ask abc-mini; return the page and the words on it."""
-    _, answers = run_demo(load_embedder("abc-mini", device="cpu"))
-    chosen = [one.answer for one in answers if one.image is not None and Path(str(one.image)).name == SHOWN]
+    found = run_demo(load_embedder("abc-mini", device="cpu"))
+    chosen = [one.answer for one in found.searches if one.image is not None and Path(str(one.image)).name == SHOWN]
     with demo_folder() as folder:
         data = base64.b64encode((folder / SHOWN).read_bytes()).decode("ascii")
     rows, words = [], [SHOWN]

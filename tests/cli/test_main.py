@@ -19,12 +19,16 @@ from pdf_helpers import manual
 
 import abc_rag
 from abc_rag import ChromaStore, Input, Text
+from abc_rag.answering import load as answering_load
+from abc_rag.answering.fake import FakeGenerator
 from abc_rag.cli import main as cli
-from abc_rag.cli.demo import DEMO_QUESTIONS
+from abc_rag.cli.demo import DEMO_ANSWERS, DEMO_QUESTIONS
 from abc_rag.embedding import load
 from abc_rag.embedding.embedder import BatchSize, Embedder
 from abc_rag.embedding.fake import FakeEmbedder
-from abc_rag.types import Vectors
+from abc_rag.errors import CheckpointError
+from abc_rag.models.tasks import REFUSAL
+from abc_rag.types import Message, Vectors
 
 
 class Ended(NamedTuple):
@@ -547,12 +551,52 @@ def test_the_demo_shows_its_questions_and_writes_a_page(
     page = Path(written[1])
     assert page.parent.parent == tmp_path.resolve()
     text = page.read_text(encoding="utf-8")
-    assert text.count("<section>") == len(DEMO_QUESTIONS)
-    assert text.count("<img ") == sum(2 if q.modality == "image" else 1 for q in DEMO_QUESTIONS)
+    speaks = "does not answer in words" not in done.out
+    _, *sections = text.split("<section>")
+    assert len(sections) == len(DEMO_QUESTIONS) + (len(DEMO_ANSWERS) if speaks else 0)
+    searches = "".join(sections[: len(DEMO_QUESTIONS)])
+    assert searches.count("<img ") == sum(2 if q.modality == "image" else 1 for q in DEMO_QUESTIONS)
     assert "no preview" not in text
     assert "image tokens" not in done.out + text
     # The store has gone; the page has stayed.
     assert [p.name for p in page.parent.parent.glob("abc-rag-*")] == [page.parent.name]
+
+
+def test_the_demo_ends_with_answers_and_their_sources_where_the_model_speaks(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Both(FakeGenerator):
+        embedder = FakeEmbedder(dim=64)
+
+    def reply(messages: tuple[Message, ...]) -> str | None:
+        return "A pig [1]. No [9]." if "Answer the question from" in str(messages[0]) else None
+
+    monkeypatch.setattr(answering_load, "load_generator", lambda *_, **__: Both(reply))
+    done = run("demo", "-k", "2", "--html", "page.html", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert [q["question"] for q in done.json["questions"]] == [q.question for q in DEMO_QUESTIONS]
+    assert [q["question"] for q in done.json["answers"]] == [q.question for q in DEMO_ANSWERS]
+    assert not any("text" in q for q in done.json["questions"])
+    told = [q for q in done.json["answers"] if q["hits"]]
+    assert told
+    assert all(q["text"] == "A pig [1]. No." and q["citations"][0]["id"] == q["hits"][0]["id"] for q in told)
+    assert all(q["text"] == REFUSAL for q in done.json["answers"] if not q["hits"])
+    assert re.search(r'<p class="answer">A pig \[<a href="#source-\d+-1">1</a>\]\.', Path("page.html").read_text())
+    done = run("demo", "-k", "2", "--html", "page.html")
+    assert done.out.count("A pig [1]. No.\n") == len(told)
+    assert "without a source: No." in done.out
+    assert "does not answer in words" not in done.out
+
+
+def test_the_demo_of_a_model_that_does_not_speak(fake: FakeEmbedder, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> FakeGenerator:
+        raise CheckpointError("holds no generation_config.json")
+
+    monkeypatch.setattr(answering_load, "load_generator", refused)
+    done = run("demo", "-k", "1", "--html", "page.html")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.count(f"{fake.fingerprint.model} finds, but does not answer in words") == 1
+    assert run("demo", "-k", "1", "--html", "page.html", "--json").json["answers"] == []
 
 
 def test_the_demo_for_programs(fake: FakeEmbedder, run: Run) -> None:
