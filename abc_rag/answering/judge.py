@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from abc_rag.answering.generator import Generator
-from abc_rag.errors import ABCRagError, CheckpointError, InputError, MissingExtraError
+from abc_rag.errors import ABCRagError, CheckpointError, ContextError, InputError, MissingExtraError
 from abc_rag.models.tasks import JUDGEMENTS, Source, judging
 from abc_rag.search.judging import Judge
 from abc_rag.types import ImageSource
@@ -23,6 +23,7 @@ class GenerativeJudge(Judge):
 
     The probability is that of "yes" among "yes" and "no", from one pass over the conversation (`Generator.score`). A
     generator that cannot score, such as a server of OpenAI's protocol, is asked to say one of them; that is 1 or 0.
+    A passage that is longer than the model reads is judged by its beginning.
 
     Args:
         generator: Judges.
@@ -58,6 +59,9 @@ class GenerativeJudge(Judge):
             found = self._generator.score(messages, JUDGEMENTS)
         except (CheckpointError, MissingExtraError):
             raise
+        except ContextError as error:
+            shorter = source.shorter()
+            return error if shorter is None else self._one(question, image, shorter)
         except ABCRagError as error:
             return error
         whole = sum(found)

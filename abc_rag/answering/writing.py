@@ -26,7 +26,8 @@ class Writing:
         pictures: Opens pictures.
         image: The picture of the question.
         history: The turns before it.
-        shorten: Leave out the oldest turns, and then the last sources, where there are more than the model reads.
+        shorten: Leave out the oldest turns, then the last sources, then the end of the only one that is left, where
+            there is more than the model reads.
 
     Attributes:
         sources: What the model is given, by number from 1.
@@ -53,6 +54,7 @@ class Writing:
         self._image = image
         self._shorten = shorten
         self._turns_left_out = self._sources_left_out = 0
+        self._cut = False
         self._citations = CheckedCitations(len(self.sources))
         self._text = ""
 
@@ -74,6 +76,9 @@ class Writing:
             self.sources.pop()
             self._sources_left_out += 1
             self._citations = CheckedCitations(len(self.sources))
+        elif self._shorten and (shorter := self.sources[0].shorter()) is not None:
+            self.sources[0] = shorter
+            self._cut = True
         else:
             raise error
 
@@ -102,6 +107,8 @@ class Writing:
         if self._sources_left_out:
             whole = len(self.sources) + self._sources_left_out
             notes.append(f"only the first {len(self.sources)} of {whole} sources were read: the model reads no more")
+        if self._cut:
+            notes.append("of source [1] only the beginning was read: the model reads no more at once")
         if self._citations.dropped:
             said = ", ".join(f"[{one}]" for one in dict.fromkeys(self._citations.dropped))
             notes.append(f"citations of sources that were not given were dropped: {said}")

@@ -61,6 +61,7 @@ class ChatFacts:
         max_length: Maximum tokens of a conversation and its answer together.
         stop_ids: Tokens that end an answer, from the checkpoint's generation config.
         repetition_penalty: The checkpoint's own; 1 for none.
+        spaced: The tokenizer puts a space before any text, so answers begin with one that is no part of them.
         tasks: How it does at rewriting, judging and answering.
     """
 
@@ -69,6 +70,7 @@ class ChatFacts:
     max_length: int
     stop_ids: frozenset[int]
     repetition_penalty: float = 1.0
+    spaced: bool = False
     tasks: TaskFacts = field(default_factory=TaskFacts)
 
 

@@ -14,7 +14,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from abc_rag.errors import InputError
@@ -53,6 +53,8 @@ _LONGEST = 200  # characters of a rewritten question
 # Turns, and characters of each, that are read to complete a question.
 _MOST_TURNS = 6
 _LONGEST_TURN = 300
+_LEAST_TEXT = 100  # characters of a passage that is cut
+_MORE = " ..."
 _REWRITE = (
     "Rewrite the question for a search of pictures and passages, as JSON. "
     f'instruction: what to look at in a picture; "{WHOLE_PICTURE}" if nothing in particular. '
@@ -128,6 +130,13 @@ class Source:
         """Checks that there is something."""
         if self.image is None and not self.text.strip():
             raise InputError("a source has neither a picture nor a text; leave it out")
+
+    def shorter(self) -> Source | None:
+        """The same with about half of its text, for a model that reads no more; None where little would be left."""
+        half = self.text.removesuffix(_MORE)[: len(self.text) // 2]
+        if len(half) < _LEAST_TEXT:
+            return None
+        return replace(self, text=(half.rsplit(None, 1)[0] or half) + _MORE)
 
 
 # --- Text as data -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from abc_rag.answering import GenerativeJudge
 from abc_rag.answering.fake import FakeGenerator
-from abc_rag.errors import GenerationError, InputError
+from abc_rag.errors import ContextError, GenerationError, InputError
 from abc_rag.models.tasks import Source, judging
 from abc_rag.types import Message
 
@@ -41,6 +41,21 @@ def test_a_generator_that_cannot_score_is_asked_to_say_it() -> None:
     fake = Silent(reply)
     assert GenerativeJudge(fake).judge("x", SOURCES) == [0.0, 1.0, 1.0]
     assert tuple(judging("x", SOURCES[0])) in fake.asked
+
+
+def test_of_a_passage_that_is_longer_than_the_model_reads_the_beginning_is_judged() -> None:
+    class Short(FakeGenerator):
+        def _score(self, messages: tuple[Message, ...], answers: tuple[str, ...]) -> list[float]:
+            if len(str(messages)) > 1_500:
+                raise ContextError("too long")
+            return super()._score(messages, answers)
+
+    wide = Source(text="A pig eats. " + 300 * "And so on. ")
+    (found,) = GenerativeJudge(fake := Short()).judge("pig", [wide])
+    assert found == pytest.approx(1.0)
+    assert "A pig eats. And so on." in str(fake.asked[-1])
+    (refused,) = GenerativeJudge(Short()).judge("pig" * 1_000, [wide])
+    assert isinstance(refused, ContextError)
 
 
 def test_what_is_no_generator_is_refused() -> None:

@@ -212,6 +212,22 @@ def test_more_than_the_model_reads_is_left_out_and_noted(store: ChromaStore) -> 
         asyncio.run(asked.aanswer("what do turtles eat?", **options))
 
 
+def test_of_a_source_that_is_longer_than_the_model_reads_the_beginning_is_read(tmp_path: Path) -> None:
+    embedder, long = FakeEmbedder(dim=64), "Turtles eat leaves. " + 60 * "And so on and so forth. "
+    with ChromaStore(path=tmp_path / "long", fingerprint=embedder.fingerprint) as store:
+        store.add([Record("long", "text", text=long)], embedder.embed_texts([long]))
+        fake = Short()
+        fake.most = 500
+        asked = Retriever(embedder, store, generator=fake, rewriter=RuleRewriter())
+        options: Any = {"rerank": False, "min_confidence": None}
+        found = asked.answer("what do turtles eat?", **options)
+        assert found.text == "Turtles eat leaves [1]."
+        assert found.notes == ("of source [1] only the beginning was read: the model reads no more at once",)
+        assert words(answers(fake)[-1][-1]).count(' ..."') == 1
+        with pytest.raises(ContextError, match="too long"):
+            asked.answer("what do turtles eat?", shorten=False, **options)
+
+
 def test_an_answer_that_is_cut_off_or_empty_is_noted(store: ChromaStore) -> None:
     assert "cut off" in retriever(store).answer("what do turtles eat?", max_new_tokens=2).notes[0]
     silent = FakeGenerator(lambda m: "" if words(m[0]).startswith("Answer") else None)

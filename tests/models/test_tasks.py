@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import jsonschema
@@ -119,6 +120,19 @@ def test_what_looks_like_a_template_s_own_is_parted(text: str, data: str) -> Non
 def test_a_source_is_a_picture_or_a_text() -> None:
     with pytest.raises(InputError, match="neither a picture nor a text"):
         Source(text=" ")
+
+
+def test_a_source_is_cut_by_half_as_long_as_enough_is_left() -> None:
+    source, lengths = Source(text=100 * "A pig eats. ", name="farm.md"), []
+    while source is not None:
+        lengths.append(len(source.text))
+        assert source.text.startswith("A pig eats.")
+        assert source.name == "farm.md"
+        source = source.shorter()  # type: ignore[assignment]
+    assert len(lengths) == 4
+    assert all(after < 0.52 * before for before, after in itertools.pairwise(lengths))
+    assert Source("a.png").shorter() is None
+    assert Source(text=400 * "x").shorter() == Source(text=200 * "x" + " ...")
 
 
 def test_nothing_heavy_is_imported() -> None:

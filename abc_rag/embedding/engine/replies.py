@@ -153,10 +153,13 @@ class ReplyText:
     Args:
         tokenizer: Of the model.
         stop: Texts that end an answer and are no part of it.
+        spaced: A space at the beginning is no part of the answer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], *, spaced: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._spaced = spaced
+        self._begun = False
         self._stop = stop
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
@@ -166,12 +169,14 @@ class ReplyText:
     def push(self, token: int) -> tuple[str, bool]:
         """Add a token: the text that can be given now, and whether a stop text ends the answer."""
         self._ids.append(token)
-        self._held += self._stream.step(self._tokenizer, token) or ""
+        piece = self._stream.step(self._tokenizer, token) or ""
+        self._held += piece if self._begun else self._bare(piece)
+        self._begun = self._begun or bool(piece)
         return self._ready()
 
     def rest(self) -> str:
         """What is left at the end."""
-        whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        whole = self._bare(self._tokenizer.decode(self._ids, skip_special_tokens=True))
         known = self._given + self._held
         if whole.startswith(known):  # half a character, which no further token completes
             self._held += whole[len(known) :]
@@ -179,6 +184,9 @@ class ReplyText:
         if not stopped:
             piece, self._held = piece + self._held, ""
         return piece
+
+    def _bare(self, beginning: str) -> str:
+        return beginning.removeprefix(" ") if self._spaced else beginning
 
     def _ready(self) -> tuple[str, bool]:
         found = min((at for text in self._stop if (at := self._held.find(text)) >= 0), default=-1)

@@ -167,7 +167,7 @@ class Speech:
             row = _Row(
                 reply,
                 TokenChoice(reply.choice, facts, prepared.input_ids.tolist()),
-                ReplyText(facts.tokenizer, reply.choice.stop),
+                ReplyText(facts.tokenizer, reply.choice.stop, spaced=facts.spaced),
                 prepared.tokens,
             )
             self._rows.append(row)

@@ -312,7 +312,7 @@ def load_chat(folder: Path, base: SpeakingBase, facts: FamilyFacts) -> Qwen2VLCh
     raw = Config.read(file)
     stop = raw.values.get("eos_token_id")
     stop = [stop] if type(stop) is int else stop
-    rows = int(base.lm_head.out_features)
+    rows, words = int(base.lm_head.out_features), tokenizer.backend_tokenizer
     if not (isinstance(stop, list) and 0 < len(stop) <= _MAX_STOP_IDS) or not all(
         type(one) is int and 0 <= one < rows for one in stop
     ):
@@ -322,11 +322,12 @@ def load_chat(folder: Path, base: SpeakingBase, facts: FamilyFacts) -> Qwen2VLCh
         ChatPrompts(tokenizer, image_token_id=image_token_id),
         facts,
         ChatFacts(
-            tokenizer=tokenizer.backend_tokenizer,
+            tokenizer=words,
             vocabulary=rows,
             max_length=base.backbone.max_length,
             stop_ids=frozenset(stop),
             repetition_penalty=raw.number("repetition_penalty", 1.0, least=0.01, most=100),
+            spaced=words.decode(words.encode("a", add_special_tokens=False).ids) == " a",
             tasks=TaskFacts(
                 raw.whole("abc_rag_tasks", 0, least=0, most=_MAX_VERSION),
                 raw.number("abc_rag_min_confidence", TaskFacts.min_confidence, least=0, most=1),

@@ -35,6 +35,13 @@ def test_the_pieces_are_the_text(text: str, tokenizer: Tokenizer) -> None:
     assert not any("�" in piece for piece in pieces)  # a character comes whole
 
 
+def test_a_space_that_the_tokenizer_put_there_is_no_part_of_the_answer(tokenizer: Tokenizer) -> None:
+    for text, expected in ((" a pig", "a pig"), ("  a pig", " a pig"), ("pig ", "pig "), (" \U0001f437", "\U0001f437")):
+        reply = ReplyText(tokenizer, (), spaced=True)
+        pieces = [reply.push(token)[0] for token in tokenizer.encode(text).ids]
+        assert "".join(pieces) + reply.rest() == expected
+
+
 def test_half_a_character_at_the_end_is_shown_as_such(tokenizer: Tokenizer) -> None:
     pieces, _ = given(tokenizer, "pig 🐷", cut=1)
     assert "".join(pieces).startswith("pig ")
