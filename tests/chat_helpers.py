@@ -55,6 +55,11 @@ def chat_of(folder: Path, **options: Any) -> Qwen2VLChat:
     return embedder.family.chat
 
 
+def embedding_only(to: Path) -> Path:
+    """The fixture with a base that was not made to generate."""
+    return Path(shutil.copytree(FIXTURE, to, ignore=shutil.ignore_patterns("images", "generation_config.json")))
+
+
 def tied_checkpoint(to: Path) -> Path:
     """The fixture with a base whose output layer is its embeddings, as transformers itself would save it."""
     folder = Path(shutil.copytree(FIXTURE, to, ignore=shutil.ignore_patterns("images", "goldens*", "loss*")))

@@ -16,7 +16,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from chat_helpers import CONVERSATIONS, OTHER, SMALL, Reference, user
+from chat_helpers import CONVERSATIONS, OTHER, SMALL, Reference, embedding_only, user
 from helpers import FIXTURE, TOLERANCE
 from toy_family import wait_until
 from transformers import RepetitionPenaltyLogitsProcessor
@@ -407,7 +407,7 @@ def test_other_families_name_those_that_can(tmp_path: Any) -> None:
     with pytest.raises(InputError, match=r"wrap the address.*abc_rag\.URL"):
         load_generator("http://localhost:8000/v1")
     with pytest.raises(CheckpointError, match="embed only"):
-        load_generator("abc-mini").generate(CONVERSATIONS["text"])
+        load_generator(embedding_only(tmp_path / "model"), device="cpu").generate(CONVERSATIONS["text"])
     with pytest.raises(InputError, match="weights='int8' merges"):
         load_generator(FIXTURE, weights="int8", device="cpu").generate(CONVERSATIONS["text"])
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import PIL.Image
 import pytest
+from chat_helpers import embedding_only
 from chat_server import serving
 
 from abc_rag.answering import load as loading
@@ -107,8 +108,9 @@ def test_mistakes_are_seen_before_a_model_is_loaded(
     assert message in err
 
 
-def test_a_model_that_cannot_generate_says_so(run: Run) -> None:
-    code, _, err = run("ask", "a", "--answer", "--model", "abc-mini", "--device", "cpu")
+def test_a_model_that_cannot_generate_says_so(run: Run, tmp_path: Path) -> None:
+    model = embedding_only(tmp_path.with_name(f"{tmp_path.name}-model"))
+    code, _, err = run("ask", "a", "--answer", "--model", str(model), "--device", "cpu")
     assert code != 0
     assert "holds no generation_config.json" in err
 

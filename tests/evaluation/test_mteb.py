@@ -277,7 +277,8 @@ def test_metadata_say_what_was_measured(mini: Embedder) -> None:
     assert meta.n_parameters is not None
     assert 1e5 < meta.n_parameters < 1e8
     assert meta.max_tokens is not None
-    assert meta.experiment_kwargs == {"min_tokens": 9, "max_tokens": 9, "dtype": "float32"}
+    limits = {"min_tokens": mini.fingerprint.min_tokens, "max_tokens": mini.fingerprint.max_tokens}
+    assert meta.experiment_kwargs == {**limits, "dtype": "float32"}
     assert MTEBModel(mini, name="me/mine").mteb_model_meta.name == "me/mine"
     with pytest.raises(InputError, match="name must be 'organisation/model', not 'mine'"):
         model_meta(mini, name="mine")

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from chat_helpers import CONVERSATIONS, OTHER, SMALL, Reference, assistant, chat_of, decoded, tied_checkpoint, user
+from chat_helpers import (
+    CONVERSATIONS,
+    OTHER,
+    SMALL,
+    Reference,
+    assistant,
+    chat_of,
+    decoded,
+    embedding_only,
+    tied_checkpoint,
+    user,
+)
 from helpers import FIXTURE
 from safetensors.torch import load_file, save_file
 from vlm2vec_helpers import QWEN
@@ -256,7 +267,7 @@ def test_a_template_is_rendered_in_a_sandbox(tmp_path: Path) -> None:
 
 def test_a_base_that_was_not_made_to_generate_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no generation_config\.json.*embed only"):
-        _ = open_embedder("abc-mini", adapters="beside").family
+        _ = open_embedder(embedding_only(tmp_path / "model"), adapters="beside").family
 
 
 def test_earlier_answers_are_part_of_the_conversation() -> None:
