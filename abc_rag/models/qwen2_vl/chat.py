@@ -306,8 +306,8 @@ def load_chat(folder: Path, base: SpeakingBase, facts: FamilyFacts) -> Qwen2VLCh
     file = folder / "generation_config.json"
     if not file.is_file():
         raise CheckpointError(
-            f"{folder}: holds no generation_config.json, so this base was trained to embed only; use one that was made to "
-            "generate, such as Qwen2-VL-7B-Instruct"
+            f"{folder}: holds no generation_config.json, so this base was trained to embed only; use one that "
+            "generates, such as Qwen2-VL-7B-Instruct"
         )
     raw = Config.read(file)
     stop = raw.values.get("eos_token_id")
