@@ -51,7 +51,8 @@ runs/teacher.npz: runs/kinds.npz
 # glibc's allocator search for a quarter of the time; jemalloc (Debian's package libjemalloc2) takes its place if it is there.
 ALLOCATOR ?= $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 train-mini: runs/kinds.npz runs/teacher.npz
-	LD_PRELOAD=$(ALLOCATOR) GOMP_SPINCOUNT=10000 MALLOC_CONF=dirty_decay_ms:-1,muzzy_decay_ms:-1 $(BIN)/abc-rag train mini runs/abc-mini --kinds runs/kinds.npz --teacher runs/teacher.npz
+	LD_PRELOAD=$(ALLOCATOR) GOMP_SPINCOUNT=10000 ONEDNN_PRIMITIVE_CACHE_CAPACITY=16384 \
+		$(BIN)/abc-rag train mini runs/abc-mini --kinds runs/kinds.npz --teacher runs/teacher.npz
 	$(BIN)/abc-rag evaluate mini --model runs/abc-mini
 	$(BIN)/abc-rag evaluate speaking --model runs/abc-mini
 	$(BIN)/abc-rag evaluate pictures runs/kinds.npz --model runs/abc-mini
