@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import abc_rag
+from abc_rag.store import Store, fit_projection, open_store, reduce_store
 from abc_rag.types import Fingerprint, Record
 
 Elsewhere = Callable[..., "subprocess.Popen[str]"]
@@ -30,6 +31,14 @@ def vectors(n: int, dim: int = 8, seed: int = 0) -> np.ndarray:
 
 def texts(n: int, prefix: str = "t") -> list[Record]:
     return [Record(f"{prefix}{i:05}", "text", f"passage {i}", metadata={"page": i}) for i in range(n)]
+
+
+def reduced(whole: Store, place: Path, dims: int, collection: str = "abc") -> Path:
+    """A folder with the same in fewer dimensions."""
+    projection = fit_projection(whole, dims)
+    with open_store(place, collection=collection, fingerprint=projection.fingerprint) as short:
+        reduce_store(whole, short, projection)
+    return place
 
 
 def finish(process: subprocess.Popen[str]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from abc_rag.embedding.ahead import embedded
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import progress_bar
+from abc_rag.embedding.projected import projected_by
 from abc_rag.errors import ABCRagError, InputError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.open import mime_type_of
@@ -32,6 +33,7 @@ from abc_rag.ingest.report import IndexReport
 from abc_rag.ingest.run import Item, Run
 from abc_rag.ingest.words import has_been_read, lacks_words, read_words, unread_in
 from abc_rag.store.base import Store
+from abc_rag.store.projection import kept_projection
 from abc_rag.store.records import image_id, text_id
 from abc_rag.types import URL, Image, Input, InstructedImage, Record, Text
 
@@ -82,7 +84,7 @@ def index_paths(
         paths: Files, folders that are searched with their sub-folders, and the URLs of web pages and other documents,
             which are fetched where ``documents.allow_web`` is set.
         embedder: Makes the vectors.
-        store: Receives them; must be of the same model.
+        store: Receives them; must be of the same model, or reduced from its vectors: then these are projected, too.
         facets: Instructions under which each picture gets a further vector, such as ``"what is on the left?"``.
             A search takes the best of a picture's vectors. Pictures stored before get those that they lack.
         exclude: Patterns of what to leave out of the folders, in the syntax of ``.gitignore``.
@@ -101,7 +103,9 @@ def index_paths(
     Raises:
         InputError: A path does not exist, a facet is blank, a pattern is malformed, or ``prune`` would remove more
             than ``prune_most``, or everything of a folder that has become empty. Nothing is changed.
+        FingerprintMismatchError: The store was reduced from vectors of another model.
     """
+    embedder = projected_by(embedder, kept_projection(store))
     report = IndexReport()
     paths, urls = _without_urls(paths)
     chosen = checked_facets(facets, embedder)

@@ -14,12 +14,14 @@ import PIL.Image
 from abc_rag.embedding.ahead import Part, embedded, named
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.embedding.progress import progress_bar
+from abc_rag.embedding.projected import projected_by
 from abc_rag.errors import ABCRagError, InputError, PartialIndexError
 from abc_rag.images.limits import DEFAULT_LIMITS, ImageLimits
 from abc_rag.images.open import content_hash, mime_type_of, open_image
 from abc_rag.images.read import describe_source, read_bytes
 from abc_rag.ingest.facets import checked_facets, store_facets
 from abc_rag.store.base import Store
+from abc_rag.store.projection import kept_projection
 from abc_rag.store.records import image_id
 from abc_rag.types import (
     URL,
@@ -120,7 +122,7 @@ def index_images(
     Args:
         images: Paths, `URL`, `DataURI`, bytes or PIL images.
         embedder: Makes the vectors.
-        store: Receives them; must be of the same model.
+        store: Receives them; must be of the same model, or reduced from its vectors: then these are projected, too.
         ids: One id per picture. If not given: `abc_rag.store.image_id` of its content, caption and metadata. So equal
             pictures are one record only where these are equal too; that record has the last one's source.
         captions: One text per picture, stored beside it. It is not embedded.
@@ -137,9 +139,11 @@ def index_images(
     Raises:
         PartialIndexError: Some pictures could not be used; all others are stored.
         InputError: The lists differ in length, or a facet is blank; nothing is stored.
+        FingerprintMismatchError: The store was reduced from vectors of another model.
     """
     if isinstance(images, (str, bytes, os.PathLike, URL, DataURI, PIL.Image.Image)) or not isinstance(images, Iterable):
         raise InputError(f"images must be a list; got a single {type(images).__name__}: pass [image]")
+    embedder = projected_by(embedder, kept_projection(store))
     sources = list(images)
     for name, values in (("ids", ids), ("captions", captions), ("metadatas", metadatas)):
         if isinstance(values, str):

@@ -13,7 +13,7 @@ from abc_rag.search.neighbours import Neighbours, neighbours_of, page_of
 from abc_rag.search.page import Shown, render_html, write_html
 from abc_rag.search.pictures import Pictures
 from abc_rag.search.places import crop_of, marked
-from abc_rag.search.projected import ProjectedEmbedder, projected, rescored
+from abc_rag.search.projected import opened_for, projected, rescored
 from abc_rag.search.query import Query
 from abc_rag.search.ranking import diverse
 from abc_rag.search.retriever import Retriever
@@ -30,7 +30,6 @@ __all__ = [
     "Neighbours",
     "Pair",
     "Pictures",
-    "ProjectedEmbedder",
     "Query",
     "Retriever",
     "Shown",
@@ -44,6 +43,7 @@ __all__ = [
     "marked",
     "name_of",
     "neighbours_of",
+    "opened_for",
     "page_of",
     "projected",
     "render_html",

@@ -1,92 +1,70 @@
-"""An embedder for a store with shorter vectors (`abc_rag.store.projection`): what is asked is projected as it was."""
+"""The model for a store with shorter vectors (`abc_rag.store.projection`): what is asked is projected as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from abc_rag.embedding.embedder import BatchSize, Embedder
-from abc_rag.errors import ABCRagError, FingerprintMismatchError, InputError
+from abc_rag.embedding.embedder import Embedder
+from abc_rag.embedding.projected import ProjectedEmbedder, projected_by
+from abc_rag.errors import FingerprintMismatchError, InputError
 from abc_rag.store.base import Store
-from abc_rag.store.projection import Projection, kept_projection
+from abc_rag.store.projection import kept_projection, reduced_from
 from abc_rag.store.records import unit_rows
-from abc_rag.types import Fingerprint, Hit, ImageSource, Input, Modality, Vectors
+from abc_rag.types import Fingerprint, Hit, Modality, Vectors
 
-__all__ = ["ProjectedEmbedder", "projected", "rescored"]
+__all__ = ["opened_for", "projected", "rescored"]
 
-
-class ProjectedEmbedder(Embedder):
-    """A model whose vectors are projected; its fingerprint says so.
-
-    Args:
-        embedder: The model.
-        projection: That of a reduced store.
-
-    Raises:
-        FingerprintMismatchError: The projection is for vectors of another model.
-    """
-
-    def __init__(self, embedder: Embedder, projection: Projection) -> None:
-        if str(embedder.fingerprint) != projection.of:
-            raise FingerprintMismatchError(
-                f"the projection is for vectors of {projection.of}, not of {embedder.fingerprint}; use that model"
-            )
-        self.embedder = embedder
-        self.projection = projection
-
-    @property
-    def dim(self) -> int:
-        """Length of a projected vector."""
-        return int(self.projection.axes.shape[1])
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """That of the model, with the projection in its revision."""
-        own = self.embedder.fingerprint
-        return replace(own, revision=own.revision + self.projection.mark)
-
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        """What the model takes."""
-        return self.embedder.accepts
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles that the model knows."""
-        return self.embedder.roles
-
-    def grid(self, source: ImageSource) -> tuple[int, int]:
-        """See `Embedder.grid`."""
-        return self.embedder.grid(source)
-
-    def _embed(self, inputs: Sequence[Input], *, batch_size: BatchSize, progress: bool) -> Vectors:
-        return self.projection(self.embedder.embed(inputs, batch_size=batch_size, progress=progress))
-
-    async def _aembed(self, inputs: Sequence[Input], *, batch_size: BatchSize) -> Vectors:
-        return self.projection(await self.embedder.aembed(inputs, batch_size=batch_size))
-
-    def _embed_each(self, inputs: Iterator[Input], *, batch_size: BatchSize) -> Iterator[Vectors | ABCRagError]:
-        for result in self.embedder.embed_iter(inputs, batch_size=batch_size, return_errors=True):
-            yield result if isinstance(result, ABCRagError) else self.projection(result[None])[0]
+S = TypeVar("S", bound=Store)
 
 
 def projected(embedder: Embedder, store: Store) -> Embedder:
     """The embedder for a store: with the store's projection if it was reduced, else ``embedder`` itself.
 
     Args:
-        embedder: The model.
-        store: Opened without a fingerprint.
+        embedder: The model; or already what this gives.
+        store: Opened without a fingerprint, or with that of what this gives. Of a reduced one, the model is compared,
+            which loads it.
 
     Raises:
         FingerprintMismatchError: The store was reduced from vectors of another model.
         StoreError: The file with the projection is missing or damaged.
     """
-    projection = kept_projection(store)
-    return embedder if projection is None else ProjectedEmbedder(embedder, projection)
+    held = store.fingerprint
+    if isinstance(embedder, ProjectedEmbedder) and embedder.projection.fingerprint == held:
+        return embedder
+    of = reduced_from(held)
+    if of is not None and of != str(embedder.fingerprint):
+        raise FingerprintMismatchError(
+            f"{store!r} holds vectors of {held}, which cannot be compared with those of {embedder.fingerprint}; "
+            "use that model, or another collection or path"
+        )
+    return projected_by(embedder, kept_projection(store))
+
+
+def opened_for(embedder: Embedder, open_: Callable[[Fingerprint | None], S]) -> tuple[Embedder, S]:
+    """A store that is opened for a model; and the model, with the store's projection if its vectors were reduced.
+
+    Args:
+        embedder: The model.
+        open_: Opens the store for a fingerprint; None opens whatever is there.
+
+    Raises:
+        FingerprintMismatchError: It holds another model's vectors, or such as were reduced from another model's.
+        StoreError: It cannot be opened, or the file with its projection is missing or damaged.
+    """
+    try:
+        return embedder, open_(embedder.fingerprint)
+    except FingerprintMismatchError:
+        with open_(None) as there:
+            if reduced_from(there.fingerprint) != str(embedder.fingerprint):
+                raise
+            short = projected(embedder, there)
+        return short, open_(short.fingerprint)
 
 
 def rescored(

@@ -54,6 +54,7 @@ from abc_rag.search.fusion import KEYWORD_WEIGHT, demanding, hybrid
 from abc_rag.search.judging import Judge, confident, judged_hits
 from abc_rag.search.neighbours import Neighbours, neighbours_of
 from abc_rag.search.pictures import Pictures
+from abc_rag.search.projected import projected
 from abc_rag.search.query import Query
 from abc_rag.search.ranking import diverse
 from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
@@ -62,6 +63,7 @@ from abc_rag.search.second_look import look_again
 from abc_rag.search.surveys import Surveys
 from abc_rag.store.base import Store
 from abc_rag.store.keywords import Keywords
+from abc_rag.store.projection import Shortening
 from abc_rag.types import Hit, Image, ImageSource, InstructedImage, Message, Modality, Record, Trace, Vectors
 
 __all__ = ["WEIGHT", "Retriever"]
@@ -76,7 +78,8 @@ class Retriever(Surveys):
     """Searches a store with an embedder.
 
     Args:
-        embedder: Embeds questions; must be the one that made the store's vectors.
+        embedder: Embeds questions; must be the one that made the store's vectors. Over a store that was reduced from
+            vectors of this model, the attribute ``embedder`` projects them; the model is then loaded at once.
         store: What is searched.
         rewriter: Turns a question into an instruction. If not given: `abc_rag.search.rewriting.rules.RuleRewriter`;
             `abc_rag.search.rewriting.rewriter.AsAsked` leaves questions as they are.
@@ -88,6 +91,10 @@ class Retriever(Surveys):
         kinds: Filters for the two modalities, where the store's own are not what the caller means by them.
         judge: Judges hits; `abc_rag.Retriever` has one that uses its generator.
         judged: How many of the first hits are judged; at least ``k``.
+
+    Raises:
+        FingerprintMismatchError: The store was reduced from vectors of another model.
+        StoreError: The file with the projection of a reduced store is missing or damaged.
     """
 
     def __init__(
@@ -108,8 +115,9 @@ class Retriever(Surveys):
         for name, count in (("candidates", candidates), ("judged", judged)):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise InputError(f"{name} must be a positive int, not {count!r}")
-        self.embedder = embedder
+        self.embedder = projected(embedder, store)
         self.store = store
+        self._shortening = Shortening(store)
         self.rewriter = rewriter if rewriter is not None else RuleRewriter()
         self.candidates = candidates
         self.weight = checked_share("weight", weight)
@@ -136,7 +144,8 @@ class Retriever(Surveys):
             image: A picture that the question is about.
             texts: Texts to search with besides the picture or, without one, in place of the question: such as made-up
                 answers (HyDE). The query's vector is the mean of theirs. Name the question among them to keep it.
-            vector: The vector to search with, shape ``(dim,)``, in place of one that is embedded.
+            vector: The vector to search with, shape ``(dim,)``, in place of one that is embedded. Over a store that was
+                reduced, one of the model itself, or a short one.
             keywords: As for `search`.
             history: The turns before the question, oldest first. A question such as ``"and on the right?"`` is about
                 the last picture in them; a rewriter with a model behind it completes it from them.
@@ -159,7 +168,7 @@ class Retriever(Surveys):
             words = self._words(rewrite.question, keywords)
         if image is not None:
             image = Image(image).source  # refuses what is no picture's source
-        row = None if vector is None else unit(vector, self.embedder.dim)
+        row = None if vector is None else unit(self._shortening(vector), self.embedder.dim)
         return Query(question, image, rewrite, texts, row, words)
 
     def _rewritten(self, question: str, has_image: bool, history: Sequence[Message]) -> Rewrite:

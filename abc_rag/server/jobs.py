@@ -135,7 +135,7 @@ class Jobs:
         return self._pictures(job, items) if kind == "image" else self._files(job, items)
 
     def _texts(self, job: Job, items: Sequence[Item]) -> Errors:
-        store, embedder = self._stores.open(job.stored), self._stores.embedder
+        embedder, store = self._stores.opened(job.stored)
         vectors, failed = embed_usable(embedder, [Text(item.told["text"]) for item in items])
         errors: Errors = {}
         for row, item in enumerate(items):
@@ -151,7 +151,7 @@ class Jobs:
         return errors
 
     def _pictures(self, job: Job, items: Sequence[Item]) -> Errors:
-        store = self._stores.open(job.stored)
+        embedder, store = self._stores.opened(job.stored)
         errors: Errors = {item.position: None for item in items}
         # Those with and without ids apart, as one call takes ids for all or for none.
         for group in ([i for i in items if i.told["id"]], [i for i in items if not i.told["id"]]):
@@ -159,7 +159,7 @@ class Jobs:
             try:
                 index_images(
                     sources,
-                    self._stores.embedder,
+                    embedder,
                     store,
                     ids=[i.told["id"] for i in group] if group and group[0].told["id"] else None,
                     captions=[i.told["text"] for i in group],
@@ -183,8 +183,7 @@ class Jobs:
         by_path = {str((self.folder / job.id / item.told["file"]).resolve()): item for item in items}
         report = index_paths(
             list(by_path),
-            self._stores.embedder,
-            self._stores.open(job.stored),
+            *self._stores.opened(job.stored),
             facets=job.facets,
             limits=self._limits,
         )

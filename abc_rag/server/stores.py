@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from abc_rag.answering.generator import Generator
 from abc_rag.answering.retriever import Retriever
 from abc_rag.embedding.embedder import Embedder
 from abc_rag.images.limits import ImageLimits
+from abc_rag.search.projected import opened_for
 from abc_rag.search.rewriting.rules import RuleRewriter
 from abc_rag.store.base import Store
 from abc_rag.store.chroma.store import ChromaStore
@@ -17,8 +19,8 @@ from abc_rag.types import Fingerprint
 
 __all__ = ["OpenStore", "Stores", "chroma"]
 
-OpenStore = Callable[[str, Fingerprint], Store]
-"""Opens the collection of a name for a model."""
+OpenStore = Callable[[str, Fingerprint | None], Store]
+"""Opens the collection of a name for a model; for None, whatever is there."""
 
 
 def chroma(path: Path | None = None, *, url: str | None = None, beside: Path | None = None) -> OpenStore:
@@ -30,7 +32,7 @@ def chroma(path: Path | None = None, *, url: str | None = None, beside: Path | N
         beside: With a server, the folder for kept pictures and the keyword index.
     """
 
-    def open_(name: str, fingerprint: Fingerprint) -> Store:
+    def open_(name: str, fingerprint: Fingerprint | None) -> Store:
         if url is None:
             return ChromaStore(path, collection=name, fingerprint=fingerprint)
         return ChromaStore(
@@ -49,7 +51,7 @@ class Stores:
 
     Args:
         open_: Opens one.
-        embedder: Makes vectors.
+        embedder: Makes vectors; of a collection that was reduced from them, they are projected.
         limits: Which pictures are opened.
         generator: Judges and answers, if there is one.
     """
@@ -62,7 +64,7 @@ class Stores:
         self._limits = limits
         self._generator = generator
         self._lock = threading.Lock()
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[str, tuple[Embedder, Store]] = {}
 
     def open(self, stored: str) -> Store:
         """A collection's store.
@@ -70,18 +72,25 @@ class Stores:
         Raises:
             StoreError: It cannot be opened, or holds another model's vectors.
         """
+        return self.opened(stored)[1]
+
+    def opened(self, stored: str) -> tuple[Embedder, Store]:
+        """A collection's store with the embedder for it.
+
+        Raises:
+            StoreError: As for `open`.
+        """
         with self._lock:
             found = self._stores.get(stored)
             if found is None:
-                found = self._stores[stored] = self._open(stored, self.embedder.fingerprint)
+                found = self._stores[stored] = opened_for(self.embedder, partial(self._open, stored))
             return found
 
     def retriever(self, stored: str) -> Retriever:
         """A retriever over it."""
         # The rules rewrite: a search should not wait for a model that generates, unless it is to judge.
         return Retriever(
-            self.embedder,
-            self.open(stored),
+            *self.opened(stored),
             generator=self._generator,
             rewriter=RuleRewriter(),
             image_limits=self._limits,
@@ -94,7 +103,7 @@ class Stores:
 
     def answering(self, stored: str) -> Retriever:
         """A retriever that answers: its generator also rewrites, as only that reads earlier turns."""
-        return Retriever(self.embedder, self.open(stored), generator=self._generator, image_limits=self._limits)
+        return Retriever(*self.opened(stored), generator=self._generator, image_limits=self._limits)
 
     def empty(self, stored: str) -> None:
         """Delete everything in a collection, and close it."""
@@ -109,7 +118,7 @@ class Stores:
         """Close all."""
         with self._lock:
             stores, self._stores = list(self._stores.values()), {}
-        for one in stores:
+        for _, one in stores:
             one.close()
 
 

@@ -9,7 +9,7 @@ from abc_rag.store.keywords import Keywords
 from abc_rag.store.lance import LanceStore
 from abc_rag.store.opening import open_store
 from abc_rag.store.parquet import export_parquet
-from abc_rag.store.projection import Projection, fit_projection, kept_projection, reduce_store
+from abc_rag.store.projection import Projection, Shortening, fit_projection, kept_projection, reduce_store
 from abc_rag.store.records import filterable, image_id, text_id
 from abc_rag.store.roots import Roots
 
@@ -20,6 +20,7 @@ __all__ = [
     "LanceStore",
     "Projection",
     "Roots",
+    "Shortening",
     "Store",
     "copy_store",
     "export_parquet",

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from abc_rag.store.base import Store
 from abc_rag.store.copying import CopyReport, copy_changed
 from abc_rag.types import Vectors
 
-__all__ = ["Projection", "fit_projection", "kept_projection", "reduce_store"]
+__all__ = ["Projection", "Shortening", "fit_projection", "kept_projection", "mismatch", "reduce_store", "reduced_from"]
 
 _MOST = 100_000
 _MARK = re.compile(r"\+pca=[0-9]+:([0-9a-f]{16})")
@@ -50,6 +51,11 @@ class Projection:
         return found
 
     @property
+    def dims(self) -> int:
+        """Length of the vectors that it gives."""
+        return int(self.axes.shape[1])
+
+    @cached_property
     def key(self) -> str:
         """A hash of it: 16 hexadecimal digits."""
         return hashlib.sha256(self.of.encode() + np.ascontiguousarray(self.axes).tobytes()).hexdigest()[:16]
@@ -57,7 +63,7 @@ class Projection:
     @property
     def mark(self) -> str:
         """What it adds to the revision of a fingerprint."""
-        return f"+pca={self.axes.shape[1]}:{self.key}"
+        return f"+pca={self.dims}:{self.key}"
 
     @property
     def fingerprint(self) -> str:
@@ -65,6 +71,63 @@ class Projection:
         # As `abc_rag.Fingerprint` writes the revision: before the resolution.
         head, mark, resolution = self.of.rpartition(" (")
         return f"{head}{self.mark}{mark}{resolution}" if mark else f"{self.of}{self.mark}"
+
+
+class Shortening:
+    """Vectors as a store takes them: those of the model are projected if the store was reduced, all others kept.
+
+    Which is which, their length tells: a projection makes them shorter.
+
+    Args:
+        store: Opened without a fingerprint, or with that of its projection.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._read: tuple[str | None, Projection | None] = (None, None)
+
+    def __call__(self, vectors: npt.ArrayLike) -> npt.ArrayLike:
+        """Vectors ``(n, dim)``, or one ``(dim,)``, for the store, which says what is wrong with those that are none.
+
+        Raises:
+            StoreError: The file with the projection is missing or damaged.
+        """
+        held = self._store.fingerprint
+        if held != self._read[0]:
+            # Once, as the file may have megabytes.
+            self._read = held, kept_projection(self._store)
+        projection = self._read[1]
+        if projection is None:
+            return vectors
+        try:
+            rows = np.asarray(vectors, dtype=np.float32)
+        except (TypeError, ValueError):
+            return vectors
+        if rows.ndim not in (1, 2) or rows.shape[-1] != len(projection.axes):
+            return vectors
+        return projection(rows) if rows.ndim == 2 else projection(rows[None])[0]
+
+
+def reduced_from(fingerprint: str | None) -> str | None:
+    """The fingerprint of the vectors from which those of ``fingerprint`` were reduced; None if they were not."""
+    found = None if fingerprint is None else _MARK.search(fingerprint)
+    return None if found is None else found.string[: found.start()] + found.string[found.end() :]
+
+
+def mismatch(place: str, held: str, wanted: str, instead: str) -> FingerprintMismatchError:
+    """The error for a store that holds vectors of ``held`` where those of ``wanted`` would go in and out.
+
+    Args:
+        place: The store, for the message.
+        held: Its fingerprint.
+        wanted: That of the model.
+        instead: What to do.
+    """
+    if reduced_from(held) == wanted:
+        instead = "they were reduced from these: open it without a fingerprint, and what goes in is projected"
+    return FingerprintMismatchError(
+        f"{place} holds vectors of {held}, which cannot be compared with those of {wanted}; {instead}"
+    )
 
 
 def fit_projection(store: Store, dims: int) -> Projection:

@@ -39,6 +39,10 @@ class Searches(VectorStore):
     def store(self) -> Store:
         """The store that is searched."""
 
+    @abstractmethod
+    def _shortened(self, vectors: npt.ArrayLike) -> npt.ArrayLike:
+        """Vectors of the embeddings as the store holds them: projected, if it was reduced."""
+
     @property
     def embedder(self) -> Embedder | None:
         """The `abc_rag.Embedder` of the embeddings; None if they have none, and so cannot embed pictures."""
@@ -293,6 +297,7 @@ class Searches(VectorStore):
     def _near(
         self, vector: npt.ArrayLike, k: int, where: Filter, modality: Modality | None, words: Keywords | None = None
     ) -> Scored:
+        vector = self._shortened(vector)
         if words is None:
             hits = self.store.search(vector, k, by_shown_names(where), modality=modality)
         else:
@@ -311,7 +316,7 @@ class Searches(VectorStore):
         _check_k(k)
         if not 0 <= lambda_mult <= 1:
             raise InputError(f"lambda_mult must be in [0, 1], not {lambda_mult!r}")
-        hits = self.store.search(vector, max(k, fetch_k), by_shown_names(where), modality=modality)
+        hits = self.store.search(self._shortened(vector), max(k, fetch_k), by_shown_names(where), modality=modality)
         return to_documents(hit.record for hit in diverse(hits, self._vectors(hits), k, lambda_mult))
 
     def _vectors(self, hits: list[Hit]) -> dict[str, Any]:

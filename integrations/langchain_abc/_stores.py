@@ -8,9 +8,12 @@ import tempfile
 import threading
 from collections.abc import Mapping
 
-from abc_rag import ChromaStore, Embedder
+import numpy.typing as npt
+
+from abc_rag import ChromaStore, Embedder, Fingerprint
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
-from abc_rag.store import Store, open_store
+from abc_rag.search import opened_for, projected
+from abc_rag.store import Shortening, Store, open_store
 
 
 class LazyStore:
@@ -44,11 +47,11 @@ class LazyStore:
         self._given = store
         self._temporary = path is None and url is None and store is None
         self._lock = threading.Lock()
-        self._open: Store | None = None
+        self._open: tuple[Store, Shortening] | None = None
         self._closed = False
 
     def get(self, embedder: Embedder | None) -> Store:
-        """The open store, after checking that it holds vectors of ``embedder``.
+        """The open store, after checking that it holds vectors of ``embedder``, or such as were reduced from them.
 
         Args:
             embedder: Whose vectors go in and out; None for embeddings that do not say.
@@ -58,16 +61,24 @@ class LazyStore:
             InputError: The place cannot be used, or a given store is bound to no model.
             StoreError: As for `open_store`; or this was closed.
         """
+        return self._ready(embedder)[0]
+
+    def shortened(self, embedder: Embedder | None, vectors: npt.ArrayLike) -> npt.ArrayLike:
+        """Vectors of ``embedder`` as the store holds them: see `abc_rag.store.Shortening`."""
+        return self._ready(embedder)[1](vectors)
+
+    def _ready(self, embedder: Embedder | None) -> tuple[Store, Shortening]:
         with self._lock:
             if self._closed:
                 raise StoreError("this vector store has been closed; make a new one")
             if self._open is None:
-                self._open = self._opened(embedder) if self._given is None else self._given
+                store = self._opened(embedder) if self._given is None else self._given
                 try:
-                    _check(self._open, embedder)
+                    _check(store, embedder if embedder is None else projected(embedder, store))
                 except BaseException:
-                    self._forget()
+                    self._release(store)
                     raise
+                self._open = store, Shortening(store)
             return self._open
 
     def close(self) -> None:
@@ -90,16 +101,22 @@ class LazyStore:
             self.close()
 
     def _opened(self, embedder: Embedder | None) -> Store:
-        fingerprint = None if embedder is None else embedder.fingerprint
         if self._temporary and self._path is None:
             self._path = tempfile.mkdtemp(prefix="langchain-abc-")
+        return self._opened_as(None) if embedder is None else opened_for(embedder, self._opened_as)[1]
+
+    def _opened_as(self, fingerprint: Fingerprint | None) -> Store:
         if self._path is not None:
             return open_store(self._path, collection=self._collection, fingerprint=fingerprint)
         return ChromaStore(url=self._url, collection=self._collection, fingerprint=fingerprint, headers=self._headers)
 
     def _forget(self) -> None:
-        store, self._open = self._open, None
-        if store is not None and store is not self._given:
+        opened, self._open = self._open, None
+        if opened is not None:
+            self._release(opened[0])
+
+    def _release(self, store: Store) -> None:
+        if store is not self._given:
             if self._temporary:
                 store.roots.forget()
             store.close()

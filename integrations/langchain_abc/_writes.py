@@ -78,10 +78,13 @@ class Writes(Searches):
                     vectors = await _run(self._embedding.embed_documents, passages)
                 else:
                     vectors = await self._embedding.aembed_documents(passages)
-            await _run(self.store.add, part, vectors)
+            await _run(self._add, part, vectors)
         return [record.id for record in records]
 
     aadd_texts = awaiting(add_texts)
+
+    def _add(self, records: Sequence[Record], vectors: list[list[float]]) -> None:
+        self.store.add(records, self._shortened(vectors))
 
     def _new(self, records: Sequence[Record], size: int) -> list[list[Record]]:
         """Batches of what has to be embedded; refuses to replace a picture by a text."""

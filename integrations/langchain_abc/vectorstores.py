@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy.typing as npt
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from typing_extensions import Self
@@ -48,7 +49,8 @@ class ABCVectorStore(Writes):
 
         With none of ``path``, ``url`` and ``store``, everything is in a temporary directory, which is **removed with
         this object**. The store is opened, and `ABCEmbeddings` are loaded, on first use. The collection is bound to
-        the model: one that holds another model's vectors is refused.
+        the model: one that holds another model's vectors is refused. Where a store was reduced from vectors of this
+        model (``abc-rag store reduce``), what comes in is projected, and `embeddings` stay the model's own.
 
     Instantiate:
         .. code-block:: python
@@ -157,6 +159,9 @@ class ABCVectorStore(Writes):
             abc_rag.errors.StoreError: It cannot be opened, or has been closed.
         """
         return self._lazy.get(self.embedder)
+
+    def _shortened(self, vectors: npt.ArrayLike) -> npt.ArrayLike:
+        return self._lazy.shortened(self.embedder, vectors)
 
     def close(self) -> None:
         """Close the store, unless the caller opened it, and remove a temporary directory. Idempotent."""

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from store_helpers import texts
 
 from abc_rag import Retriever, Text
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import ABCRagError, FingerprintMismatchError, InputError
-from abc_rag.search import projected, rescored
+from abc_rag.ingest import index_images, index_paths
+from abc_rag.search import opened_for, projected, rescored
+from abc_rag.search.rewriting.rewriter import Rewrite, Rewriter
 from abc_rag.store import LanceStore, fit_projection, open_store, reduce_store
-from abc_rag.types import Image, Record
+from abc_rag.types import Image, InstructedImage, Record
+
+
+class Says(Rewriter):
+    """Says what every question means."""
+
+    def __init__(self, instruction: str, target: str) -> None:
+        self.rewritten = Rewrite(instruction, target, "any")
+
+    def _rewrite(self, question: str, has_image: bool) -> Rewrite:
+        return self.rewritten
 
 
 @pytest.fixture
@@ -43,13 +57,56 @@ async def test_a_model_is_projected_as_the_store_was(places: tuple[Path, Path]) 
         first, broken, last = own.embed_iter(inputs, return_errors=True)
         np.testing.assert_array_equal([first, last], rows)
         assert isinstance(broken, ABCRagError)
+        assert projected(own, short) is own
         answer = Retriever(own, short).search("passage 7", keywords=False)
         assert answer.hits[0].id == "t00007"
         assert answer.hits[0].score == pytest.approx(1.0, abs=1e-5)
-        with pytest.raises(FingerprintMismatchError, match="use that model"):
-            projected(FakeEmbedder(dim=32, model="other"), short)
+        for use in (projected, Retriever, partial(index_images, [])):
+            with pytest.raises(FingerprintMismatchError, match="use that model"):
+                use(FakeEmbedder(dim=32, model="other"), short)
     with open_store(places[0]) as whole:
         assert projected(embedder, whole) is embedder
+
+
+def test_a_retriever_over_a_reduced_store_projects_what_is_asked(places: tuple[Path, Path], tmp_path: Path) -> None:
+    embedder = FakeEmbedder(dim=32)
+    question = embedder.embed_texts(["a barn"], role="query")
+    with open_store(places[1]) as short:
+        retriever = Retriever(embedder, short, rewriter=Says("left?", "a barn"))
+        own = retriever.embedder
+        # A picture that is written now, and one that was reduced with its facet.
+        for name, color in (("pig.png", "pink"), ("barn.png", "red")):
+            PIL.Image.new("RGB", (32, 32), color).save(tmp_path / name)
+        report = index_paths([tmp_path / "pig.png", tmp_path / "barn.png"], embedder, short)
+        assert (report.added, short.dim) == (2, 8)
+        found = {hit.id: hit for hit in retriever.search("a barn?", k=9, modality="image", rerank=True, trace=True)}
+        assert len(found) == 3
+        (barn,) = (hit for hit in found.values() if hit.source.endswith("barn.png"))
+        seen = own.embed([Image(tmp_path / "barn.png"), InstructedImage(tmp_path / "barn.png", "left?")])
+        kept = short.facet_vectors(["picture"], "left?")["picture"]
+        asked = own.embed_texts(["a barn"], role="query")[0]
+        assert barn.trace.first == pytest.approx((1 + float(seen[0] @ asked)) / 2, abs=1e-5)
+        assert barn.trace.second == pytest.approx((1 + float(seen[1] @ asked)) / 2, abs=1e-5)
+        assert found["picture"].trace.second == pytest.approx((1 + float(kept @ asked)) / 2, abs=1e-5)
+        alike = retriever.search(image=tmp_path / "barn.png", same=["left?"], k=3)
+        assert (alike.hits[0].id, alike.hits[0].score) == (barn.id, pytest.approx(1.0, abs=1e-5))
+        # A vector may be the model's or the store's.
+        for vector in (question[0], asked):
+            hits = retriever.search(retriever.prepare(vector=vector), k=5).hits
+            assert [(hit.id, hit.score) for hit in hits] == [(hit.id, hit.score) for hit in short.search(asked, 5)]
+        with pytest.raises(InputError, match=r"shape \(9,\)"):
+            retriever.prepare(vector=[*asked.tolist(), 0.0])
+
+
+def test_a_store_is_opened_for_its_model_or_not_at_all(places: tuple[Path, Path]) -> None:
+    embedder, other = FakeEmbedder(dim=32), FakeEmbedder(dim=32, model="other")
+    for place in places:
+        found, store = opened_for(embedder, lambda fingerprint, place=place: open_store(place, fingerprint=fingerprint))
+        with store:
+            assert (str(found.fingerprint), found.dim) == (store.fingerprint, store.dim)
+            assert (found is embedder) == (store.dim == 32)
+        with pytest.raises(FingerprintMismatchError, match=r"of fake@.* of other@.*index again"):
+            opened_for(other, lambda fingerprint, place=place: open_store(place, fingerprint=fingerprint))
 
 
 def test_whole_vectors_order_what_shorter_ones_find(places: tuple[Path, Path]) -> None:

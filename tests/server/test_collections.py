@@ -17,6 +17,7 @@ import httpx
 import pytest
 from pdf_helpers import manual
 from server_helpers import Running, b64, png, serving
+from store_helpers import reduced
 
 import abc_rag
 from abc_rag import ChromaStore, Text
@@ -198,6 +199,32 @@ def test_collections_made_without_the_server_are_there(tmp_path: Path) -> None:
     with serving(embedder, settings, stores=chroma(tmp_path), existing=lambda: names) as running:
         found = running.post("/v1/collections/holidays/search", {"question": "a rose"}).json()
     assert found["hits"][0]["id"] == "rose"
+
+
+def test_collections_that_were_reduced(tmp_path: Path) -> None:
+    embedder, other = FakeEmbedder(), FakeEmbedder(model="other")
+    words = [f"passage {n} of {n * n}" for n in range(30)]
+    for name, made in (("holidays", embedder), ("others", other)):
+        with ChromaStore(tmp_path / "whole", collection=name, fingerprint=made.fingerprint) as store:
+            store.add([abc_rag.Record(text, "text", text=text) for text in words], made.embed(map(Text, words)))
+            reduced(store, tmp_path / "short", 8, name)
+    settings = ServerSettings(folder=tmp_path / "short" / "abc-server")
+    served, names = chroma(tmp_path / "short"), ["holidays", "others"]
+    with serving(embedder, settings, stores=served, existing=lambda: names) as running:
+        items: list[dict[str, Any]] = [{"text": "a tram"}, {"image": {"data": b64(png("red"))}, "id": "red"}]
+        body = {"items": items, "facets": ["which colour?"]}
+        answer = running.post("/v1/collections/holidays/items", body).raise_for_status()
+        assert finished(running.client, answer.json())["failed"] == 0
+        for asked in (
+            {"question": "a tram"}, {"question": words[7]}, {"image": {"data": b64(png("red"))}},
+        ):  # fmt: skip
+            found = running.post("/v1/collections/holidays/search", {**asked, "k": 1, "keywords": False}).json()
+            assert found["hits"][0]["score"] == pytest.approx(1.0, abs=1e-5)
+            assert "question" not in asked or found["hits"][0]["text"] == asked["question"]
+        refused = running.post("/v1/collections/others/search", {"question": "a tram"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "FingerprintMismatchError")
+    with ChromaStore(tmp_path / "short", collection="holidays") as store:
+        assert (store.dim, store.count()) == (8, 32)
 
 
 def test_a_killed_server_goes_on_with_every_item_once(tmp_path: Path) -> None:

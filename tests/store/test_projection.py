@@ -6,10 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_helpers import ONE, texts, vectors
+from store_helpers import ONE, TWO, texts, vectors
 
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
-from abc_rag.store import ChromaStore, LanceStore, fit_projection, kept_projection, open_store, reduce_store
+from abc_rag.store import (
+    ChromaStore,
+    LanceStore,
+    Shortening,
+    fit_projection,
+    kept_projection,
+    open_store,
+    reduce_store,
+)
+from abc_rag.store.projection import reduced_from
 from abc_rag.types import Record
 
 
@@ -77,3 +86,25 @@ def test_what_cannot_be_reduced(tmp_path: Path) -> None:
             file.write_bytes(file.read_bytes()[:40])
             with pytest.raises(StoreError, match="restore this file"):
                 kept_projection(short)
+
+
+def test_vectors_as_a_store_takes_them(tmp_path: Path) -> None:
+    rows = vectors(60, 16)
+    with filled(tmp_path / "whole", rows) as whole:
+        projection = fit_projection(whole, 4)
+        assert Shortening(whole)(rows) is rows
+        for make, name in ((ChromaStore, "chroma"), (LanceStore, "lance")):
+            with make(tmp_path / name, fingerprint=projection.fingerprint) as short:
+                reduce_store(whole, short, projection)
+                shortened = Shortening(short)
+                np.testing.assert_array_equal(shortened(rows.tolist()), projection(rows.astype(np.float32)))
+                np.testing.assert_allclose(shortened(rows[3]), projection(rows)[3], atol=1e-6)
+                # Of another length, or no vectors at all: for the store to judge.
+                for given in (projection(rows), rows[:, :7], [["a", "b"], ["c"]]):
+                    assert shortened(given) is given
+            with pytest.raises(FingerprintMismatchError, match="reduced from these: open it without a fingerprint"):
+                make(tmp_path / name, fingerprint=ONE)
+            with pytest.raises(FingerprintMismatchError, match="index again"):
+                make(tmp_path / name, fingerprint=TWO)
+    assert reduced_from(projection.fingerprint) == str(ONE)
+    assert reduced_from(str(ONE)) is None

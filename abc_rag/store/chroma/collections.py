@@ -10,6 +10,7 @@ import numpy as np
 
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
 from abc_rag.store.chroma.rows import metadata_of, records_of
+from abc_rag.store.projection import mismatch
 from abc_rag.store.table import PAGE, pages
 from abc_rag.types import Record, Vectors
 
@@ -155,10 +156,8 @@ def check_mark(mark: str | None, place: str, name: str, wanted: str | None, coun
     if wanted is None or mark == wanted:
         return
     if mark is not None:
-        raise FingerprintMismatchError(
-            f"{place}: collection {name!r} holds vectors of {mark}, which cannot be compared with "
-            f"those of {wanted}; use another collection or path, or delete this one and index again"
-        )
+        other = "use another collection or path, or delete this one and index again"
+        raise mismatch(f"{place}: collection {name!r}", mark, wanted, other)
     if count():
         raise FingerprintMismatchError(
             f"{place}: collection {name!r} holds vectors but not the name of the model that made them, "

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from abc_rag.errors import FingerprintMismatchError, InputError, StoreError
 from abc_rag.store.lance.client import import_lance
 from abc_rag.store.lance.where import entries_of
+from abc_rag.store.projection import mismatch
 from abc_rag.types import Record, Vectors
 
 if TYPE_CHECKING:
@@ -146,10 +147,8 @@ def check(dataset: lance.LanceDataset, place: str, wanted: str | None) -> None:
     if wanted is None or mark == wanted:
         return
     if mark is not None:
-        raise FingerprintMismatchError(
-            f"{place}: it holds vectors of {mark}, which cannot be compared with those of {wanted}; use another "
-            "collection or place, or delete this one and index again"
-        )
+        other = "use another collection or place, or delete this one and index again"
+        raise mismatch(f"{place}: it", mark, wanted, other)
     if dataset.count_rows():
         raise FingerprintMismatchError(
             f"{place}: it holds vectors without a fingerprint of the model that made them, so they cannot be compared "

@@ -31,6 +31,7 @@ from langchain_core.indexing import InMemoryRecordManager, aindex, index
 from langchain_core.load import dumpd
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
+from store_helpers import reduced
 
 from abc_rag import URL, ChromaStore, DataURI, Embedder, Record
 from abc_rag.embedding.embedder import BatchSize
@@ -39,6 +40,7 @@ from abc_rag.errors import FingerprintMismatchError, ImageError, InputError, Par
 from abc_rag.scenes.drawing import render
 from abc_rag.scenes.world import Placed, Scene
 from abc_rag.search.rewriting import LLMRewriter
+from abc_rag.store import open_store
 from abc_rag.types import Input, Vectors
 
 
@@ -903,6 +905,39 @@ def test_a_store_that_was_opened_elsewhere(tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"bound to no model.*fingerprint=embeddings.embedder.fingerprint"),
     ):
         ABCVectorStore(embeddings, store=unbound).add_texts(["a"])
+
+
+async def test_a_reduced_store_takes_and_finds_what_is_projected(tmp_path: Path) -> None:
+    embeddings = FakedEmbeddings()
+    with ABCVectorStore(embeddings, path=tmp_path / "whole") as whole:
+        whole.add_texts([f"passage {n} of {n * n}" for n in range(40)])
+        short = reduced(whole.store, tmp_path / "short", 8)
+    PIL.Image.new("RGB", (28, 28), "red").save(tmp_path / "red.png")
+    with ABCVectorStore(embeddings, path=short) as store:
+        assert len(store.embeddings.embed_query("a")) == 32
+        await store.aadd_documents([Document("a tram in the rain")])
+        store.add_images([tmp_path / "red.png"], facets=["which colour?"])
+        assert (store.store.dim, store.store.count()) == (8, 42)
+        for query in ("passage 7 of 49", "a tram in the rain"):
+            ((document, score),) = await store.asimilarity_search_with_score(query, k=1)
+            assert (document.page_content, score) == (query, pytest.approx(1.0, abs=1e-5))
+            for found in (
+                store.similarity_search_by_vector(embeddings.embed_query(query), k=1),
+                store.max_marginal_relevance_search(query, k=1),
+                store.as_instruction_retriever(k=1, keywords=False).invoke(query),
+            ):
+                assert [one.page_content for one in found] == [query]
+        (picture,) = store.similarity_search_by_image(tmp_path / "red.png", k=1)
+        assert picture.metadata["modality"] == "image"
+    with open_store(short) as opened:
+        assert len(ABCVectorStore(embeddings, store=opened).similarity_search("a tram", k=3)) == 3
+        for other in (FakedEmbeddings(model="other"), DeterministicFakeEmbedding(size=32)):
+            for settings in ({"store": opened}, {"path": short}):
+                with (
+                    ABCVectorStore(other, **settings) as store,
+                    pytest.raises(FingerprintMismatchError, match=r"fake@.* cannot be compared with"),
+                ):
+                    store.similarity_search("a")
 
 
 @pytest.mark.parametrize(

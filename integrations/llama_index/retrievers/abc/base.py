@@ -71,7 +71,8 @@ class InstructionRetriever(BaseRetriever):
 
     Args:
         embed_model: Embeds questions; must be the one that filled the store.
-        store: What is searched.
+        store: What is searched. One that was reduced (``abc-rag store reduce``) is opened without a fingerprint, by
+            ``abc_rag.store.open_store``: what is asked is then projected.
         similarity_top_k: Most hits.
         rewriter: Makes instructions of questions. If not given: rules (`abc_rag.search.rewriting.llm.RuleRewriter`).
         llm: A LlamaIndex LLM to rewrite questions with, in place of ``rewriter``; if it fails, the rules do.
@@ -100,7 +101,8 @@ class InstructionRetriever(BaseRetriever):
 
     Raises:
         InputError: An argument is unusable, or, in a search, there is neither a question nor a picture.
-        FingerprintMismatchError: In the first search: the store holds another model's vectors.
+        FingerprintMismatchError: In the first search: the store holds another model's vectors; at once where these were
+            reduced.
     """
 
     def __init__(
@@ -240,7 +242,7 @@ class InstructionRetriever(BaseRetriever):
     def _check_model(self) -> None:
         if self._checked:
             return
-        theirs, ours = self._store.fingerprint, str(self._embed_model.embedder.fingerprint)
+        theirs, ours = self._store.fingerprint, str(self._retriever.embedder.fingerprint)
         if theirs is not None and theirs != ours:
             raise FingerprintMismatchError(
                 f"{self._store!r} holds vectors of {theirs}, but embed_model is {ours}; "

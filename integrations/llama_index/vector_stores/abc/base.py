@@ -27,7 +27,7 @@ from abc_rag.embedding.threads import Worker, async_twin
 from abc_rag.errors import InputError
 from abc_rag.images.limits import DEFAULT_LIMITS
 from abc_rag.search import Pictures, diverse, hybrid
-from abc_rag.store import Keywords, Store
+from abc_rag.store import Keywords, Shortening, Store
 from abc_rag.store.filters import matches, parse
 from abc_rag.types import Modality
 
@@ -67,6 +67,9 @@ class ABCVectorStore(BasePydanticVectorStore):
     ``semantic_hybrid``, by vectors and keywords, whose ranks are fused. Scores are ``(1 + cosine) / 2``, for
     ``text_search`` ``bm25 / (1 + bm25)``.
 
+    A store that was reduced (``abc-rag store reduce``) is opened without a fingerprint, by
+    ``abc_rag.store.open_store``: vectors that nodes and questions bring are then projected.
+
     Args:
         store: What is viewed.
         modality: ``"text"`` or ``"image"``; None for both, which suits ``IngestionPipeline(vector_store=...)``: a
@@ -82,6 +85,7 @@ class ABCVectorStore(BasePydanticVectorStore):
     modality: Modality | None = None
 
     _store: Store = PrivateAttr()
+    _shortened: Shortening = PrivateAttr()
     _pictures: Pictures = PrivateAttr()
     _roots: tuple[str | os.PathLike[str], ...] = PrivateAttr()
     _worker: Worker = PrivateAttr()
@@ -97,6 +101,7 @@ class ABCVectorStore(BasePydanticVectorStore):
         fields: dict[str, Any] = {"modality": modality}
         super().__init__(**fields)
         self._store = store
+        self._shortened = Shortening(store)
         self._roots = tuple(roots)
         self._pictures = Pictures(store, roots=roots, limits=image_limits or DEFAULT_LIMITS)
         self._worker = Worker("llama-index-abc-store")
@@ -148,7 +153,7 @@ class ABCVectorStore(BasePydanticVectorStore):
                 vectors.append(vector)
         if records:
             self._store.roots.add(record.source for record in records if record.sha256 and record.source_type == "path")
-            self._store.add(records, vectors)
+            self._store.add(records, self._shortened(vectors))
         return [node.node_id for node in nodes]
 
     def _vectors(self, node: BaseNode) -> list[tuple[Modality, Embedding]]:
@@ -270,7 +275,8 @@ class ABCVectorStore(BasePydanticVectorStore):
         )
 
     def _nearest(self, vector: Embedding, k: int, where: Mapping[str, Any] | None) -> list[Hit]:
-        return _nodes_once(self._store.search(vector, self._wanted(k), where, modality=self.modality), k)
+        found = self._store.search(self._shortened(vector), self._wanted(k), where, modality=self.modality)
+        return _nodes_once(found, k)
 
     def _wanted(self, k: int) -> int:
         # A captioned picture is found up to twice.
@@ -281,7 +287,7 @@ class ABCVectorStore(BasePydanticVectorStore):
         if query.mode == VectorStoreQueryMode.TEXT_SEARCH:
             return _nodes_once(self._store.search_words(words, wanted, where, modality=self.modality), k)
         depth = _CANDIDATES if query.sparse_top_k is None else query.sparse_top_k
-        vector = query.query_embedding or []
+        vector = self._shortened(query.query_embedding or [])
         found = hybrid(self._store, vector, words, wanted, where, modality=self.modality, candidates=depth)
         return _nodes_once(found, k)
 

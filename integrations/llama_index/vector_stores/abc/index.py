@@ -23,6 +23,7 @@ from typing_extensions import Self
 
 from abc_rag.embedding.threads import Run, awaiting, blocking, either
 from abc_rag.errors import FingerprintMismatchError, InputError, PartialIndexError
+from abc_rag.search import projected
 from abc_rag.store import Store
 
 __all__ = ["ABCMultiModalIndex"]
@@ -217,7 +218,7 @@ class ABCMultiModalIndex(MultiModalVectorStoreIndex):
         store = self._vector_store.client
         if not nodes or not isinstance(store, Store) or store.fingerprint is None:
             return
-        own = str(self._abc.embedder.fingerprint)
+        own = str(projected(self._abc.embedder, store).fingerprint)
         if store.fingerprint != own:
             raise FingerprintMismatchError(
                 f"{store!r} holds vectors of {store.fingerprint}, but embed_model is {own}; "

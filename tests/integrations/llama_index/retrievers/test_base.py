@@ -25,15 +25,18 @@ from llama_index.retrievers.abc import InstructionRetriever, llm_rewriter
 from llama_index.vector_stores.abc import ABCMultiModalIndex, ABCVectorStore
 from pdf_helpers import manual
 from pydantic import PrivateAttr
+from store_helpers import reduced
 
 import abc_rag
-from abc_rag import ChromaStore
+from abc_rag import ChromaStore, Record
 from abc_rag.answering.fake import FakeGenerator
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import FingerprintMismatchError, ImageFetchError, InputError
 from abc_rag.ingest.paths import index_paths
+from abc_rag.search import projected
 from abc_rag.search.rewriting.llm import LLMRewriter
 from abc_rag.search.rewriting.rewriter import AsAsked, Rewrite, Rewriter
+from abc_rag.store import open_store
 
 DEMO = Path(abc_rag.__file__).parent / "models" / "bundled" / "demo"
 PIG, ROSE, CRAB = (DEMO / name for name in ("pig-car.jpg", "rose-fox.jpg", "crab-elephant.jpg"))
@@ -270,6 +273,38 @@ def test_another_models_store_is_refused(embed_model: ABCEmbeddings, tmp_path: P
         index_paths([PIG], fake, store)
     with ChromaStore(tmp_path) as store, pytest.raises(FingerprintMismatchError, match="fake"):
         InstructionRetriever(embed_model, store).retrieve("a pig")
+
+
+def test_over_a_reduced_store_questions_and_new_nodes_are_projected(
+    embed_model: ABCEmbeddings, filled: ChromaStore, tmp_path: Path
+) -> None:
+    place = reduced(filled, tmp_path / "short", 5)
+    with open_store(place) as short:
+        index = ABCMultiModalIndex(embed_model=embed_model, store=short)
+        index.insert_nodes([TextNode(id_="tram", text="A tram waits in the rain."), ImageNode(image_path=str(PIG))])
+        assert short.dim == 5
+        settings: dict[str, Any] = {"rewriter": AsAsked(), "rerank": False, "keywords": False, "similarity_top_k": 1}
+        retriever = InstructionRetriever(embed_model, short, **settings)
+        vector = embed_model.get_query_embedding("A tram waits in the rain.")
+        for found in (
+            retriever.retrieve("A tram waits in the rain."),
+            retriever.retrieve(QueryBundle("", embedding=vector)),
+            index.as_retriever(similarity_top_k=1, image_similarity_top_k=1).retrieve("A tram waits in the rain."),
+        ):
+            assert (ids(found)[0], found[0].score) == ("tram", pytest.approx(1.0, abs=1e-4))
+        query = QueryBundle(LEFT, image_path=str(PIG))
+        (seen,) = retriever.retrieve(query)
+        own = projected(embed_model.embedder, short)
+        assert seen.score == pytest.approx(short.search(own.embed_images([PIG], instruction=LEFT)[0], 1)[0].score)
+    fake = FakeEmbedder(dim=embed_model.embedder.dim)
+    with ChromaStore(tmp_path / "other", fingerprint=fake.fingerprint) as other:
+        other.add([Record("a", "text", "a b"), Record("b", "text", "c d")], fake.embed_texts(["a b", "c d"]))
+        place = reduced(other, tmp_path / "other-short", 2)
+    with open_store(place) as short:
+        with pytest.raises(FingerprintMismatchError, match=r"fake@.* cannot be compared with"):
+            InstructionRetriever(embed_model, short)
+        with pytest.raises(FingerprintMismatchError, match=r"fake@.* cannot be compared with"):
+            ABCMultiModalIndex(embed_model=embed_model, store=short).insert_nodes([TextNode(text="a")])
 
 
 @pytest.mark.parametrize("fault", ["deleted", "replaced"])
