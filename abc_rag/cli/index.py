@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from abc_rag.cli.cluster import ClusterFlags
-from abc_rag.cli.options import PARTIAL, EmbedderFlags, JsonOption, StoreFlags, expanded, grouped
+from abc_rag.cli.options import PARTIAL, EmbedderFlags, JsonOption, NewStoreFlags, expanded, grouped
 from abc_rag.cli.output import in_options, print_json, say, tell
 from abc_rag.errors import InputError
 from abc_rag.types import URL
@@ -83,7 +83,7 @@ def index(
     ] = None,
     *,
     embedding: _IndexingFlags,
-    place: StoreFlags,
+    place: NewStoreFlags,
     cluster: ClusterFlags,
     as_json: JsonOption = False,
 ) -> None:
@@ -96,6 +96,8 @@ def index(
         wrong = [name for name, given in (("--prune", prune), ("--watch", watch), ("--verify", verify)) if given]
         if wrong:
             raise InputError(f"{wrong[0]} is not for --ray: a cluster adds, and compares contents; leave it out")
+        if place.shards is not None:
+            raise InputError("--shards is for a Chroma server, and a cluster writes Lance; leave it out")
         done, lake = cluster.index(
             paths,
             embedding,

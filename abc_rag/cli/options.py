@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from abc_rag.errors import FingerprintMismatchError, InputError
+from abc_rag.errors import InputError
 
 if TYPE_CHECKING:
     from abc_rag.embedding.embedder import Embedder
@@ -35,7 +35,9 @@ __all__ = [
     "MiniOption",
     "ModelFlags",
     "ModelOption",
+    "NewStoreFlags",
     "OnlyOption",
+    "ShardsOption",
     "StoreFlags",
     "WhereOption",
     "expanded",
@@ -64,6 +66,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 WhereOption = Annotated[
     str | None,
     typer.Option("--where", metavar="JSON", help='Filter by metadata: \'{"page": {"$gte": 3}}\'.'),
+]
+ShardsOption = Annotated[
+    int | None,
+    typer.Option(help="Number of collections of a new store on a Chroma server, 1 to 64. Default: as made, else 1."),
 ]
 OnlyOption = Annotated[Literal["image", "text"] | None, typer.Option("--only", help="Only pictures, or only passages.")]
 
@@ -238,7 +244,9 @@ class StoreFlags:
             InputError: There is no such kind of place.
             StoreError: It cannot be opened.
         """
-        return open_place(self.store, self.url, self.collection, fingerprint, self._keywords())
+        return open_place(
+            self.store, self.url, self.collection, fingerprint, keywords=self._keywords(), shards=self._shards()
+        )
 
     def open_for(self, embedder: Embedder) -> tuple[Embedder, Store]:
         """The store for a model; and the model, with the store's projection if its vectors were reduced.
@@ -248,18 +256,14 @@ class StoreFlags:
             InputError: There is no such kind of place.
             StoreError: It cannot be opened.
         """
-        try:
-            return embedder, self.open(embedder.fingerprint)
-        except FingerprintMismatchError:
-            from abc_rag.search.projected import projected
+        from abc_rag.search.projected import opened_for
 
-            with self.open() as there:
-                short = projected(embedder, there)
-            if short is embedder:
-                raise
-            return short, self.open(short.fingerprint)
+        return opened_for(embedder, self.open)
 
     def _keywords(self) -> Path | None:
+        return None
+
+    def _shards(self) -> int | None:
         return None
 
     def filled(self) -> Store:
@@ -295,6 +299,16 @@ class KeywordStoreFlags(StoreFlags):
 
     def _keywords(self) -> Path | None:
         return None if self.keyword_index is None else expanded(self.keyword_index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewStoreFlags(StoreFlags):
+    """A store that may not be there yet."""
+
+    shards: ShardsOption = None
+
+    def _shards(self) -> int | None:
+        return self.shards
 
 
 @contextmanager
@@ -358,15 +372,19 @@ def open_place(
     url: str | None = None,
     collection: str = "abc",
     fingerprint: Fingerprint | str | None = None,
+    *,
     keywords: Path | None = None,
+    shards: int | None = None,
 ) -> Store:
     """The store that ``--store`` and ``--url`` name; see `StoreFlags.open`."""
     from abc_rag.store import ChromaStore, open_store
 
     if url is not None:
-        return ChromaStore(url=url, collection=collection, fingerprint=fingerprint, keywords=keywords)
+        return ChromaStore(url=url, collection=collection, fingerprint=fingerprint, keywords=keywords, shards=shards)
     words = keywords if "://" in place else None
-    return open_store(_expanded_place(place), collection=collection, fingerprint=fingerprint, keywords=words)
+    return open_store(
+        _expanded_place(place), collection=collection, fingerprint=fingerprint, keywords=words, shards=shards
+    )
 
 
 def is_store(place: str) -> bool:

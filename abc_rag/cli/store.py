@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from abc_rag.cli.options import JsonOption, KeywordStoreFlags, StoreFlags, expanded, grouped, is_store, open_place
+from abc_rag.cli.options import (
+    JsonOption,
+    KeywordStoreFlags,
+    ShardsOption,
+    StoreFlags,
+    expanded,
+    grouped,
+    is_store,
+    open_place,
+)
 from abc_rag.cli.output import print_json, say, tell
 from abc_rag.errors import InputError
 
@@ -79,6 +88,7 @@ def copy(
     collection: CopiedOption = "abc",
     to_collection: ToCollectionOption = None,
     dtype: DtypeOption = "float32",
+    shards: ShardsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy a store, such as Chroma to Lance, and compare both; the same command goes on after an interruption."""
@@ -86,7 +96,7 @@ def copy(
 
     with (
         _source(source, collection) as opened,
-        _target(target, to_collection or collection, opened.fingerprint, dtype) as other,
+        _target(target, to_collection or collection, opened.fingerprint, dtype, shards) as other,
     ):
         report = copy_store(opened, other, progress=None if as_json else _told(opened.count()))
         total = other.count()
@@ -101,6 +111,7 @@ def reduce(
     collection: CopiedOption = "abc",
     to_collection: ToCollectionOption = None,
     dtype: DtypeOption = "float32",
+    shards: ShardsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy a store with shorter vectors (PCA), which 'ask' and others project queries for; a second run goes on."""
@@ -114,7 +125,7 @@ def reduce(
                 projection = kept_projection(there)
         if projection is None or projection.of != opened.fingerprint or projection.axes.shape[1] != dims:
             projection = fit_projection(opened, dims)
-        with _target(target, name, projection.fingerprint, dtype) as other:
+        with _target(target, name, projection.fingerprint, dtype, shards) as other:
             report = reduce_store(opened, other, projection, progress=None if as_json else _told(opened.count()))
             total = other.count()
     _finish(report, total, target, as_json)
@@ -155,8 +166,10 @@ def _finish(report: CopyReport, total: int, target: str, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _target(place: str, collection: str, fingerprint: str | None, dtype: Literal["float32", "float16"]) -> Store:
-    opened = open_place(place, collection=collection, fingerprint=fingerprint)
+def _target(
+    place: str, collection: str, fingerprint: str | None, dtype: Literal["float32", "float16"], shards: int | None
+) -> Store:
+    opened = open_place(place, collection=collection, fingerprint=fingerprint, shards=shards)
     if dtype == "float32":
         return opened
     opened.close()

@@ -30,6 +30,7 @@ def open_store(
     fingerprint: Fingerprint | str | None = None,
     headers: Mapping[str, str] | None = None,
     keywords: str | os.PathLike[str] | None = None,
+    shards: int | None = None,
 ) -> Store:
     """Open the store that a text names.
 
@@ -45,18 +46,29 @@ def open_store(
         fingerprint: Whose vectors go in and out; None opens whatever there is.
         headers: For a Chroma server.
         keywords: Folder on this machine for the keyword index, where the store is not on this machine.
+        shards: Of how many collections a new store on a Chroma server is; None opens one as it was made.
 
     Raises:
-        InputError: There is no such kind of place, or ``headers`` or ``keywords`` are not for it.
+        InputError: There is no such kind of place, ``headers``, ``keywords`` or ``shards`` are not for it, or the store
+            was made with other ``shards``.
         StoreError: As the store says.
     """
     kind, rest = _kind(place)
     if headers is not None and kind != "server":
         raise InputError("headers are for a Chroma server: give its http:// or https:// URL")
+    if shards is not None and kind != "server":
+        raise InputError(f"{rest}: shards are for a Chroma server; leave them out, or give its http:// or https:// URL")
     if kind == "server":
         from abc_rag.store.chroma.store import ChromaStore
 
-        return ChromaStore(url=rest, collection=collection, fingerprint=fingerprint, headers=headers, keywords=keywords)
+        return ChromaStore(
+            url=rest,
+            collection=collection,
+            fingerprint=fingerprint,
+            headers=headers,
+            keywords=keywords,
+            shards=shards,
+        )
     if kind == "lance":
         from abc_rag.store.lance.store import LanceStore
 

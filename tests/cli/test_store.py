@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,37 @@ def test_a_store_is_reduced_and_opened_for_its_model(tmp_path: Path, capsys: pyt
     with pytest.raises(FingerprintMismatchError):
         StoreFlags(store=place).open_for(FakeEmbedder(model="other"))
     assert "holds vectors of" in run(capsys, "store", "reduce", place, short, "--dims", "4")[2]
+
+
+def test_a_store_in_shards_of_a_server(tmp_path: Path, server_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    place, name = str(tmp_path / "s"), f"shards-{uuid.uuid4().hex}"
+    embedder = FakeEmbedder(dim=16)
+    with ChromaStore(place, fingerprint=embedder.fingerprint) as store:
+        store.add(texts(30), embedder.embed_texts([f"passage {n}" for n in range(30)]))
+    there = ["--url", server_url, "--collection"]
+    to = ["--to-collection", name]
+    copied = f"copied, {{}} unchanged, 0 facets copied, 0 problems; 30 in {server_url}\n"
+    assert run(capsys, "store", "copy", place, server_url, *to, "--shards", "3")[:2] == (0, "30 " + copied.format(0))
+    # How many there are need not be said again, and cannot be changed.
+    assert run(capsys, "store", "copy", place, server_url, *to)[:2] == (0, "0 " + copied.format(30))
+    assert "open it with shards=3" in run(capsys, "store", "copy", place, server_url, *to, "--shards", "2")[2]
+    assert run(capsys, "store", "check", *there, name)[:2] == (0, "30 records, all are found\n")
+    to = ["--collection", name, "--to-collection", f"{name}-short", "--dims", "8", "--shards", "2"]
+    assert run(capsys, "store", "reduce", server_url, server_url, *to)[:2] == (0, "30 " + copied.format(0))
+    with ChromaStore(url=server_url, collection=f"{name}-short", shards=2) as short:
+        assert (short.count(), short.dim) == (30, 8)
+    wrong = ["store", "copy", server_url, place, "--collection", name, "--shards", "2"]
+    assert "shards are for a Chroma server" in run(capsys, *wrong)[2]
+
+
+def test_shards_are_filled_and_asked(tmp_path: Path, server_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    there = ["--url", server_url, "--collection", f"shards-{uuid.uuid4().hex}", "--model", "abc-mini"]
+    for n, text in enumerate(("A pig rolls in mud.", "A rose has thorns.", "A tram waits.")):
+        (tmp_path / f"{n}.md").write_text(text)
+    assert run(capsys, "index", str(tmp_path), *there, "--shards", "2")[0] == 0
+    status, out, _ = run(capsys, "ask", "A rose has thorns.", *there, "--json")
+    assert (status, json.loads(out)["hits"][0]["text"]) == (0, "A rose has thorns.")
+    assert "open it with shards=2" in run(capsys, "index", str(tmp_path), *there, "--shards", "4")[2]
 
 
 def test_the_server_serves_no_lake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
