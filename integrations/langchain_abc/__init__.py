@@ -8,6 +8,7 @@ try:
     from langchain_abc.describers import chat_model_describer
     from langchain_abc.embeddings import ABCEmbeddings
     from langchain_abc.loaders import ABCLoader
+    from langchain_abc.prompts import answering_messages
     from langchain_abc.retrievers import InstructionRetriever
     from langchain_abc.rewriters import chat_model_rewriter
     from langchain_abc.tools import retriever_tool
@@ -21,6 +22,7 @@ __all__ = [
     "ABCVectorStore",
     "ChatABC",
     "InstructionRetriever",
+    "answering_messages",
     "chat_model_describer",
     "chat_model_rewriter",
     "cited_documents",

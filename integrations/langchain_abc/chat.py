@@ -25,7 +25,7 @@ from abc_rag.answering.schema import closed_schema
 from abc_rag.errors import InputError
 from abc_rag.types import Message, Role
 
-__all__ = ["ChatABC"]
+__all__ = ["ChatABC", "turns_of"]
 
 _ROLES: tuple[tuple[type[BaseMessage], Role], ...] = (
     (SystemMessage, "system"),
@@ -128,7 +128,7 @@ class ChatABC(ChatSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> ChatResult:
-        return self._result(self._generator.generate(_conversation(messages), **self._asked(stop, kwargs)))
+        return self._result(self._generator.generate(turns_of(messages), **self._asked(stop, kwargs)))
 
     async def _agenerate(
         self,
@@ -137,7 +137,7 @@ class ChatABC(ChatSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> ChatResult:
-        return self._result(await self._generator.agenerate(_conversation(messages), **self._asked(stop, kwargs)))
+        return self._result(await self._generator.agenerate(turns_of(messages), **self._asked(stop, kwargs)))
 
     def _stream(
         self,
@@ -146,7 +146,7 @@ class ChatABC(ChatSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Iterator[ChatGenerationChunk]:
-        with self._generator.generate(_conversation(messages), stream=True, **self._asked(stop, kwargs)) as pieces:
+        with self._generator.generate(turns_of(messages), stream=True, **self._asked(stop, kwargs)) as pieces:
             for piece in pieces:
                 chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
                 if run_manager is not None:
@@ -162,7 +162,7 @@ class ChatABC(ChatSettings, BaseChatModel):
         **kwargs: Any,  # noqa: ANN401
     ) -> AsyncIterator[ChatGenerationChunk]:
         asked = self._asked(stop, kwargs)
-        async with await self._generator.agenerate(_conversation(messages), stream=True, **asked) as pieces:
+        async with await self._generator.agenerate(turns_of(messages), stream=True, **asked) as pieces:
             async for piece in pieces:
                 chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
                 if run_manager is not None:
@@ -246,7 +246,7 @@ class ChatABC(ChatSettings, BaseChatModel):
         """Tokens of a conversation, image tokens included; loads the model and opens the pictures."""
         if tools:
             raise InputError("ChatABC calls no tools; leave tools out")
-        return self._generator.count_tokens(_conversation(messages))
+        return self._generator.count_tokens(turns_of(messages))
 
 
 def _usage_of(answer: Generation) -> UsageMetadata | None:
@@ -256,7 +256,7 @@ def _usage_of(answer: Generation) -> UsageMetadata | None:
     return UsageMetadata(input_tokens=read, output_tokens=said, total_tokens=read + said)
 
 
-def _conversation(messages: Sequence[BaseMessage]) -> list[Message]:
+def turns_of(messages: Sequence[BaseMessage]) -> list[Message]:
     """LangChain's messages in our terms; one that says nothing is left out."""
     turns = []
     for number, message in enumerate(messages):

@@ -21,7 +21,7 @@ from langchain_abc._documents import FoundDocument, is_picture, own_field
 if TYPE_CHECKING:
     from langchain_abc.vectorstores import ABCVectorStore
 
-__all__ = ["cited_documents", "to_content_blocks"]
+__all__ = ["cited_documents", "record_of", "to_content_blocks"]
 
 _LOG = logging.getLogger(__name__)
 # How JPEG, PNG, GIF and WebP files begin in base64.
@@ -88,7 +88,7 @@ def to_content_blocks(
     on_pages = None if pages is None else _Pages(Pictures(opened, roots=roots, limits=limits), pages, max_side)
     blocks: list[ContentBlock] = []
     for number, document in enumerate(documents, 1):
-        record = _record_of(document)
+        record = record_of(document)
         head = " ".join(part for part in (f"[{number}]" if numbered else "", name_of(record) or record.source) if part)
         blocks += _blocks(document, record, head, pictures, max_side, missing)
         if on_pages is not None:
@@ -173,7 +173,7 @@ class _Pages:
             return []
 
 
-def _record_of(document: Document) -> Record:
+def record_of(document: Document) -> Record:
     """The record of a document, as far as its metadata says; it may say anything."""
     source = own_field(document, "source")
     source = source if isinstance(source, str) else ""

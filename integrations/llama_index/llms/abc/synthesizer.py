@@ -1,0 +1,154 @@
+"""`ABCSynthesizer`: answers from nodes in the conversation that abc-rag's own retriever has with a model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage, ContentBlock, ImageBlock, MessageRole, TextBlock
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.llms import LLM
+from llama_index.core.prompts.mixin import PromptDictType
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle
+from llama_index.retrievers.abc.history import picture_of
+
+from abc_rag import ImageSource, Text
+from abc_rag.errors import InputError
+from abc_rag.images import share_image
+from abc_rag.models.tasks import REFUSAL, Source, answering
+
+__all__ = ["ABCSynthesizer"]
+
+_TOLD = "conversation"
+
+
+class ABCSynthesizer(BaseSynthesizer):
+    """Asks a chat model to answer from nodes and the picture of the question, and to cite the nodes like ``[1]``.
+
+    What it asks is word for word what ``abc_rag.Retriever.answer`` asks, in which what comes from outside is data. A
+    small model that was trained on these conversations, such as abc-mini, needs them; others read them as well. All
+    nodes go into one question.
+
+    Examples:
+        ``pip install 'abc-rag[llama-index,generate]'``, then::
+
+            engine = RetrieverQueryEngine(InstructionRetriever(embed_model, store), ABCSynthesizer(llm))
+            engine.query(QueryBundle("which animal is in the picture?", image_path="photos/pig-car.jpg"))
+
+    Args:
+        llm: A chat model that sees, such as `ABCLLM`.
+        streaming: Give the answer as it comes.
+        empty_response: The answer where nothing was found.
+
+    Raises:
+        InputError: A picture has neither data, nor a path, nor a URL.
+        ImageError: A picture cannot be opened.
+    """
+
+    def __init__(self, llm: LLM, *, streaming: bool = False, empty_response: str = REFUSAL) -> None:
+        super().__init__(llm=llm, streaming=streaming, empty_response=empty_response, multimodal=True)
+
+    def synthesize(
+        self,
+        query: str | QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,  # noqa: ANN401
+    ) -> RESPONSE_TYPE:
+        """See the base class; a `QueryBundle` may bring a picture."""
+        told = {_TOLD: _asked(query, nodes)} if nodes else {}
+        return super().synthesize(query, nodes, additional_source_nodes, **told, **response_kwargs)
+
+    async def asynthesize(
+        self,
+        query: str | QueryBundle,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,  # noqa: ANN401
+    ) -> RESPONSE_TYPE:
+        """`synthesize` for event loops."""
+        told = {_TOLD: _asked(query, nodes)} if nodes else {}
+        return await super().asynthesize(query, nodes, additional_source_nodes, **told, **response_kwargs)
+
+    def get_response_from_messages(
+        self,
+        query_str: str,
+        message_chunks: Sequence[ChatMessage],
+        **response_kwargs: Any,  # noqa: ANN401
+    ) -> str | Generator[str, None, None]:
+        """The answer to what `synthesize` made; see the base class."""
+        told: list[ChatMessage] = response_kwargs.pop(_TOLD)
+        if self._streaming:
+            return (part.delta or "" for part in self._llm.stream_chat(told, **response_kwargs))
+        return self._llm.chat(told, **response_kwargs).message.content or ""
+
+    async def aget_response_from_messages(
+        self,
+        query_str: str,
+        message_chunks: Sequence[ChatMessage],
+        **response_kwargs: Any,  # noqa: ANN401
+    ) -> str | AsyncGenerator[str, None]:
+        """`get_response_from_messages` for event loops."""
+        told: list[ChatMessage] = response_kwargs.pop(_TOLD)
+        if self._streaming:
+            parts = await self._llm.astream_chat(told, **response_kwargs)
+            return (part.delta or "" async for part in parts)
+        return (await self._llm.achat(told, **response_kwargs)).message.content or ""
+
+    def get_response(
+        self,
+        query_str: str,
+        text_chunks: Sequence[str],
+        **response_kwargs: Any,  # noqa: ANN401
+    ) -> str | Generator[str, None, None]:
+        """The answer from texts alone."""
+        told = _messages(query_str, [Source(text=text) for text in text_chunks if text.strip()], None)
+        return self.get_response_from_messages(query_str, (), **{_TOLD: told}, **response_kwargs)
+
+    async def aget_response(
+        self,
+        query_str: str,
+        text_chunks: Sequence[str],
+        **response_kwargs: Any,  # noqa: ANN401
+    ) -> str | AsyncGenerator[str, None]:
+        """`get_response` for event loops."""
+        told = _messages(query_str, [Source(text=text) for text in text_chunks if text.strip()], None)
+        return await self.aget_response_from_messages(query_str, (), **{_TOLD: told}, **response_kwargs)
+
+    def _get_prompts(self) -> PromptDictType:
+        return {}
+
+    def _update_prompts(self, prompts: PromptDictType) -> None:
+        if prompts:
+            raise InputError("what ABCSynthesizer asks is fixed; use another synthesizer for prompts of your own")
+
+
+def _asked(query: str | QueryBundle, nodes: Sequence[NodeWithScore]) -> list[ChatMessage]:
+    question, image = (query, None) if isinstance(query, str) else (query.query_str, query.image_path)
+    return _messages(question, [_source(one) for one in nodes], image)
+
+
+def _source(found: NodeWithScore) -> Source:
+    node, text = found.node, found.node.get_content(MetadataMode.NONE).strip()
+    if not isinstance(node, ImageNode):
+        return Source(text=text or "(empty)")
+    data, path = node.image.encode() if node.image else None, Path(node.image_path) if node.image_path else None
+    if (picture := picture_of(ImageBlock(image=data, path=path, url=node.image_url))) is None:
+        raise InputError(f"{node.node_id}: a picture without image, image_path or image_url; give one of them")
+    return Source(picture, text)
+
+
+def _messages(question: str, sources: Sequence[Source], image: ImageSource | None) -> list[ChatMessage]:
+    told = []
+    for turn in answering(question, sources, image=image):
+        blocks: list[ContentBlock] = []
+        for part in turn.parts:
+            if isinstance(part, Text):
+                blocks.append(TextBlock(text=part.text))
+            else:
+                data, mime_type = share_image(part.source)
+                blocks.append(ImageBlock(image=data, image_mimetype=mime_type))
+        told.append(ChatMessage(role=MessageRole(turn.role), blocks=blocks))
+    return told

@@ -1,0 +1,80 @@
+"""ABCSynthesizer: a query engine asks what a retriever of abc-rag's own asks, word for word."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
+from llama_index.llms.abc import ABCLLM, ABCSynthesizer
+
+from abc_rag import Text
+from abc_rag.answering.fake import FakeGenerator
+from abc_rag.errors import InputError
+from abc_rag.images import open_image
+from abc_rag.models.tasks import REFUSAL, Source, answering
+from abc_rag.types import Message
+
+
+class Found(BaseRetriever):
+    """Always finds the same."""
+
+    def __init__(self, nodes: list[TextNode]) -> None:
+        super().__init__()
+        self._nodes = nodes
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return [NodeWithScore(node=node, score=1.0) for node in self._nodes]
+
+
+def seen(messages: tuple[Message, ...] | list[Message]) -> list[object]:
+    """Roles and texts, and the pixels of pictures."""
+    found: list[object] = []
+    for message in messages:
+        found.append(message.role)
+        found += [
+            one.text if isinstance(one, Text) else open_image(one.source).image.convert("RGB").tobytes()
+            for one in message.parts
+        ]
+    return found
+
+
+def test_a_query_engine_asks_what_a_retriever_asks(tmp_path: Path) -> None:
+    files = [tmp_path / f"{colour}.png" for colour in ("red", "blue", "green")]
+    for file in files:
+        PIL.Image.new("RGB", (40, 30), file.stem).save(file)
+    red, blue, green = files
+    nodes = [
+        ImageNode(image_path=str(red), metadata={"year": 2024}),
+        TextNode(text="Pigs eat apples.", metadata={"year": 2024}),
+        ImageNode(image=base64.b64encode(blue.read_bytes()).decode(), text="a blue square"),
+    ]
+    expected = answering(
+        "what do pigs eat?", [Source(red), Source(text="Pigs eat apples."), Source(blue, "a blue square")], image=green
+    )
+    fake = FakeGenerator()
+    llm = ABCLLM(generator=fake, context_window=2_048)
+    question = QueryBundle("what do pigs eat?", image_path=str(green))
+    engine = RetrieverQueryEngine(Found(nodes), ABCSynthesizer(llm))
+    response = engine.query(question)
+    assert str(response) == str(asyncio.run(engine.aquery(question))) == "Pigs eat apples [2]."
+    assert len(response.source_nodes) == 3
+    streamed = RetrieverQueryEngine(Found(nodes), ABCSynthesizer(llm, streaming=True)).query(question)
+    assert str(streamed) == "Pigs eat apples [2]."
+    assert len(fake.asked) == 3
+    assert all(seen(asked) == seen(expected) for asked in fake.asked)
+    assert str(RetrieverQueryEngine(Found([]), ABCSynthesizer(llm)).query(question)) == REFUSAL
+    assert ABCSynthesizer(llm).get_response("what do pigs eat?", ["Pigs eat apples.", " "]) == "Pigs eat apples [1]."
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    synthesizer = ABCSynthesizer(ABCLLM(generator=FakeGenerator(), context_window=2_048))
+    with pytest.raises(InputError, match="picture without image, image_path or image_url"):
+        synthesizer.synthesize("x", [NodeWithScore(node=ImageNode(id_="a"))])
+    with pytest.raises(InputError, match="use another synthesizer"):
+        synthesizer.update_prompts({"a": None})  # type: ignore[dict-item]
