@@ -65,16 +65,11 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
 
     In float32 on a CPU the result is the same, bit for bit, on any number of threads.
     """
-    if (
-        not torch.compiler.is_compiling()  # the compiler chooses the library
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and len(x) >= _LEAST_ROWS
-        and len(weight) >= _LEAST_COLUMNS
-        and onednn_is_faster()
-    ):
+    # The compiler chooses the library itself.
+    chosen = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling()
+    if chosen and len(x) >= _LEAST_ROWS and len(weight) >= _LEAST_COLUMNS and onednn_is_faster():
         return onednn_product(x, weight, bias)
-    if 4 < len(x) < 12 and len(x) % 4 and not x.is_cuda and not torch.compiler.is_compiling():
+    if chosen and 4 < len(x) < 12 and len(x) % 4:
         # Of 5, 6, 7, 9, 10 and 11 rows, but no other number, MKL rounds the sums differently on several threads.
         return nn.functional.linear(nn.functional.pad(x, (0, 0, 0, -len(x) % 4)), weight, bias)[: len(x)]
     return nn.functional.linear(x, weight, bias)
