@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from abc_rag.errors import InputError
+from abc_rag.types import Modality
 
 if TYPE_CHECKING:
     from abc_rag.embedding.embedder import Embedder
@@ -71,7 +72,7 @@ ShardsOption = Annotated[
     int | None,
     typer.Option(help="Number of collections of a new store on a Chroma server, 1 to 64. Default: as made, else 1."),
 ]
-OnlyOption = Annotated[Literal["image", "text"] | None, typer.Option("--only", help="Only pictures, or only passages.")]
+OnlyOption = Annotated[Modality | None, typer.Option("--only", help="Only pictures, or only passages.")]
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -20,7 +20,7 @@ from abc_rag.server.guard import caller_of
 from abc_rag.server.library import Library
 from abc_rag.server.records import public_answer
 from abc_rag.server.search import AboutPicture, may_map
-from abc_rag.types import Message, Text
+from abc_rag.types import Message, Modality, Text
 
 __all__ = ["answer_routes"]
 
@@ -45,7 +45,7 @@ class AnswerRequest(AboutPicture):
     history: list[Said] = Field(default_factory=list, max_length=100, description="The turns before it, oldest first.")
     k: int = Field(4, ge=1, le=100)
     where: dict[str, Any] | None = None
-    modality: Literal["image", "text"] | None = None
+    modality: Modality | None = None
     rerank: bool | Literal["auto", "judge"] = "judge"
     keywords: bool | Literal["auto"] = "auto"
     facet_map: bool | Literal["auto"] = Field("auto", description="As for a search.")

@@ -9,7 +9,7 @@ import base64
 import functools
 import json
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
@@ -20,7 +20,7 @@ from abc_rag.answering.retriever import Retriever
 from abc_rag.embedding.threads import in_thread
 from abc_rag.errors import ImageError, InputError
 from abc_rag.server.records import public_record
-from abc_rag.types import Hit, Record
+from abc_rag.types import Hit, Modality, Record
 
 __all__ = ["mcp_server"]
 
@@ -77,7 +77,7 @@ class _Tools:
         question: _Question,
         k: _Count = 4,
         kind: Annotated[
-            Literal["image", "text"] | None, Field(description="Only pictures or only passages; both if not given.")
+            Modality | None, Field(description="Only pictures or only passages; both if not given.")
         ] = None,
         where: Annotated[
             dict[str, Any] | None, Field(description='A filter over metadata, such as {"page": {"$gte": 3}}.')

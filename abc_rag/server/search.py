@@ -16,7 +16,7 @@ from abc_rag.server.guard import Caller, caller_of, require
 from abc_rag.server.library import Library, shown_or_gone
 from abc_rag.server.records import public_answer
 from abc_rag.server.vectors import Picture, picture_of
-from abc_rag.types import ImageSource
+from abc_rag.types import ImageSource, Modality
 
 __all__ = ["AboutPicture", "AboutQuestion", "SearchRequest", "may_map", "search_routes"]
 
@@ -96,7 +96,7 @@ class SearchRequest(AboutQuestion):
 
     k: int = Field(4, ge=1, le=1000)
     where: dict[str, Any] | None = Field(None, description='A filter over metadata, such as {"page": {"$gte": 3}}.')
-    modality: Literal["image", "text"] | None = None
+    modality: Modality | None = None
     same: list[str] = Field(
         default_factory=list,
         max_length=16,
