@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from abc_rag import Image, Text
 from abc_rag.embedding.load import open_embedder
 from abc_rag.embedding.options import EmbedderOptions
+from abc_rag.images import open_image
 from abc_rag.models.chat import Conversation
 from abc_rag.models.qwen2_vl.chat import Qwen2VLChat
 from abc_rag.models.qwen2_vl.network import normalise
@@ -142,3 +143,15 @@ def decoded(
         for (_, logits), row in zip(found, batch.step(chosen), strict=True):
             logits.append(row)
     return [(ids, torch.stack(logits)) for ids, logits in found]
+
+
+def seen(messages: tuple[Message, ...] | list[Message]) -> list[object]:
+    """Roles and texts, and the pixels of pictures."""
+    found: list[object] = []
+    for message in messages:
+        found.append(message.role)
+        found += [
+            one.text if isinstance(one, Text) else open_image(one.source).image.convert("RGB").tobytes()
+            for one in message.parts
+        ]
+    return found

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from chat_helpers import seen
 from langchain_abc import ABCEmbeddings, ABCVectorStore, ChatABC, answering_messages, cited_documents
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
@@ -14,7 +15,6 @@ from abc_rag import Embedder, Image, Text
 from abc_rag.answering.fake import FakeGenerator
 from abc_rag.embedding.fake import FakeEmbedder
 from abc_rag.errors import ImageError, InputError
-from abc_rag.images import open_image
 from abc_rag.models.tasks import Source, answering
 from abc_rag.types import Message
 
@@ -24,18 +24,6 @@ class FakedEmbeddings(ABCEmbeddings):
 
     def _load(self) -> Embedder:
         return FakeEmbedder(model=self.model)
-
-
-def seen(messages: tuple[Message, ...] | list[Message]) -> list[object]:
-    """Roles and texts, and the pixels of pictures."""
-    found: list[object] = []
-    for message in messages:
-        found.append(message.role)
-        found += [
-            one.text if isinstance(one, Text) else open_image(one.source).image.convert("RGB").tobytes()
-            for one in message.parts
-        ]
-    return found
 
 
 def test_a_chat_model_is_asked_what_a_retriever_asks(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Sequence
-from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ContentBlock, ImageBlock, MessageRole, TextBlock
@@ -12,11 +11,11 @@ from llama_index.core.llms import LLM
 from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle
-from llama_index.retrievers.abc.history import picture_of
+from llama_index.embeddings.abc.nodes import has_picture, picture_of
 
-from abc_rag import ImageSource, Text
-from abc_rag.errors import InputError
-from abc_rag.images import share_image
+from abc_rag import Text
+from abc_rag.errors import ImageError, InputError
+from abc_rag.images import mime_type_of, read_bytes, share_image
 from abc_rag.models.tasks import REFUSAL, Source, answering
 
 __all__ = ["ABCSynthesizer"]
@@ -44,11 +43,12 @@ class ABCSynthesizer(BaseSynthesizer):
 
     Raises:
         InputError: A picture has neither data, nor a path, nor a URL.
-        ImageError: A picture cannot be opened.
+        ImageError: The question's picture cannot be opened. In the place of another one that cannot be, a text says so.
     """
 
     def __init__(self, llm: LLM, *, streaming: bool = False, empty_response: str = REFUSAL) -> None:
-        super().__init__(llm=llm, streaming=streaming, empty_response=empty_response, multimodal=True)
+        # Not multimodal for the base class: it would open every picture once more, and let one that is gone end all.
+        super().__init__(llm=llm, streaming=streaming, empty_response=empty_response)
 
     def synthesize(
         self,
@@ -72,40 +72,17 @@ class ABCSynthesizer(BaseSynthesizer):
         told = {_TOLD: _asked(query, nodes)} if nodes else {}
         return await super().asynthesize(query, nodes, additional_source_nodes, **told, **response_kwargs)
 
-    def get_response_from_messages(
-        self,
-        query_str: str,
-        message_chunks: Sequence[ChatMessage],
-        **response_kwargs: Any,  # noqa: ANN401
-    ) -> str | Generator[str, None, None]:
-        """The answer to what `synthesize` made; see the base class."""
-        told: list[ChatMessage] = response_kwargs.pop(_TOLD)
-        if self._streaming:
-            return (part.delta or "" for part in self._llm.stream_chat(told, **response_kwargs))
-        return self._llm.chat(told, **response_kwargs).message.content or ""
-
-    async def aget_response_from_messages(
-        self,
-        query_str: str,
-        message_chunks: Sequence[ChatMessage],
-        **response_kwargs: Any,  # noqa: ANN401
-    ) -> str | AsyncGenerator[str, None]:
-        """`get_response_from_messages` for event loops."""
-        told: list[ChatMessage] = response_kwargs.pop(_TOLD)
-        if self._streaming:
-            parts = await self._llm.astream_chat(told, **response_kwargs)
-            return (part.delta or "" async for part in parts)
-        return (await self._llm.achat(told, **response_kwargs)).message.content or ""
-
     def get_response(
         self,
         query_str: str,
         text_chunks: Sequence[str],
         **response_kwargs: Any,  # noqa: ANN401
     ) -> str | Generator[str, None, None]:
-        """The answer from texts alone."""
-        told = _messages(query_str, [Source(text=text) for text in text_chunks if text.strip()], None)
-        return self.get_response_from_messages(query_str, (), **{_TOLD: told}, **response_kwargs)
+        """The answer to what `synthesize` made, else from texts alone."""
+        told = _told(query_str, text_chunks, response_kwargs)
+        if self._streaming:
+            return (part.delta or "" for part in self._llm.stream_chat(told, **response_kwargs))
+        return self._llm.chat(told, **response_kwargs).message.content or ""
 
     async def aget_response(
         self,
@@ -114,8 +91,11 @@ class ABCSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,  # noqa: ANN401
     ) -> str | AsyncGenerator[str, None]:
         """`get_response` for event loops."""
-        told = _messages(query_str, [Source(text=text) for text in text_chunks if text.strip()], None)
-        return await self.aget_response_from_messages(query_str, (), **{_TOLD: told}, **response_kwargs)
+        told = _told(query_str, text_chunks, response_kwargs)
+        if self._streaming:
+            parts = await self._llm.astream_chat(told, **response_kwargs)
+            return (part.delta or "" async for part in parts)
+        return (await self._llm.achat(told, **response_kwargs)).message.content or ""
 
     def _get_prompts(self) -> PromptDictType:
         return {}
@@ -125,22 +105,33 @@ class ABCSynthesizer(BaseSynthesizer):
             raise InputError("what ABCSynthesizer asks is fixed; use another synthesizer for prompts of your own")
 
 
+def _told(question: str, texts: Sequence[str], given: dict[str, Any]) -> list[ChatMessage]:
+    """Takes the conversation out of the arguments that are for the model."""
+    told: list[ChatMessage] | None = given.pop(_TOLD, None)
+    return _messages(question, [Source(text=text) for text in texts if text.strip()], None) if told is None else told
+
+
 def _asked(query: str | QueryBundle, nodes: Sequence[NodeWithScore]) -> list[ChatMessage]:
     question, image = (query, None) if isinstance(query, str) else (query.query_str, query.image_path)
-    return _messages(question, [_source(one) for one in nodes], image)
+    return _messages(question, [_source(one) for one in nodes], None if image is None else share_image(image)[0])
 
 
 def _source(found: NodeWithScore) -> Source:
     node, text = found.node, found.node.get_content(MetadataMode.NONE).strip()
-    if not isinstance(node, ImageNode):
+    if not has_picture(node):
+        if isinstance(node, ImageNode):
+            raise InputError(f"{node.node_id}: a picture without image, image_path or image_url; give one of them")
         return Source(text=text or "(empty)")
-    data, path = node.image.encode() if node.image else None, Path(node.image_path) if node.image_path else None
-    if (picture := picture_of(ImageBlock(image=data, path=path, url=node.image_url))) is None:
-        raise InputError(f"{node.node_id}: a picture without image, image_path or image_url; give one of them")
-    return Source(picture, text)
+    try:
+        picture = picture_of(node)
+        assert picture is not None
+        return Source(share_image(picture)[0], text)
+    except InputError as error:
+        reason = error.reason if isinstance(error, ImageError) else str(error)
+        return Source(text=f"{text} (This picture cannot be shown: {reason})".strip())
 
 
-def _messages(question: str, sources: Sequence[Source], image: ImageSource | None) -> list[ChatMessage]:
+def _messages(question: str, sources: Sequence[Source], image: bytes | None) -> list[ChatMessage]:
     told = []
     for turn in answering(question, sources, image=image):
         blocks: list[ContentBlock] = []
@@ -148,7 +139,7 @@ def _messages(question: str, sources: Sequence[Source], image: ImageSource | Non
             if isinstance(part, Text):
                 blocks.append(TextBlock(text=part.text))
             else:
-                data, mime_type = share_image(part.source)
-                blocks.append(ImageBlock(image=data, image_mimetype=mime_type))
+                data = read_bytes(part.source)
+                blocks.append(ImageBlock(image=data, image_mimetype=mime_type_of(data)))
         told.append(ChatMessage(role=MessageRole(turn.role), blocks=blocks))
     return told

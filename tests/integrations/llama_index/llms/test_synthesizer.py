@@ -8,17 +8,15 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from chat_helpers import seen
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.llms.abc import ABCLLM, ABCSynthesizer
 
-from abc_rag import Text
 from abc_rag.answering.fake import FakeGenerator
-from abc_rag.errors import InputError
-from abc_rag.images import open_image
+from abc_rag.errors import ImageError, InputError
 from abc_rag.models.tasks import REFUSAL, Source, answering
-from abc_rag.types import Message
 
 
 class Found(BaseRetriever):
@@ -30,18 +28,6 @@ class Found(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return [NodeWithScore(node=node, score=1.0) for node in self._nodes]
-
-
-def seen(messages: tuple[Message, ...] | list[Message]) -> list[object]:
-    """Roles and texts, and the pixels of pictures."""
-    found: list[object] = []
-    for message in messages:
-        found.append(message.role)
-        found += [
-            one.text if isinstance(one, Text) else open_image(one.source).image.convert("RGB").tobytes()
-            for one in message.parts
-        ]
-    return found
 
 
 def test_a_query_engine_asks_what_a_retriever_asks(tmp_path: Path) -> None:
@@ -72,9 +58,20 @@ def test_a_query_engine_asks_what_a_retriever_asks(tmp_path: Path) -> None:
     assert ABCSynthesizer(llm).get_response("what do pigs eat?", ["Pigs eat apples.", " "]) == "Pigs eat apples [1]."
 
 
+def test_a_picture_that_cannot_be_opened_costs_itself_only(tmp_path: Path) -> None:
+    fake = FakeGenerator()
+    nodes = [ImageNode(image_path=str(tmp_path / "gone.png"), text="a rose"), TextNode(text="Pigs eat apples.")]
+    engine = RetrieverQueryEngine(Found(nodes), ABCSynthesizer(ABCLLM(generator=fake, context_window=2_048)))
+    assert str(engine.query("what do pigs eat?")) == "Pigs eat apples [2]."
+    (asked,) = fake.asked
+    assert any("a rose (This picture cannot be shown: " in part.text for part in asked[-1].parts)  # type: ignore[union-attr]
+
+
 def test_what_cannot_be_asked_is_refused() -> None:
     synthesizer = ABCSynthesizer(ABCLLM(generator=FakeGenerator(), context_window=2_048))
     with pytest.raises(InputError, match="picture without image, image_path or image_url"):
         synthesizer.synthesize("x", [NodeWithScore(node=ImageNode(id_="a"))])
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        synthesizer.synthesize(QueryBundle("x", image_path="gone.png"), [NodeWithScore(node=TextNode(text="y"))])
     with pytest.raises(InputError, match="use another synthesizer"):
         synthesizer.update_prompts({"a": None})  # type: ignore[dict-item]
