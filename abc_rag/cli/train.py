@@ -154,6 +154,7 @@ def train_mini_command(
     seed: Annotated[int, typer.Option()] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps of the base stage, for a trial run.")] = None,
     see_steps: Annotated[int | None, typer.Option(help="Steps of the stage that learns to see.")] = None,
+    read_steps: Annotated[int | None, typer.Option(help="Steps of the stage that learns to read.")] = None,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16; slower on CPUs without support for it.")] = True,
     kinds: Annotated[
         Path | None, typer.Option(help="Drawings by scripts/draw_kinds.py; the package's own alone if not given.")
@@ -173,10 +174,8 @@ def train_mini_command(
 
     drawings, words, tower = ("" if file is None else str(expanded(file)) for file in (kinds, teacher, eyes))
     config = MiniConfig(seed=seed, bf16=bf16, threads=threads, kinds=drawings, teacher=words, eyes=tower)
-    if steps is not None:
-        config = replace(config, base_steps=steps)
-    if see_steps is not None:
-        config = replace(config, see_steps=see_steps)
+    chosen = {"see_steps": see_steps, "read_steps": read_steps, "base_steps": steps}
+    config = replace(config, **{name: count for name, count in chosen.items() if count is not None})
     train_mini(expanded(out), config, say=tell)
     say(f"abc-mini is in {out}; its figures: abc-rag evaluate mini --model {out}")
 

@@ -42,6 +42,7 @@ __all__ = [
     "embedded_loss",
     "packed_conversations",
     "seen_loss",
+    "spoken_loss",
     "square_features",
 ]
 
@@ -58,6 +59,8 @@ class Conversations:
         positions: int64 ``(3, rows, length)``.
         parts: int64 ``(rows, length)``: 0 for what all answers of a row share, n for its n-th branch, -1 for padding.
         targets: int64 ``(rows, length)``: the token that follows, where an answer is learnt; else -100.
+        weights: float32 ``(rows, length)``: what a learnt token counts; those of an answer are 1 together, so that "yes"
+            counts as much as a long one.
         pictures: Positions of the pictures, row by row.
     """
 
@@ -65,6 +68,7 @@ class Conversations:
     positions: torch.Tensor
     parts: torch.Tensor
     targets: torch.Tensor
+    weights: torch.Tensor
     pictures: list[int]
 
 
@@ -119,7 +123,7 @@ class Tokeniser:
         if batch.captions:
             asked += [((at,), self._embed("", image_tokens=count)) for at in range(len(batch.pictures))]
         texts = [*batch.candidates, *batch.captions, *(self._sentences[i] for i in batch.sentences)]
-        rows = [self._row(group) for group in batch.told if group] + [self._row([one]) for one in batch.worked]
+        rows = [self._row(group) for group in (*batch.told, *batch.worked) if group]
         return BaseTokens(
             batch, asked, [((), self._embed(t)) for t in texts], packed_conversations(rows, self._image_token)
         )
@@ -127,16 +131,35 @@ class Tokeniser:
     def _row(self, group: list[Spoken]) -> tuple[list[npt.NDArray[np.int64]], list[int], list[int]]:
         """What a group of conversations share, then each one's rest with its answer; where the answers begin."""
         asked = [self._chat(s.messages, [CELLS * CELLS] * len(s.pictures)) for s in group]
-        shared = min(len(ids) for ids in asked) - 1 if len(group) > 1 else 0
-        for other in asked[1:]:
-            different = np.flatnonzero(asked[0][:shared] != other[:shared])
+        seen = [s.pictures for s in group]
+        shared, alike = 0, 0
+        if len(group) > 1:
+            shared = min(len(ids) for ids in asked) - 1
+            alike = _alike(seen)
+        for ids, pictures in zip(asked, seen, strict=True):
+            different = np.flatnonzero(asked[0][:shared] != ids[:shared])
             shared = int(different[0]) if len(different) else shared
+            if len(pictures) > alike:
+                # Pictures look alike as tokens: what is shared ends before the first that is another's.
+                begins_at = np.flatnonzero(ids == self._image_token)[alike * CELLS * CELLS]
+                shared = min(shared, int(begins_at))
         branches, begins = [asked[0][:shared]], [0]
         for ids, spoken in zip(asked, group, strict=True):
             answer = self._said(spoken.answer) if spoken.exact else self._chat.plain(spoken.answer)
             branches.append(np.array([*ids[shared:], *answer, self._end], dtype=np.int64))
             begins.append(len(ids) - shared)
-        return branches, begins, list(group[0].pictures)
+        common = int((branches[0] == self._image_token).sum()) // (CELLS * CELLS)
+        return branches, begins, [*seen[0][:common], *(at for pictures in seen for at in pictures[common:])]
+
+
+def _alike(seen: Sequence[tuple[int, ...]]) -> int:
+    """How many pictures all begin with."""
+    count = 0
+    for ones in zip(*seen, strict=False):
+        if len(set(ones)) > 1:
+            break
+        count += 1
+    return count
 
 
 def packed_conversations(
@@ -160,6 +183,7 @@ def _padded(
     ids = np.zeros((len(rows), width), dtype=np.int64)
     parts = np.full((len(rows), width), -1, dtype=np.int64)
     targets = np.full((len(rows), width), _IGNORED, dtype=np.int64)
+    weights = np.zeros((len(rows), width), dtype=np.float32)
     positions = np.zeros((3, len(rows), width), dtype=np.int64)
     pictures: list[int] = []
     for n, (branches, begins, seen) in enumerate(rows):
@@ -173,9 +197,9 @@ def _padded(
                 after = next_
             else:
                 targets[n, at + begin - 1 : end - 1] = branch[begin:]
+                weights[n, at + begin - 1 : end - 1] = 1 / (len(branch) - begin)
             at = end
-    tokens, places, part_of, wanted = (torch.from_numpy(a) for a in (ids, positions, parts, targets))
-    return Conversations(tokens, places, part_of, wanted, pictures)
+    return Conversations(*(torch.from_numpy(a) for a in (ids, positions, parts, targets, weights)), pictures)
 
 
 def _positions(ids: npt.NDArray[np.int64], start: int, image_token: int) -> tuple[npt.NDArray[np.int64], int]:
@@ -308,6 +332,19 @@ class BaseModel(Encoder):
         learnt = states[spoken.targets != _IGNORED]
         logits: torch.Tensor = nn.functional.linear(learnt, backbone.language_model.embed_tokens.weight)
         return logits.float()
+
+
+def spoken_loss(
+    found: dict[str, torch.Tensor], spoken: Sequence[Conversations]
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Answers, word by word; every answer counts the same."""
+    learnt = [one.targets != _IGNORED for one in spoken]
+    targets = torch.cat([one.targets[here] for one, here in zip(spoken, learnt, strict=True)])
+    weights = torch.cat([one.weights[here] for one, here in zip(spoken, learnt, strict=True)])
+    lost = nn.functional.cross_entropy(found["spoken"], targets, reduction="none")
+    right = found["spoken"].argmax(-1) == targets
+    loss = (lost * weights).sum() / weights.sum()
+    return loss, {"spoken": loss.item(), "words": (right * weights).sum().item() / weights.sum().item()}
 
 
 def seen_loss(found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:

@@ -1,14 +1,17 @@
 """Trains abc-mini from scratch by ABC's recipe (arXiv 2503.00329), at small scale.
 
-Four stages; the last three are saved in the folders where the loader expects them:
+Five stages; the last three are saved in the folders where the loader expects them:
 
 ``see/``
     The vision tower alone: what covers each cell of a picture. Seeing is what takes longest to learn, and a step of it
     costs a small part of one that reads and speaks as well.
-``base/``
+``read/``
     A Qwen2-VL of five million parameters, trained in full: first on what the tower sees already, then with it. It
-    takes the place of Qwen2-VL-Instruct, ABC's starting point: it learns to read, and to answer questions about a
-    picture. Pictures with an instruction are compared with every phrase of the world, and pictures alone with captions.
+    learns to read. Pictures with an instruction are compared with every phrase of the world, and pictures alone with
+    captions; a few conversations are learnt beside.
+``base/``
+    The same network, most of whose batches are conversations now: questions about a picture, answers from sources,
+    judgements. It takes the place of Qwen2-VL-Instruct, ABC's starting point.
 ``pretrain/``
     The result of ``abc-rag train pretrain`` on the base: picture -> caption, with the captions of scenes that differ
     in one respect as hard negatives.
@@ -48,7 +51,7 @@ from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.words import CHAT_TEMPLATE, SPECIAL_TOKENS, own_words, said_tokenizer, train_tokenizer
 from abc_rag.scenes.world import BACKGROUNDS
 from abc_rag.training.adapters import save_tensors
-from abc_rag.training.base import BaseModel, BaseTokens, Tokeniser, embedded_loss, seen_loss
+from abc_rag.training.base import BaseModel, BaseTokens, Tokeniser, embedded_loss, seen_loss, spoken_loss
 from abc_rag.training.config import InstructConfig, LoopConfig, PretrainConfig
 from abc_rag.training.data.tasks import fixed_texts
 from abc_rag.training.data.teacher import load_teacher
@@ -85,12 +88,14 @@ class MiniConfig:
         pictures: Pictures per step.
         questions: Questions per picture.
         negatives: Captions per picture that are false of it.
-        chats: Pictures per step that the base answers questions about in words.
-        tasks: Other conversations per step: answering from sources, judging, rewriting.
+        chats: Pictures per step that questions are answered about in words.
+        tasks: Groups of other conversations per step of ``read/``: answering from sources, judging, rewriting.
+        talks: Such groups per step of ``base/``.
+        turns: Most conversations of a group.
         sentences: The teacher's sentences per step.
         see_steps: Steps that learn to see alone, on ``3 * pictures`` pictures each.
-        still: Share of the base's steps in which its vision tower stays as it is.
-        one_object: Share of the steps in which most scenes have one object.
+        still: Share of the steps of ``read/`` in which the vision tower stays as it is. In ``base/`` it always does.
+        one_object: Share of the steps of ``read/`` in which most scenes have one object.
     """
 
     seed: int = 0
@@ -112,14 +117,18 @@ class MiniConfig:
     negatives: int = 1
     chats: int = 12
     tasks: int = 10
+    talks: int = 40
+    turns: int = 6
     sentences: int = 24
     see_steps: int = 8000
-    base_steps: int = 5000
+    read_steps: int = 5000
+    base_steps: int = 1200
     still: float = 0.7
     pretrain_steps: int = 500
     instruct_steps: int = 500
     one_object: float = 0.08
-    base_lr: float = 5e-3
+    read_lr: float = 5e-3
+    base_lr: float = 2e-3
     lora_lr: float = 1e-3
     lora_rank: int = 12
     threads: int = 2
@@ -144,11 +153,15 @@ class MiniConfig:
 
     def see(self, out: Path) -> LoopConfig:
         """The settings of the vision tower's stage."""
-        return LoopConfig(**self._loop(out / "see", self.see_steps, self.base_lr, self.seed + 5))
+        return LoopConfig(**self._loop(out / "see", self.see_steps, self.read_lr, self.seed + 5))
+
+    def read(self, out: Path) -> LoopConfig:
+        """The settings of the stage that learns to read."""
+        return LoopConfig(**self._loop(out / "read", self.read_steps, self.read_lr, self.seed))
 
     def base(self, out: Path) -> LoopConfig:
         """The settings of the base's stage."""
-        return LoopConfig(**self._loop(out / "base", self.base_steps, self.base_lr, self.seed))
+        return LoopConfig(**self._loop(out / "base", self.base_steps, self.base_lr, self.seed + 7))
 
     def pretrain(self, out: Path) -> PretrainConfig:
         """The settings of the first adapter's stage."""
@@ -167,7 +180,7 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     """Train abc-mini into ``out``. Finished stages are kept, an interrupted one is resumed.
 
     Args:
-        out: Folder that receives ``see/``, ``base/``, ``pretrain/``, ``instruct/``, ``abc.json`` and ``training.json``.
+        out: Folder that receives ``see/``, ``read/``, ``base/``, ``pretrain/``, ``instruct/``, ``abc.json`` and ``training.json``.
         config: Sizes, steps and seed.
         say: Receives a line of progress now and then.
 
@@ -178,6 +191,7 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     config = config or MiniConfig()
     out.mkdir(parents=True, exist_ok=True)
     run(lambda: _Seeing(config, out), config.see(out), result=_WEIGHTS, say=say)
+    run(lambda: _Reading(config, out), config.read(out), result=_WEIGHTS, say=say)
     run(lambda: _Base(config, out), config.base(out), result=_WEIGHTS, say=say)
     kinds = load_kinds(config.kinds, config.most_kinds)
     first, second = config.pretrain(out), config.instruct(out)
@@ -251,10 +265,8 @@ class _Base(Objective[BaseTokens]):
         self._begin(out)
 
     def _begin(self, out: Path) -> None:
-        """The base begins with what has learnt to see, and to read if there is such a run."""
-        if self._config.reader:
-            self._load(Path(self._config.reader))
-        self._load(out / "see" / _WEIGHTS)
+        """It begins with what has learnt to see and to read."""
+        self._load(out / "read" / _WEIGHTS)
 
     def _load(self, file: Path) -> None:
         try:
@@ -265,22 +277,24 @@ class _Base(Objective[BaseTokens]):
             raise CheckpointError(f"{file} holds {unknown[0]}, which this network lacks; choose another file")
 
     def batch(self, step: int) -> BaseTokens:
-        """One object per picture at first, then mostly two."""
+        """Mostly conversations, and half as many questions as in ``read/`` for what is embedded."""
         config = self._config
-        rng = random.Random(seeded(config.seed, "base", step))
-        early = step < config.one_object * config.base_steps
-        scenes = [
-            wide_scene(self._kinds, rng, own=config.own, simple=0.8 if early else 0.12) for _ in range(config.pictures)
-        ]
+        return self._drawn(step, simple=0.12, questions=-(-config.questions // 2), tasks=config.talks)
+
+    def _drawn(self, step: int, *, simple: float, questions: int, tasks: int) -> BaseTokens:
+        config = self._config
+        rng = random.Random(seeded(config.seed, self.label, step))
+        scenes = [wide_scene(self._kinds, rng, own=config.own, simple=simple) for _ in range(config.pictures)]
         return self._tokenise(
             wide_batch(
                 scenes,
                 self._kinds,
                 rng,
-                per_picture=config.questions,
+                per_picture=questions,
                 negatives=config.negatives,
                 chats=config.chats,
-                tasks=config.tasks,
+                tasks=tasks,
+                turns=config.turns,
                 sentences=config.sentences,
                 taught=0 if self._taught is None else len(self._taught),
             )
@@ -288,7 +302,7 @@ class _Base(Objective[BaseTokens]):
 
     def backward(self, accelerator: Accelerator, model: nn.Module, batch: BaseTokens, step: int) -> dict[str, float]:
         """The sum of the losses; see `abc_rag.training.base`."""
-        self._losses.sees = step >= self._config.still * self._config.base_steps
+        self._losses.sees = self._sees(step)
         found = model(batch)
         wide = batch.batch
         seen, told = seen_loss(found, wide)
@@ -298,10 +312,8 @@ class _Base(Objective[BaseTokens]):
             more, said = embedded_loss(found, wide)
             loss, told = loss + more, told | said
         if "spoken" in found:
-            targets = torch.cat([one.targets[one.targets >= 0] for one in batch.spoken])
-            spoken = nn.functional.cross_entropy(found["spoken"], targets)
-            loss = loss + spoken
-            told |= {"spoken": spoken.item(), "words": (found["spoken"].argmax(-1) == targets).float().mean().item()}
+            more, said = spoken_loss(found, batch.spoken)
+            loss, told = loss + more, told | said
         if "taught" in found and self._taught is not None:
             wanted = torch.from_numpy(self._taught[wide.sentences])
             taught = 1 - nn.functional.cosine_similarity(found["taught"].float(), wanted).mean()
@@ -310,10 +322,38 @@ class _Base(Objective[BaseTokens]):
         accelerator.backward(loss)
         return {"loss": loss.item(), **told}
 
+    def _sees(self, step: int) -> bool:  # noqa: ARG002
+        """Whether the vision tower learns."""
+        return False
+
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Save in half precision, which keeps the checkpoint small."""
         (out / _WORDS).unlink(missing_ok=True)
         save_tensors(out / _WEIGHTS, base_state_dict(self._backbone), torch.float16)
+
+
+class _Reading(_Base):
+    """Trains the same; most of it to read."""
+
+    label = "read"
+
+    def _begin(self, out: Path) -> None:
+        if self._config.reader:
+            self._load(Path(self._config.reader))
+        self._load(out / "see" / _WEIGHTS)
+
+    def batch(self, step: int) -> BaseTokens:
+        """One object per picture at first, then mostly two."""
+        config = self._config
+        early = step < config.one_object * config.read_steps
+        return self._drawn(step, simple=0.8 if early else 0.12, questions=config.questions, tasks=config.tasks)
+
+    def _sees(self, step: int) -> bool:
+        return step >= self._config.still * self._config.read_steps
+
+    def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
+        """Save what was trained."""
+        save_tensors(out / _WEIGHTS, tensors, torch.float32)
 
 
 class _Seeing(_Base):

@@ -1,4 +1,4 @@
-"""How abc-mini is made: its data, its tokenizer, and all three stages at the smallest size."""
+"""How abc-mini is made: its data, its tokenizer, and all stages at the smallest size."""
 
 from __future__ import annotations
 
@@ -48,8 +48,11 @@ TINY = MiniConfig(
     pictures=6,
     chats=2,
     tasks=3,
+    talks=3,
+    turns=3,
     see_steps=1,
-    base_steps=3,
+    read_steps=2,
+    base_steps=2,
     pretrain_steps=2,
     instruct_steps=2,
     vocab_size=512,
@@ -113,7 +116,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_all_three_stages_make_a_checkpoint_that_the_loader_takes(trained: Path) -> None:
+def test_all_stages_make_a_checkpoint_that_the_loader_takes(trained: Path) -> None:
     picture = render(random_scene(random.Random(0), objects=2))
     inputs: list[Input] = [Text("a dog"), Image(picture), InstructedImage(picture, "the animal")]
     embedder = load_embedder(trained, device="cpu")
@@ -126,7 +129,7 @@ def test_all_three_stages_make_a_checkpoint_that_the_loader_takes(trained: Path)
     # What instruction finetuning wrote names the other two parts, and is the same model.
     other = load_embedder(trained / "instruct", device="cpu")
     assert np.abs(other.embed(inputs) - vectors).max() < 1e-6
-    for stage in ("see", "base", "pretrain", "instruct"):
+    for stage in ("see", "read", "base", "pretrain", "instruct"):
         rows = [json.loads(line) for line in (trained / stage / "metrics.jsonl").read_text().splitlines()]
         learnt = {"cells", "off"} if stage == "see" else {"accuracy", "temperature"}
         assert {"step", "seconds", "loss", "grad_norm", "lr", *learnt} <= set(rows[-1])
@@ -142,15 +145,15 @@ def _with_pictures(spoken: Spoken, pixels: list[PIL.Image.Image]) -> list[Messag
 
 
 def test_the_base_learns_to_speak_as_it_is_asked_to_speak(trained: Path) -> None:
-    """Several answers about a picture in one row have the probabilities that each has in a conversation of its own."""
+    """Conversations that share a row's beginning have the probabilities that each has by itself."""
     rng, kinds = random.Random(0), load_kinds()
-    scenes = [wide_scene(kinds, rng, own=1, simple=0.3) for _ in range(3)]
+    scenes = [wide_scene(kinds, rng, own=1, simple=0.3) for _ in range(4)]
     pixels = [draw_wide(scene, kinds, SIDE) for scene in scenes]
     patches = [patchify(picture, patch=14, merge=2) for picture in pixels]
-    cells, boxes = np.zeros((3, 16), dtype=np.int64), np.zeros((3, 16, 3), dtype=np.float32)
-    batch = WideBatch(patches, cells, boxes, np.zeros(3, dtype=np.int64))
+    cells, boxes = np.zeros((4, 16), dtype=np.int64), np.zeros((4, 16, 3), dtype=np.float32)
+    batch = WideBatch(patches, cells, boxes, np.zeros(4, dtype=np.int64))
     batch.told = [told(at, scene, rng, 3) for at, scene in enumerate(scenes)]
-    batch.worked = [worked(scenes, rng) for _ in range(6)]
+    batch.worked = [worked(scenes, rng, 4) for _ in range(8)]
     tokenizer, image_token = load_chat_tokenizer(trained / "base")
     chat = ChatPrompts(tokenizer, image_token_id=image_token)
     end = tokenizer.backend_tokenizer.token_to_id("<|im_end|>")
@@ -168,10 +171,13 @@ def test_the_base_learns_to_speak_as_it_is_asked_to_speak(trained: Path) -> None
     # An answer ends with the end of its turn; sums of answers, in no order.
     ends = (targets == end).nonzero().flatten() + 1
     sums = sorted(float(part.sum()) for part in torch.tensor_split(mine, ends[:-1]))
-    spoken = [one for group in batch.told for one in group] + [one for one in batch.worked if not one.exact]
+    learnt = [one for group in (*batch.told, *batch.worked) for one in group]
+    assert {"yes", "no"} <= {one.answer for one in learnt}
+    spoken = [one for one in learnt if not one.exact]
     generator = load_generator(str(trained), device="cpu")
     theirs = [math.log(generator.score(_with_pictures(one, pixels), [one.answer])[0]) for one in spoken]
-    assert len(sums) == sum(map(len, batch.told)) + len(batch.worked)
+    assert len(sums) == len(learnt)
+    assert sum(one.weights.sum().item() for one in tokens.spoken) == pytest.approx(len(learnt))
     for score in theirs:
         assert min(abs(score - one) for one in sums) < 2e-3
 
@@ -182,7 +188,8 @@ def test_what_the_base_learns_is_what_a_generator_reads_and_may_say(trained: Pat
     scenes = [wide_scene(kinds, rng, own=1, simple=0.3) for _ in range(4)]
     pixels = [draw_wide(scene, kinds, SIDE) for scene in scenes]
     patches = [patchify(picture, patch=14, merge=2) for picture in pixels]
-    learnt = [one for at in range(4) for one in told(at, scenes[at], rng, 2)] + [worked(scenes, rng) for _ in range(24)]
+    learnt = [one for at in range(4) for one in told(at, scenes[at], rng, 2)]
+    learnt += [one for _ in range(24) for one in worked(scenes, rng)]
     tokenizer, image_token = load_chat_tokenizer(trained / "base")
     prompts = ChatPrompts(tokenizer, image_token_id=image_token)
     end = tokenizer.backend_tokenizer.token_to_id("<|im_end|>")
@@ -195,7 +202,7 @@ def test_what_the_base_learns_is_what_a_generator_reads_and_may_say(trained: Pat
     compiled = SchemaCompiler(chat.chat_facts)
     for one in learnt:
         batch = WideBatch(patches, np.zeros((4, 16), np.int64), np.zeros((4, 16, 3), np.float32), np.zeros(4, np.int64))
-        batch.worked = [one]
+        batch.worked = [[one]]
         (row,) = tokenise(batch).spoken
         ids = row.ids[row.parts >= 0].tolist()
         prepared = chat.prepare(Conversation(tuple(_with_pictures(one, pixels))))
@@ -266,14 +273,14 @@ def test_another_configuration_needs_another_folder(trained: Path, tmp_path: Pat
     (tmp_path / "see").mkdir()
     (tmp_path / "see" / "run.json").write_text((trained / "see" / "run.json").read_text())
     with pytest.raises(InputError, match=r"lr was 0\.005 and is 0\.001"):
-        train_mini(tmp_path, replace(TINY, base_lr=1e-3))
+        train_mini(tmp_path, replace(TINY, read_lr=1e-3))
     with pytest.raises(InputError, match="the data have changed"):
         train_mini(tmp_path, replace(TINY, vision_depth=2))
 
 
 def test_seeing_goes_on_from_an_earlier_runs(trained: Path, tmp_path: Path) -> None:
     eyes = trained / "see" / "model.safetensors"
-    train_mini(tmp_path / "more", replace(TINY, eyes=str(eyes), base_lr=1e-9))
+    train_mini(tmp_path / "more", replace(TINY, eyes=str(eyes), read_lr=1e-9))
     begun, found = load_file(eyes), load_file(tmp_path / "more" / "see" / "model.safetensors")
     assert begun.keys() == found.keys()
     assert max((begun[name] - found[name]).abs().max().item() for name in begun) < 1e-6

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from abc_rag.errors import CheckpointError
 from abc_rag.models.config import MAX_SIZE, Config, read_json
 from abc_rag.models.tokenizer import PlainTokenizer, check_patterns, check_vocabulary, load_tokenizer
 from abc_rag.types import Message, Text
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 __all__ = ["ChatPrompts", "load_chat_tokenizer"]
 
@@ -61,12 +65,18 @@ class _Tokenizer:
     def apply_chat_template(
         self, messages: list[dict[str, Any]], *, tokenize: bool, add_generation_prompt: bool
     ) -> str:
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        template = environment.from_string(self.chat_template)
+        template = _compiled(self.chat_template)
         return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._special)
+
+
+@lru_cache(maxsize=4)
+def _compiled(template: str) -> Template:
+    """Compiling takes milliseconds, which every conversation would wait for."""
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    return environment.from_string(template)
 
 
 def _as_written(base: Path, about: dict[str, Any]) -> _Tokenizer | None:

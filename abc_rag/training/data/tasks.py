@@ -71,15 +71,19 @@ def told(at: int, scene: WideScene, rng: random.Random, turns: int) -> list[Spok
     return spoken
 
 
-def worked(scenes: Sequence[WideScene], rng: random.Random) -> Spoken:
-    """One task: half of the time answering from sources, else judging, rewriting, or a question after others.
+def worked(scenes: Sequence[WideScene], rng: random.Random, turns: int = 1) -> list[Spoken]:
+    """A task, asked up to ``turns`` times in conversations that begin alike.
+
+    Several questions are answered from the same sources, several sources are judged by the same question, and several
+    questions are rewritten; a question after others stands alone.
 
     Args:
         scenes: What the pictures of the batch show; at least four.
         rng: Random generator.
+        turns: Most conversations.
     """
     tasks = (_answering, _answering_about, _judging, _rewriting, _chatting)
-    return rng.choices(tasks, weights=(38, 8, 25, 25, 4))[0](scenes, rng)
+    return rng.choices(tasks, weights=(36, 14, 33, 12, 5))[0](scenes, rng, turns)
 
 
 def _unique(scene: WideScene, rng: random.Random) -> Asked:
@@ -89,15 +93,11 @@ def _unique(scene: WideScene, rng: random.Random) -> Asked:
     )
 
 
-def _passage(kind: str, rng: random.Random) -> tuple[str, str, str]:
+def _passage(kind: str, rng: random.Random, fact: tuple[str, str, str] | None = None) -> tuple[str, str, str]:
     """A passage about a kind, a question that it answers, and the answer."""
-    fact, question, answer = rng.choice(_FACTS)
-    thing = rng.choice(_FILL[fact])
-    return (
-        fact.format(k=kind, x=thing),
-        question.format(k=kind),
-        answer.format(k=kind, x=thing),
-    )
+    said, question, answer = fact or rng.choice(_FACTS)
+    thing = rng.choice(_FILL[said])
+    return said.format(k=kind, x=thing), question.format(k=kind), answer.format(k=kind, x=thing)
 
 
 _FILL = {
@@ -116,8 +116,8 @@ _FACTS = (
 )
 
 
-def _answering(scenes: Sequence[WideScene], rng: random.Random) -> Spoken:
-    """One to four sources; the question is about one of them, or about none."""
+def _answering(scenes: Sequence[WideScene], rng: random.Random, turns: int) -> list[Spoken]:
+    """One to four sources; each question is about one of them, or about none."""
     count = rng.choice((1, 2, 2, 3, 3, 4))
     chosen = rng.sample(range(len(scenes)), count)
     pictured = [rng.random() < 0.7 for _ in chosen]
@@ -128,50 +128,51 @@ def _answering(scenes: Sequence[WideScene], rng: random.Random) -> Spoken:
         caption = said_of(scenes[at], rng) if rng.random() < 0.2 else ""
         name = rng.choice((f"notes.pdf, page {rng.randint(1, 9)}", "notes.md")) if rng.random() < 0.15 else ""
         sources.append(Source(_PLACEHOLDER, caption, name) if is_picture else Source(text=passage[0], name=name))
-    target = rng.randrange(count)
     pictures = tuple(at for at, is_picture in zip(chosen, pictured, strict=True) if is_picture)
-    if rng.random() < 0.3:
-        return _refused(scenes, sources, chosen, pictures, rng)
-    if not pictured[target]:
-        if any(p[1] == passages[target][1] for i, p in enumerate(passages) if i != target):
-            return _answering(scenes, rng)
-        _, question, answer = passages[target]
-        return Spoken(answering(typed(question, rng), sources), pictures, f"{answer} [{target + 1}].")
-    scene = scenes[chosen[target]]
-    if sum(pictured) > 1:
-        # Of several pictures, the question names the one it means by what it shows.
-        others = {o.kind for i, at in enumerate(chosen) if i != target for o in scenes[at].objects}
-        placed = [o for o in scene.objects if o.kind not in others]
-        if not placed:
-            return _answering(scenes, rng)
-        unique = _unique(scene, rng)
-        words = _named(rng.choice(placed).kind, unique.instruction, rng)
-    else:
-        unique = _unique(scene, rng)
-        words = unique.instruction
-    return Spoken(answering(typed(words, rng), sources), pictures, f"{unique.answer} [{target + 1}].")
+    found: dict[str, str] = {}
+    for _ in range(3 * turns):
+        if len(found) == turns:
+            break
+        target, answered = rng.randrange(count), None
+        if rng.random() < 0.7 and pictured[target]:
+            answered = _of_picture([scenes[at] for at in chosen], pictured, target, rng)
+        elif rng.random() < 0.7 and sum(passage[1] == passages[target][1] for passage in passages) == 1:
+            answered = None if pictured[target] else passages[target][1:]
+        words, answer = answered or (_unanswered(scenes, chosen, pictures, rng), "")
+        found[words] = f"{answer} [{target + 1}]." if answer else REFUSAL
+    return [Spoken(answering(typed(words, rng), sources), pictures, answer) for words, answer in found.items()]
 
 
-def _refused(
-    scenes: Sequence[WideScene],
-    sources: Sequence[Source],
-    chosen: Sequence[int],
-    pictures: tuple[int, ...],
-    rng: random.Random,
-) -> Spoken:
+def _of_picture(
+    scenes: Sequence[WideScene], pictured: Sequence[bool], target: int, rng: random.Random
+) -> tuple[str, str] | None:
+    """A question about one of the sources, and its answer; of several pictures it names the one that it means."""
+    question = _unique(scenes[target], rng)
+    if sum(pictured) == 1:
+        return question.instruction, question.answer
+    others = {o.kind for i, scene in enumerate(scenes) if i != target for o in scene.objects}
+    own = [o.kind for o in scenes[target].objects if o.kind not in others]
+    return (_named(rng.choice(own), question.instruction, rng), question.answer) if own else None
+
+
+def _unanswered(
+    scenes: Sequence[WideScene], chosen: Sequence[int], pictures: tuple[int, ...], rng: random.Random
+) -> str:
+    """A question that none of the chosen answers."""
+    wrong = [q for q in asked(scenes[pictures[0]], rng) if q.answer == NOTHING] if len(pictures) == 1 else []
+    if wrong and rng.random() < 0.5:
+        return rng.choice(wrong).instruction
     there = {o.kind for at in chosen for o in scenes[at].objects}
     absent = rng.choice([o.kind for s in scenes for o in s.objects if o.kind not in there] or ["zebra"])
-    words = rng.choice(
+    return rng.choice(
         (
             _passage(absent, rng)[1], f"what is left of the {absent}?", f"what is next to the {absent}?",
             f"what is above the {absent}?", f"is the {absent} big or small?", f"which side is the {absent} on?",
             f"in the picture with {phrase(absent)}, what is the background?", f"tell me about the {absent}",
+            f"is there {phrase(absent)}, and what is beside it?",
+            _named(absent, rng.choice(asked(rng.choice(scenes), rng)).instruction, rng),
         )
     )  # fmt: skip
-    if pictures and rng.random() < 0.5 and len(pictures) == 1:
-        wrong = [q for q in asked(scenes[pictures[0]], rng) if q.answer == NOTHING]
-        words = rng.choice(wrong).instruction
-    return Spoken(answering(typed(words, rng), sources), pictures, REFUSAL)
 
 
 def _named(kind: str, question: str, rng: random.Random) -> str:
@@ -191,98 +192,103 @@ def _text_about(kind: str, rng: random.Random) -> str:
     return _passage(kind, rng)[0] if rng.random() < 0.6 else mention(kind, rng)
 
 
-def _answering_about(scenes: Sequence[WideScene], rng: random.Random) -> Spoken:
-    """A question about a picture of its own; the source about what answers it is cited, if there is one."""
-    at, *others = rng.sample(range(len(scenes)), rng.choice((2, 3, 4)))
-    words, kind = _about_picture(scenes[at], rng)
-    wrong = {o.kind for o in scenes[at].objects} | {rng.choice(scenes[i].objects).kind for i in others}
-    wrong.discard(kind)
-    found: list[tuple[Source, tuple[int, ...]]]
-    found = [(Source(text=_text_about(one, rng)), ()) for one in rng.sample(sorted(wrong), min(len(wrong), 3))]
-    found += [
-        (Source(_PLACEHOLDER), (i,))
-        for i in others[:1]
-        if rng.random() < 0.3 and all(o.kind != kind for o in scenes[i].objects)
+def _answering_about(scenes: Sequence[WideScene], rng: random.Random, turns: int) -> list[Spoken]:
+    """Questions about a picture of their own; the source about what answers one is cited, if there is any."""
+    at, *others = rng.sample(range(len(scenes)), 4)
+    own = {o.kind for o in scenes[at].objects}
+    wrong = {rng.choice(scenes[i].objects).kind for i in others} - own
+    about = [kind for kind in own if rng.random() < 0.75] + rng.sample(sorted(wrong), rng.randint(0, len(wrong)))
+    found: list[tuple[Source, str, tuple[int, ...]]]
+    found = [(Source(text=_text_about(kind, rng)), kind, ()) for kind in about or sorted(wrong) or sorted(own)]
+    if rng.random() < 0.3 and own.isdisjoint(o.kind for o in scenes[others[0]].objects):
+        found.append((Source(_PLACEHOLDER), "", (others[0],)))
+    rng.shuffle(found)
+    found = found[:4]
+    sources, kinds = [source for source, _, _ in found], [kind for _, kind, _ in found]
+    pictures = (*(i for _, _, seen in found for i in seen), at)
+    spoken = []
+    for _ in range(turns):
+        words, kind = _about_picture(scenes[at], rng)
+        answer = f"{phrase(kind)} [{kinds.index(kind) + 1}]." if kind in kinds else REFUSAL
+        spoken.append(Spoken(answering(typed(words, rng), sources, image=_PLACEHOLDER), pictures, answer))
+    return spoken
+
+
+def _judging(scenes: Sequence[WideScene], rng: random.Random, turns: int) -> list[Spoken]:
+    """Which pictures and passages are what a search or a question asks for."""
+    judge = rng.choices((_judged_search, _judged_question, _judged_passage, _judged_about), weights=(40, 20, 20, 20))[0]
+    words, image, found = judge(scenes, rng)
+    words = typed(words, rng)
+    rng.shuffle(found)
+    own = () if image is None else (image,)
+    return [
+        Spoken(
+            judging(words, source, image=None if image is None else _PLACEHOLDER),
+            (*own, *seen),
+            "yes" if right else "no",
+        )
+        for source, seen, right in found[:turns]
     ]
-    found = found[: rng.randint(1, 3)]
-    answer = REFUSAL
-    if rng.random() < 0.75 or not found:
-        number = rng.randint(1, len(found) + 1)
-        found.insert(number - 1, (Source(text=_text_about(kind, rng)), ()))
-        answer = f"{phrase(kind)} [{number}]."
-    pictures = (*(i for _, seen in found for i in seen), at)
-    sources = [source for source, _ in found]
-    return Spoken(answering(typed(words, rng), sources, image=_PLACEHOLDER), pictures, answer)
 
 
-def _judging(scenes: Sequence[WideScene], rng: random.Random) -> Spoken:
-    """Whether a picture or a passage is what a search or a question asks for."""
-    judge = rng.choices((_judged_search, _judged_question, _judged_passage, _judged_about), weights=(50, 20, 20, 10))[0]
-    messages, pictures, right = judge(scenes, rng)
-    return Spoken(messages, pictures, "yes" if right else "no")
-
-
-_Judged = tuple[list[Message], tuple[int, ...], bool]
+_Judged = tuple[str, "int | None", list[tuple[Source, tuple[int, ...], bool]]]
+"""A question, the position of a picture that it is about, and sources with their pictures and what is right."""
 
 
 def _judged_search(scenes: Sequence[WideScene], rng: random.Random) -> _Judged:
-    at, other = rng.sample(range(len(scenes)), 2)
-    right = rng.random() < 0.5
-    search = searched(scenes[at] if right or rng.random() < 0.75 else scenes[other], rng, edited=not right)
-    caption = said_of(scenes[at], rng) if rng.random() < 0.2 else ""
-    return judging(typed(search.text, rng), Source(_PLACEHOLDER, caption)), (at,), search.fits(scenes[at])
+    at, *others = rng.sample(range(len(scenes)), rng.choice((2, 2, 3, 4)))
+    search = searched(scenes[at], rng, edited=rng.random() < 0.4)
+    found: list[tuple[Source, tuple[int, ...], bool]] = []
+    for i in (at, *others):
+        caption = said_of(scenes[i], rng) if rng.random() < 0.2 else ""
+        found.append((Source(_PLACEHOLDER, caption), (i,), search.fits(scenes[i])))
+    if search.exact and rng.random() < 0.3:
+        # Where something is in a picture, no passage says.
+        found.append((Source(text=_passage(rng.choice(scenes[at].objects).kind, rng)[0]), (), False))
+    return search.text, None, found
 
 
 def _judged_question(scenes: Sequence[WideScene], rng: random.Random) -> _Judged:
     """A question that a picture answers; or one about another picture, or about what the picture does not have."""
-    at, other = rng.sample(range(len(scenes)), 2)
-    source, there = Source(_PLACEHOLDER), [o.kind for o in scenes[at].objects]
-    absent = [o.kind for o in scenes[other].objects if o.kind not in there]
-    draw = rng.random()
-    if draw < 0.25 and absent:
-        words = _named(rng.choice(absent), _unique(scenes[other], rng).instruction, rng)
-        return judging(typed(words, rng), source), (at,), False
-    if draw < 0.35:
-        return judging(typed(_passage(rng.choice(there), rng)[1], rng), source), (at,), False
-    wrong = [q for q in asked(scenes[at], rng) if q.answer == NOTHING] if draw < 0.5 else []
+    at, *others = rng.sample(range(len(scenes)), 3)
+    wrong = [q for q in asked(scenes[at], rng) if q.answer == NOTHING] if rng.random() < 0.25 else []
     words = (rng.choice(wrong) if wrong else _unique(scenes[at], rng)).instruction
-    words = _named(rng.choice(there), words, rng) if rng.random() < 0.6 else words
-    return judging(typed(words, rng), source), (at,), not wrong
+    found: list[tuple[Source, tuple[int, ...], bool]] = [(Source(_PLACEHOLDER), (at,), not wrong)]
+    if rng.random() < 0.6:
+        kind = rng.choice(scenes[at].objects).kind
+        words = _named(kind, words, rng)
+        found += [(Source(_PLACEHOLDER), (i,), False) for i in others if all(o.kind != kind for o in scenes[i].objects)]
+    if rng.random() < 0.3:
+        found.append((Source(text=_passage(rng.choice(scenes[at].objects).kind, rng)[0]), (), False))
+    return words, None, found
 
 
 def _judged_passage(scenes: Sequence[WideScene], rng: random.Random) -> _Judged:
+    """A question of fact: the passage that answers it, others about the same or by the same words, and a picture."""
     at, other = rng.sample(range(len(scenes)), 2)
-    right = rng.random() < 0.5
     kind, another = rng.choice(scenes[at].objects).kind, rng.choice(scenes[other].objects).kind
-    passage, question, _ = _passage(kind, rng)
-    search = searched(scenes[at], rng)
-    if not right and search.exact and rng.random() < 0.5:
-        # Where something is in a picture, no passage says.
-        return judging(typed(search.text, rng), Source(text=passage)), (), False
-    if not right:
-        question = _passage(another if rng.random() < 0.7 else kind, rng)[1]
-        right = question == _passage_question(passage, kind)
-    return judging(typed(question, rng), Source(text=passage)), (), right
+    fact, second = rng.sample(_FACTS, 2)
+    passage, question, _ = _passage(kind, rng, fact)
+    found: list[tuple[Source, tuple[int, ...], bool]] = [
+        (Source(text=passage), (), True),
+        (Source(text=_passage(kind, rng, second)[0]), (), False),
+        (Source(_PLACEHOLDER), (at,), False),
+    ]
+    if another != kind:
+        found.append((Source(text=_passage(another, rng, fact)[0]), (), False))
+    return question, None, found
 
 
 def _judged_about(scenes: Sequence[WideScene], rng: random.Random) -> _Judged:
     """Whether a source is about what answers a question about another picture."""
     at, other = rng.sample(range(len(scenes)), 2)
     words, kind = _about_picture(scenes[at], rng)
-    if rng.random() < 0.2:
-        asked_for = judging(typed(words, rng), Source(_PLACEHOLDER), image=_PLACEHOLDER)
-        return asked_for, (at, other), any(o.kind == kind for o in scenes[other].objects)
-    wrong = {o.kind for i in (at, other) for o in scenes[i].objects} - {kind}
-    right = rng.random() < 0.5 or not wrong
-    text = _text_about(kind if right else rng.choice(sorted(wrong)), rng)
-    return judging(typed(words, rng), Source(text=text), image=_PLACEHOLDER), (at,), right
-
-
-def _passage_question(passage: str, kind: str) -> str | None:
-    for fact, question, _ in _FACTS:
-        if any(passage == fact.format(k=kind, x=x) for x in _FILL[fact]):
-            return question.format(k=kind)
-    return None
+    wrong = sorted({o.kind for i in (at, other) for o in scenes[i].objects} - {kind})
+    found: list[tuple[Source, tuple[int, ...], bool]] = [(Source(text=_text_about(kind, rng)), (), True)]
+    found += [(Source(text=_text_about(one, rng)), (), False) for one in wrong]
+    if rng.random() < 0.4:
+        found.append((Source(_PLACEHOLDER), (other,), any(o.kind == kind for o in scenes[other].objects)))
+    return words, at, found
 
 
 _PLAIN_INSTRUCTION = {
@@ -297,7 +303,11 @@ _PLAIN_TARGET = {
 }  # fmt: skip
 
 
-def _rewriting(scenes: Sequence[WideScene], rng: random.Random) -> Spoken:
+def _rewriting(scenes: Sequence[WideScene], rng: random.Random, turns: int) -> list[Spoken]:
+    return [_rewritten(scenes, rng) for _ in range(turns)]
+
+
+def _rewritten(scenes: Sequence[WideScene], rng: random.Random) -> Spoken:
     scene = rng.choice(scenes)
     if rng.random() < 0.3:
         question = rng.choice([q for q in asked(scene, rng) if q.aspect in _PLAIN_INSTRUCTION])
@@ -367,23 +377,23 @@ def _following_fact(scene: WideScene, rng: random.Random) -> Spoken:
     return Spoken(rewriting(typed(short, rng), history=history, examples=False), (), answer, exact=True)
 
 
-def _chatting(scenes: Sequence[WideScene], rng: random.Random) -> Spoken:
+def _chatting(scenes: Sequence[WideScene], rng: random.Random, turns: int) -> list[Spoken]:  # noqa: ARG001
     """A question about a picture after one or two others; or one that stands before its picture."""
     at = rng.randrange(len(scenes))
-    turns = [
+    before = [
         (typed(q.instruction, rng), q.answer) for q in rng.sample(asked(scenes[at], rng), rng.choice((1, 2, 2, 3)))
     ]
     sides = [o for o in scenes[at].objects if o.side != "middle"]
-    if len(turns) > 1 and len(sides) == 2 and rng.random() < 0.5:
+    if len(before) > 1 and len(sides) == 2 and rng.random() < 0.5:
         first, second = rng.sample(sides, 2)
         short = rng.choice(("and {}?", "what about {}?", "{}?")).format(choose(second.side, "loc", rng, unseen=False))
-        turns[-2:] = [
+        before[-2:] = [
             (typed(_PLAIN_INSTRUCTION[first.side], rng), phrase(first.kind)),
             (typed(short, rng), phrase(second.kind)),
         ]
     messages: list[Message] = []
-    for words, answer in turns:
+    for words, answer in before:
         messages += [Message("user", [Text(words)]), Message("assistant", [Text(answer)])]
-    parts: list[Text | Image] = [Image(_PLACEHOLDER), Text(turns[0][0])]
-    messages[0] = Message("user", parts if len(turns) > 1 and rng.random() < 0.7 else parts[::-1])
-    return Spoken(messages[:-1], (at,), turns[-1][1])
+    parts: list[Text | Image] = [Image(_PLACEHOLDER), Text(before[0][0])]
+    messages[0] = Message("user", parts if len(before) > 1 and rng.random() < 0.7 else parts[::-1])
+    return [Spoken(messages[:-1], (at,), before[-1][1])]

@@ -57,7 +57,7 @@ class WideBatch:
         captions: A text for each picture, then texts that are false of it in one respect.
         said: bool ``(pictures, captions)``: a text that is true of the picture, but is not its own.
         told: Questions about one picture each, grouped by picture.
-        worked: Other conversations.
+        worked: Other conversations, those together that begin alike.
         sentences: Positions of the teacher's sentences.
     """
 
@@ -71,7 +71,7 @@ class WideBatch:
     captions: list[str] = field(default_factory=list)
     said: npt.NDArray[np.bool_] | None = None
     told: list[list[Spoken]] = field(default_factory=list)
-    worked: list[Spoken] = field(default_factory=list)
+    worked: list[list[Spoken]] = field(default_factory=list)
     sentences: list[int] = field(default_factory=list)
 
 
@@ -127,6 +127,7 @@ def wide_batch(
     negatives: int,
     chats: int,
     tasks: int,
+    turns: int,
     sentences: int,
     taught: int,
 ) -> WideBatch:
@@ -138,16 +139,17 @@ def wide_batch(
         rng: Random generator.
         per_picture: Questions per picture.
         negatives: Texts per picture that are false of it.
-        chats: Number of pictures that the base answers ``per_picture`` questions about, in words.
-        tasks: Number of other conversations.
+        chats: Number of pictures that ``turns`` questions are answered about in words.
+        tasks: Number of groups of other conversations.
+        turns: Most questions about a picture, and most conversations of a group.
         sentences: Number of the teacher's sentences.
         taught: How many there are.
     """
     batch = seen_batch(scenes, kinds, rng)
     _ask(batch, scenes, kinds, rng, per_picture)
     _caption(batch, scenes, rng, negatives)
-    batch.told = [told(at, scenes[at], rng, per_picture) for at in range(min(chats, len(scenes)))]
-    batch.worked = [worked(scenes, rng) for _ in range(tasks)]
+    batch.told = [told(at, scenes[at], rng, turns) for at in range(min(chats, len(scenes)))]
+    batch.worked = [worked(scenes, rng, turns) for _ in range(tasks)]
     batch.sentences = [rng.randrange(taught) for _ in range(sentences)] if taught else []
     return batch
 

@@ -17,7 +17,7 @@ from abc_rag.types import Text
 def drawn(count: int) -> list[Spoken]:
     rng, kinds = random.Random(0), load_kinds()
     scenes = [wide_scene(kinds, rng, own=1, simple=0.2) for _ in range(8)]
-    return [worked(scenes, rng) for _ in range(count)]
+    return [one for _ in range(count) for one in worked(scenes, rng)]
 
 
 def test_answers_have_the_form_that_is_asked_for() -> None:
@@ -105,3 +105,40 @@ def test_a_question_about_a_picture_is_answered_by_the_one_source_about_its_answ
         (kind,) = (kind for kind in KINDS if phrase(kind) == answer)
         assert [kind in names for names in about] == [place == int(number) for place in range(1, len(about) + 1)]
     assert found > 20
+
+
+def test_conversations_of_a_group_begin_alike_and_differ() -> None:
+    rng, kinds = random.Random(2), load_kinds()
+    scenes = [wide_scene(kinds, rng, own=1, simple=0.2) for _ in range(8)]
+    longest = dict.fromkeys(("Answer", "Does", "Rewrite"), 0)
+    for _ in range(200):
+        group = worked(scenes, rng, 5)
+        first = group[0].messages[0].parts[0]
+        assert 1 <= len(group) <= 5
+        if group[0].messages[0].role == "user":
+            assert len(group) == 1
+            continue
+        assert isinstance(first, Text)
+        name = first.text.split()[0]
+        longest[name] = max(longest[name], len(group))
+        if name == "Rewrite":
+            continue
+        assert all(one.messages[:-1] == group[0].messages[:-1] for one in group)
+        parted = "\nquestion: " if name == "Answer" else "\nsource: "
+        assert len({said(one).split(parted)[0] for one in group}) == 1
+        assert len({(said(one), one.pictures) for one in group}) > 1 or len(group) == 1
+    assert longest == dict.fromkeys(("Answer", "Does", "Rewrite"), 5)
+
+
+def test_a_judged_picture_shows_what_is_asked_for() -> None:
+    """Of a search for one thing, by the names of what the pictures show."""
+    rng, kinds = random.Random(3), load_kinds()
+    scenes = [wide_scene(kinds, rng, own=1, simple=0.2) for _ in range(8)]
+    told_apart = 0
+    for _ in range(400):
+        for one in worked(scenes, rng, 4):
+            named = {kind for kind in KINDS if re.search(rf"\b{kind}\b", said(one).lower())}
+            if one.answer == "yes" and "source: <picture>" in said(one) and len(one.pictures) == 1 and len(named) == 1:
+                told_apart += 1
+                assert named <= {o.kind for o in scenes[one.pictures[0]].objects} or "not" in said(one).lower()
+    assert told_apart > 20
