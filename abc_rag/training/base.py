@@ -59,8 +59,8 @@ class Conversations:
         positions: int64 ``(3, rows, length)``.
         parts: int64 ``(rows, length)``: 0 for what all answers of a row share, n for its n-th branch, -1 for padding.
         targets: int64 ``(rows, length)``: the token that follows, where an answer is learnt; else -100.
-        weights: float32 ``(rows, length)``: what a learnt token counts; those of an answer are 1 together, so that "yes"
-            counts as much as a long one.
+        weights: float32 ``(rows, length)``: what a learnt token counts; those of an answer are 1 together, so that
+            "yes" counts as much as a long one.
         pictures: Positions of the pictures, row by row.
     """
 

@@ -180,7 +180,8 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     """Train abc-mini into ``out``. Finished stages are kept, an interrupted one is resumed.
 
     Args:
-        out: Folder that receives ``see/``, ``read/``, ``base/``, ``pretrain/``, ``instruct/``, ``abc.json`` and ``training.json``.
+        out: Folder that receives ``see/``, ``read/``, ``base/``, ``pretrain/``, ``instruct/``, ``abc.json`` and
+            ``training.json``.
         config: Sizes, steps and seed.
         say: Receives a line of progress now and then.
 
@@ -322,7 +323,7 @@ class _Base(Objective[BaseTokens]):
         accelerator.backward(loss)
         return {"loss": loss.item(), **told}
 
-    def _sees(self, step: int) -> bool:  # noqa: ARG002
+    def _sees(self, step: int) -> bool:
         """Whether the vision tower learns."""
         return False
 

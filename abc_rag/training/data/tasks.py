@@ -377,7 +377,7 @@ def _following_fact(scene: WideScene, rng: random.Random) -> Spoken:
     return Spoken(rewriting(typed(short, rng), history=history, examples=False), (), answer, exact=True)
 
 
-def _chatting(scenes: Sequence[WideScene], rng: random.Random, turns: int) -> list[Spoken]:  # noqa: ARG001
+def _chatting(scenes: Sequence[WideScene], rng: random.Random, turns: int) -> list[Spoken]:
     """A question about a picture after one or two others; or one that stands before its picture."""
     at = rng.randrange(len(scenes))
     before = [
