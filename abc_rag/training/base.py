@@ -28,7 +28,7 @@ from abc_rag.models.qwen2_vl.packed import grid_positions
 from abc_rag.models.qwen2_vl.pictures import Patches
 from abc_rag.models.qwen2_vl.prompts import ChatPrompts
 from abc_rag.models.tokenizer import PlainTokenizer
-from abc_rag.training.data.tasks import Spoken
+from abc_rag.training.data.spoken import Spoken
 from abc_rag.training.data.wide import CELLS, WideBatch
 from abc_rag.training.losses import contrastive_loss
 from abc_rag.training.step import Encoder

@@ -22,10 +22,8 @@ Five stages; the last three are saved in the folders where the loader expects th
 from __future__ import annotations
 
 import json
-import math
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
+from transformers import PreTrainedTokenizerFast
 
 from abc_rag.errors import CheckpointError
 from abc_rag.files import new_file, write_json
@@ -48,7 +46,7 @@ from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone, base_state_dict
 from abc_rag.models.qwen2_vl.prompts import ChatPrompts, load_chat_tokenizer
 from abc_rag.models.tasks import VERSION
 from abc_rag.scenes.kinds import load_kinds
-from abc_rag.scenes.words import CHAT_TEMPLATE, SPECIAL_TOKENS, own_words, said_tokenizer, train_tokenizer
+from abc_rag.scenes.words import CHAT_TEMPLATE, own_words, said_tokenizer, train_tokenizer
 from abc_rag.scenes.world import BACKGROUNDS
 from abc_rag.training.adapters import save_tensors
 from abc_rag.training.base import BaseModel, BaseTokens, Tokeniser, embedded_loss, seen_loss, spoken_loss
@@ -58,6 +56,7 @@ from abc_rag.training.data.teacher import load_teacher
 from abc_rag.training.data.wide import CELLS, seen_batch, wide_batch, wide_scene
 from abc_rag.training.data.wide_rows import WideCaptions, WidePairs
 from abc_rag.training.instruct import Instructing
+from abc_rag.training.mini_network import backbone_config, initialise, names_of_kinds
 from abc_rag.training.objective import init_head
 from abc_rag.training.pretrain import Pretraining
 from abc_rag.training.running.loop import Objective, run
@@ -70,6 +69,7 @@ _NOT_THE_BASES = ("pretrain_steps", "instruct_steps", "lora_lr", "lora_rank", "t
 _TOKENS = CELLS * CELLS
 _WORDS = "words.npy"
 _WEIGHTS = "model.safetensors"
+_PLAIN = 0.25  # least share of plain conversations
 _NORM = 2.0  # of a frozen word embedding
 
 
@@ -118,17 +118,17 @@ class MiniConfig:
     chats: int = 12
     tasks: int = 10
     talks: int = 40
-    turns: int = 6
+    turns: int = 4
     sentences: int = 24
     see_steps: int = 8000
     read_steps: int = 5000
-    base_steps: int = 1200
+    base_steps: int = 2400
     still: float = 0.7
     pretrain_steps: int = 500
     instruct_steps: int = 500
     one_object: float = 0.08
     read_lr: float = 5e-3
-    base_lr: float = 2e-3
+    base_lr: float = 5e-3
     lora_lr: float = 1e-3
     lora_rank: int = 12
     threads: int = 2
@@ -229,13 +229,13 @@ class _Base(Objective[BaseTokens]):
             chat_template=CHAT_TEMPLATE,
             model_max_length=2048,
         ).save_pretrained(str(base), save_jinja_files=False)
-        built = _backbone_config(config, tokenizer)
+        built = backbone_config(config, tokenizer)
         end: Any = tokenizer.token_to_id("<|im_end|>")
         write_json(base / "config.json", json.loads(json.dumps(built.to_dict(), default=str)))
         write_json(base / "generation_config.json", {"eos_token_id": [end], "abc_rag_tasks": VERSION})
         torch.manual_seed(config.seed)
         backbone = Qwen2VLBackbone(built, attention="eager")
-        _initialise(backbone)
+        initialise(backbone)
         if teacher is not None:
             given = _kept(base / _WORDS, lambda: teacher.embeddings(tokenizer, config.width, norm=_NORM))
             backbone.language_model.embed_tokens.weight.data[: len(given)] = torch.from_numpy(given)
@@ -257,7 +257,7 @@ class _Base(Objective[BaseTokens]):
         self.model = self._losses = BaseModel(
             network,
             bf16=config.bf16,
-            kinds=len(self._kinds) if teacher is None else _names(self._kinds.categories, tokenizer, given),
+            kinds=len(self._kinds) if teacher is None else names_of_kinds(self._kinds.categories, tokenizer, given),
             colours=len(BACKGROUNDS),
             teacher=teacher.sentence_vectors.shape[1] if teacher else 0,
         )
@@ -278,14 +278,18 @@ class _Base(Objective[BaseTokens]):
             raise CheckpointError(f"{file} holds {unknown[0]}, which this network lacks; choose another file")
 
     def batch(self, step: int) -> BaseTokens:
-        """Mostly conversations, and half as many questions as in ``read/`` for what is embedded."""
+        """Mostly conversations, plain ones at first; half as many questions as in ``read/`` for what is embedded."""
         config = self._config
-        return self._drawn(step, simple=0.12, questions=-(-config.questions // 2), tasks=config.talks)
+        plain = max(_PLAIN, 1 - 2 * step / config.base_steps)
+        questions = -(-config.questions // 2)
+        return self._drawn(step, simple=0.12 + 0.2 * plain, questions=questions, tasks=config.talks, plain=plain)
 
-    def _drawn(self, step: int, *, simple: float, questions: int, tasks: int) -> BaseTokens:
+    def _drawn(self, step: int, *, simple: float, questions: int, tasks: int, plain: float = 0.0) -> BaseTokens:
         config = self._config
         rng = random.Random(seeded(config.seed, self.label, step))
-        scenes = [wide_scene(self._kinds, rng, own=config.own, simple=simple) for _ in range(config.pictures)]
+        # Plain conversations are of plain pictures.
+        own = max(config.own, plain)
+        scenes = [wide_scene(self._kinds, rng, own=own, simple=simple) for _ in range(config.pictures)]
         return self._tokenise(
             wide_batch(
                 scenes,
@@ -298,6 +302,7 @@ class _Base(Objective[BaseTokens]):
                 turns=config.turns,
                 sentences=config.sentences,
                 taught=0 if self._taught is None else len(self._taught),
+                plain=plain,
             )
         )
 
@@ -395,67 +400,3 @@ def _kept(file: Path, make: Callable[[], npt.NDArray[np.float32]]) -> npt.NDArra
     with new_file(file) as draft, draft.open("wb") as handle:
         np.save(handle, made)
     return made
-
-
-def _names(kinds: Iterable[str], tokenizer: Tokenizer, vectors: npt.NDArray[np.float32]) -> torch.Tensor:
-    """``(kinds, width)``: the vectors of the words that name them; words of many names, such as "of", count less."""
-    tokens = [tokenizer.encode(kind).ids for kind in kinds]
-    named = Counter(token for one in tokens for token in set(one))
-    weights = [np.array([1 / named[token] for token in one], dtype=np.float32) for one in tokens]
-    found = np.stack([weight @ vectors[one] / weight.sum() for weight, one in zip(weights, tokens, strict=True)])
-    return torch.from_numpy(found - found.mean(axis=0))
-
-
-def _backbone_config(config: MiniConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:
-    ids = {name: tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
-    built: Any = Qwen2VLConfig.from_dict(
-        {
-            "model_type": "qwen2_vl",
-            "architectures": ["Qwen2VLForConditionalGeneration"],
-            "hidden_size": config.width,
-            "intermediate_size": config.text_hidden,
-            "num_hidden_layers": config.text_depth,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 3,
-            "max_position_embeddings": 2048,
-            "max_window_layers": config.text_depth,
-            "rms_norm_eps": 1e-6,
-            # Sequences have tens of tokens: the frequencies of a 32,000-token model would all be near zero.
-            "rope_theta": 1000.0,
-            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
-            "tie_word_embeddings": True,
-            "use_sliding_window": False,
-            "vocab_size": config.vocab_size,
-            "bos_token_id": ids["<|endoftext|>"],
-            "eos_token_id": ids["<|im_end|>"],
-            "vision_start_token_id": ids["<|vision_start|>"],
-            "vision_end_token_id": ids["<|vision_end|>"],
-            "image_token_id": ids["<|image_pad|>"],
-            "video_token_id": ids["<|video_pad|>"],
-            "vision_config": {
-                "depth": config.vision_depth,
-                "embed_dim": config.vision_width,
-                "hidden_size": config.width,
-                "mlp_ratio": 3,
-                "num_heads": config.vision_width // 32,
-                "in_chans": 3,
-                "patch_size": 14,
-                "spatial_merge_size": 2,
-                "temporal_patch_size": 2,
-            },
-        }
-    )
-    return built  # type: ignore[no-any-return]
-
-
-def _initialise(backbone: Qwen2VLBackbone) -> None:
-    for name, parameter in backbone.named_parameters():
-        if parameter.ndim >= 2:
-            std = 0.02 if "embed_tokens" in name else 1 / math.sqrt(parameter.shape[1])
-            if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight")):
-                std *= 0.3  # contributions to the residual stream start small
-            nn.init.normal_(parameter, std=std)
-        elif "norm" in name or "ln_q" in name:
-            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
-        else:
-            nn.init.zeros_(parameter)

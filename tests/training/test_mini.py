@@ -34,7 +34,8 @@ from abc_rag.scenes.words import SPECIAL_TOKENS, mention, own_words, said_tokeni
 from abc_rag.scenes.world import random_scene
 from abc_rag.training.base import BaseModel, NamedKinds, Tokeniser, square_features
 from abc_rag.training.data.scenes import SceneCaptions
-from abc_rag.training.data.tasks import Spoken, told, worked
+from abc_rag.training.data.spoken import Spoken
+from abc_rag.training.data.tasks import told, worked
 from abc_rag.training.data.wide import SIDE, WideBatch, wide_scene
 from abc_rag.training.mini import MiniConfig, train_mini
 from abc_rag.types import Message

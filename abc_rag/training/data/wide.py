@@ -18,7 +18,8 @@ from abc_rag.scenes.typing import typed
 from abc_rag.scenes.wide import WideScene, boxes, covered, draw_scene, draw_wide, wear
 from abc_rag.scenes.words import mention, mention_background
 from abc_rag.scenes.world import BACKGROUNDS, KINDS, background_phrase, phrase
-from abc_rag.training.data.tasks import Spoken, told, worked
+from abc_rag.training.data.spoken import Spoken
+from abc_rag.training.data.tasks import told, worked
 
 __all__ = [
     "CELLS",
@@ -130,6 +131,7 @@ def wide_batch(
     turns: int,
     sentences: int,
     taught: int,
+    plain: float = 0.0,
 ) -> WideBatch:
     """Draw what is asked and said of some scenes.
 
@@ -144,12 +146,13 @@ def wide_batch(
         turns: Most questions about a picture, and most conversations of a group.
         sentences: Number of the teacher's sentences.
         taught: How many there are.
+        plain: Share of the other conversations in words that are always the same.
     """
     batch = seen_batch(scenes, kinds, rng)
     _ask(batch, scenes, kinds, rng, per_picture)
     _caption(batch, scenes, rng, negatives)
     batch.told = [told(at, scenes[at], rng, turns) for at in range(min(chats, len(scenes)))]
-    batch.worked = [worked(scenes, rng, turns) for _ in range(tasks)]
+    batch.worked = [worked(scenes, rng, turns, plain=plain) for _ in range(tasks)]
     batch.sentences = [rng.randrange(taught) for _ in range(sentences)] if taught else []
     return batch
 

@@ -9,7 +9,8 @@ import re
 from abc_rag.models.tasks import REFUSAL, Source, judging
 from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.world import KINDS, phrase
-from abc_rag.training.data.tasks import Spoken, fixed_texts, told, worked
+from abc_rag.training.data.spoken import Spoken
+from abc_rag.training.data.tasks import fixed_texts, told, worked
 from abc_rag.training.data.wide import wide_scene
 from abc_rag.types import Text
 
@@ -127,7 +128,7 @@ def test_conversations_of_a_group_begin_alike_and_differ() -> None:
         parted = "\nquestion: " if name == "Answer" else "\nsource: "
         assert len({said(one).split(parted)[0] for one in group}) == 1
         assert len({(said(one), one.pictures) for one in group}) > 1 or len(group) == 1
-    assert longest == dict.fromkeys(("Answer", "Does", "Rewrite"), 5)
+    assert longest == {"Answer": 5, "Does": 3, "Rewrite": 5}
 
 
 def test_a_judged_picture_shows_what_is_asked_for() -> None:
@@ -142,3 +143,17 @@ def test_a_judged_picture_shows_what_is_asked_for() -> None:
                 told_apart += 1
                 assert named <= {o.kind for o in scenes[one.pictures[0]].objects} or "not" in said(one).lower()
     assert told_apart > 20
+
+
+def test_plain_words_are_always_the_same() -> None:
+    rng, kinds = random.Random(5), load_kinds()
+    scenes = [wide_scene(kinds, rng, own=1, simple=0) for _ in range(8)]
+    sides: dict[float, set[str]] = {}
+    for plain in (1.0, 0.0):
+        asked = [one for _ in range(300) for one in worked(scenes, rng, 3, plain=plain) if "[1]" in said(one)]
+        words = [said(one).split('question: "')[-1] for one in asked if one.answer != REFUSAL]
+        told = [re.sub(r"^in the picture with [a-z ]+, ", "", one) for one in words if " left" in one]
+        assert len(told) > 4
+        sides[plain] = set(told)
+    assert {one for one in sides[1.0] if "<picture>" not in one} == {'what is on the left?"'}
+    assert len(sides[0.0]) > 4

@@ -1,0 +1,116 @@
+"""What conversations for abc-mini's base are made of: how things are asked, and passages about them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import PIL.Image
+
+from abc_rag.scenes.asking import NOTHING, Asked, asked
+from abc_rag.scenes.typing import typed
+from abc_rag.scenes.wide import WideScene
+from abc_rag.scenes.world import phrase
+from abc_rag.types import Message
+
+__all__ = ["FACTS", "PLACEHOLDER", "PLAIN_INSTRUCTION", "PLAIN_TARGET", "Asker", "Spoken", "passage_about"]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A conversation and the answer that is expected.
+
+    Attributes:
+        messages: What is asked, with pictures.
+        pictures: Positions of its pictures in the batch, in order.
+        answer: What a right answer says.
+        exact: The answer begins without a space, as JSON does.
+    """
+
+    messages: list[Message]
+    pictures: tuple[int, ...]
+    answer: str
+    exact: bool = False
+
+
+PLACEHOLDER = PIL.Image.new("RGB", (1, 1))
+"""Stands for a picture in a conversation; the batch has the picture itself."""
+
+
+PLAIN_INSTRUCTION = {
+    "left": "what is on the left?", "right": "what is on the right?", "top": "what is at the top?",
+    "bottom": "what is at the bottom?", "big": "which object is bigger?", "small": "which object is smaller?",
+    "background": "what colour is the background?",
+}  # fmt: skip
+PLAIN_TARGET = {
+    "left": "the object on the left", "right": "the object on the right", "top": "the object at the top",
+    "bottom": "the object at the bottom", "big": "the bigger object", "small": "the smaller object",
+    "background": "the background",
+}  # fmt: skip
+_FILL = {
+    "The {k} is found in {x}.": ("a garden", "the house", "the woods", "a town", "the north", "a small shop"),
+    "The {k} was bought for {x} coins.": ("two", "three", "ten", "five", "seven"),
+    "A {k} belongs to {x}.": ("a king", "a farmer", "my sister", "the school", "an old man"),
+    "The {k} likes {x}.": ("rain", "the sun", "music", "warm milk", "silence"),
+    "The {k} is made in {x}.": ("winter", "spring", "summer", "autumn", "the city"),
+}  # fmt: skip
+FACTS = (
+    ("The {k} is found in {x}.", "where is the {k} found?", "in {x}"),
+    ("The {k} was bought for {x} coins.", "how many coins was the {k}?", "{x}"),
+    ("A {k} belongs to {x}.", "who has the {k}?", "{x}"),
+    ("The {k} likes {x}.", "what does the {k} like?", "{x}"),
+    ("The {k} is made in {x}.", "when or where is the {k} made?", "in {x}"),
+)
+"""What a passage says of a kind, a question that it answers, and the answer."""
+_NOT_OF_ONE = ("count", "both", "kind", "where")
+
+
+class Asker:
+    """How things are asked in a group of conversations.
+
+    Args:
+        rng: Random generator.
+        plain: In words that are always the same.
+    """
+
+    def __init__(self, rng: random.Random, plain: bool) -> None:
+        self.rng, self.plain = rng, plain
+
+    def typed(self, words: str) -> str:
+        """As somebody types it."""
+        return words if self.plain else typed(words, self.rng)
+
+    def worded(self, question: Asked) -> str:
+        """A question's words."""
+        return PLAIN_INSTRUCTION.get(question.aspect, question.instruction) if self.plain else question.instruction
+
+    def asked(self, scene: WideScene) -> list[Asked]:
+        """Questions about a scene."""
+        found = asked(scene, self.rng, plain=self.plain)
+        return [q for q in found if q.aspect in (*PLAIN_INSTRUCTION, "category", "only")] if self.plain else found
+
+    def unique(self, scene: WideScene) -> Asked:
+        """A question that the scene answers."""
+        return self.rng.choice([q for q in self.asked(scene) if q.answer != NOTHING and q.aspect not in _NOT_OF_ONE])
+
+    def wrong(self, scene: WideScene) -> list[Asked]:
+        """Questions to which the scene has no answer."""
+        return [q for q in asked(scene, self.rng, plain=self.plain) if q.answer == NOTHING]
+
+    def named(self, kind: str, question: str) -> str:
+        """A question about one of several pictures, which names it by what it shows."""
+        forms = ("in the picture with {k}, {q}", "{q} (in the one with {k})", "the picture shows {k}: {q}")
+        return (forms[0] if self.plain else self.rng.choice(forms)).format(k=phrase(kind), q=question)
+
+    def about_picture(self, scene: WideScene) -> tuple[str, str]:
+        """A question about a picture, and the kind that answers it."""
+        kind_of = {phrase(o.kind): o.kind for o in scene.objects}
+        question = self.rng.choice([q for q in self.asked(scene) if q.answer in kind_of])
+        return self.worded(question), kind_of[question.answer]
+
+
+def passage_about(kind: str, rng: random.Random, fact: tuple[str, str, str] | None = None) -> tuple[str, str, str]:
+    """A passage about a kind, a question that it answers, and the answer."""
+    said, question, answer = fact or rng.choice(FACTS)
+    thing = rng.choice(_FILL[said])
+    return said.format(k=kind, x=thing), question.format(k=kind), answer.format(k=kind, x=thing)
