@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 _IGNORED = -100
+_CITED = 5.0
 _SHARPNESS = 20.0  # of likeness to a name, at first
 
 
@@ -59,8 +60,8 @@ class Conversations:
         positions: int64 ``(3, rows, length)``.
         parts: int64 ``(rows, length)``: 0 for what all answers of a row share, n for its n-th branch, -1 for padding.
         targets: int64 ``(rows, length)``: the token that follows, where an answer is learnt; else -100.
-        weights: float32 ``(rows, length)``: what a learnt token counts; those of an answer are 1 together, so that
-            "yes" counts as much as a long one.
+        weights: float32 ``(rows, length)``: what a learnt token counts. Those of an answer are 1 together, so that
+            "yes" counts as much as a long one; the number of a citation counts `_CITED` times as much as a word.
         pictures: Positions of the pictures, row by row.
     """
 
@@ -89,6 +90,10 @@ class BaseTokens:
     spoken: list[Conversations]
 
 
+_Row = tuple[list[npt.NDArray[np.int64]], list[npt.NDArray[np.float32]], list[int]]
+"""What conversations share, then the rest of each; what the tokens of each answer count; positions of pictures."""
+
+
 class Tokeniser:
     """Batches to tokens, in the thread that makes them.
 
@@ -113,6 +118,8 @@ class Tokeniser:
     ) -> None:
         self._embed, self._chat, self._said = embed, chat, PlainTokenizer(said)
         self._image_token, self._end, self._sentences = image_token, end, sentences
+        # What stands between the brackets of "[1]".
+        self._numbers = sorted({int(self._chat.plain(f"a [{number}].")[-2]) for number in range(1, 10)})
 
     def __call__(self, batch: WideBatch) -> BaseTokens:
         """Tokenise a batch."""
@@ -128,8 +135,8 @@ class Tokeniser:
             batch, asked, [((), self._embed(t)) for t in texts], packed_conversations(rows, self._image_token)
         )
 
-    def _row(self, group: list[Spoken]) -> tuple[list[npt.NDArray[np.int64]], list[int], list[int]]:
-        """What a group of conversations share, then each one's rest with its answer; where the answers begin."""
+    def _row(self, group: list[Spoken]) -> _Row:
+        """What a group of conversations share, then each one's rest with its answer."""
         asked = [self._chat(s.messages, [CELLS * CELLS] * len(s.pictures)) for s in group]
         seen = [s.pictures for s in group]
         shared, alike = 0, 0
@@ -143,13 +150,14 @@ class Tokeniser:
                 # Pictures look alike as tokens: what is shared ends before the first that is another's.
                 begins_at = np.flatnonzero(ids == self._image_token)[alike * CELLS * CELLS]
                 shared = min(shared, int(begins_at))
-        branches, begins = [asked[0][:shared]], [0]
+        branches, weights = [asked[0][:shared]], [np.zeros(0, dtype=np.float32)]
         for ids, spoken in zip(asked, group, strict=True):
             answer = self._said(spoken.answer) if spoken.exact else self._chat.plain(spoken.answer)
             branches.append(np.array([*ids[shared:], *answer, self._end], dtype=np.int64))
-            begins.append(len(ids) - shared)
+            counts = np.where(np.isin([*answer, self._end], self._numbers) & (not spoken.exact), _CITED, 1.0)
+            weights.append((counts / counts.sum()).astype(np.float32))
         common = int((branches[0] == self._image_token).sum()) // (CELLS * CELLS)
-        return branches, begins, [*seen[0][:common], *(at for pictures in seen for at in pictures[common:])]
+        return branches, weights, [*seen[0][:common], *(at for pictures in seen for at in pictures[common:])]
 
 
 def _alike(seen: Sequence[tuple[int, ...]]) -> int:
@@ -162,9 +170,7 @@ def _alike(seen: Sequence[tuple[int, ...]]) -> int:
     return count
 
 
-def packed_conversations(
-    rows: list[tuple[list[npt.NDArray[np.int64]], list[int], list[int]]], image_token: int
-) -> list[Conversations]:
+def packed_conversations(rows: list[_Row], image_token: int) -> list[Conversations]:
     """Rows of similar length in one batch, so that little is padding."""
     groups: list[list[int]] = []
     lengths = [sum(map(len, branches)) for branches, _, _ in rows]
@@ -176,9 +182,7 @@ def packed_conversations(
     return [_padded([rows[i] for i in group], max(lengths[i] for i in group), image_token) for group in groups]
 
 
-def _padded(
-    rows: list[tuple[list[npt.NDArray[np.int64]], list[int], list[int]]], longest: int, image_token: int
-) -> Conversations:
+def _padded(rows: list[_Row], longest: int, image_token: int) -> Conversations:
     width = -(-longest // 8) * 8
     ids = np.zeros((len(rows), width), dtype=np.int64)
     parts = np.full((len(rows), width), -1, dtype=np.int64)
@@ -186,18 +190,18 @@ def _padded(
     weights = np.zeros((len(rows), width), dtype=np.float32)
     positions = np.zeros((3, len(rows), width), dtype=np.int64)
     pictures: list[int] = []
-    for n, (branches, begins, seen) in enumerate(rows):
+    for n, (branches, counts, seen) in enumerate(rows):
         pictures += seen
         at, after = 0, 0
-        for part, (branch, begin) in enumerate(zip(branches, begins, strict=True)):
+        for part, (branch, count) in enumerate(zip(branches, counts, strict=True)):
             end = at + len(branch)
             ids[n, at:end], parts[n, at:end] = branch, part
             positions[:, n, at:end], next_ = _positions(branch, after, image_token)
             if part == 0:
                 after = next_
             else:
-                targets[n, at + begin - 1 : end - 1] = branch[begin:]
-                weights[n, at + begin - 1 : end - 1] = 1 / (len(branch) - begin)
+                targets[n, end - 1 - len(count) : end - 1] = branch[-len(count) :]
+                weights[n, end - 1 - len(count) : end - 1] = count
             at = end
     return Conversations(*(torch.from_numpy(a) for a in (ids, positions, parts, targets, weights)), pictures)
 

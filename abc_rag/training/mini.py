@@ -69,7 +69,7 @@ _NOT_THE_BASES = ("pretrain_steps", "instruct_steps", "lora_lr", "lora_rank", "t
 _TOKENS = CELLS * CELLS
 _WORDS = "words.npy"
 _WEIGHTS = "model.safetensors"
-_PLAIN = 0.25  # least share of plain conversations
+_PLAIN = 0.3  # least share of plain conversations
 _NORM = 2.0  # of a frozen word embedding
 
 
@@ -229,7 +229,14 @@ class _Base(Objective[BaseTokens]):
             chat_template=CHAT_TEMPLATE,
             model_max_length=2048,
         ).save_pretrained(str(base), save_jinja_files=False)
-        built = backbone_config(config, tokenizer)
+        built = backbone_config(
+            tokenizer,
+            width=config.width,
+            text_depth=config.text_depth,
+            text_hidden=config.text_hidden,
+            vision_width=config.vision_width,
+            vision_depth=config.vision_depth,
+        )
         end: Any = tokenizer.token_to_id("<|im_end|>")
         write_json(base / "config.json", json.loads(json.dumps(built.to_dict(), default=str)))
         write_json(base / "generation_config.json", {"eos_token_id": [end], "abc_rag_tasks": VERSION})
@@ -280,7 +287,7 @@ class _Base(Objective[BaseTokens]):
     def batch(self, step: int) -> BaseTokens:
         """Mostly conversations, plain ones at first; half as many questions as in ``read/`` for what is embedded."""
         config = self._config
-        plain = max(_PLAIN, 1 - 2 * step / config.base_steps)
+        plain = max(_PLAIN, 1 - step / config.base_steps)
         questions = -(-config.questions // 2)
         return self._drawn(step, simple=0.12 + 0.2 * plain, questions=questions, tasks=config.talks, plain=plain)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,6 @@ from transformers import Qwen2VLConfig
 
 from abc_rag.models.qwen2_vl.network import Qwen2VLBackbone
 from abc_rag.scenes.words import SPECIAL_TOKENS
-
-if TYPE_CHECKING:
-    from abc_rag.training.mini import MiniConfig
 
 __all__ = ["backbone_config", "initialise", "names_of_kinds"]
 
@@ -32,27 +29,29 @@ def names_of_kinds(kinds: Iterable[str], tokenizer: Tokenizer, vectors: npt.NDAr
     return torch.from_numpy(found - found.mean(axis=0))
 
 
-def backbone_config(config: MiniConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:
+def backbone_config(
+    tokenizer: Tokenizer, *, width: int, text_depth: int, text_hidden: int, vision_width: int, vision_depth: int
+) -> Qwen2VLConfig:
     """The sizes of the base."""
     ids = {name: tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
     built: Any = Qwen2VLConfig.from_dict(
         {
             "model_type": "qwen2_vl",
             "architectures": ["Qwen2VLForConditionalGeneration"],
-            "hidden_size": config.width,
-            "intermediate_size": config.text_hidden,
-            "num_hidden_layers": config.text_depth,
+            "hidden_size": width,
+            "intermediate_size": text_hidden,
+            "num_hidden_layers": text_depth,
             "num_attention_heads": 6,
             "num_key_value_heads": 3,
             "max_position_embeddings": 2048,
-            "max_window_layers": config.text_depth,
+            "max_window_layers": text_depth,
             "rms_norm_eps": 1e-6,
             # Sequences have tens of tokens: the frequencies of a 32,000-token model would all be near zero.
             "rope_theta": 1000.0,
             "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
             "tie_word_embeddings": True,
             "use_sliding_window": False,
-            "vocab_size": config.vocab_size,
+            "vocab_size": tokenizer.get_vocab_size(),
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
             "vision_start_token_id": ids["<|vision_start|>"],
@@ -60,11 +59,11 @@ def backbone_config(config: MiniConfig, tokenizer: Tokenizer) -> Qwen2VLConfig:
             "image_token_id": ids["<|image_pad|>"],
             "video_token_id": ids["<|video_pad|>"],
             "vision_config": {
-                "depth": config.vision_depth,
-                "embed_dim": config.vision_width,
-                "hidden_size": config.width,
+                "depth": vision_depth,
+                "embed_dim": vision_width,
+                "hidden_size": width,
                 "mlp_ratio": 3,
-                "num_heads": config.vision_width // 32,
+                "num_heads": vision_width // 32,
                 "in_chans": 3,
                 "patch_size": 14,
                 "spatial_merge_size": 2,

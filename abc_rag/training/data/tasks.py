@@ -63,13 +63,13 @@ def worked(scenes: Sequence[WideScene], rng: random.Random, turns: int = 1, *, p
             learnt from these at first: from the others alone, a thousand steps taught nothing but "no".
     """
     tasks = (_answering, _answering_about, _judging, _rewriting, _chatting)
-    return rng.choices(tasks, weights=(36, 14, 33, 12, 5))[0](scenes, Asker(rng, rng.random() < plain), turns)
+    return rng.choices(tasks, weights=(40, 14, 31, 10, 5))[0](scenes, Asker(rng, rng.random() < plain), turns)
 
 
 def _answering(scenes: Sequence[WideScene], ask: Asker, turns: int) -> list[Spoken]:
     """One to four sources; each question is about one of them, or about none."""
     rng = ask.rng
-    count = rng.choice((1, 2, 2, 3, 3, 4))
+    count = rng.choice((1, 2, 3, 3, 4, 4))
     chosen = rng.sample(range(len(scenes)), count)
     pictured = [rng.random() < 0.7 for _ in chosen]
     sources, passages = [], []
