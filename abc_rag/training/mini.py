@@ -115,7 +115,7 @@ class MiniConfig:
     pictures: int = 40
     questions: int = 4
     negatives: int = 1
-    chats: int = 12
+    chats: int = 16
     tasks: int = 10
     talks: int = 40
     turns: int = 4

@@ -31,7 +31,7 @@ def fixed_texts() -> list[str]:
     return [REFUSAL, *(p.text for c in conversations for m in c for p in m.parts if isinstance(p, Text))]
 
 
-def told(at: int, scene: WideScene, rng: random.Random, turns: int) -> list[Spoken]:
+def told(at: int, scene: WideScene, rng: random.Random, turns: int, *, plain: float = 0.0) -> list[Spoken]:
     """Some questions about one picture, each a conversation of its own.
 
     Args:
@@ -39,14 +39,16 @@ def told(at: int, scene: WideScene, rng: random.Random, turns: int) -> list[Spok
         scene: What it shows.
         rng: Random generator.
         turns: Most questions.
+        plain: Probability of words that are always the same; see `worked`.
     """
-    found = asked(scene, rng)
+    ask = Asker(rng, rng.random() < plain)
+    found = ask.asked(scene)
     rng.shuffle(found)
-    picture, spoken = Image(PLACEHOLDER), []
-    for question in found[:turns]:
-        words = Text(typed(question.instruction, rng))
-        spoken.append(Spoken([Message("user", [picture, words])], (at,), question.answer))
-    return spoken
+    picture = Image(PLACEHOLDER)
+    return [
+        Spoken([Message("user", [picture, Text(ask.typed(ask.worded(question)))])], (at,), question.answer)
+        for question in found[:turns]
+    ]
 
 
 def worked(scenes: Sequence[WideScene], rng: random.Random, turns: int = 1, *, plain: float = 0.0) -> list[Spoken]:

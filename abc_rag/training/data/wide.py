@@ -146,12 +146,12 @@ def wide_batch(
         turns: Most questions about a picture, and most conversations of a group.
         sentences: Number of the teacher's sentences.
         taught: How many there are.
-        plain: Share of the other conversations in words that are always the same.
+        plain: Share of conversations in words that are always the same.
     """
     batch = seen_batch(scenes, kinds, rng)
     _ask(batch, scenes, kinds, rng, per_picture)
     _caption(batch, scenes, rng, negatives)
-    batch.told = [told(at, scenes[at], rng, turns) for at in range(min(chats, len(scenes)))]
+    batch.told = [told(at, scenes[at], rng, turns, plain=plain) for at in range(min(chats, len(scenes)))]
     batch.worked = [worked(scenes, rng, turns, plain=plain) for _ in range(tasks)]
     batch.sentences = [rng.randrange(taught) for _ in range(sentences)] if taught else []
     return batch
