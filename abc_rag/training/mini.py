@@ -208,6 +208,9 @@ class _Base(Objective[BaseTokens]):
     """Trains everything but the head, which stays the identity, and the words that a teacher gave."""
 
     label = "base"
+    # The gradient of conversations is a tenth of that of the contrastive losses, whose temperature is low: added as
+    # they are, what is learnt from conversations alone is forgotten.
+    spoken = 8.0
 
     def __init__(self, config: MiniConfig, out: Path) -> None:
         self._config = config
@@ -326,7 +329,7 @@ class _Base(Objective[BaseTokens]):
             loss, told = loss + more, told | said
         if "spoken" in found:
             more, said = spoken_loss(found, batch.spoken)
-            loss, told = loss + more, told | said
+            loss, told = loss + self.spoken * more, told | said
         if "taught" in found and self._taught is not None:
             wanted = torch.from_numpy(self._taught[wide.sentences])
             taught = 1 - nn.functional.cosine_similarity(found["taught"].float(), wanted).mean()
@@ -349,6 +352,7 @@ class _Reading(_Base):
     """Trains the same; most of it to read."""
 
     label = "read"
+    spoken = 1.0
 
     def _begin(self, out: Path) -> None:
         if self._config.reader:
