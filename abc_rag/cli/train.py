@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -174,7 +174,7 @@ def train_mini_command(
 
     drawings, words, tower = ("" if file is None else str(expanded(file)) for file in (kinds, teacher, eyes))
     config = MiniConfig(seed=seed, bf16=bf16, threads=threads, kinds=drawings, teacher=words, eyes=tower)
-    chosen = {"see_steps": see_steps, "read_steps": read_steps, "base_steps": steps}
+    chosen: dict[str, Any] = {"see_steps": see_steps, "read_steps": read_steps, "base_steps": steps}
     config = replace(config, **{name: count for name, count in chosen.items() if count is not None})
     train_mini(expanded(out), config, say=tell)
     say(f"abc-mini is in {out}; its figures: abc-rag evaluate mini --model {out}")

@@ -203,7 +203,8 @@ def _padded(rows: list[_Row], longest: int, image_token: int) -> Conversations:
                 targets[n, end - 1 - len(count) : end - 1] = branch[-len(count) :]
                 weights[n, end - 1 - len(count) : end - 1] = count
             at = end
-    return Conversations(*(torch.from_numpy(a) for a in (ids, positions, parts, targets, weights)), pictures)
+    tokens, places, part_of, wanted, counted = map(torch.from_numpy, (ids, positions, parts, targets, weights))
+    return Conversations(tokens, places, part_of, wanted, counted, pictures)
 
 
 def _positions(ids: npt.NDArray[np.int64], start: int, image_token: int) -> tuple[npt.NDArray[np.int64], int]:

@@ -210,7 +210,7 @@ class _Base(Objective[BaseTokens]):
     label = "base"
     # The gradient of conversations is a tenth of that of the contrastive losses, whose temperature is low: added as
     # they are, what is learnt from conversations alone is forgotten.
-    spoken = 8.0
+    spoken = 30.0
 
     def __init__(self, config: MiniConfig, out: Path) -> None:
         self._config = config

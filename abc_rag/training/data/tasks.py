@@ -65,13 +65,13 @@ def worked(scenes: Sequence[WideScene], rng: random.Random, turns: int = 1, *, p
             learnt from these at first: from the others alone, a thousand steps taught nothing but "no".
     """
     tasks = (_answering, _answering_about, _judging, _rewriting, _chatting)
-    return rng.choices(tasks, weights=(40, 14, 31, 10, 5))[0](scenes, Asker(rng, rng.random() < plain), turns)
+    return rng.choices(tasks, weights=(25, 14, 46, 10, 5))[0](scenes, Asker(rng, rng.random() < plain), turns)
 
 
 def _answering(scenes: Sequence[WideScene], ask: Asker, turns: int) -> list[Spoken]:
     """One to four sources; each question is about one of them, or about none."""
     rng = ask.rng
-    count = rng.choice((1, 2, 3, 3, 4, 4))
+    count = rng.choice((1, 1, 1, 2, 3, 4))
     chosen = rng.sample(range(len(scenes)), count)
     pictured = [rng.random() < 0.7 for _ in chosen]
     sources, passages = [], []
@@ -146,7 +146,7 @@ def _answering_about(scenes: Sequence[WideScene], ask: Asker, turns: int) -> lis
     if rng.random() < 0.3 and own.isdisjoint(o.kind for o in scenes[others[0]].objects):
         found.append((Source(PLACEHOLDER), "", (others[0],)))
     rng.shuffle(found)
-    found = found[:4]
+    found = found[: rng.choice((1, 1, 2, 4))]
     sources, kinds = [source for source, _, _ in found], [kind for _, kind, _ in found]
     pictures = (*(i for _, _, seen in found for i in seen), at)
     answers = {}
