@@ -62,7 +62,7 @@ def worked(scenes: Sequence[WideScene], rng: random.Random, turns: int = 1, *, p
         rng: Random generator.
         turns: Most conversations.
         plain: Probability of words that are always the same, without noise. What matches a question with a source is
-            learnt from these at first: from the others alone, a thousand steps taught nothing but "no".
+            learnt from these at first: from the others alone, five hundred steps taught nothing but "no".
     """
     tasks = (_answering, _answering_about, _judging, _rewriting, _chatting)
     return rng.choices(tasks, weights=(25, 14, 46, 10, 5))[0](scenes, Asker(rng, rng.random() < plain), turns)
@@ -140,7 +140,9 @@ def _answering_about(scenes: Sequence[WideScene], ask: Asker, turns: int) -> lis
     at, *others = rng.sample(range(len(scenes)), 4)
     own = {o.kind for o in scenes[at].objects}
     wrong = {rng.choice(scenes[i].objects).kind for i in others} - own
-    about = [kind for kind in own if rng.random() < 0.75] + rng.sample(sorted(wrong), rng.randint(0, len(wrong)))
+    about = [kind for kind in sorted(own) if rng.random() < 0.75] + rng.sample(
+        sorted(wrong), rng.randint(0, len(wrong))
+    )
     found: list[tuple[Source, str, tuple[int, ...]]]
     found = [(Source(text=_text_about(kind, rng)), kind, ()) for kind in about or sorted(wrong) or sorted(own)]
     if rng.random() < 0.3 and own.isdisjoint(o.kind for o in scenes[others[0]].objects):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 
 from abc_rag.models.tasks import REFUSAL, Source, judging
 from abc_rag.scenes.kinds import load_kinds
@@ -157,3 +160,29 @@ def test_plain_words_are_always_the_same() -> None:
         sides[plain] = set(told)
     assert {one for one in sides[1.0] if "<picture>" not in one} == {'what is on the left?"'}
     assert len(sides[0.0]) > 4
+
+
+def test_conversations_follow_from_the_seed_alone() -> None:
+    """Whatever order a process keeps the names of a set in: a run that is resumed draws what it would have drawn."""
+    program = """
+import random
+from abc_rag.scenes.kinds import load_kinds
+from abc_rag.training.data.tasks import worked
+from abc_rag.training.data.wide import wide_scene
+
+rng, kinds = random.Random(0), load_kinds()
+scenes = [wide_scene(kinds, rng, own=1, simple=0.2) for _ in range(8)]
+print([(one.answer, one.pictures) for _ in range(100) for one in worked(scenes, rng, 4, plain=0.5)])
+"""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1]
+    assert "yes" in said[0]
