@@ -17,7 +17,7 @@ from abc_rag.training.data.wide import WideBatch, named_by, true_names, wide_bat
 def batch(seed: int) -> WideBatch:
     rng, kinds = random.Random(seed), load_kinds()
     scenes = [wide_scene(kinds, rng, own=0.5, simple=0.3) for _ in range(12)]
-    return wide_batch(scenes, kinds, rng, per_picture=4, negatives=1, chats=4, tasks=5, sentences=3, taught=10)
+    return wide_batch(scenes, kinds, rng, per_picture=4, negatives=1, chats=4, tasks=5, turns=4, sentences=3, taught=10)
 
 
 @pytest.fixture(scope="module")
