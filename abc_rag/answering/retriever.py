@@ -115,7 +115,8 @@ class Retriever(searching.Retriever):
     def answer(self, question: str, **options: Unpack[AnswerKeywords]) -> Answer:
         """Search, and answer from what is found.
 
-        The hits are numbered and given to the generator, pictures as pictures. It is told to cite them, as in ``[1]``,
+        The hits are numbered and given to the generator, pictures as pictures; to one that answers from few sources at
+        once (`abc_rag.models.tasks.TaskFacts`) only the first. It is told to cite them, as in ``[1]``,
         and to say `abc_rag.models.tasks.REFUSAL` where none has the answer. That is also the answer where no hit is
         confident enough, and the generator is then not asked.
 
@@ -174,7 +175,8 @@ class Retriever(searching.Retriever):
         asked = _given(options, "k", "where", "modality", "facet_map", "mmr", "min_score", "trace")
         found = self.search(query, rerank=rerank, keywords=keywords, min_confidence=least, **asked)
         shorten = options.get("shorten", True)
-        return Writing(found, self.pictures, image=query.image, history=history, shorten=shorten)
+        most = generator.tasks.sources
+        return Writing(found, self.pictures, image=query.image, history=history, shorten=shorten, most=most)
 
     def _pieces(self, generator: Generator, question: str, options: AnswerKeywords) -> Iterator[str | Answer]:
         writing = self._writing(generator, question, options)

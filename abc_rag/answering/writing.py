@@ -28,6 +28,7 @@ class Writing:
         history: The turns before it.
         shorten: Leave out the oldest turns, then the last sources, then the end of the only one that is left, where
             there is more than the model reads.
+        most: The most sources that the model is given.
 
     Attributes:
         sources: What the model is given, by number from 1.
@@ -41,11 +42,12 @@ class Writing:
         image: ImageSource | None = None,
         history: Sequence[Message] = (),
         shorten: bool = True,
+        most: int | None = None,
     ) -> None:
         opened = list(zip(found.hits, sources_of(found.hits, pictures), strict=True))
         usable = [(hit, source) for hit, source in opened if isinstance(source, Source)]
         left = [(hit, source) for hit, source in opened if not isinstance(source, Source)]
-        self.sources = [source for _, source in usable]
+        self.sources = [source for _, source in usable[:most]]
         self._found = replace(found, hits=[hit for hit, _ in [*usable, *left]])
         self._notes = [*found.notes, *(f"left out: {error}" for _, error in left)]
         complete = None if found.rewrite is None else found.rewrite.question
@@ -53,7 +55,7 @@ class Writing:
         self._history = [] if complete else [turn for turn in history if turn.role != "system"]
         self._image = image
         self._shorten = shorten
-        self._turns_left_out = self._sources_left_out = 0
+        self._turns_left_out, self._sources_left_out = 0, len(usable) - len(self.sources)
         self._cut = False
         self._citations = CheckedCitations(len(self.sources))
         self._text = ""

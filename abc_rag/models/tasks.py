@@ -98,10 +98,12 @@ class TaskFacts:
         version: The `VERSION` of the conversations that it was trained on; 0 for a model that was not.
         min_confidence: The probability in `judging` from which on a source counts as one that shows or says what is
             asked for. ``abc-rag evaluate absent`` measures it.
+        sources: The most sources that it answers from at once; None for as many as it reads.
     """
 
     version: int = 0
     min_confidence: float = 0.5
+    sources: int | None = None
 
     @property
     def trained(self) -> bool:

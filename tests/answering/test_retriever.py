@@ -110,6 +110,16 @@ def test_where_nothing_matches_nobody_is_asked(store: ChromaStore) -> None:
     assert told.confidence == pytest.approx(2 / 3, abs=1e-3)
 
 
+def test_a_model_that_answers_from_one_source_is_given_the_likeliest(store: ChromaStore) -> None:
+    fake = FakeGenerator(tasks=TaskFacts(sources=1))
+    found = retriever(store, fake).answer("what do turtles eat?", min_confidence=0)
+    assert (found.text, [one.number for one in found.citations]) == ("Turtles eat leaves [1].", [1])
+    (conversation,) = answers(fake)
+    assert len(words(conversation[-1]).splitlines()) == 2
+    assert len(found.hits) == 3
+    assert found.notes == ("only the first 1 of 3 sources were read: the model reads no more",)
+
+
 def test_citations_of_what_was_not_given_are_dropped_and_bare_sentences_marked(store: ChromaStore) -> None:
     said = "Dr. Who says: turtles eat leaves [1, 7]. They fly [9]! They are slow. [1]\nSo:"
     asked = retriever(store, FakeGenerator(lambda m: said if words(m[0]).startswith("Answer") else None))

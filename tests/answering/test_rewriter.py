@@ -130,6 +130,11 @@ def test_a_checkpoint_says_what_it_was_trained_on(tmp_path: Path) -> None:
     known = json.loads(file.read_text())
     file.write_text(json.dumps({**known, "abc_rag_tasks": VERSION, "abc_rag_min_confidence": 0.7}))
     assert chat_of(folder).chat_facts.tasks == TaskFacts(VERSION, 0.7)
+    file.write_text(json.dumps({**known, "abc_rag_tasks": VERSION, "abc_rag_sources": 2}))
+    assert chat_of(folder).chat_facts.tasks == TaskFacts(VERSION, sources=2)
+    file.write_text(json.dumps({**known, "abc_rag_sources": 0}))
+    with pytest.raises(CheckpointError, match="abc_rag_sources"):
+        chat_of(folder)
     file.write_text(json.dumps({**known, "abc_rag_min_confidence": 7}))
     with pytest.raises(CheckpointError, match="abc_rag_min_confidence"):
         chat_of(folder)

@@ -32,6 +32,7 @@ __all__ = ["Qwen2VLChat", "load_chat"]
 
 _MAX_STOP_IDS = 100
 _MAX_VERSION = 1_000_000
+_MAX_SOURCES = 1_000
 
 
 class Qwen2VLChat(ChatModel):
@@ -331,6 +332,7 @@ def load_chat(folder: Path, base: SpeakingBase, facts: FamilyFacts) -> Qwen2VLCh
             tasks=TaskFacts(
                 raw.whole("abc_rag_tasks", 0, least=0, most=_MAX_VERSION),
                 raw.number("abc_rag_min_confidence", TaskFacts.min_confidence, least=0, most=1),
+                raw.whole("abc_rag_sources", most=_MAX_SOURCES) if "abc_rag_sources" in raw else None,
             ),
         ),
         end=stop[0],

@@ -12,6 +12,7 @@ from llama_index.core.prompts.mixin import PromptDictType
 from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.embeddings.abc.nodes import has_picture, picture_of
+from llama_index.llms.abc.base import ABCLLM
 
 from abc_rag import Text
 from abc_rag.errors import ImageError, InputError
@@ -28,7 +29,7 @@ class ABCSynthesizer(BaseSynthesizer):
 
     What it asks is word for word what ``abc_rag.Retriever.answer`` asks, in which what comes from outside is data. A
     small model that was trained on these conversations, such as abc-mini, needs them; others read them as well. All
-    nodes go into one question.
+    nodes go into one question; of an `ABCLLM` whose checkpoint answers from few sources at once, the first ones.
 
     Examples:
         ``pip install 'abc-rag[llama-index,generate]'``, then::
@@ -58,7 +59,7 @@ class ABCSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,  # noqa: ANN401
     ) -> RESPONSE_TYPE:
         """See the base class; a `QueryBundle` may bring a picture."""
-        told = {_TOLD: _asked(query, nodes)} if nodes else {}
+        told = {_TOLD: _asked(query, nodes[: self._most()])} if nodes else {}
         return super().synthesize(query, nodes, additional_source_nodes, **told, **response_kwargs)
 
     async def asynthesize(
@@ -69,7 +70,7 @@ class ABCSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,  # noqa: ANN401
     ) -> RESPONSE_TYPE:
         """`synthesize` for event loops."""
-        told = {_TOLD: _asked(query, nodes)} if nodes else {}
+        told = {_TOLD: _asked(query, nodes[: self._most()])} if nodes else {}
         return await super().asynthesize(query, nodes, additional_source_nodes, **told, **response_kwargs)
 
     def get_response(
@@ -79,7 +80,7 @@ class ABCSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,  # noqa: ANN401
     ) -> str | Generator[str, None, None]:
         """The answer to what `synthesize` made, else from texts alone."""
-        told = _told(query_str, text_chunks, response_kwargs)
+        told = _told(query_str, text_chunks[: self._most()], response_kwargs)
         if self._streaming:
             return (part.delta or "" for part in self._llm.stream_chat(told, **response_kwargs))
         return self._llm.chat(told, **response_kwargs).message.content or ""
@@ -91,11 +92,14 @@ class ABCSynthesizer(BaseSynthesizer):
         **response_kwargs: Any,  # noqa: ANN401
     ) -> str | AsyncGenerator[str, None]:
         """`get_response` for event loops."""
-        told = _told(query_str, text_chunks, response_kwargs)
+        told = _told(query_str, text_chunks[: self._most()], response_kwargs)
         if self._streaming:
             parts = await self._llm.astream_chat(told, **response_kwargs)
             return (part.delta or "" async for part in parts)
         return (await self._llm.achat(told, **response_kwargs)).message.content or ""
+
+    def _most(self) -> int | None:
+        return self._llm.generator.tasks.sources if isinstance(self._llm, ABCLLM) else None
 
     def _get_prompts(self) -> PromptDictType:
         return {}

@@ -16,7 +16,7 @@ from llama_index.llms.abc import ABCLLM, ABCSynthesizer
 
 from abc_rag.answering.fake import FakeGenerator
 from abc_rag.errors import ImageError, InputError
-from abc_rag.models.tasks import REFUSAL, Source, answering
+from abc_rag.models.tasks import REFUSAL, Source, TaskFacts, answering
 
 
 class Found(BaseRetriever):
@@ -65,6 +65,18 @@ def test_a_picture_that_cannot_be_opened_costs_itself_only(tmp_path: Path) -> No
     assert str(engine.query("what do pigs eat?")) == "Pigs eat apples [2]."
     (asked,) = fake.asked
     assert any("a rose (This picture cannot be shown: " in part.text for part in asked[-1].parts)  # type: ignore[union-attr]
+
+
+def test_a_model_that_answers_from_one_source_reads_the_first() -> None:
+    fake = FakeGenerator(tasks=TaskFacts(sources=1))
+    synthesizer = ABCSynthesizer(ABCLLM(generator=fake, context_window=2_048))
+    nodes = [TextNode(text="Pigs eat apples."), TextNode(text="Cows eat grass.")]
+    response = RetrieverQueryEngine(Found(nodes), synthesizer).query("what do pigs eat?")
+    assert str(response) == "Pigs eat apples [1]."
+    assert len(response.source_nodes) == 2
+    assert synthesizer.get_response("what do pigs eat?", [node.text for node in nodes]) == "Pigs eat apples [1]."
+    expected = answering("what do pigs eat?", [Source(text=nodes[0].text)])
+    assert all(seen(asked) == seen(expected) for asked in fake.asked)
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
