@@ -154,7 +154,6 @@ def train_mini_command(
     seed: Annotated[int, typer.Option()] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps of the base stage, for a trial run.")] = None,
     see_steps: Annotated[int | None, typer.Option(help="Steps of the stage that learns to see.")] = None,
-    read_steps: Annotated[int | None, typer.Option(help="Steps of the stage that learns to read.")] = None,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16; slower on CPUs without support for it.")] = True,
     kinds: Annotated[
         Path | None, typer.Option(help="Drawings by scripts/draw_kinds.py; the package's own alone if not given.")
@@ -165,6 +164,9 @@ def train_mini_command(
     eyes: Annotated[
         Path | None, typer.Option(help="An earlier run's see/model.safetensors, which seeing begins with.")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the layers: steps are faster, the first minutes slower.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
 ) -> None:
     """Train abc-mini from scratch: its base, then the two adapters as 'pretrain' and 'instruct' do."""
@@ -174,8 +176,8 @@ def train_mini_command(
 
     drawings, words, tower = ("" if file is None else str(expanded(file)) for file in (kinds, teacher, eyes))
     config = MiniConfig(seed=seed, bf16=bf16, threads=threads, kinds=drawings, teacher=words, eyes=tower)
-    chosen: dict[str, Any] = {"see_steps": see_steps, "read_steps": read_steps, "base_steps": steps}
-    config = replace(config, **{name: count for name, count in chosen.items() if count is not None})
+    chosen: dict[str, Any] = {"see_steps": see_steps, "base_steps": steps}
+    config = replace(config, compiled=compiled, **{k: count for k, count in chosen.items() if count is not None})
     train_mini(expanded(out), config, say=tell)
     say(f"abc-mini is in {out}; its figures: abc-rag evaluate mini --model {out}")
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from abc_rag.answering.generator import Generator
+from abc_rag.answering.judge import GenerativeJudge
 from abc_rag.errors import InputError
 from abc_rag.evaluation.metrics import share
 from abc_rag.evaluation.results import Results, ResultTable, settings
@@ -44,7 +45,8 @@ def evaluate_speaking(generator: Generator, *, scenes: int = 100) -> Results:
         Shares in wordings of forms that training never uses. ``answered``: picture and question give the exact words.
         ``cited``: with two to three pictures as sources, answer and citation are both right. ``refused``: things that
         are in none of the sources are said to be absent. ``judged``: yes or no, whether a picture is what a search asks
-        for; half of them are.
+        for; half of them are. A model that answers from few sources at once (`abc_rag.models.tasks.TaskFacts`) judges
+        them first and reads the likeliest, as it does for `abc_rag.Retriever.answer`.
 
     Raises:
         InputError: There are fewer than two scenes.
@@ -61,7 +63,16 @@ def evaluate_speaking(generator: Generator, *, scenes: int = 100) -> Results:
         return typed(one.instruction, rng), one.answer
 
     asks: list[tuple[str, list[Message], str]] = []
-    judged = []
+    right: dict[str, list[bool]] = {measure: [] for measure in _SHOWN}
+
+    def from_sources(measure: str, words: str, sources: Sequence[Source], at: int | None, answer: str) -> None:
+        given = _read(generator, words, sources)
+        if not given or (at is not None and at not in given):
+            right[measure].append(at is None)
+            return
+        wanted = answer if at is None else f"{answer} [{given.index(at) + 1}]"
+        asks.append((measure, answering(words, [sources[i] for i in given]), wanted))
+
     for at, (scene, picture) in enumerate(zip(drawn, pictures, strict=True)):
         words, answer = question(scene)
         asks.append(("answered", [Message("user", [Image(picture), Text(words)])], answer))
@@ -70,22 +81,20 @@ def evaluate_speaking(generator: Generator, *, scenes: int = 100) -> Results:
         sources = [Source(pictures[i]) for i in order]
         words, answer = _named(scene, [drawn[i] for i in order if i != at], rng)
         if answer:
-            asks.append(("cited", answering(words, sources), f"{answer} [{order.index(at) + 1}]"))
+            from_sources("cited", words, sources, order.index(at), answer)
         absent = rng.choice([k for k in KINDS if all(k != o.kind for i in order for o in drawn[i].objects)])
         about = rng.choice(
             ("what is next to the {}?", "is there {a}, and what is beside it?", "which side is the {} on?")
         )
-        asks.append(("refused", answering(about.format(absent, a=phrase(absent)), sources), REFUSAL))
+        from_sources("refused", about.format(absent, a=phrase(absent)), sources, None, REFUSAL)
         search = searched(scene, rng, edited=at % 2 == 1)
         chances = generator.score(judging(typed(search.text, rng), Source(picture)), JUDGEMENTS)
         half = len(chances) // 2
-        judged.append((max(chances[:half]) > max(chances[half:])) == search.fits(scene))
+        right["judged"].append((max(chances[:half]) > max(chances[half:])) == search.fits(scene))
     said = generator.generate_all([messages for _, messages, _ in asks], max_new_tokens=24)
-    right: dict[str, list[bool]] = {}
     for (measure, _, wanted), one in zip(asks, said, strict=True):
-        right.setdefault(measure, []).append(_plain(one.text) == _plain(wanted))
-    right["judged"] = judged
-    metrics = {measure: share(right.get(measure, [False])) for measure in _SHOWN}
+        right[measure].append(_plain(one.text) == _plain(wanted))
+    metrics = {measure: share(found or [False]) for measure, found in right.items()}
     return Results(
         benchmark="speaking",
         model=generator.model,
@@ -99,6 +108,16 @@ def evaluate_speaking(generator: Generator, *, scenes: int = 100) -> Results:
             )
         ],
     )
+
+
+def _read(generator: Generator, question: str, sources: Sequence[Source]) -> list[int]:
+    """Which sources `abc_rag.Retriever.answer` would give the model; none where none is likely enough."""
+    facts = generator.tasks
+    if facts.sources is None:
+        return list(range(len(sources)))
+    chances = [one if isinstance(one, float) else 0.0 for one in GenerativeJudge(generator).judge(question, sources)]
+    likely = sorted((i for i, one in enumerate(chances) if one >= facts.min_confidence), key=lambda i: -chances[i])
+    return likely[: facts.sources]
 
 
 def _named(scene: WideScene, others: Sequence[WideScene], rng: random.Random) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """The first stage of abc-mini: a Qwen2-VL that sees, reads, answers and embeds, from random weights.
 
-It learns to see alone, then to read with what it sees, then everything at once. Four losses share its weights.
+It learns to see alone, then everything at once. Four losses share its weights.
 *Seeing*: each image token tells what covers its cell, where that lies and how large it is. *Embedding*: pictures under
 an instruction find the text that answers, pictures find their captions and captions their pictures; attention is
 bidirectional, as ABC embeds. *Speaking*: answers, word by word, in the conversations of `abc_rag.models.tasks`;
@@ -9,7 +9,7 @@ attention is causal and positions are 3-D, as the base generates. *Words*: vecto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ __all__ = [
     "seen_loss",
     "spoken_loss",
     "square_features",
+    "vision_block",
 ]
 
 _IGNORED = -100
@@ -222,23 +223,38 @@ def _positions(ids: npt.NDArray[np.int64], start: int, image_token: int) -> tupl
     return found, start
 
 
-def square_features(visual: Any, pictures: Sequence[Patches]) -> torch.Tensor:  # noqa: ANN401
+def vision_block(block: Any, states: torch.Tensor, rotation: Any, pictures: int) -> torch.Tensor:  # noqa: ANN401
+    """One layer of the tower over patches ``(pictures * patches, width)`` of pictures of one size."""
+    attention = block.attn
+    mixed = attention.qkv(block.norm1(states)).view(pictures, len(states) // pictures, 3, attention.num_heads, -1)
+    q, k, v = mixed.unbind(2)
+    q, k = (rotated(part.float(), rotation).to(v.dtype).transpose(1, 2) for part in (q, k))
+    weights = (q @ k.transpose(2, 3) * attention.scaling).softmax(-1, dtype=torch.float32).to(v.dtype)
+    states = states + attention.proj((weights @ v.transpose(1, 2)).transpose(1, 2).reshape(len(states), -1))
+    found: torch.Tensor = states + block.mlp(block.norm2(states))
+    return found
+
+
+def square_features(
+    visual: Any,  # noqa: ANN401
+    pictures: Sequence[Patches],
+    layer: Callable[..., torch.Tensor] = vision_block,
+) -> torch.Tensor:
     """Vision features ``(pictures, tokens, hidden)`` of pictures of one size, whose attention is one product.
 
     What ``image_features`` computes picture by picture; training spends a third of its time there.
+
+    Args:
+        visual: The tower.
+        pictures: Pictures of one size.
+        layer: `vision_block`, or the same compiled.
     """
     first, merger = pictures[0], visual.merger
     states = visual.patch_embed(normalise(torch.from_numpy(np.concatenate([p.pixels for p in pictures]))))
     at = torch.from_numpy(grid_positions(first.rows, first.columns, 2))
     rotation = rotation_of(*(part[:, None] for part in visual.rotary_pos_emb(states, at)))
     for block in visual.blocks:
-        attention = block.attn
-        mixed = attention.qkv(block.norm1(states)).view(len(pictures), len(at), 3, attention.num_heads, -1)
-        q, k, v = mixed.unbind(2)
-        q, k = (rotated(part.float(), rotation).to(v.dtype).transpose(1, 2) for part in (q, k))
-        weights = (q @ k.transpose(2, 3) * attention.scaling).softmax(-1, dtype=torch.float32).to(v.dtype)
-        states = states + attention.proj((weights @ v.transpose(1, 2)).transpose(1, 2).reshape(len(states), -1))
-        states = states + block.mlp(block.norm2(states))
+        states = layer(block, states, rotation, len(pictures))
     merged: torch.Tensor = merger.mlp(merger.ln_q(states).view(-1, merger.hidden_size))
     return merged.view(len(pictures), -1, merged.shape[-1])
 
@@ -276,6 +292,7 @@ class BaseModel(Encoder):
 
     Attributes:
         sees: Whether the vision tower learns.
+        layer: Computes its layers; see `square_features`.
     """
 
     def __init__(
@@ -288,6 +305,7 @@ class BaseModel(Encoder):
         self.see_box = nn.Linear(width, 3)
         self.see_ground = nn.Linear(width, colours)
         self.sees = True
+        self.layer: Callable[..., torch.Tensor] = vision_block
         self.taught = nn.Linear(width, teacher) if teacher else None
 
     def forward(self, tokens: BaseTokens) -> dict[str, torch.Tensor]:  # type: ignore[override]
@@ -299,7 +317,7 @@ class BaseModel(Encoder):
         found: dict[str, torch.Tensor] = {}
         with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=self._bf16_too):
             with torch.set_grad_enabled(self.sees and torch.is_grad_enabled()):
-                features = square_features(backbone.visual, tokens.batch.pictures)
+                features = square_features(backbone.visual, tokens.batch.pictures, self.layer)
             found["kinds"] = self.see_kind(features).float()
             found["boxes"] = self.see_box(features).float()
             found["grounds"] = self.see_ground(features.mean(dim=1)).float()

@@ -1,17 +1,15 @@
 """Trains abc-mini from scratch by ABC's recipe (arXiv 2503.00329), at small scale.
 
-Five stages; the last three are saved in the folders where the loader expects them:
+Four stages; the last three are saved in the folders where the loader expects them:
 
 ``see/``
     The vision tower alone: what covers each cell of a picture. Seeing is what takes longest to learn, and a step of it
     costs a small part of one that reads and speaks as well.
-``read/``
-    A Qwen2-VL of five million parameters, trained in full: first on what the tower sees already, then with it. It
-    learns to read. Pictures with an instruction are compared with every phrase of the world, and pictures alone with
-    captions; a few conversations are learnt beside.
 ``base/``
-    The same network, most of whose batches are conversations now: questions about a picture, answers from sources,
-    judgements. It takes the place of Qwen2-VL-Instruct, ABC's starting point.
+    A Qwen2-VL of four million parameters, trained in full: first on what the tower sees already, then with it. Most
+    of its batches are conversations: questions about a picture, answers from sources, judgements. Beside them,
+    pictures with an instruction are compared with every phrase of the world, and pictures alone with captions. It
+    takes the place of Qwen2-VL-Instruct, ABC's starting point.
 ``pretrain/``
     The result of ``abc-rag train pretrain`` on the base: picture -> caption, with the captions of scenes that differ
     in one respect as hard negatives.
@@ -26,7 +24,7 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +35,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer
 
 from abc_rag.errors import CheckpointError
 from abc_rag.files import new_file, write_json
@@ -49,7 +48,7 @@ from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.words import CHAT_TEMPLATE, own_words, said_tokenizer, train_tokenizer
 from abc_rag.scenes.world import BACKGROUNDS
 from abc_rag.training.adapters import save_tensors
-from abc_rag.training.base import BaseModel, BaseTokens, Tokeniser, embedded_loss, seen_loss, spoken_loss
+from abc_rag.training.base import BaseModel, BaseTokens, Tokeniser, embedded_loss, seen_loss, spoken_loss, vision_block
 from abc_rag.training.config import InstructConfig, LoopConfig, PretrainConfig
 from abc_rag.training.data.tasks import fixed_texts
 from abc_rag.training.data.teacher import load_teacher
@@ -65,11 +64,12 @@ from abc_rag.training.step import seeded
 __all__ = ["MiniConfig", "train_mini"]
 
 
-_NOT_THE_BASES = ("pretrain_steps", "instruct_steps", "lora_lr", "lora_rank", "threads", "checkpoint_every")
+_NOT_THE_BASES = ("pretrain_steps", "instruct_steps", "lora_lr", "lora_rank", "threads", "compiled", "checkpoint_every")
 _TOKENS = CELLS * CELLS
+_FACTS = {"abc_rag_tasks": VERSION, "abc_rag_sources": 1}
 _WORDS = "words.npy"
 _WEIGHTS = "model.safetensors"
-_PLAIN = 0.3  # least share of plain conversations
+_PLAIN, _PLAINER = 0.12, 2.5  # least share of plain conversations, and how fast it is reached
 _NORM = 2.0  # of a frozen word embedding
 
 
@@ -82,27 +82,25 @@ class MiniConfig:
         most_kinds: Number of kinds taken from it.
         teacher: Archive of ``scripts/teach_words.py``; empty to learn all words from the world's texts.
         eyes: Weights of an earlier run's ``see/`` that this one's begins with; empty to begin from random ones.
-        reader: Weights of an earlier run's base, as its checkpoints name them, that this one's begins with, but for
-            what sees.
         own: Share of scenes that look like the package's own.
         pictures: Pictures per step.
         questions: Questions per picture.
         negatives: Captions per picture that are false of it.
         chats: Pictures per step that questions are answered about in words.
-        tasks: Groups of other conversations per step of ``read/``: answering from sources, judging, rewriting.
-        talks: Such groups per step of ``base/``.
+        tasks: Groups of other conversations per step: answering from sources, judging, rewriting.
         turns: Most conversations of a group.
         sentences: The teacher's sentences per step.
         see_steps: Steps that learn to see alone, on ``3 * pictures`` pictures each.
-        still: Share of the steps of ``read/`` in which the vision tower stays as it is. In ``base/`` it always does.
-        one_object: Share of the steps of ``read/`` in which most scenes have one object.
+        still: Share of the steps of ``base/`` in which the vision tower stays as it is.
+        one_object: Share of its steps in which half of the scenes have one object.
+        compiled: Compile the layers, which makes a step almost twice as fast; needs a C++ compiler.
     """
 
     seed: int = 0
     width: int = 192
     text_depth: int = 4
     text_hidden: int = 512
-    vision_width: int = 160
+    vision_width: int = 128
     vision_depth: int = 4
     vocab_size: int = 6000
     head_hidden: int = 512
@@ -110,29 +108,26 @@ class MiniConfig:
     most_kinds: int = 340
     teacher: str = ""
     eyes: str = ""
-    reader: str = ""
-    own: float = 0.5
+    own: float = 0.6
     pictures: int = 40
-    questions: int = 4
+    questions: int = 2
     negatives: int = 1
-    chats: int = 16
-    tasks: int = 10
-    talks: int = 40
+    chats: int = 40
+    tasks: int = 24
     turns: int = 4
-    sentences: int = 24
+    sentences: int = 16
     see_steps: int = 8000
-    read_steps: int = 5000
-    base_steps: int = 2400
-    still: float = 0.7
+    base_steps: int = 3400
+    still: float = 0.25
     pretrain_steps: int = 500
     instruct_steps: int = 500
-    one_object: float = 0.08
-    read_lr: float = 5e-3
+    one_object: float = 0.04
     base_lr: float = 5e-3
     lora_lr: float = 1e-3
-    lora_rank: int = 12
+    lora_rank: int = 16
     threads: int = 2
     bf16: bool = True
+    compiled: bool = False
     checkpoint_every: int = 100
 
     def _loop(self, out: Path, steps: int, lr: float, seed: int) -> dict[str, Any]:
@@ -153,15 +148,11 @@ class MiniConfig:
 
     def see(self, out: Path) -> LoopConfig:
         """The settings of the vision tower's stage."""
-        return LoopConfig(**self._loop(out / "see", self.see_steps, self.read_lr, self.seed + 5))
-
-    def read(self, out: Path) -> LoopConfig:
-        """The settings of the stage that learns to read."""
-        return LoopConfig(**self._loop(out / "read", self.read_steps, self.read_lr, self.seed))
+        return LoopConfig(**self._loop(out / "see", self.see_steps, self.base_lr, self.seed + 5))
 
     def base(self, out: Path) -> LoopConfig:
         """The settings of the base's stage."""
-        return LoopConfig(**self._loop(out / "base", self.base_steps, self.base_lr, self.seed + 7))
+        return LoopConfig(**self._loop(out / "base", self.base_steps, self.base_lr, self.seed))
 
     def pretrain(self, out: Path) -> PretrainConfig:
         """The settings of the first adapter's stage."""
@@ -180,8 +171,7 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     """Train abc-mini into ``out``. Finished stages are kept, an interrupted one is resumed.
 
     Args:
-        out: Folder that receives ``see/``, ``read/``, ``base/``, ``pretrain/``, ``instruct/``, ``abc.json`` and
-            ``training.json``.
+        out: Folder that receives ``see/``, ``base/``, ``pretrain/``, ``instruct/``, ``abc.json`` and ``training.json``.
         config: Sizes, steps and seed.
         say: Receives a line of progress now and then.
 
@@ -192,14 +182,13 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
     config = config or MiniConfig()
     out.mkdir(parents=True, exist_ok=True)
     run(lambda: _Seeing(config, out), config.see(out), result=_WEIGHTS, say=say)
-    run(lambda: _Reading(config, out), config.read(out), result=_WEIGHTS, say=say)
     run(lambda: _Base(config, out), config.base(out), result=_WEIGHTS, say=say)
     kinds = load_kinds(config.kinds, config.most_kinds)
     first, second = config.pretrain(out), config.instruct(out)
     captions = WideCaptions(kinds, own=config.own, seed=first.seed, negatives=first.negatives)
-    run(lambda: Pretraining(first, captions), first, say=say)
+    run(lambda: _compiled(Pretraining(first, captions), config), first, say=say)
     pairs = WidePairs(kinds, own=config.own, seed=second.seed)
-    run(lambda: Instructing(second, pairs), second, say=say)
+    run(lambda: _compiled(Instructing(second, pairs), config), second, say=say)
     write_json(out / "training.json", asdict(config))
     ABCSettings("abc-mini", _TOKENS, _TOKENS, config.head_hidden).write(out)
 
@@ -210,7 +199,7 @@ class _Base(Objective[BaseTokens]):
     label = "base"
     # The gradient of conversations is a tenth of that of the contrastive losses, whose temperature is low: added as
     # they are, what is learnt from conversations alone is forgotten.
-    spoken = 30.0
+    spoken = 12.0
 
     def __init__(self, config: MiniConfig, out: Path) -> None:
         self._config = config
@@ -242,7 +231,7 @@ class _Base(Objective[BaseTokens]):
         )
         end: Any = tokenizer.token_to_id("<|im_end|>")
         write_json(base / "config.json", json.loads(json.dumps(built.to_dict(), default=str)))
-        write_json(base / "generation_config.json", {"eos_token_id": [end], "abc_rag_tasks": VERSION})
+        write_json(base / "generation_config.json", {"eos_token_id": [end], **_FACTS})
         torch.manual_seed(config.seed)
         backbone = Qwen2VLBackbone(built, attention="eager")
         initialise(backbone)
@@ -272,12 +261,15 @@ class _Base(Objective[BaseTokens]):
             teacher=teacher.sentence_vectors.shape[1] if teacher else 0,
         )
         backbone.use_library()
+        _compiled(self, config)
+        if config.compiled:
+            self.model.layer = torch.compile(vision_block, dynamic=False)
         self.data = {key: value for key, value in asdict(config).items() if key not in _NOT_THE_BASES}
         self._begin(out)
 
     def _begin(self, out: Path) -> None:
-        """It begins with what has learnt to see and to read."""
-        self._load(out / "read" / _WEIGHTS)
+        """It begins with what has learnt to see."""
+        self._load(out / "see" / _WEIGHTS)
 
     def _load(self, file: Path) -> None:
         try:
@@ -288,27 +280,23 @@ class _Base(Objective[BaseTokens]):
             raise CheckpointError(f"{file} holds {unknown[0]}, which this network lacks; choose another file")
 
     def batch(self, step: int) -> BaseTokens:
-        """Mostly conversations, plain ones at first; half as many questions as in ``read/`` for what is embedded."""
-        config = self._config
-        plain = max(_PLAIN, 1 - step / config.base_steps)
-        questions = -(-config.questions // 2)
-        return self._drawn(step, simple=0.12 + 0.2 * plain, questions=questions, tasks=config.talks, plain=plain)
-
-    def _drawn(self, step: int, *, simple: float, questions: int, tasks: int, plain: float = 0.0) -> BaseTokens:
+        """Plain conversations at first, of plain pictures that have few objects."""
         config = self._config
         rng = random.Random(seeded(config.seed, self.label, step))
-        # Plain conversations are of plain pictures.
-        own = max(config.own, plain)
+        share = step / config.base_steps
+        plain = max(_PLAIN, 1 - _PLAINER * share)
+        simple = 0.5 if share < config.one_object else 0.12 + 0.15 * plain
+        own = max(config.own, 0.8 if share < 0.1 else 0.0)
         scenes = [wide_scene(self._kinds, rng, own=own, simple=simple) for _ in range(config.pictures)]
         return self._tokenise(
             wide_batch(
                 scenes,
                 self._kinds,
                 rng,
-                per_picture=questions,
+                per_picture=config.questions,
                 negatives=config.negatives,
                 chats=config.chats,
-                tasks=tasks,
+                tasks=config.tasks,
                 turns=config.turns,
                 sentences=config.sentences,
                 taught=0 if self._taught is None else len(self._taught),
@@ -322,7 +310,6 @@ class _Base(Objective[BaseTokens]):
         found = model(batch)
         wide = batch.batch
         seen, told = seen_loss(found, wide)
-        # Steps as large as the reader's would spoil what tells kinds from tokens that stay as they are.
         loss = 0.3 * seen if self._losses.sees else torch.zeros(())
         if "queries" in found:
             more, said = embedded_loss(found, wide)
@@ -339,38 +326,13 @@ class _Base(Objective[BaseTokens]):
         return {"loss": loss.item(), **told}
 
     def _sees(self, step: int) -> bool:
-        """Whether the vision tower learns."""
-        return False
+        """Whether the vision tower learns: at first, what does not read yet would spoil what it sees."""
+        return step >= self._config.still * self._config.base_steps
 
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Save in half precision, which keeps the checkpoint small."""
         (out / _WORDS).unlink(missing_ok=True)
         save_tensors(out / _WEIGHTS, base_state_dict(self._backbone), torch.float16)
-
-
-class _Reading(_Base):
-    """Trains the same; most of it to read."""
-
-    label = "read"
-    spoken = 1.0
-
-    def _begin(self, out: Path) -> None:
-        if self._config.reader:
-            self._load(Path(self._config.reader))
-        self._load(out / "see" / _WEIGHTS)
-
-    def batch(self, step: int) -> BaseTokens:
-        """One object per picture at first, then mostly two."""
-        config = self._config
-        early = step < config.one_object * config.read_steps
-        return self._drawn(step, simple=0.8 if early else 0.12, questions=config.questions, tasks=config.tasks)
-
-    def _sees(self, step: int) -> bool:
-        return step >= self._config.still * self._config.read_steps
-
-    def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
-        """Save what was trained."""
-        save_tensors(out / _WEIGHTS, tensors, torch.float32)
 
 
 class _Seeing(_Base):
@@ -400,6 +362,18 @@ class _Seeing(_Base):
     def save(self, out: Path, tensors: dict[str, torch.Tensor], run: dict[str, Any]) -> None:
         """Save what was trained."""
         save_tensors(out / _WEIGHTS, tensors, torch.float32)
+
+
+_Any = TypeVar("_Any", bound=Objective[Any])
+
+
+def _compiled(objective: _Any, config: MiniConfig) -> _Any:
+    """Has the layers of the language model compiled, whatever the lengths of rows."""
+    if config.compiled:
+        for module in objective.model.modules():
+            if isinstance(module, Qwen2VLDecoderLayer):
+                module.compile(dynamic=True)
+    return objective
 
 
 def _kept(file: Path, make: Callable[[], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:

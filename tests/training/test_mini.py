@@ -49,10 +49,8 @@ TINY = MiniConfig(
     pictures=6,
     chats=2,
     tasks=3,
-    talks=3,
     turns=3,
     see_steps=1,
-    read_steps=2,
     base_steps=2,
     pretrain_steps=2,
     instruct_steps=2,
@@ -130,7 +128,7 @@ def test_all_stages_make_a_checkpoint_that_the_loader_takes(trained: Path) -> No
     # What instruction finetuning wrote names the other two parts, and is the same model.
     other = load_embedder(trained / "instruct", device="cpu")
     assert np.abs(other.embed(inputs) - vectors).max() < 1e-6
-    for stage in ("see", "read", "base", "pretrain", "instruct"):
+    for stage in ("see", "base", "pretrain", "instruct"):
         rows = [json.loads(line) for line in (trained / stage / "metrics.jsonl").read_text().splitlines()]
         learnt = {"cells", "off"} if stage == "see" else {"accuracy", "temperature"}
         assert {"step", "seconds", "loss", "grad_norm", "lr", *learnt} <= set(rows[-1])
@@ -274,14 +272,14 @@ def test_another_configuration_needs_another_folder(trained: Path, tmp_path: Pat
     (tmp_path / "see").mkdir()
     (tmp_path / "see" / "run.json").write_text((trained / "see" / "run.json").read_text())
     with pytest.raises(InputError, match=r"lr was 0\.005 and is 0\.001"):
-        train_mini(tmp_path, replace(TINY, read_lr=1e-3))
+        train_mini(tmp_path, replace(TINY, base_lr=1e-3))
     with pytest.raises(InputError, match="the data have changed"):
         train_mini(tmp_path, replace(TINY, vision_depth=2))
 
 
 def test_seeing_goes_on_from_an_earlier_runs(trained: Path, tmp_path: Path) -> None:
     eyes = trained / "see" / "model.safetensors"
-    train_mini(tmp_path / "more", replace(TINY, eyes=str(eyes), read_lr=1e-9))
+    train_mini(tmp_path / "more", replace(TINY, eyes=str(eyes), base_lr=1e-9))
     begun, found = load_file(eyes), load_file(tmp_path / "more" / "see" / "model.safetensors")
     assert begun.keys() == found.keys()
     assert max((begun[name] - found[name]).abs().max().item() for name in begun) < 1e-6

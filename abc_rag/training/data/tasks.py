@@ -190,7 +190,7 @@ _Judged = tuple[str, "int | None", list[tuple[Source, tuple[int, ...], bool]]]
 def _judged_search(scenes: Sequence[WideScene], ask: Asker) -> _Judged:
     rng = ask.rng
     at, *others = rng.sample(range(len(scenes)), rng.choice((2, 2, 3)))
-    search = searched(scenes[at], rng, edited=rng.random() < (0.1 if ask.plain else 0.3))
+    search = searched(scenes[at], rng, edited=rng.random() < (0.25 if ask.plain else 0.5))
     found: list[tuple[Source, tuple[int, ...], bool]] = []
     for i in (at, *others):
         caption = said_of(scenes[i], rng) if rng.random() < 0.2 else ""
