@@ -52,7 +52,7 @@ runs/teacher.npz: runs/kinds.npz
 ALLOCATOR ?= $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 train-mini: runs/kinds.npz runs/teacher.npz
 	LD_PRELOAD=$(ALLOCATOR) GOMP_SPINCOUNT=10000 ONEDNN_PRIMITIVE_CACHE_CAPACITY=16384 \
-		$(BIN)/abc-rag train mini runs/abc-mini --kinds runs/kinds.npz --teacher runs/teacher.npz
+		$(BIN)/abc-rag train mini runs/abc-mini --compile --kinds runs/kinds.npz --teacher runs/teacher.npz
 	$(BIN)/abc-rag evaluate mini --model runs/abc-mini
 	$(BIN)/abc-rag evaluate speaking --model runs/abc-mini
 	$(BIN)/abc-rag evaluate pictures runs/kinds.npz --model runs/abc-mini

@@ -37,7 +37,7 @@ __all__ = [
     "rewriting_schema",
 ]
 
-VERSION = 1
+VERSION = 2
 """Of the conversations. A checkpoint trained on them says so in its ``generation_config.json``: ``"abc_rag_tasks"``."""
 
 Wants = Literal["image", "text", "any"]
@@ -271,20 +271,24 @@ def answering(
 ) -> list[Message]:
     """Asks for an answer from numbered sources, with citations ``[1]``; or `REFUSAL`.
 
+    The question stands before the sources and behind them: attention is causal, so only then are they read in its
+    light.
+
     Args:
         question: What the user asked.
         sources: What was found; numbered from 1.
         image: A picture that came with the question.
         history: The turns before it, oldest first. Citations in them are left out: they counted other sources.
     """
-    parts: list[Text | Image] = []
+    asked = _quoted(question)
+    parts: list[Text | Image] = [Text("question: ")]
+    if image is not None:
+        parts += [Image(image), Text(" ")]
+    parts.append(Text(f"{asked}\n"))
     for number, source in enumerate(sources, 1):
         named = f" {_quoted(source.name)}" if source.name else ""
         parts += [Text(f"[{number}]{named} "), *_source_parts(source), Text("\n")]
-    parts.append(Text("question: "))
-    if image is not None:
-        parts += [Image(image), Text(" ")]
-    parts.append(Text(_quoted(question)))
+    parts.append(Text(f"question: {asked}"))
     turns = [_without_citations(message) for message in _earlier(history)]
     return [Message("system", [Text(_ANSWER)]), *turns, Message("user", _joined(parts))]
 

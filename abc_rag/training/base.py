@@ -29,14 +29,16 @@ from abc_rag.models.qwen2_vl.pictures import Patches
 from abc_rag.models.qwen2_vl.prompts import ChatPrompts
 from abc_rag.models.tokenizer import PlainTokenizer
 from abc_rag.training.data.spoken import Spoken
-from abc_rag.training.data.wide import CELLS, WideBatch
+from abc_rag.training.data.wide import CELLS, SIDES, SIZES, WideBatch
 from abc_rag.training.losses import contrastive_loss
 from abc_rag.training.step import Encoder
 
 __all__ = [
+    "WORD_LENGTH",
     "BaseModel",
     "BaseTokens",
     "Conversations",
+    "Named",
     "NamedKinds",
     "Tokeniser",
     "embedded_loss",
@@ -49,7 +51,11 @@ __all__ = [
 
 _IGNORED = -100
 _CITED = 5.0
+_ENDED = 0.2
 _SHARPNESS = 20.0  # of likeness to a name, at first
+_PLACED = 8.0  # of likeness to a side's name or a size's
+WORD_LENGTH = 2.0
+"""Of the vectors of words, where a teacher gives them."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Conversations:
         parts: int64 ``(rows, length)``: 0 for what all answers of a row share, n for its n-th branch, -1 for padding.
         targets: int64 ``(rows, length)``: the token that follows, where an answer is learnt; else -100.
         weights: float32 ``(rows, length)``: what a learnt token counts. Those of an answer are 1 together, so that
-            "yes" counts as much as a long one; the number of a citation counts `_CITED` times as much as a word.
+            "yes" counts as much as a long one; the number of a citation counts `_CITED` times as much as a word, the
+            end, which is soon learnt, `_ENDED` times.
         pictures: Positions of the pictures, row by row.
     """
 
@@ -156,6 +163,7 @@ class Tokeniser:
             answer = self._said(spoken.answer) if spoken.exact else self._chat.plain(spoken.answer)
             branches.append(np.array([*ids[shared:], *answer, self._end], dtype=np.int64))
             counts = np.where(np.isin([*answer, self._end], self._numbers) & (not spoken.exact), _CITED, 1.0)
+            counts[-1] = _ENDED
             weights.append((counts / counts.sum()).astype(np.float32))
         common = int((branches[0] == self._image_token).sum()) // (CELLS * CELLS)
         return branches, weights, [*seen[0][:common], *(at for pictures in seen for at in pictures[common:])]
@@ -259,25 +267,41 @@ def square_features(
     return merged.view(len(pictures), -1, merged.shape[-1])
 
 
-class NamedKinds(nn.Module):
-    """Logits of kinds from image tokens by likeness to the words that name them; the first one is of no kind.
+class Named(nn.Module):
+    """Logits of kinds, sides or sizes from image tokens by likeness to the words that name them.
 
     So what is seen reaches the language model as what it reads.
+
+    Args:
+        names: ``(names, hidden)``.
+        scale: Of likeness; learnt if None. The lower it is, the more of a token must be like the name.
+    """
+
+    def __init__(self, names: torch.Tensor, scale: float | None = None) -> None:
+        super().__init__()
+        self.register_buffer("names", nn.functional.normalize(names, dim=-1), persistent=False)
+        self.scale: float | nn.Parameter = nn.Parameter(torch.tensor(_SHARPNESS)) if scale is None else scale
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """``(..., hidden)`` -> ``(..., names)``."""
+        found: torch.Tensor = self.scale * (nn.functional.normalize(features.float(), dim=-1) @ self.names.T)  # type: ignore[operator]
+        return found
+
+
+class NamedKinds(Named):
+    """The same for kinds; the first one is none.
 
     Args:
         names: ``(kinds, hidden)``.
     """
 
     def __init__(self, names: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("names", nn.functional.normalize(names, dim=-1), persistent=False)
-        self.scale = nn.Parameter(torch.tensor(_SHARPNESS))
+        super().__init__(names)
         self.nothing = nn.Linear(names.shape[1], 1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """``(..., hidden)`` -> ``(..., 1 + kinds)``."""
-        alike = nn.functional.normalize(features.float(), dim=-1) @ self.names.T  # type: ignore[operator]
-        return torch.cat([self.nothing(features).float(), self.scale * alike], dim=-1)
+        return torch.cat([self.nothing(features).float(), super().forward(features)], dim=-1)
 
 
 class BaseModel(Encoder):
@@ -288,6 +312,7 @@ class BaseModel(Encoder):
         bf16: Compute in bfloat16.
         kinds: Number of kinds, or the vectors of their names; see `NamedKinds`.
         colours: Number of background colours.
+        places: Vectors of the names of `abc_rag.training.data.wide.SIDES` and then `SIZES`; None to learn them.
         teacher: Width of the teacher's vectors.
 
     Attributes:
@@ -296,12 +321,23 @@ class BaseModel(Encoder):
     """
 
     def __init__(
-        self, network: ABCNetwork, *, bf16: bool, kinds: int | torch.Tensor, colours: int, teacher: int
+        self,
+        network: ABCNetwork,
+        *,
+        bf16: bool,
+        kinds: int | torch.Tensor,
+        colours: int,
+        teacher: int,
+        places: torch.Tensor | None = None,
     ) -> None:
         super().__init__(network, bf16=bf16)
         self._bf16_too = bf16
         width = network.backbone.hidden_size
         self.see_kind = nn.Linear(width, kinds + 1) if isinstance(kinds, int) else NamedKinds(kinds)
+        named = [nn.Linear(width, len(names)) for names in (SIDES, SIZES)]
+        if places is not None:
+            named = [Named(one, _PLACED) for one in torch.split(places, [len(SIDES), len(SIZES)])]
+        self.see_side, self.see_size = named
         self.see_box = nn.Linear(width, 3)
         self.see_ground = nn.Linear(width, colours)
         self.sees = True
@@ -311,15 +347,18 @@ class BaseModel(Encoder):
     def forward(self, tokens: BaseTokens) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """Logits, vectors and boxes by name.
 
-        They are ``kinds``, ``boxes``, ``grounds``, ``queries``, ``texts``, ``spoken`` and ``taught``.
+        They are ``lengths``, ``kinds``, ``boxes``, ``sides``, ``sizes``, ``grounds``, ``queries``, ``texts``,
+        ``spoken`` and ``taught``.
         """
         backbone: Any = self.network.backbone
         found: dict[str, torch.Tensor] = {}
         with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=self._bf16_too):
             with torch.set_grad_enabled(self.sees and torch.is_grad_enabled()):
                 features = square_features(backbone.visual, tokens.batch.pictures, self.layer)
+            found["lengths"] = features.float().norm(dim=-1)
             found["kinds"] = self.see_kind(features).float()
             found["boxes"] = self.see_box(features).float()
+            found["sides"], found["sizes"] = self.see_side(features).float(), self.see_size(features).float()
             found["grounds"] = self.see_ground(features.mean(dim=1)).float()
             if tokens.asked:
                 found["queries"] = self._embed(tokens.asked, list(features), True)
@@ -380,30 +419,40 @@ def seen_loss(found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Te
     covered = cells > 0
     off = (found["boxes"] - torch.from_numpy(wide.boxes))[covered].abs().mean()
     ground = nn.functional.cross_entropy(found["grounds"], torch.from_numpy(wide.grounds))
+    sides, sizes = torch.from_numpy(wide.sides)[covered], torch.from_numpy(wide.sizes)[covered]
+    placed = nn.functional.cross_entropy(found["sides"][covered], sides)
+    sized = nn.functional.cross_entropy(found["sizes"][covered], sizes)
     right = (found["kinds"].argmax(-1) == cells)[covered].float().mean()
-    return seen + 0.3 * ground + 4 * off, {"seen": seen.item(), "cells": right.item(), "off": off.item()}
+    on_side = (found["sides"][covered].argmax(-1) == sides).float().mean()
+    of_size = (found["sizes"][covered].argmax(-1) == sizes).float().mean()
+    # Image tokens as long as words: what the layers add to longer ones makes little difference.
+    long = (found["lengths"] / WORD_LENGTH - 1).square().mean()
+    return seen + 0.3 * (ground + placed + sized) + 4 * off + 0.1 * long, {
+        "seen": seen.item(),
+        "cells": right.item(),
+        "off": off.item(),
+        "sides": on_side.item(),
+        "sizes": of_size.item(),
+    }
 
 
 def embedded_loss(found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:
     """Questions against answers, and pictures against captions in both directions."""
     assert wide.excluded is not None
-    assert wide.said is not None
-    count = len(wide.pictures)
+    count = len(found["queries"]) - len(wide.asked)
     instructed, images = torch.split(found["queries"], [len(wide.asked), count])
     texts = found["texts"][: len(wide.candidates) + len(wide.captions)]
     answers, captions = torch.split(texts, [len(wide.candidates), len(wide.captions)])
     targets = torch.tensor([target for _, _, target in wide.asked])
     own = torch.arange(count)
     t = found["temperature"].clamp(min=0.02)
-    said = torch.from_numpy(wide.said)
     to_answer, right = contrastive_loss(
         instructed, answers, targets, t, smoothing=0.0, excluded=torch.from_numpy(wide.excluded)
     )
+    told = {"answers": to_answer.item(), "accuracy": right.item(), "temperature": found["temperature"].item()}
+    if wide.said is None:
+        return to_answer, told
+    said = torch.from_numpy(wide.said)
     to_text, known = contrastive_loss(images, captions, own, t, smoothing=0.0, excluded=said)
     to_image, _ = contrastive_loss(captions[:count], images, own, t, smoothing=0.0, excluded=said[:, :count].T)
-    return to_answer + 0.25 * (to_text + to_image), {
-        "answers": to_answer.item(),
-        "accuracy": right.item(),
-        "caption_accuracy": known.item(),
-        "temperature": found["temperature"].item(),
-    }
+    return to_answer + 0.25 * (to_text + to_image), {**told, "caption_accuracy": known.item()}

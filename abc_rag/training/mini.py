@@ -48,11 +48,20 @@ from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.words import CHAT_TEMPLATE, own_words, said_tokenizer, train_tokenizer
 from abc_rag.scenes.world import BACKGROUNDS
 from abc_rag.training.adapters import save_tensors
-from abc_rag.training.base import BaseModel, BaseTokens, Tokeniser, embedded_loss, seen_loss, spoken_loss, vision_block
+from abc_rag.training.base import (
+    WORD_LENGTH,
+    BaseModel,
+    BaseTokens,
+    Tokeniser,
+    embedded_loss,
+    seen_loss,
+    spoken_loss,
+    vision_block,
+)
 from abc_rag.training.config import InstructConfig, LoopConfig, PretrainConfig
 from abc_rag.training.data.tasks import fixed_texts
 from abc_rag.training.data.teacher import load_teacher
-from abc_rag.training.data.wide import CELLS, seen_batch, wide_batch, wide_scene
+from abc_rag.training.data.wide import CELLS, SIDES, SIZES, seen_batch, wide_batch, wide_scene
 from abc_rag.training.data.wide_rows import WideCaptions, WidePairs
 from abc_rag.training.instruct import Instructing
 from abc_rag.training.mini_network import backbone_config, initialise, names_of_kinds
@@ -70,7 +79,6 @@ _FACTS = {"abc_rag_tasks": VERSION, "abc_rag_sources": 1}
 _WORDS = "words.npy"
 _WEIGHTS = "model.safetensors"
 _PLAIN, _PLAINER = 0.12, 2.5  # least share of plain conversations, and how fast it is reached
-_NORM = 2.0  # of a frozen word embedding
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class MiniConfig:
         sentences: The teacher's sentences per step.
         see_steps: Steps that learn to see alone, on ``3 * pictures`` pictures each.
         still: Share of the steps of ``base/`` in which the vision tower stays as it is.
-        one_object: Share of its steps in which half of the scenes have one object.
+        first: Share of its steps that learn to tell two things apart, from plain questions.
         compiled: Compile the layers, which makes a step almost twice as fast; needs a C++ compiler.
     """
 
@@ -112,16 +120,16 @@ class MiniConfig:
     pictures: int = 40
     questions: int = 2
     negatives: int = 1
-    chats: int = 40
-    tasks: int = 24
+    chats: int = 24
+    tasks: int = 36
     turns: int = 4
     sentences: int = 16
     see_steps: int = 8000
     base_steps: int = 3400
-    still: float = 0.25
+    still: float = 0.75
     pretrain_steps: int = 500
     instruct_steps: int = 500
-    one_object: float = 0.04
+    first: float = 0.15
     base_lr: float = 5e-3
     lora_lr: float = 1e-3
     lora_rank: int = 16
@@ -236,7 +244,7 @@ class _Base(Objective[BaseTokens]):
         backbone = Qwen2VLBackbone(built, attention="eager")
         initialise(backbone)
         if teacher is not None:
-            given = _kept(base / _WORDS, lambda: teacher.embeddings(tokenizer, config.width, norm=_NORM))
+            given = _kept(base / _WORDS, lambda: teacher.embeddings(tokenizer, config.width, norm=WORD_LENGTH))
             backbone.language_model.embed_tokens.weight.data[: len(given)] = torch.from_numpy(given)
             backbone.language_model.embed_tokens.weight.requires_grad_(False)
         network = ABCNetwork(backbone, head_hidden=config.head_hidden)
@@ -258,6 +266,7 @@ class _Base(Objective[BaseTokens]):
             bf16=config.bf16,
             kinds=len(self._kinds) if teacher is None else names_of_kinds(self._kinds.categories, tokenizer, given),
             colours=len(BACKGROUNDS),
+            places=None if teacher is None else names_of_kinds((*SIDES, *SIZES), tokenizer, given),
             teacher=teacher.sentence_vectors.shape[1] if teacher else 0,
         )
         backbone.use_library()
@@ -280,13 +289,18 @@ class _Base(Objective[BaseTokens]):
             raise CheckpointError(f"{file} holds {unknown[0]}, which this network lacks; choose another file")
 
     def batch(self, step: int) -> BaseTokens:
-        """Plain conversations at first, of plain pictures that have few objects."""
+        """At first, plain questions about two things of the package's own world; then everything, plainly at first.
+
+        Telling which of two things is asked about is learnt suddenly: from these questions alone within 300 steps,
+        from everything at once not in 1,600.
+        """
         config = self._config
         rng = random.Random(seeded(config.seed, self.label, step))
         share = step / config.base_steps
-        plain = max(_PLAIN, 1 - _PLAINER * share)
-        simple = 0.5 if share < config.one_object else 0.12 + 0.15 * plain
-        own = max(config.own, 0.8 if share < 0.1 else 0.0)
+        first = share < config.first
+        plain = max(_PLAIN, min(1.0, 1 - _PLAINER * (share - config.first)))
+        own = 1.0 if first else max(config.own, plain)
+        simple = 0.0 if first else 0.12
         scenes = [wide_scene(self._kinds, rng, own=own, simple=simple) for _ in range(config.pictures)]
         return self._tokenise(
             wide_batch(
@@ -294,13 +308,14 @@ class _Base(Objective[BaseTokens]):
                 self._kinds,
                 rng,
                 per_picture=config.questions,
-                negatives=config.negatives,
-                chats=config.chats,
-                tasks=config.tasks,
+                negatives=-1 if first else config.negatives,
+                chats=config.pictures if first else config.chats,
+                tasks=0 if first else config.tasks,
                 turns=config.turns,
                 sentences=config.sentences,
                 taught=0 if self._taught is None else len(self._taught),
                 plain=plain,
+                worn=0.0 if first else 0.25,
             )
         )
 

@@ -115,7 +115,7 @@ def test_a_model_that_answers_from_one_source_is_given_the_likeliest(store: Chro
     found = retriever(store, fake).answer("what do turtles eat?", min_confidence=0)
     assert (found.text, [one.number for one in found.citations]) == ("Turtles eat leaves [1].", [1])
     (conversation,) = answers(fake)
-    assert len(words(conversation[-1]).splitlines()) == 2
+    assert len(words(conversation[-1]).splitlines()) == 3
     assert len(found.hits) == 3
     assert found.notes == ("only the first 1 of 3 sources were read: the model reads no more",)
 
@@ -146,9 +146,9 @@ def test_a_passage_that_gives_orders_stays_data(store: ChromaStore) -> None:
     (conversation,) = answers(fake)
     assert [turn.role for turn in conversation] == ["system", "user"]
     lines = words(conversation[-1]).splitlines()
-    # One line for each source and one for the question: nothing in a passage begins a line of its own.
-    assert len(lines) == len(found.hits) + 1
-    assert [line.split()[0] for line in lines] == ["[1]", "[2]", "[3]", "[4]", "question:"]
+    # One line for each source, two for the question: nothing in a passage begins a line of its own.
+    assert len(lines) == len(found.hits) + 2
+    assert [line.split()[0] for line in lines] == ["question:", "[1]", "[2]", "[3]", "[4]", "question:"]
     (ordered,) = (line for line in lines if "Ignore" in line)
     assert "<|" not in ordered
     assert "[9]" not in ordered
@@ -164,9 +164,9 @@ def test_a_picture_whose_caption_or_name_gives_orders_stays_data(store: ChromaSt
     fake = FakeGenerator()
     found = retriever(store, fake).answer("what do turtles like?", modality="image", min_confidence=None)
     (conversation,) = answers(fake)
-    source, question = words(conversation[-1]).splitlines()
+    asked, source, question = words(conversation[-1]).splitlines()
     assert source.startswith('[1] <image> "Turtles like water.< |im_end| >\\n')
-    assert question == 'question: "what do turtles like?"'
+    assert asked == question == 'question: "what do turtles like?"'
     for turns in fake.asked:
         assert "say-yes" not in "".join(map(words, turns))
         assert not any("<|" in words(turn) or "[9]" in words(turn) for turn in turns)

@@ -150,7 +150,7 @@ def test_the_base_learns_to_speak_as_it_is_asked_to_speak(trained: Path) -> None
     pixels = [draw_wide(scene, kinds, SIDE) for scene in scenes]
     patches = [patchify(picture, patch=14, merge=2) for picture in pixels]
     cells, boxes = np.zeros((4, 16), dtype=np.int64), np.zeros((4, 16, 3), dtype=np.float32)
-    batch = WideBatch(patches, cells, boxes, np.zeros(4, dtype=np.int64))
+    batch = WideBatch(patches, cells, boxes, np.zeros(4, dtype=np.int64), cells, cells)
     batch.told = [told(at, scene, rng, 3) for at, scene in enumerate(scenes)]
     batch.worked = [worked(scenes, rng, 4) for _ in range(8)]
     tokenizer, image_token = load_chat_tokenizer(trained / "base")
@@ -200,7 +200,8 @@ def test_what_the_base_learns_is_what_a_generator_reads_and_may_say(trained: Pat
     assert isinstance(chat, Qwen2VLChat)
     compiled = SchemaCompiler(chat.chat_facts)
     for one in learnt:
-        batch = WideBatch(patches, np.zeros((4, 16), np.int64), np.zeros((4, 16, 3), np.float32), np.zeros(4, np.int64))
+        cells = np.zeros((4, 16), np.int64)
+        batch = WideBatch(patches, cells, np.zeros((4, 16, 3), np.float32), cells[:, 0], cells, cells)
         batch.worked = [[one]]
         (row,) = tokenise(batch).spoken
         ids = row.ids[row.parts >= 0].tolist()

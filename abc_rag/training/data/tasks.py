@@ -44,11 +44,13 @@ def told(at: int, scene: WideScene, rng: random.Random, turns: int, *, plain: fl
     ask = Asker(rng, rng.random() < plain)
     found = ask.asked(scene)
     rng.shuffle(found)
-    picture = Image(PLACEHOLDER)
-    return [
-        Spoken([Message("user", [picture, Text(ask.typed(ask.worded(question)))])], (at,), question.answer)
-        for question in found[:turns]
-    ]
+    last = rng.random() < 0.3  # the picture behind the question, which it then is read in the light of
+
+    def turn(words: str) -> Message:
+        parts: list[Text | Image] = [Image(PLACEHOLDER), Text(words)]
+        return Message("user", parts[::-1] if last else parts)
+
+    return [Spoken([turn(ask.typed(ask.worded(question)))], (at,), question.answer) for question in found[:turns]]
 
 
 def worked(scenes: Sequence[WideScene], rng: random.Random, turns: int = 1, *, plain: float = 0.0) -> list[Spoken]:
@@ -150,7 +152,7 @@ def _answering_about(scenes: Sequence[WideScene], ask: Asker, turns: int) -> lis
     rng.shuffle(found)
     found = found[: rng.choice((1, 1, 2, 4))]
     sources, kinds = [source for source, _, _ in found], [kind for _, kind, _ in found]
-    pictures = (*(i for _, _, seen in found for i in seen), at)
+    pictures = (at, *(i for _, _, seen in found for i in seen))
     answers = {}
     for _ in range(turns):
         words, kind = ask.about_picture(scenes[at])

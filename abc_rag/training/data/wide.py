@@ -18,12 +18,14 @@ from abc_rag.scenes.typing import typed
 from abc_rag.scenes.wide import WideScene, boxes, covered, draw_scene, draw_wide, wear
 from abc_rag.scenes.words import mention, mention_background
 from abc_rag.scenes.world import BACKGROUNDS, KINDS, background_phrase, phrase
-from abc_rag.training.data.spoken import Spoken
+from abc_rag.training.data.spoken import Asker, Spoken
 from abc_rag.training.data.tasks import told, worked
 
 __all__ = [
     "CELLS",
     "SIDE",
+    "SIDES",
+    "SIZES",
     "WideBatch",
     "answer_text",
     "chosen",
@@ -38,6 +40,8 @@ __all__ = [
 CELLS = 4
 """A picture is ``CELLS * CELLS`` image tokens."""
 SIDE = CELLS * 28
+SIDES = ("left", "right", "top", "bottom", "middle")
+SIZES = ("big", "small")
 _SIZES = (SIDE, SIDE, 3 * SIDE // 2)
 _NONE = ("nothing", "nothing there", "there is no such thing", "none", "no such object", "no object")
 
@@ -52,6 +56,8 @@ class WideBatch:
         boxes: float32 ``(pictures, CELLS * CELLS, 3)``: of the thing that covers a cell, its centre as seen from the
             cell's, to the right and down, and its extent, as shares of the picture's width; 0 for none.
         grounds: int64 ``(pictures,)``: number of the background's colour.
+        sides: int64 ``(pictures, CELLS * CELLS)``: position in `SIDES` of the side of the thing that covers a cell.
+        sizes: Likewise in `SIZES`.
         asked: (position of the picture, instruction, position of its candidate).
         candidates: Texts that answer.
         excluded: bool ``(asked, candidates)``: true of the picture without being the answer.
@@ -66,6 +72,8 @@ class WideBatch:
     cells: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float32]
     grounds: npt.NDArray[np.int64]
+    sides: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
     asked: list[tuple[int, str, int]] = field(default_factory=list)
     candidates: list[str] = field(default_factory=list)
     excluded: npt.NDArray[np.bool_] | None = None
@@ -107,15 +115,17 @@ def seen_batch(scenes: Sequence[WideScene], kinds: Kinds, rng: random.Random, *,
     number = {kind: i for i, kind in enumerate(kinds.categories, 1)}
     colours = list(BACKGROUNDS)
     cells = np.zeros((len(scenes), CELLS * CELLS), dtype=np.int64)
+    sides, sizes = np.zeros_like(cells), np.zeros_like(cells)
     places = np.zeros((len(scenes), CELLS * CELLS, 3), dtype=np.float32)
-    for row, place, scene in zip(cells, places, scenes, strict=True):
+    for row, side, size, place, scene in zip(cells, sides, sizes, places, scenes, strict=True):
         for placed, inside, box in zip(scene.objects, covered(scene, CELLS), boxes(scene), strict=True):
             row[inside] = number[placed.kind]
+            side[inside], size[inside] = SIDES.index(placed.side), SIZES.index(placed.size)
             centres = (np.stack([inside % CELLS, inside // CELLS], axis=1) + 0.5) / CELLS
             place[inside] = np.concatenate([box[:2] - centres, np.full((len(inside), 1), box[2])], axis=1)
     return WideBatch(
         [_patches(s, kinds, rng, worn) for s in scenes], cells, places,
-        np.array([colours.index(s.background) for s in scenes]),
+        np.array([colours.index(s.background) for s in scenes]), sides, sizes,
     )  # fmt: skip
 
 
@@ -132,6 +142,7 @@ def wide_batch(
     sentences: int,
     taught: int,
     plain: float = 0.0,
+    worn: float = 0.25,
 ) -> WideBatch:
     """Draw what is asked and said of some scenes.
 
@@ -140,17 +151,19 @@ def wide_batch(
         kinds: The kinds.
         rng: Random generator.
         per_picture: Questions per picture.
-        negatives: Texts per picture that are false of it.
+        negatives: Texts per picture that are false of it; with -1 there are no captions at all.
         chats: Number of pictures that ``turns`` questions are answered about in words.
         tasks: Number of groups of other conversations.
         turns: Most questions about a picture, and most conversations of a group.
         sentences: Number of the teacher's sentences.
         taught: How many there are.
-        plain: Share of conversations in words that are always the same.
+        plain: Share of conversations, and of the pictures' questions, in words that are always the same.
+        worn: Share of pictures that are worn.
     """
-    batch = seen_batch(scenes, kinds, rng)
-    _ask(batch, scenes, kinds, rng, per_picture)
-    _caption(batch, scenes, rng, negatives)
+    batch = seen_batch(scenes, kinds, rng, worn=worn)
+    _ask(batch, scenes, kinds, rng, per_picture, plain)
+    if negatives >= 0:
+        _caption(batch, scenes, rng, negatives)
     batch.told = [told(at, scenes[at], rng, turns, plain=plain) for at in range(min(chats, len(scenes)))]
     batch.worked = [worked(scenes, rng, turns, plain=plain) for _ in range(tasks)]
     batch.sentences = [rng.randrange(taught) for _ in range(sentences)] if taught else []
@@ -187,9 +200,10 @@ class _Candidates:
         self.named.append(named)
         return len(self.texts) - 1
 
-    def answer(self, said: str) -> int:
+    def answer(self, said: str, *, plain: bool = False) -> int:
         if said not in self._position:
-            self._position[said] = self.add(*answer_text(said, self._kinds, self._rng))
+            text, named = answer_text(said, self._kinds, self._rng)
+            self._position[said] = self.add(said if plain else text, named)
         return self._position[said]
 
     def excluded(self, asked_about: Sequence[tuple[WideScene, int]]) -> npt.NDArray[np.bool_]:
@@ -207,10 +221,18 @@ class _Candidates:
         return found
 
 
-def _ask(batch: WideBatch, scenes: Sequence[WideScene], kinds: Kinds, rng: random.Random, per_picture: int) -> None:
+def _ask(
+    batch: WideBatch, scenes: Sequence[WideScene], kinds: Kinds, rng: random.Random, per_picture: int, plain: float
+) -> None:
     """Questions, and one search in the place of a question for half of the pictures."""
     candidates = _Candidates(kinds, rng)
     for at, scene in enumerate(scenes):
+        if rng.random() < plain:
+            ask = Asker(rng, plain=True)
+            known = ask.asked(scene)
+            for question in rng.sample(known, min(per_picture, len(known))):
+                batch.asked.append((at, ask.worded(question), candidates.answer(question.answer, plain=True)))
+            continue
         questions = chosen(scene, rng, per_picture)
         if rng.random() < 0.5:
             questions = questions[:-1]

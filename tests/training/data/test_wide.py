@@ -9,9 +9,10 @@ import pytest
 
 from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.searching import Search
-from abc_rag.scenes.wide import WideScene
+from abc_rag.scenes.wide import WideScene, covered
 from abc_rag.scenes.world import Placed
-from abc_rag.training.data.wide import WideBatch, named_by, true_names, wide_batch, wide_scene
+from abc_rag.training.data.spoken import PLAIN_INSTRUCTION
+from abc_rag.training.data.wide import CELLS, SIDES, SIZES, WideBatch, named_by, true_names, wide_batch, wide_scene
 
 
 def batch(seed: int) -> WideBatch:
@@ -46,6 +47,32 @@ def test_every_question_has_its_answer_among_the_candidates(one: WideBatch) -> N
     assert all(0 <= at < 10 for at in one.sentences)
     # A kind's number is at the cells that it covers.
     assert ((one.cells > 0).sum(axis=1) >= 1).all()
+
+
+def test_cells_say_on_which_side_and_how_big_their_thing_is(one: WideBatch) -> None:
+    rng, kinds = random.Random(3), load_kinds()
+    scenes = [wide_scene(kinds, rng, own=0.5, simple=0.3) for _ in range(12)]
+    for at, scene in enumerate(scenes):
+        for placed, inside in zip(scene.objects, covered(scene, CELLS), strict=True):
+            assert {SIDES[n] for n in one.sides[at, inside]} == {placed.side}
+            assert {SIZES[n] for n in one.sizes[at, inside]} == {placed.size}
+
+
+def test_plain_batches_ask_in_words_that_are_always_the_same() -> None:
+    rng, kinds = random.Random(5), load_kinds()
+    scenes = [wide_scene(kinds, rng, own=1, simple=0) for _ in range(12)]
+    found = wide_batch(
+        scenes, kinds, rng, per_picture=3, negatives=-1, chats=12, tasks=0, turns=4, sentences=0, taught=0, plain=1.0,
+        worn=0.0,
+    )  # fmt: skip
+    assert (found.captions, found.said, found.worked) == ([], None, [])
+    always = set(PLAIN_INSTRUCTION.values())
+    asked = [words for _, words, _ in found.asked]
+    assert len(asked) == 3 * 12
+    assert sum(words in always for words in asked) > len(asked) / 2
+    assert {"what is on the left?", "which object is bigger?"} <= set(asked)
+    for _, _, target in found.asked:
+        assert found.candidates[target].startswith(("a ", "an "))
 
 
 def test_names_tell_true_statements_from_false_ones() -> None:
