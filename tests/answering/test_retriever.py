@@ -210,7 +210,7 @@ def test_more_than_the_model_reads_is_left_out_and_noted(store: ChromaStore) -> 
     fake = Short()
     asked = retriever(store, fake, rewriter=RuleRewriter())
     options: Any = {"history": HISTORY, "rerank": False, "min_confidence": None}
-    fake.most = 110
+    fake.most = 144
     found = asked.answer("what do turtles eat?", **options)
     assert found.text == "Turtles eat leaves [1]."
     assert found.notes[0].startswith("the oldest 2 turns were left out")

@@ -73,12 +73,20 @@ def said(spoken: Spoken) -> str:
     return "".join(part.text if isinstance(part, Text) else "<picture>" for part in parts)
 
 
+def between(words: str) -> str:
+    """The sources of a conversation that asks for an answer."""
+    first, *sources, last = words.split("\n")
+    assert first.startswith("question: ")
+    assert last == first.replace("<picture> ", "")
+    return "\n".join(sources)
+
+
 def test_each_way_in_which_a_retriever_asks_is_learnt() -> None:
     """Four sources, a question with a picture of its own, and what follows earlier turns."""
-    asked = [(spoken.messages[0].role, said(spoken)) for spoken in drawn(600)]
+    asked = [(spoken.messages[0].role, said(spoken)) for spoken in drawn(1000)]
     patterns = {
         "four sources": r"\[4\].*\nquestion: \"",
-        "answered about a picture": r"^\[1\].*\nquestion: <picture> \"",
+        "answered about a picture": r"^question: <picture> \"[^\n]*\n\[1\].*\nquestion: \"",
         "judged about a picture": r"^question: <picture> \".*\nsource: ",
         "a question judged at a picture": r"^question: \"[^\n]*in the picture with[^\n]*\nsource: <picture>",
         "rewritten after a picture": r"^user: picture .*\nassistant: .*\nquestion: picture \"",
@@ -97,9 +105,9 @@ def test_each_way_in_which_a_retriever_asks_is_learnt() -> None:
 def test_a_question_about_a_picture_is_answered_by_the_one_source_about_its_answer() -> None:
     found = 0
     for spoken in drawn(800):
-        sources, _, question = said(spoken).partition("\nquestion: <picture> ")
-        if not question or not sources.startswith("[1]"):
+        if not re.match(r'question: <picture> "[^\n]*\n\[1\]', said(spoken)):
             continue
+        sources = between(said(spoken))
         found += 1
         about = [{kind for kind in KINDS if re.search(rf"\b{kind}s?\b", line)} for line in sources.split("\n")]
         if spoken.answer == REFUSAL:
@@ -128,8 +136,9 @@ def test_conversations_of_a_group_begin_alike_and_differ() -> None:
         if name == "Rewrite":
             continue
         assert all(one.messages[:-1] == group[0].messages[:-1] for one in group)
-        parted = "\nquestion: " if name == "Answer" else "\nsource: "
-        assert len({said(one).split(parted)[0] for one in group}) == 1
+        # The question stands before and behind sources that all have.
+        alike = {between(said(one)) if name == "Answer" else said(one).split("\nsource: ")[0] for one in group}
+        assert len(alike) == 1
         assert len({(said(one), one.pictures) for one in group}) > 1 or len(group) == 1
     assert longest == {"Answer": 5, "Does": 3, "Rewrite": 5}
 
