@@ -96,9 +96,10 @@ def test_sources_are_numbered_and_earlier_citations_dropped() -> None:
     assert words(messages[1]) == "<'pig.png'>what is on the left?"
     assert words(messages[2]) == "A car."
     assert words(messages[3]) == (
-        '[1] <\'a.png\'>\n[2] <\'b.png\'> "red"\n[3] "farm.pdf, page 3" "A pig."\nquestion: <\'q.png\'> "and now?"'
+        'question: <\'q.png\'> "and now?"\n[1] <\'a.png\'>\n[2] <\'b.png\'> "red"\n[3] "farm.pdf, page 3" "A pig."\n'
+        'question: "and now?"'
     )
-    assert messages[3].pictures == ("a.png", "b.png", "q.png")
+    assert messages[3].pictures == ("q.png", "a.png", "b.png")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_a_picture_that_is_gone_keeps_its_number(tmp_path: Path) -> None:
     red.unlink()
     _, asked = answering_messages("what is here?", [gone, Document("A pig.")])
     assert isinstance(asked.text, str)
-    assert asked.text.startswith('[1] "(This picture cannot be shown: ')
+    assert asked.text.startswith('question: "what is here?"\n[1] "(This picture cannot be shown: ')
     assert '\n[2] "A pig."\nquestion: "what is here?"' in asked.text
 
 
