@@ -100,7 +100,8 @@ class MiniConfig:
         sentences: The teacher's sentences per step.
         see_steps: Steps that learn to see alone, on ``3 * pictures`` pictures each.
         still: Share of the steps of ``base/`` in which the vision tower stays as it is.
-        first: Share of its steps that learn to tell two things apart, from plain questions.
+        first: Share of its steps in the first lesson: which of two things a plain question is about.
+        clean: Share of its steps in the first two lessons, in which pictures are the package's own and words plain.
         compiled: Compile the layers, which makes a step almost twice as fast; needs a C++ compiler.
     """
 
@@ -129,7 +130,8 @@ class MiniConfig:
     still: float = 0.75
     pretrain_steps: int = 500
     instruct_steps: int = 500
-    first: float = 0.15
+    first: float = 0.1
+    clean: float = 0.5
     base_lr: float = 5e-3
     lora_lr: float = 1e-3
     lora_rank: int = 16
@@ -289,17 +291,18 @@ class _Base(Objective[BaseTokens]):
             raise CheckpointError(f"{file} holds {unknown[0]}, which this network lacks; choose another file")
 
     def batch(self, step: int) -> BaseTokens:
-        """At first, plain questions about two things of the package's own world; then everything, plainly at first.
+        """Three lessons.
 
-        Telling which of two things is asked about is learnt suddenly: from these questions alone within 300 steps,
-        from everything at once not in 1,600.
+        The first has plain questions about two things of the package's own world. Telling which of them is asked about
+        is learnt suddenly: from these alone within 300 steps, from everything at once not in 1,600. The second has the
+        tasks too. Other drawings, worn pictures, captions and other words come last, the words gradually.
         """
         config = self._config
         rng = random.Random(seeded(config.seed, self.label, step))
         share = step / config.base_steps
-        first = share < config.first
-        plain = max(_PLAIN, min(1.0, 1 - _PLAINER * (share - config.first)))
-        own = 1.0 if first else max(config.own, plain)
+        first, clean = share < config.first, share < config.clean
+        plain = 1.0 if clean else max(_PLAIN, 1 - _PLAINER * (share - config.clean) / (1 - config.clean))
+        own = 1.0 if clean else max(config.own, plain)
         simple = 0.0 if first else 0.12
         scenes = [wide_scene(self._kinds, rng, own=own, simple=simple) for _ in range(config.pictures)]
         return self._tokenise(
@@ -308,14 +311,14 @@ class _Base(Objective[BaseTokens]):
                 self._kinds,
                 rng,
                 per_picture=config.questions,
-                negatives=-1 if first else config.negatives,
+                negatives=-1 if clean else config.negatives,
                 chats=config.pictures if first else config.chats,
                 tasks=0 if first else config.tasks,
                 turns=config.turns,
                 sentences=config.sentences,
                 taught=0 if self._taught is None else len(self._taught),
                 plain=plain,
-                worn=0.0 if first else 0.25,
+                worn=0.0 if clean else 0.25,
             )
         )
 
