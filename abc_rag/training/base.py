@@ -334,7 +334,7 @@ class BaseModel(Encoder):
         self._bf16_too = bf16
         width = network.backbone.hidden_size
         self.see_kind = nn.Linear(width, kinds + 1) if isinstance(kinds, int) else NamedKinds(kinds)
-        named = [nn.Linear(width, len(names)) for names in (SIDES, SIZES)]
+        named: list[nn.Module] = [nn.Linear(width, len(names)) for names in (SIDES, SIZES)]
         if places is not None:
             named = [Named(one, _PLACED) for one in torch.split(places, [len(SIDES), len(SIZES)])]
         self.see_side, self.see_size = named
