@@ -1,6 +1,6 @@
 """The first stage of abc-mini: a Qwen2-VL that sees, reads, answers and embeds, from random weights.
 
-It learns to see alone, then everything at once. Four losses share its weights.
+It learns to see first (`abc_rag.training.seeing`), then in lessons. Four losses share its weights.
 *Seeing*: each image token tells what covers its cell, where that lies and how large it is. *Embedding*: pictures under
 an instruction find the text that answers, pictures find their captions and captions their pictures; attention is
 bidirectional, as ABC embeds. *Speaking*: answers, word by word, in the conversations of `abc_rag.models.tasks`;
@@ -21,41 +21,28 @@ from torch import nn
 
 from abc_rag.models.abc.network import ABCNetwork
 from abc_rag.models.abc.prompts import ABCPrompts
-from abc_rag.models.kernels.layers import rotated, rotation_of
 from abc_rag.models.kernels.packed import with_features
-from abc_rag.models.qwen2_vl.network import normalise
-from abc_rag.models.qwen2_vl.packed import grid_positions
-from abc_rag.models.qwen2_vl.pictures import Patches
 from abc_rag.models.qwen2_vl.prompts import ChatPrompts
 from abc_rag.models.tokenizer import PlainTokenizer
 from abc_rag.training.data.spoken import Spoken
-from abc_rag.training.data.wide import CELLS, SIDES, SIZES, WideBatch
+from abc_rag.training.data.wide import CELLS, WideBatch
 from abc_rag.training.losses import contrastive_loss
+from abc_rag.training.seeing import NamedKinds, place_heads, square_features, vision_block
 from abc_rag.training.step import Encoder
 
 __all__ = [
-    "WORD_LENGTH",
     "BaseModel",
     "BaseTokens",
     "Conversations",
-    "Named",
-    "NamedKinds",
     "Tokeniser",
     "embedded_loss",
     "packed_conversations",
-    "seen_loss",
     "spoken_loss",
-    "square_features",
-    "vision_block",
 ]
 
 _IGNORED = -100
 _CITED = 5.0
 _ENDED = 0.2
-_SHARPNESS = 20.0  # of likeness to a name, at first
-_PLACED = 8.0  # of likeness to a side's name or a size's
-WORD_LENGTH = 2.0
-"""Of the vectors of words, where a teacher gives them."""
 
 
 @dataclass(frozen=True)
@@ -231,79 +218,6 @@ def _positions(ids: npt.NDArray[np.int64], start: int, image_token: int) -> tupl
     return found, start
 
 
-def vision_block(block: Any, states: torch.Tensor, rotation: Any, pictures: int) -> torch.Tensor:  # noqa: ANN401
-    """One layer of the tower over patches ``(pictures * patches, width)`` of pictures of one size."""
-    attention = block.attn
-    mixed = attention.qkv(block.norm1(states)).view(pictures, len(states) // pictures, 3, attention.num_heads, -1)
-    q, k, v = mixed.unbind(2)
-    q, k = (rotated(part.float(), rotation).to(v.dtype).transpose(1, 2) for part in (q, k))
-    weights = (q @ k.transpose(2, 3) * attention.scaling).softmax(-1, dtype=torch.float32).to(v.dtype)
-    states = states + attention.proj((weights @ v.transpose(1, 2)).transpose(1, 2).reshape(len(states), -1))
-    found: torch.Tensor = states + block.mlp(block.norm2(states))
-    return found
-
-
-def square_features(
-    visual: Any,  # noqa: ANN401
-    pictures: Sequence[Patches],
-    layer: Callable[..., torch.Tensor] = vision_block,
-) -> torch.Tensor:
-    """Vision features ``(pictures, tokens, hidden)`` of pictures of one size, whose attention is one product.
-
-    What ``image_features`` computes picture by picture; training spends a third of its time there.
-
-    Args:
-        visual: The tower.
-        pictures: Pictures of one size.
-        layer: `vision_block`, or the same compiled.
-    """
-    first, merger = pictures[0], visual.merger
-    states = visual.patch_embed(normalise(torch.from_numpy(np.concatenate([p.pixels for p in pictures]))))
-    at = torch.from_numpy(grid_positions(first.rows, first.columns, 2))
-    rotation = rotation_of(*(part[:, None] for part in visual.rotary_pos_emb(states, at)))
-    for block in visual.blocks:
-        states = layer(block, states, rotation, len(pictures))
-    merged: torch.Tensor = merger.mlp(merger.ln_q(states).view(-1, merger.hidden_size))
-    return merged.view(len(pictures), -1, merged.shape[-1])
-
-
-class Named(nn.Module):
-    """Logits of kinds, sides or sizes from image tokens by likeness to the words that name them.
-
-    So what is seen reaches the language model as what it reads.
-
-    Args:
-        names: ``(names, hidden)``.
-        scale: Of likeness; learnt if None. The lower it is, the more of a token must be like the name.
-    """
-
-    def __init__(self, names: torch.Tensor, scale: float | None = None) -> None:
-        super().__init__()
-        self.register_buffer("names", nn.functional.normalize(names, dim=-1), persistent=False)
-        self.scale: float | nn.Parameter = nn.Parameter(torch.tensor(_SHARPNESS)) if scale is None else scale
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(..., hidden)`` -> ``(..., names)``."""
-        found: torch.Tensor = self.scale * (nn.functional.normalize(features.float(), dim=-1) @ self.names.T)  # type: ignore[operator]
-        return found
-
-
-class NamedKinds(Named):
-    """The same for kinds; the first one is none.
-
-    Args:
-        names: ``(kinds, hidden)``.
-    """
-
-    def __init__(self, names: torch.Tensor) -> None:
-        super().__init__(names)
-        self.nothing = nn.Linear(names.shape[1], 1)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """``(..., hidden)`` -> ``(..., 1 + kinds)``."""
-        return torch.cat([self.nothing(features).float(), super().forward(features)], dim=-1)
-
-
 class BaseModel(Encoder):
     """All losses' inputs from one forward.
 
@@ -317,7 +231,7 @@ class BaseModel(Encoder):
 
     Attributes:
         sees: Whether the vision tower learns.
-        layer: Computes its layers; see `square_features`.
+        layer: Computes its layers; see `abc_rag.training.seeing.square_features`.
     """
 
     def __init__(
@@ -334,10 +248,7 @@ class BaseModel(Encoder):
         self._bf16_too = bf16
         width = network.backbone.hidden_size
         self.see_kind = nn.Linear(width, kinds + 1) if isinstance(kinds, int) else NamedKinds(kinds)
-        named: list[nn.Module] = [nn.Linear(width, len(names)) for names in (SIDES, SIZES)]
-        if places is not None:
-            named = [Named(one, _PLACED) for one in torch.split(places, [len(SIDES), len(SIZES)])]
-        self.see_side, self.see_size = named
+        self.see_side, self.see_size = place_heads(width, places)
         self.see_box = nn.Linear(width, 3)
         self.see_ground = nn.Linear(width, colours)
         self.sees = True
@@ -407,33 +318,6 @@ def spoken_loss(
     right = found["spoken"].argmax(-1) == targets
     loss = (lost * weights).sum() / weights.sum()
     return loss, {"spoken": loss.item(), "words": (right * weights).sum().item() / weights.sum().item()}
-
-
-def seen_loss(found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Kinds and boxes of cells, and the background."""
-    cells = torch.from_numpy(wide.cells)
-    # Most cells show nothing, which is soon learnt.
-    weights = torch.ones(found["kinds"].shape[-1])
-    weights[0] = 0.2
-    seen = nn.functional.cross_entropy(found["kinds"].flatten(0, 1), cells.flatten(), weight=weights)
-    covered = cells > 0
-    off = (found["boxes"] - torch.from_numpy(wide.boxes))[covered].abs().mean()
-    ground = nn.functional.cross_entropy(found["grounds"], torch.from_numpy(wide.grounds))
-    sides, sizes = torch.from_numpy(wide.sides)[covered], torch.from_numpy(wide.sizes)[covered]
-    placed = nn.functional.cross_entropy(found["sides"][covered], sides)
-    sized = nn.functional.cross_entropy(found["sizes"][covered], sizes)
-    right = (found["kinds"].argmax(-1) == cells)[covered].float().mean()
-    on_side = (found["sides"][covered].argmax(-1) == sides).float().mean()
-    of_size = (found["sizes"][covered].argmax(-1) == sizes).float().mean()
-    # Image tokens as long as words: what the layers add to longer ones makes little difference.
-    long = (found["lengths"] / WORD_LENGTH - 1).square().mean()
-    return seen + 0.3 * (ground + placed + sized) + 4 * off + 0.1 * long, {
-        "seen": seen.item(),
-        "cells": right.item(),
-        "off": off.item(),
-        "sides": on_side.item(),
-        "sizes": of_size.item(),
-    }
 
 
 def embedded_loss(found: dict[str, torch.Tensor], wide: WideBatch) -> tuple[torch.Tensor, dict[str, float]]:

@@ -48,16 +48,7 @@ from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.words import CHAT_TEMPLATE, own_words, said_tokenizer, train_tokenizer
 from abc_rag.scenes.world import BACKGROUNDS
 from abc_rag.training.adapters import save_tensors
-from abc_rag.training.base import (
-    WORD_LENGTH,
-    BaseModel,
-    BaseTokens,
-    Tokeniser,
-    embedded_loss,
-    seen_loss,
-    spoken_loss,
-    vision_block,
-)
+from abc_rag.training.base import BaseModel, BaseTokens, Tokeniser, embedded_loss, spoken_loss
 from abc_rag.training.config import InstructConfig, LoopConfig, PretrainConfig
 from abc_rag.training.data.tasks import fixed_texts
 from abc_rag.training.data.teacher import load_teacher
@@ -68,6 +59,7 @@ from abc_rag.training.mini_network import backbone_config, initialise, names_of_
 from abc_rag.training.objective import init_head
 from abc_rag.training.pretrain import Pretraining
 from abc_rag.training.running.loop import Objective, run
+from abc_rag.training.seeing import WORD_LENGTH, seen_loss, vision_block
 from abc_rag.training.step import seeded
 
 __all__ = ["MiniConfig", "train_mini"]

@@ -32,12 +32,13 @@ from abc_rag.scenes.kinds import load_kinds
 from abc_rag.scenes.wide import draw_wide
 from abc_rag.scenes.words import SPECIAL_TOKENS, mention, own_words, said_tokenizer, train_tokenizer
 from abc_rag.scenes.world import random_scene
-from abc_rag.training.base import BaseModel, NamedKinds, Tokeniser, square_features
+from abc_rag.training.base import BaseModel, Tokeniser
 from abc_rag.training.data.scenes import SceneCaptions
 from abc_rag.training.data.spoken import Spoken
 from abc_rag.training.data.tasks import told, worked
 from abc_rag.training.data.wide import SIDE, WideBatch, wide_scene
 from abc_rag.training.mini import MiniConfig, train_mini
+from abc_rag.training.seeing import NamedKinds, square_features
 from abc_rag.types import Message
 
 # Small, and in float32, as bfloat16 is slow on CPUs that do not know it.
