@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
+from torch._dynamo import config as dynamo
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer
 
@@ -68,6 +70,7 @@ __all__ = ["MiniConfig", "train_mini"]
 _NOT_THE_BASES = ("pretrain_steps", "instruct_steps", "lora_lr", "lora_rank", "threads", "compiled", "checkpoint_every")
 _TOKENS = CELLS * CELLS
 _FACTS = {"abc_rag_tasks": VERSION, "abc_rag_sources": 1}
+_VARIANTS = 64
 _WORDS = "words.npy"
 _WEIGHTS = "model.safetensors"
 _PLAIN, _PLAINER = 0.12, 2.5  # least share of plain conversations, and how fast it is reached
@@ -182,6 +185,12 @@ def train_mini(out: Path, config: MiniConfig | None = None, *, say: Callable[[st
         CheckpointError: Weights cannot be written.
     """
     config = config or MiniConfig()
+    # Layers are compiled anew for what their inputs' gradients and lengths are; beyond the limit they would not be.
+    with dynamo.patch(recompile_limit=_VARIANTS) if config.compiled else nullcontext():
+        _train(out, config, say)
+
+
+def _train(out: Path, config: MiniConfig, say: Callable[[str], None]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     run(lambda: _Seeing(config, out), config.see(out), result=_WEIGHTS, say=say)
     run(lambda: _Base(config, out), config.base(out), result=_WEIGHTS, say=say)
