@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 _IGNORED = -100
-_CITED = 5.0
 _ENDED = 0.2
 
 
@@ -54,10 +53,11 @@ class Conversations:
         positions: int64 ``(3, rows, length)``.
         parts: int64 ``(rows, length)``: 0 for what all answers of a row share, n for its n-th branch, -1 for padding.
         targets: int64 ``(rows, length)``: the token that follows, where an answer is learnt; else -100.
-        weights: float32 ``(rows, length)``: what a learnt token counts. Those of an answer are 1 together, so that
-            "yes" counts as much as a long one; the number of a citation counts `_CITED` times as much as a word, the
-            end, which is soon learnt, `_ENDED` times.
+        weights: float32 ``(rows, length)``: what a learnt token counts: 1, but `_ENDED` for the end, which is soon
+            learnt. An answer's tokens are not averaged: what decides it, its first word or the number it cites, is one
+            of many, and the others follow from it.
         pictures: Positions of the pictures, row by row.
+        answers: Number of answers.
     """
 
     ids: torch.Tensor
@@ -66,6 +66,7 @@ class Conversations:
     targets: torch.Tensor
     weights: torch.Tensor
     pictures: list[int]
+    answers: int
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,6 @@ class Tokeniser:
     ) -> None:
         self._embed, self._chat, self._said = embed, chat, PlainTokenizer(said)
         self._image_token, self._end, self._sentences = image_token, end, sentences
-        # What stands between the brackets of "[1]".
-        self._numbers = sorted({int(self._chat.plain(f"a [{number}].")[-2]) for number in range(1, 10)})
 
     def __call__(self, batch: WideBatch) -> BaseTokens:
         """Tokenise a batch."""
@@ -149,9 +148,7 @@ class Tokeniser:
         for ids, spoken in zip(asked, group, strict=True):
             answer = self._said(spoken.answer) if spoken.exact else self._chat.plain(spoken.answer)
             branches.append(np.array([*ids[shared:], *answer, self._end], dtype=np.int64))
-            counts = np.where(np.isin([*answer, self._end], self._numbers) & (not spoken.exact), _CITED, 1.0)
-            counts[-1] = _ENDED
-            weights.append((counts / counts.sum()).astype(np.float32))
+            weights.append(np.array([*np.ones(len(answer)), _ENDED], dtype=np.float32))
         common = int((branches[0] == self._image_token).sum()) // (CELLS * CELLS)
         return branches, weights, [*seen[0][:common], *(at for pictures in seen for at in pictures[common:])]
 
@@ -200,7 +197,7 @@ def _padded(rows: list[_Row], longest: int, image_token: int) -> Conversations:
                 weights[n, end - 1 - len(count) : end - 1] = count
             at = end
     tokens, places, part_of, wanted, counted = map(torch.from_numpy, (ids, positions, parts, targets, weights))
-    return Conversations(tokens, places, part_of, wanted, counted, pictures)
+    return Conversations(tokens, places, part_of, wanted, counted, pictures, sum(len(counts) - 1 for _, counts, _ in rows))
 
 
 def _positions(ids: npt.NDArray[np.int64], start: int, image_token: int) -> tuple[npt.NDArray[np.int64], int]:
@@ -310,13 +307,13 @@ class BaseModel(Encoder):
 def spoken_loss(
     found: dict[str, torch.Tensor], spoken: Sequence[Conversations]
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Answers, word by word; every answer counts the same."""
+    """Answers, word by word: the mean over answers of what their words lose together."""
     learnt = [one.targets != _IGNORED for one in spoken]
     targets = torch.cat([one.targets[here] for one, here in zip(spoken, learnt, strict=True)])
     weights = torch.cat([one.weights[here] for one, here in zip(spoken, learnt, strict=True)])
     lost = nn.functional.cross_entropy(found["spoken"], targets, reduction="none")
     right = found["spoken"].argmax(-1) == targets
-    loss = (lost * weights).sum() / weights.sum()
+    loss = (lost * weights).sum() / sum(one.answers for one in spoken)
     return loss, {"spoken": loss.item(), "words": (right * weights).sum().item() / weights.sum().item()}
 
 

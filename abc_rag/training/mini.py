@@ -69,7 +69,6 @@ __all__ = ["MiniConfig", "train_mini"]
 
 _NOT_THE_BASES = ("pretrain_steps", "instruct_steps", "lora_lr", "lora_rank", "threads", "compiled", "checkpoint_every")
 _TOKENS = CELLS * CELLS
-_FACTS = {"abc_rag_tasks": VERSION, "abc_rag_sources": 1}
 _VARIANTS = 64
 _WORDS = "words.npy"
 _WEIGHTS = "model.safetensors"
@@ -92,6 +91,7 @@ class MiniConfig:
         chats: Pictures per step that questions are answered about in words.
         tasks: Groups of other conversations per step: answering from sources, judging, rewriting.
         turns: Most conversations of a group.
+        sources: Most sources that are answered from at once; see `abc_rag.training.data.tasks.worked`.
         sentences: The teacher's sentences per step.
         see_steps: Steps that learn to see alone, on ``3 * pictures`` pictures each.
         still: Share of the steps of ``base/`` in which the vision tower stays as it is.
@@ -119,6 +119,7 @@ class MiniConfig:
     chats: int = 24
     tasks: int = 36
     turns: int = 4
+    sources: int = 1
     sentences: int = 16
     see_steps: int = 8000
     base_steps: int = 3400
@@ -208,9 +209,9 @@ class _Base(Objective[BaseTokens]):
     """Trains everything but the head, which stays the identity, and the words that a teacher gave."""
 
     label = "base"
-    # The gradient of conversations is a tenth of that of the contrastive losses, whose temperature is low: added as
+    # The gradient of conversations is small beside that of the contrastive losses, whose temperature is low: added as
     # they are, what is learnt from conversations alone is forgotten.
-    spoken = 12.0
+    spoken = 4.0
 
     def __init__(self, config: MiniConfig, out: Path) -> None:
         self._config = config
@@ -242,7 +243,8 @@ class _Base(Objective[BaseTokens]):
         )
         end: Any = tokenizer.token_to_id("<|im_end|>")
         write_json(base / "config.json", json.loads(json.dumps(built.to_dict(), default=str)))
-        write_json(base / "generation_config.json", {"eos_token_id": [end], **_FACTS})
+        facts = {"abc_rag_tasks": VERSION, "abc_rag_sources": config.sources}
+        write_json(base / "generation_config.json", {"eos_token_id": [end], **facts})
         torch.manual_seed(config.seed)
         backbone = Qwen2VLBackbone(built, attention="eager")
         initialise(backbone)
@@ -320,6 +322,7 @@ class _Base(Objective[BaseTokens]):
                 taught=0 if self._taught is None else len(self._taught),
                 plain=plain,
                 worn=0.0 if clean else 0.25,
+                sources=config.sources,
             )
         )
 

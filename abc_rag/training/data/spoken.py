@@ -71,10 +71,11 @@ class Asker:
     Args:
         rng: Random generator.
         plain: In words that are always the same.
+        sources: Most sources of an answer.
     """
 
-    def __init__(self, rng: random.Random, plain: bool) -> None:
-        self.rng, self.plain = rng, plain
+    def __init__(self, rng: random.Random, plain: bool, sources: int = 4) -> None:
+        self.rng, self.plain, self.sources = rng, plain, sources
 
     def typed(self, words: str) -> str:
         """As somebody types it."""

@@ -19,6 +19,8 @@ from abc_rag.types import Image, Message, Text
 
 __all__ = ["fixed_texts", "told", "worked"]
 
+_WEIGHTS, _FROM_ONE = (25, 14, 46, 10, 5), (24, 34, 30, 10, 2)  # of the tasks, in the order of `worked`
+
 
 def fixed_texts() -> list[str]:
     """The words of the tasks themselves."""
@@ -53,7 +55,9 @@ def told(at: int, scene: WideScene, rng: random.Random, turns: int, *, plain: fl
     return [Spoken([turn(ask.typed(ask.worded(question)))], (at,), question.answer) for question in found[:turns]]
 
 
-def worked(scenes: Sequence[WideScene], rng: random.Random, turns: int = 1, *, plain: float = 0.0) -> list[Spoken]:
+def worked(
+    scenes: Sequence[WideScene], rng: random.Random, turns: int = 1, *, plain: float = 0.0, sources: int = 4
+) -> list[Spoken]:
     """A task, asked up to ``turns`` times in conversations that begin alike.
 
     Several questions are answered from the same sources, several sources are judged by the same question, and several
@@ -65,15 +69,18 @@ def worked(scenes: Sequence[WideScene], rng: random.Random, turns: int = 1, *, p
         turns: Most conversations.
         plain: Probability of words that are always the same, without noise. What matches a question with a source is
             learnt from these at first: from the others alone, five hundred steps taught nothing but "no".
+        sources: Most sources of an answer. From up to four at once, to tell whether one says what a picture shows is
+            not learnt in a thousand steps.
     """
     tasks = (_answering, _answering_about, _judging, _rewriting, _chatting)
-    return rng.choices(tasks, weights=(25, 14, 46, 10, 5))[0](scenes, Asker(rng, rng.random() < plain), turns)
+    task = rng.choices(tasks, weights=_WEIGHTS if sources > 1 else _FROM_ONE)[0]
+    return task(scenes, Asker(rng, rng.random() < plain, sources), turns)
 
 
 def _answering(scenes: Sequence[WideScene], ask: Asker, turns: int) -> list[Spoken]:
     """One to four sources; each question is about one of them, or about none."""
     rng = ask.rng
-    count = rng.choice((1, 1, 1, 2, 3, 4))
+    count = min(rng.choice((1, 1, 1, 2, 3, 4)), ask.sources)
     chosen = rng.sample(range(len(scenes)), count)
     pictured = [rng.random() < 0.7 for _ in chosen]
     sources, passages = [], []
@@ -150,7 +157,7 @@ def _answering_about(scenes: Sequence[WideScene], ask: Asker, turns: int) -> lis
     if rng.random() < 0.3 and own.isdisjoint(o.kind for o in scenes[others[0]].objects):
         found.append((Source(PLACEHOLDER), "", (others[0],)))
     rng.shuffle(found)
-    found = found[: rng.choice((1, 1, 2, 4))]
+    found = found[: min(rng.choice((1, 1, 2, 4)), ask.sources)]
     sources, kinds = [source for source, _, _ in found], [kind for _, kind, _ in found]
     pictures = (at, *(i for _, _, seen in found for i in seen))
     answers = {}

@@ -143,6 +143,7 @@ def wide_batch(
     taught: int,
     plain: float = 0.0,
     worn: float = 0.25,
+    sources: int = 4,
 ) -> WideBatch:
     """Draw what is asked and said of some scenes.
 
@@ -159,13 +160,14 @@ def wide_batch(
         taught: How many there are.
         plain: Share of conversations, and of the pictures' questions, in words that are always the same.
         worn: Share of pictures that are worn.
+        sources: Most sources of an answer.
     """
     batch = seen_batch(scenes, kinds, rng, worn=worn)
     _ask(batch, scenes, kinds, rng, per_picture, plain)
     if negatives >= 0:
         _caption(batch, scenes, rng, negatives)
     batch.told = [told(at, scenes[at], rng, turns, plain=plain) for at in range(min(chats, len(scenes)))]
-    batch.worked = [worked(scenes, rng, turns, plain=plain) for _ in range(tasks)]
+    batch.worked = [worked(scenes, rng, turns, plain=plain, sources=sources) for _ in range(tasks)]
     batch.sentences = [rng.randrange(taught) for _ in range(sentences)] if taught else []
     return batch
 
