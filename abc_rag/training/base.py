@@ -197,7 +197,8 @@ def _padded(rows: list[_Row], longest: int, image_token: int) -> Conversations:
                 weights[n, end - 1 - len(count) : end - 1] = count
             at = end
     tokens, places, part_of, wanted, counted = map(torch.from_numpy, (ids, positions, parts, targets, weights))
-    return Conversations(tokens, places, part_of, wanted, counted, pictures, sum(len(counts) - 1 for _, counts, _ in rows))
+    answers = sum(len(counts) - 1 for _, counts, _ in rows)
+    return Conversations(tokens, places, part_of, wanted, counted, pictures, answers)
 
 
 def _positions(ids: npt.NDArray[np.int64], start: int, image_token: int) -> tuple[npt.NDArray[np.int64], int]:
