@@ -19,6 +19,8 @@ from abc_rag.types import Image, Message, Text
 
 __all__ = ["fixed_texts", "told", "worked"]
 
+# What is soon learnt is asked seldom, what is learnt late often: where a thing is, and which is the smaller.
+_SELDOM = {"count": 3.0, "kind": 2.0, "background": 2.0, "nothing": 1.5, "where": 0.3, "big": 0.6, "small": 0.6}
 _WEIGHTS, _FROM_ONE = (25, 14, 46, 10, 5), (24, 34, 30, 10, 2)  # of the tasks, in the order of `worked`
 
 
@@ -45,14 +47,16 @@ def told(at: int, scene: WideScene, rng: random.Random, turns: int, *, plain: fl
     """
     ask = Asker(rng, rng.random() < plain)
     found = ask.asked(scene)
-    rng.shuffle(found)
+    found.sort(key=lambda question: rng.random() ** _SELDOM.get(question.aspect, 1.0), reverse=True)
     last = rng.random() < 0.3  # the picture behind the question, which it then is read in the light of
 
     def turn(words: str) -> Message:
         parts: list[Text | Image] = [Image(PLACEHOLDER), Text(words)]
         return Message("user", parts[::-1] if last else parts)
 
-    return [Spoken([turn(ask.typed(ask.worded(question)))], (at,), question.answer) for question in found[:turns]]
+    return [
+        Spoken([turn(ask.typed(ask.worded(question)))], (at,), question.answer) for question in found[: -turns - 1 : -1]
+    ]
 
 
 def worked(
