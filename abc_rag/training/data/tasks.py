@@ -54,9 +54,7 @@ def told(at: int, scene: WideScene, rng: random.Random, turns: int, *, plain: fl
         parts: list[Text | Image] = [Image(PLACEHOLDER), Text(words)]
         return Message("user", parts[::-1] if last else parts)
 
-    return [
-        Spoken([turn(ask.typed(ask.worded(question)))], (at,), question.answer) for question in found[: -turns - 1 : -1]
-    ]
+    return [Spoken([turn(ask.typed(ask.worded(question)))], (at,), question.answer) for question in found[:turns]]
 
 
 def worked(
