@@ -440,8 +440,21 @@ def shown(look: str) -> dict[str, Any]:
     return {"dark": look == "dark", **({"width": 390, "height": 844} if look == "narrow" else {})}
 
 
+# Previews with part of a line at their end.
+CUT = """() => [...document.querySelectorAll('.preview')].filter((one) => {
+    const { bottom } = one.getBoundingClientRect();
+    const text = document.createRange();
+    text.selectNodeContents(one);
+    return [...text.getClientRects()].some((line) => line.top < bottom - 1 && line.bottom > bottom + 1);
+}).map((one) => one.textContent)"""
+# Chips that are wider than what they stand in.
+OUT = """() => [...document.querySelectorAll('.chips button')].filter((one) =>
+    one.getBoundingClientRect().right > one.closest('ul').getBoundingClientRect().right + 1
+).map((one) => one.textContent)"""
+
+
 def check(page: Page, view: str, look: str, screenshots: Path) -> None:
-    """Nothing for axe to complain of, and nothing wider than the window."""
+    """Nothing for axe to complain of, nothing wider than the window or its place, and no line cut in two."""
     # Narrow ones have the colours and the labels of the others, and dark ones the labels.
     options: Any = {"resultTypes": ["violations"]} | ({"runOnly": ["color-contrast"]} if look == "dark" else {})
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe-playwright-python here").Axe()
@@ -451,6 +464,7 @@ def check(page: Page, view: str, look: str, screenshots: Path) -> None:
     assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in told] == [], view
     wide = "() => [document.documentElement, ...document.querySelectorAll('dialog[open]')]"
     assert page.evaluate(f"{wide}.every((one) => one.scrollWidth <= one.clientWidth)"), view
+    assert (page.evaluate(CUT), page.evaluate(OUT)) == ([], []), view
 
 
 def test_every_view_is_accessible(farm: Running, visit: Visit, screenshots: Path, look: str) -> None:
