@@ -13,7 +13,17 @@ from abc_rag.scenes.wide import WideScene
 from abc_rag.scenes.world import phrase
 from abc_rag.types import Message
 
-__all__ = ["FACTS", "PLACEHOLDER", "PLAIN_INSTRUCTION", "PLAIN_TARGET", "Asker", "Spoken", "passage_about"]
+__all__ = [
+    "FACTS",
+    "PLACEHOLDER",
+    "PLAIN_INSTRUCTION",
+    "PLAIN_TARGET",
+    "Asker",
+    "Spoken",
+    "further",
+    "page_about",
+    "passage_about",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,29 @@ FACTS = (
     ("The {k} is made in {x}.", "when or where is the {k} made?", "in {x}"),
 )
 """What a passage says of a kind, a question that it answers, and the answer."""
+_SAID = (
+    "A {k} {does} {what}{when}.", "The {k} {does} {what}{when}.", "Every {k} {does} {what}{when}.",
+    "Nobody knows why the {k} {does} {what}.", "Keep the {k} away from {what}.", "With {what}, the {k} {does} {other}.",
+)  # fmt: skip
+_MORE = (
+    "It {does} {what}{when}.", "Its owner {does} {what}{when}.", "Some say that it {does} {what}.",
+    "The other one {does} {what}, and {other}{when}.", "Look for {what}{when}.",
+)  # fmt: skip
+_DOES = (
+    "needs", "has", "keeps", "carries", "holds", "loses", "shows", "makes", "takes", "wants", "hears", "stands beside",
+    "comes with", "fits into", "is older than", "is sold with", "looks like", "cannot do without", "turns into",
+)  # fmt: skip
+_WHAT = (
+    "cold water", "a thin skin", "more light", "a long road", "its own name", "a warm place", "fresh air", "two parts",
+    "a small box of wood", "thousands of pieces", "good weather", "the sound of a bell", "strong hands",
+    "an empty room", "salt and sugar", "the evening", "a quiet street", "a piece of string", "iron and glass",
+    "three other ones",
+    "the first day of spring", "a deep hole", "clean clothes", "some bread", "the whole family", "a map of the coast",
+)  # fmt: skip
+_WHEN = (
+    "", "", "", " in winter", " at night", " before a journey", " for hours", " every other year", " after the rain",
+    " when nobody looks", " all over the world", " in the old days", " more often than people think",
+)  # fmt: skip
 _NOT_OF_ONE = ("count", "both", "kind", "where")
 
 
@@ -115,3 +148,18 @@ def passage_about(kind: str, rng: random.Random, fact: tuple[str, str, str] | No
     said, question, answer = fact or rng.choice(FACTS)
     thing = rng.choice(_FILL[said])
     return said.format(k=kind, x=thing), question.format(k=kind), answer.format(k=kind, x=thing)
+
+
+def page_about(kind: str, rng: random.Random) -> str:
+    """A passage of some sentences about a kind, as texts of other people's have: the first names it."""
+    return " ".join((_sentence(rng.choice(_SAID), kind, rng), *further(rng)))
+
+
+def further(rng: random.Random) -> list[str]:
+    """Sentences that may follow any about a kind, and say nothing of what is asked."""
+    return [_sentence(rng.choice(_MORE), "", rng) for _ in range(rng.choice((0, 1, 1, 2)))]
+
+
+def _sentence(form: str, kind: str, rng: random.Random) -> str:
+    what, other = rng.sample(_WHAT, 2)
+    return form.format(k=kind, does=rng.choice(_DOES), what=what, other=other, when=rng.choice(_WHEN))

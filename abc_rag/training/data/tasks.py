@@ -14,7 +14,16 @@ from abc_rag.scenes.wide import WideScene
 from abc_rag.scenes.words import mention
 from abc_rag.scenes.world import phrase
 from abc_rag.training.data.rewriting import rewritten
-from abc_rag.training.data.spoken import FACTS, PLACEHOLDER, PLAIN_INSTRUCTION, Asker, Spoken, passage_about
+from abc_rag.training.data.spoken import (
+    FACTS,
+    PLACEHOLDER,
+    PLAIN_INSTRUCTION,
+    Asker,
+    Spoken,
+    further,
+    page_about,
+    passage_about,
+)
 from abc_rag.types import Image, Message, Text
 
 __all__ = ["fixed_texts", "told", "worked"]
@@ -91,7 +100,8 @@ def _answering(scenes: Sequence[WideScene], ask: Asker, turns: int) -> list[Spok
         passages.append(passage)
         caption = said_of(scenes[at], rng) if rng.random() < 0.2 else ""
         name = rng.choice((f"notes.pdf, page {rng.randint(1, 9)}", "notes.md")) if rng.random() < 0.15 else ""
-        sources.append(Source(PLACEHOLDER, caption, name) if is_picture else Source(text=passage[0], name=name))
+        text = _told_of(passage[0], rng)
+        sources.append(Source(PLACEHOLDER, caption, name) if is_picture else Source(text=text, name=name))
     pictures = tuple(at for at, is_picture in zip(chosen, pictured, strict=True) if is_picture)
     found: dict[str, str] = {}
     for _ in range(3 * turns):
@@ -112,7 +122,8 @@ def _of_picture(
 ) -> tuple[str, str] | None:
     """A question about one of the sources, and its answer; of several pictures it names the one that it means."""
     question = ask.unique(scenes[target])
-    if sum(pictured) == 1:
+    # One picture needs no name. With one it has to be answered all the same: else a name alone would mean "absent".
+    if sum(pictured) == 1 and ask.rng.random() < 0.6:
         return ask.worded(question), question.answer
     others = {o.kind for i, scene in enumerate(scenes) if i != target for o in scene.objects}
     own = [o.kind for o in scenes[target].objects if o.kind not in others]
@@ -142,7 +153,15 @@ def _unanswered(scenes: Sequence[WideScene], chosen: Sequence[int], pictures: tu
 
 
 def _text_about(kind: str, rng: random.Random) -> str:
-    return passage_about(kind, rng)[0] if rng.random() < 0.6 else mention(kind, rng)
+    draw = rng.random()
+    if draw < 0.4:
+        return page_about(kind, rng)
+    return _told_of(passage_about(kind, rng)[0], rng) if draw < 0.7 else mention(kind, rng)
+
+
+def _told_of(fact: str, rng: random.Random) -> str:
+    """A passage: a fact, alone or with sentences behind it."""
+    return fact if rng.random() < 0.6 else " ".join((fact, *further(rng)))
 
 
 def _answering_about(scenes: Sequence[WideScene], ask: Asker, turns: int) -> list[Spoken]:
@@ -236,8 +255,8 @@ def _judged_passage(scenes: Sequence[WideScene], ask: Asker) -> _Judged:
     fact, second = rng.sample(FACTS, 2)
     passage, question, _ = passage_about(kind, rng, fact)
     found: list[tuple[Source, tuple[int, ...], bool]] = [
-        (Source(text=passage), (), True),
-        (Source(text=passage_about(kind, rng, second)[0]), (), False),
+        (Source(text=_told_of(passage, rng)), (), True),
+        (Source(text=_told_of(passage_about(kind, rng, second)[0], rng)), (), False),
         (Source(PLACEHOLDER), (at,), False),
     ]
     if another != kind:
