@@ -88,8 +88,8 @@ _WHAT = (
     "cold water", "a thin skin", "more light", "a long road", "its own name", "a warm place", "fresh air", "two parts",
     "a small box of wood", "thousands of pieces", "good weather", "the sound of a bell", "strong hands",
     "an empty room", "salt and sugar", "the evening", "a quiet street", "a piece of string", "iron and glass",
-    "three other ones",
-    "the first day of spring", "a deep hole", "clean clothes", "some bread", "the whole family", "a map of the coast",
+    "three other ones", "the first day of spring", "a deep hole", "clean clothes", "some bread", "the whole family",
+    "a map of the coast",
 )  # fmt: skip
 _WHEN = (
     "", "", "", " in winter", " at night", " before a journey", " for hours", " every other year", " after the rain",

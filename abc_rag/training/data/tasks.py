@@ -89,7 +89,7 @@ def worked(
 
 
 def _answering(scenes: Sequence[WideScene], ask: Asker, turns: int) -> list[Spoken]:
-    """One to four sources; each question is about one of them, or about none."""
+    """One source or several; each question is about one of them, or about none."""
     rng = ask.rng
     count = min(rng.choice((1, 1, 1, 2, 3, 4)), ask.sources)
     chosen = rng.sample(range(len(scenes)), count)
@@ -120,7 +120,7 @@ def _answering(scenes: Sequence[WideScene], ask: Asker, turns: int) -> list[Spok
 def _of_picture(
     scenes: Sequence[WideScene], pictured: Sequence[bool], target: int, ask: Asker
 ) -> tuple[str, str] | None:
-    """A question about one of the sources, and its answer; of several pictures it names the one that it means."""
+    """A question about one of the sources, and its answer; it names which of several pictures it means, or the one."""
     question = ask.unique(scenes[target])
     # One picture needs no name. With one it has to be answered all the same: else a name alone would mean "absent".
     if sum(pictured) == 1 and ask.rng.random() < 0.6:
